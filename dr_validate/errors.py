@@ -1,0 +1,58 @@
+"""Everything that dr_validate raises on purpose.
+
+    DrValidateError(ValueError)
+    ├── SetupError         the environment is wrong (device, packages, disk, a second watcher)   -> exit code 2
+    │   ├── ConfigError    the configuration is wrong; carries every problem at once
+    │   └── DatasetError   documents, queries or qrels are wrong; names file and line
+    └── CheckpointError    this checkpoint can never be validated: one failed Report, no retry
+    Interrupted(Exception)
+    ├── GaveWay            a baseline stopped for something more urgent; it goes on later
+    ├── Stopped            the user stopped the run; the next start goes on
+    └── TimedOut           one checkpoint took longer than watch.timeout_s; counts as an attempt
+
+Any other exception while a checkpoint is validated counts as an attempt and is tried again, up to watch.max_attempts.
+A message names the place, the value and the way out: `encoder.pooling: got 'men', expected one of ['cls', 'mean']`.
+"""
+
+from collections.abc import Sequence
+
+
+class DrValidateError(ValueError):
+    """Base of all errors that are meant for users: printed without a traceback."""
+
+
+class SetupError(DrValidateError):
+    """The run cannot start or go on in this environment."""
+
+
+class ConfigError(SetupError):
+    """One or more problems in the configuration, each `place: what is wrong (got value)`."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+        super().__init__("\n".join([f"{count} in the configuration:", *(f"  {line}" for line in problems)]))
+
+
+class DatasetError(SetupError):
+    """Documents, queries or qrels that cannot be used; the message names file and line where it can."""
+
+
+class CheckpointError(DrValidateError):
+    """A checkpoint that will fail every time: reported failed at once, never retried."""
+
+
+class Interrupted(Exception):
+    """Work that stopped between two blocks because it was told to; nothing done so far is lost."""
+
+
+class GaveWay(Interrupted):
+    """A baseline made room for a waiting checkpoint."""
+
+
+class Stopped(Interrupted):
+    """The user asked the run to stop."""
+
+
+class TimedOut(Interrupted):
+    """A checkpoint exceeded its time limit."""

@@ -1,0 +1,205 @@
+"""The protocols of the stages, in pipeline order. A stage imports none of the others; only `pipeline` and `watch` do.
+
+Every component also has `fingerprint() -> Mapping[str, Any]` where its settings can change a score: JSON values that become
+part of the spec. What cannot change a score (device, batch size, folder) stays out of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from dr_validate.values import (
+    Agreement,
+    Checkpoint,
+    Float32,
+    Int64,
+    Listing,
+    Qrels,
+    Ranking,
+    Report,
+    Sample,
+    Scores,
+    Side,
+    TestSet,
+    TokenBlock,
+    TopK,
+)
+
+
+class Source(Protocol):
+    """Which checkpoints exist; bring one here."""
+
+    def list(self, state_dir: Path) -> Listing:
+        """What exists now. Cheap when nothing changed; digests of unchanged files are remembered under `state_dir`."""
+        ...
+
+    def fetch(self, checkpoint: Checkpoint, into: Path) -> None:
+        """Copy what encoding needs (never pickles, never optimizer states) into the empty folder `into`, verified against
+        `checkpoint.digest`. Raises CheckpointError if it is gone or can never be used, OSError if it is worth another try."""
+        ...
+
+
+class Dataset(Protocol):
+    """A test collection on disk, on a hub, or made from what is installed."""
+
+    def open(self, cache: Path) -> TestSet:
+        """Read and check it; big parts are converted once into `cache` and memory-mapped from there. Raises DatasetError."""
+        ...
+
+
+class Sampler(Protocol):
+    """Which documents stand in for the corpus, with known odds; the same ones for every checkpoint."""
+
+    def draw(self, test_set: TestSet, seed: int, cache: Path) -> Sample:
+        """Deterministic in (test set, settings, seed). `cache` keeps what is costly to make (a BM25 run)."""
+        ...
+
+    def fingerprint(self) -> Mapping[str, Any]: ...
+
+
+class Tokenizer(Protocol):
+    """Texts to token ids, as one side (query or document) of one model wants them: prefix, special tokens, maximum length."""
+
+    @property
+    def key(self) -> str:
+        """Changes when the token ids of any text could: vocabulary, normalisation, prefix, length."""
+        ...
+
+    def tokenize(self, texts: Sequence[str] | Sequence[list[int]]) -> TokenBlock:
+        """Batched and without padding. Token ids pass through, cut to the maximum length, if the contract allows it."""
+        ...
+
+
+class Model(Protocol):
+    """A loaded checkpoint: text sides and the way from tokens to vectors."""
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def contract(self) -> Mapping[str, Any]:
+        """What was read or stated: pooling, normalisation, prompts, lengths, dtype. JSON values; goes into the Report."""
+        ...
+
+    def tokenizer(self, side: Side) -> Tokenizer: ...
+
+    def encode(self, tokens: TokenBlock, side: Side) -> Float32:
+        """(len(tokens), dim) float32 in the order given, batched inside. Raises CheckpointError on NaN or Inf."""
+        ...
+
+
+class Encoder(Protocol):
+    """From a checkpoint folder to a Model."""
+
+    def load(self, folder: Path, device: str) -> AbstractContextManager[Model]:
+        """Read the contract, load the weights, free them on exit. Raises CheckpointError where the folder or what is stated
+        about it cannot work; never guesses pooling or normalisation, never runs code or pickles from the folder."""
+        ...
+
+    def fingerprint(self) -> Mapping[str, Any]: ...
+
+
+class Search(Protocol):
+    """A running exact top-k over blocks of vectors for fixed queries."""
+
+    def add(self, vectors: Float32, ordinals: Int64) -> None:
+        """Merge a block: vectors (n, dim), ordinals (n,). Memory does not grow with the number of blocks."""
+        ...
+
+    def top(self) -> TopK: ...
+
+    def restore(self, top: TopK) -> None:
+        """Go on from an earlier `top()` of the same queries."""
+        ...
+
+
+class Index(Protocol):
+    """Blocks of vectors to a running top-k; scores are dot products, ties broken by `tie_rank`."""
+
+    def open(self, queries: Float32, top_k: int, tie_rank: Int64, device: str) -> Search: ...
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Empty for every exact index: they give the same ranking."""
+        ...
+
+
+class DocumentBlocks(Protocol):
+    """The sample's tokens in blocks of consecutive sample positions; made on demand, memory-mapped once made."""
+
+    def __len__(self) -> int: ...
+
+    def block(self, number: int) -> TokenBlock: ...
+
+    def positions(self, number: int) -> slice:
+        """Which positions of the sample the block holds."""
+        ...
+
+
+class Control(Protocol):
+    """How long work is watched from outside: called between batches and blocks."""
+
+    def check(self) -> None:
+        """Raise GaveWay, Stopped or TimedOut if this work is to stop now."""
+        ...
+
+    def progress(self, phase: str, done: int, total: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What an engine ranks: tokens of all queries and of the sample's documents."""
+
+    queries: TokenBlock
+    documents: DocumentBlocks
+    ordinals: Int64  # (num_encoded,) of the sample, in the order of `documents`
+    own_documents: Int64  # (num_queries,) ordinal that must not be returned for a query, -1 for none
+    tie_rank: Int64  # (num_documents,) see Corpus.tie_rank
+    top_k: int
+    progress_file: Path  # running top-k of unfinished work: an interrupted or killed ranking goes on from here
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranked:
+    """An engine's answer: the ranking, what was encoded for it in this call, and seconds by phase (encode, search)."""
+
+    ranking: Ranking
+    encoded_now: int
+    seconds: Mapping[str, float]
+
+
+class Engine(Protocol):
+    """Blocks of documents to one Ranking, on one device or many machines."""
+
+    def rank(self, model: Model, workload: Workload, index: Index, control: Control, device: str) -> Ranked: ...
+
+
+class Metrics(Protocol):
+    """Ranking and judgements to metrics, each per query."""
+
+    def warm_up(self) -> None:
+        """Compile or import what `score` needs; runs in a thread beside the encoding."""
+        ...
+
+    def score(self, ranking: Ranking, qrels: Qrels) -> Scores: ...
+
+
+class Fidelity(Protocol):
+    """Whether sampled values stand in for full-corpus ones."""
+
+    def compare(self, sampled: Sequence[Report], full: Sequence[Report], metric: str) -> Agreement | None:
+        """Over the checkpoints (by digest) that are done in both; None under two of them."""
+        ...
+
+
+class Tracker(Protocol):
+    """Brings Reports to the outside world, each exactly once as far as the outside allows."""
+
+    def deliver(self, report: Report, history: Sequence[Report]) -> None:
+        """Deliver one Report; `history` holds all Reports of its spec so far, this one included. Any exception means: later."""
+        ...
+
+    def close(self, timeout_s: float) -> None:
+        """Flush and end within about `timeout_s`."""
+        ...

@@ -1,0 +1,258 @@
+"""The values that flow through the pipeline, in the order in which they appear. Frozen, checked at birth, numpy only."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int64 = NDArray[np.int64]
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Side = Literal["query", "document"]
+Status = Literal["done", "failed", "skipped"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """An immutable version of the trained weights, never an alias.
+
+    `digest` is `algorithm:hex` over the files that can change a score; `step` the training step and `step_from` where it
+    was read (`trainer_state.json`, `folder name`, `version number` ...); `created_at` ISO 8601 in UTC.
+    """
+
+    name: str
+    version: str
+    digest: str
+    step: int
+    step_from: str
+    created_at: str
+    uri: str
+
+    def __post_init__(self) -> None:
+        _require(":" in self.digest, f"digest {self.digest!r} has no algorithm prefix")
+        _require(self.step >= 0, f"step {self.step} of {self.name} is negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incomplete:
+    """Something that looks like a checkpoint but lacks a part; `lacks` says which, in words for the user."""
+
+    name: str
+    uri: str
+    step: int
+    lacks: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """What a source holds right now, each by ascending (step, name)."""
+
+    checkpoints: tuple[Checkpoint, ...] = ()
+    incomplete: tuple[Incomplete, ...] = ()
+
+
+class Corpus(Protocol):
+    """Documents by ordinal 0..len-1; texts stay on disk (memory-mapped), only what is asked for is read."""
+
+    def __len__(self) -> int: ...
+
+    def ids(self, ordinals: Int64) -> list[str]:
+        """Document ids, in the order of `ordinals`."""
+        ...
+
+    def texts(self, ordinals: Int64) -> list[str] | list[list[int]]:
+        """Texts (title and text joined by one space), or token ids where the collection came tokenized."""
+        ...
+
+    def find(self, ids: Sequence[str]) -> Int64:
+        """Ordinal of each id, -1 where there is no such document."""
+        ...
+
+    @property
+    def tie_rank(self) -> Int64:
+        """(num_documents,) place of each document when ids are sorted *descending* by UTF-8 bytes: trec_eval's tie order."""
+        ...
+
+    @property
+    def id_hash(self) -> NDArray[np.uint64]:
+        """(num_documents,) first 8 bytes of BLAKE2b of each id: the stable number that sampling builds on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Qrels:
+    """Judgements by row of the test set's queries; row q holds `documents[offsets[q]:offsets[q + 1]]` with their gains."""
+
+    offsets: Int64  # (num_queries + 1,)
+    documents: Int64  # (num_judgements,) ordinals
+    gains: Int64  # (num_judgements,) graded; <= 0 is judged not relevant
+
+    def __post_init__(self) -> None:
+        _require(self.offsets[-1] == len(self.documents) == len(self.gains), "qrels: lengths disagree")
+
+    def row(self, query: int) -> tuple[Int64, Int64]:
+        """Ordinals and gains judged for one query row."""
+        part = slice(int(self.offsets[query]), int(self.offsets[query + 1]))
+        return self.documents[part], self.gains[part]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestSet:
+    """A test collection: every query has at least one judgement, every judged document exists.
+
+    `own_documents[q]` is the ordinal of the document that *is* query q (ArguAna, Quora) and must not be returned for it,
+    -1 for none. `fingerprint` changes with any document, query or judgement.
+    """
+
+    __test__ = False  # not a pytest class
+
+    name: str
+    corpus: Corpus
+    query_ids: tuple[str, ...]
+    query_texts: Sequence[str] | Sequence[list[int]]
+    qrels: Qrels
+    own_documents: Int64  # (num_queries,)
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        n = len(self.query_ids)
+        agree = n == len(self.query_texts) == len(self.qrels.offsets) - 1 == len(self.own_documents)
+        _require(agree, "test set: lengths of queries, qrels and own_documents disagree")
+
+    @property
+    def judged(self) -> Int64:
+        """Ordinals of all judged documents, ascending, each once."""
+        return np.unique(self.qrels.documents)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """The documents that stand in for the corpus, in encode order (ascending ordinals), with the odds of each."""
+
+    ordinals: Int64  # (num_encoded,)
+    inclusion: Float64  # (num_encoded,) probability with which the draw takes this document
+    num_documents: int  # of the whole corpus
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        _require(len(self.ordinals) == len(self.inclusion), "sample: lengths disagree")
+        _require(len(self.ordinals) > 0, "sample: no documents")
+        _require(bool(np.all(np.diff(self.ordinals) > 0)), "sample: ordinals are not ascending")
+        _require(bool(np.all((self.inclusion > 0) & (self.inclusion <= 1))), "sample: odds outside (0, 1]")
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every document is in it."""
+        return len(self.ordinals) == self.num_documents
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBlock:
+    """Token ids of consecutive texts, flat and unpadded; text i is `ids[offsets[i]:offsets[i + 1]]`."""
+
+    ids: NDArray[Any]  # (num_tokens,) uint16 or uint32
+    offsets: Int64  # (num_texts + 1,)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Int64:
+        """(num_texts,) tokens of each text."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopK:
+    """The best documents so far for each query: canonical float32 scores descending, ties by `Corpus.tie_rank`."""
+
+    documents: Int64  # (num_queries, top_k) ordinals, -1 where there are fewer
+    scores: Float32  # (num_queries, top_k), -inf where there are fewer
+
+    def __post_init__(self) -> None:
+        _require(self.documents.shape == self.scores.shape, "top-k: shapes disagree")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """What was retrieved for each query of the test set, best first; own documents already dropped."""
+
+    documents: Int64  # (num_queries, top_k) ordinals, -1 where there are fewer
+    scores: Float32  # (num_queries, top_k)
+
+    def __post_init__(self) -> None:
+        _require(self.documents.shape == self.scores.shape, "ranking: shapes disagree")
+        with np.errstate(invalid="ignore"):  # -inf minus -inf
+            _require(not bool(np.any(np.diff(self.scores, axis=1) > 0)), "ranking: scores do not descend")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """Each metric for each query of the test set; NaN for a query that has no relevant document (left out of means)."""
+
+    per_query: Mapping[str, Float64]  # metric -> (num_queries,)
+
+    def mean(self, metric: str) -> float:
+        """Mean over the queries that have a relevant document."""
+        return float(np.nanmean(self.per_query[metric]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A metric on the full corpus as far as it is known: `low`..`high` holds it with 95% for these queries.
+
+    `naive` is the metric on the sample as if it were the corpus: a certain upper bound, since leaving documents out can
+    only lift the judged ones.
+    """
+
+    value: float
+    low: float
+    high: float
+    naive: float
+
+    def __post_init__(self) -> None:
+        _require(self.low <= self.value <= self.high, f"estimate: {self.low} <= {self.value} <= {self.high} is false")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How well sampled values stand in for full-corpus ones, over `checkpoints` that have both; on `metric`."""
+
+    metric: str
+    checkpoints: int
+    kendall_tau: float | None  # None where it is not defined (all values tied)
+    rmse: float
+    bias: float
+    regret: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What became of one checkpoint under one spec: the record in the ledger and one line of reports.jsonl."""
+
+    checkpoint: Checkpoint
+    dataset: str
+    sampler: str
+    spec: str
+    status: Status
+    at: str
+    attempts: int = 1
+    error: str | None = None
+    metrics: Mapping[str, Estimate] = field(default_factory=dict)
+    corpus: Mapping[str, float] = field(default_factory=dict)  # documents, encoded, encoded_now, fraction
+    agreement: Agreement | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)  # by phase, and total
+    notes: Mapping[str, Any] = field(default_factory=dict)  # encoder contract, queries left out ...
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.status == "done") == bool(self.metrics), f"report: {self.status} with metrics {dict(self.metrics)}"
+        )
+        _require((self.status == "done") == (self.error is None), f"report: {self.status} with error {self.error!r}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
