@@ -247,9 +247,7 @@ class Report:
     notes: Mapping[str, Any] = field(default_factory=dict)  # encoder contract, queries left out ...
 
     def __post_init__(self) -> None:
-        _require(
-            (self.status == "done") == bool(self.metrics), f"report: {self.status} with metrics {dict(self.metrics)}"
-        )
+        _require((self.status == "done") == bool(self.metrics), f"report: {self.status} with metrics {dict(self.metrics)}")
         _require((self.status == "done") == (self.error is None), f"report: {self.status} with error {self.error!r}")
 
 
