@@ -14,7 +14,7 @@ Any other exception while a checkpoint is validated counts as an attempt and is 
 A message names the place, the value and the way out: `encoder.pooling: got 'men', expected one of ['cls', 'mean']`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class DrValidateError(ValueError):
@@ -56,3 +56,7 @@ class Stopped(Interrupted):
 
 class TimedOut(Interrupted):
     """A checkpoint exceeded its time limit."""
+
+
+INTERRUPTS: Mapping[str, type[Interrupted]] = {"gave_way": GaveWay, "stopped": Stopped, "timed_out": TimedOut}
+"""By the names that they have between processes."""

@@ -31,6 +31,11 @@ from dr_validate.values import (
 class Source(Protocol):
     """Which checkpoints exist; bring one here."""
 
+    @property
+    def training_run(self) -> str:
+        """Name of the training run that writes the checkpoints: groups the validation runs of one training."""
+        ...
+
     def list(self, state_dir: Path) -> Listing:
         """What exists now. Cheap when nothing changed; digests of unchanged files are remembered under `state_dir`."""
         ...
@@ -187,6 +192,14 @@ class Metrics(Protocol):
 
 class Fidelity(Protocol):
     """Whether sampled values stand in for full-corpus ones."""
+
+    def runs_in(self, mode: str) -> bool:
+        """Whether full-corpus baselines are computed in this watch.mode."""
+        ...
+
+    def wants_baseline(self, place: int) -> bool:
+        """Whether the validated checkpoint at this place (0 is the first by step) is to have a baseline."""
+        ...
 
     def compare(self, sampled: Sequence[Report], full: Sequence[Report], metric: str) -> Agreement | None:
         """Over the checkpoints (by digest) that are done in both; None under two of them."""

@@ -1,0 +1,154 @@
+"""One attempt at one checkpoint: recorded before it begins, ended in the ledger whatever happens."""
+
+import dataclasses
+import errno
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dr_validate.config import Run
+from dr_validate.errors import CheckpointError, Interrupted, SetupError, TimedOut
+from dr_validate.ledger import Attempt, Ledger
+from dr_validate.values import Agreement, Checkpoint, Incomplete, Report
+from dr_validate.worker_client import Tick, WorkerClient
+
+STALE = "stale: "
+MAX_INTERRUPTIONS_PER_ATTEMPT = 5
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Under which spec a checkpoint is validated: the sample's, or the full corpus' (a baseline)."""
+
+    dataset: str
+    sampler: str
+    spec: str
+    sampled_spec: str
+    full_spec: str
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.spec == self.full_spec != self.sampled_spec
+
+
+class Attempts:
+    """Runs attempts and keeps their books; `now` gives ISO 8601 times."""
+
+    def __init__(self, run: Run, ledger: Ledger, worker: WorkerClient, now: Callable[[], str]) -> None:
+        self.run, self.ledger, self.worker, self.now = run, ledger, worker, now
+        self._skipped: set[tuple[str, str, str]] = set()  # told in this process; the ledger keeps each skip once, ever
+
+    def validate(self, checkpoint: Checkpoint, target: Target, tick: Tick) -> Report | None:
+        """Try once. Returns the final Report (done, or failed for good), or None if it may be tried again.
+
+        Raises Interrupted and SetupError after giving the attempt back: it does not count.
+        """
+        attempt = self.ledger.begin(checkpoint, target.spec, self.now())
+        try:
+            if attempt.interruptions > MAX_INTERRUPTIONS_PER_ATTEMPT * self.run.watch.max_attempts:
+                raise CheckpointError(f"interrupted {attempt.interruptions} times: does it bring the whole process down?")
+            report = self._run(checkpoint, target, tick)
+        except CheckpointError as error:
+            return self._fail(checkpoint, target, str(error), attempt)
+        except TimedOut:
+            return self._retry(checkpoint, target, f"took longer than watch.timeout_s={self.run.watch.timeout_s:g}", attempt)
+        except (Interrupted, SetupError, KeyboardInterrupt, SystemExit):
+            self.ledger.release(checkpoint.digest, target.spec)
+            raise
+        except Exception as error:  # whatever it was: it costs this attempt, not the watcher
+            if is_disk_full(error):
+                self.ledger.release(checkpoint.digest, target.spec)
+                raise
+            log.debug("attempt failed", exc_info=True)
+            return self._retry(checkpoint, target, str(error) or type(error).__name__, attempt)
+        return self._finish(dataclasses.replace(report, at=self.now(), attempts=attempt.attempts), target)
+
+    def skip(self, checkpoint: Checkpoint, target: Target, reason: str) -> None:
+        """Report that a checkpoint will not be validated, once per reason."""
+        key = (checkpoint.name, target.spec, reason)
+        if key not in self._skipped:
+            self._skipped.add(key)
+            self.ledger.finish(self._empty(checkpoint, target, "skipped", reason, 1))
+            log.info("skipped %s: %s", checkpoint.name, reason)
+
+    def stale(self, target: Target) -> set[str]:
+        """Digests of what was skipped because something newer had overtaken it."""
+        return {digest for digest, reason in self.ledger.skips(target.spec).items() if reason.startswith(STALE)}
+
+    def skip_incomplete(self, part: Incomplete, target: Target) -> None:
+        """Report what was never completed; it has no digest, so its place and what it lacks stand for one."""
+        checkpoint = Checkpoint(
+            name=part.name,
+            version=part.name,
+            digest=f"incomplete:{part.name}",
+            step=max(part.step, 0),
+            step_from="folder name",
+            created_at=self.now(),
+            uri=part.uri,
+        )
+        self.skip(checkpoint, target, f"incomplete: {part.lacks}")
+
+    def _run(self, checkpoint: Checkpoint, target: Target, tick: Tick) -> Report:
+        started = time.monotonic()
+        state_dir = self.run.settings.state_dir
+        with self.run.store.lease(checkpoint, self.run.source.fetch, state_dir) as folder:
+            download = time.monotonic() - started
+            report = self.worker.validate(checkpoint, Path(folder), full=target.is_baseline, tick=tick)
+        total = report.seconds["total"] + download
+        return dataclasses.replace(report, seconds={"download": download, **report.seconds, "total": total})
+
+    def _finish(self, report: Report, target: Target) -> Report:
+        report = dataclasses.replace(report, agreement=self._agreement(report, target))
+        self.ledger.finish(report)
+        metric, estimate = next(iter(report.metrics.items()))
+        log.info(
+            "%s %s: %s %.4f (%d documents, %.1f s)",
+            *("baseline of" if target.is_baseline else "validated", report.checkpoint.name, metric, estimate.value),
+            *(report.corpus["encoded"], report.seconds["total"]),
+        )
+        return report
+
+    def _agreement(self, report: Report, target: Target) -> Agreement | None:
+        if target.sampled_spec == target.full_spec:
+            return None
+        sampled = self.ledger.reports(target.sampled_spec)
+        full = self.ledger.reports(target.full_spec)
+        (full if target.is_baseline else sampled).append(report)
+        return self.run.fidelity.compare(sampled, full, self.run.settings.metrics[0])
+
+    def _fail(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report:
+        report = self._empty(checkpoint, target, "failed", error, attempt.attempts)
+        self.ledger.finish(report)
+        log.error("failed %s: %s", checkpoint.name, error)
+        return report
+
+    def _retry(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report | None:
+        limit = self.run.watch.max_attempts
+        if attempt.attempts >= limit:
+            return self._fail(checkpoint, target, f"{error} (attempt {attempt.attempts} of {limit})", attempt)
+        self.ledger.retry_later(checkpoint.digest, target.spec, error, self.now())
+        log.warning("%s: %s (attempt %d of %d; will try again)", checkpoint.name, error, attempt.attempts, limit)
+        return None
+
+    def _empty(self, checkpoint: Checkpoint, target: Target, status: str, error: str, attempts: int) -> Report:
+        assert status in ("failed", "skipped")
+        return Report(
+            checkpoint=checkpoint,
+            dataset=target.dataset,
+            sampler="full" if target.is_baseline else target.sampler,
+            spec=target.spec,
+            status="failed" if status == "failed" else "skipped",
+            at=self.now(),
+            attempts=attempts,
+            error=error,
+        )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the disk has no room left: nobody's fault but the disk's, and it may pass."""
+    if isinstance(error, sqlite3.OperationalError):
+        return "disk is full" in str(error)
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,0 +1,144 @@
+"""From a composed configuration to a `Run`: every component built, every problem collected into one ConfigError."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from dr_validate.component import component
+from dr_validate.errors import ConfigError, DrValidateError
+from dr_validate.metrics.ranx import deepest_cutoff, parse_metric
+from dr_validate.stages import Dataset, Encoder, Engine, Fidelity, Index, Sampler, Source
+
+STAGES = ("source", "store", "dataset", "encoder", "sampler", "engine", "index", "fidelity", "tracker")
+SECRET_WORDS = ("api_key", "apikey", "password", "secret", "auth_token", "access_token")
+
+
+@component
+class Watch:
+    """When to look for checkpoints, which comes first, and when to give up; times in seconds, 0 is no limit."""
+
+    mode: Literal["follow", "once"] = "follow"
+    order: Literal["newest_first", "oldest_first"] = "newest_first"
+    poll_s: float = Field(default=30, gt=0)
+    max_attempts: int = Field(default=3, ge=1)
+    timeout_s: float = Field(default=0, ge=0)
+    skip: Literal["never", "stale"] = "never"
+    stop_file: Path | None = None  # follow until this file exists and nothing is left to do
+    exit_timeout_s: float = Field(default=20, gt=0)
+
+
+@component
+class Settings:
+    """The values that stages share."""
+
+    task: Literal["validate", "status", "doctor"] = "validate"
+    device: str = "auto"
+    state_dir: Path = Path(".dr_validate")
+    seed: int = Field(default=13, ge=0)
+    top_k: int = Field(default=100, ge=1)
+    metrics: tuple[str, ...] = Field(default=("mrr@10", "ndcg@10", "recall@100"), min_length=1)
+    write_ranking: bool = False
+    block_documents: int = Field(default=8192, ge=1)  # documents between two looks at the clock; no effect on scores
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Everything a process needs to validate; `raw` is the plain configuration it was built from."""
+
+    settings: Settings
+    watch: Watch
+    source: Source
+    store: Any
+    dataset: Dataset
+    encoder: Encoder
+    sampler: Sampler
+    engine: Engine
+    index: Index
+    fidelity: Fidelity
+    tracker: Any
+    raw: Mapping[str, Any]
+
+
+def conf_dir() -> Path:
+    """The folder of the YAML files: inside an installed package, at the top level of a checkout."""
+    package = Path(__file__).resolve().parent
+    inside, beside = package / "conf", package.parent / "conf"
+    return inside if inside.is_dir() else beside
+
+
+def build(config: Mapping[str, Any]) -> Run:
+    """Build every component of a resolved configuration (plain mappings). Raises ConfigError with all problems at once."""
+    problems: list[str] = []
+    built = {stage: _build_stage(stage, config.get(stage), problems) for stage in STAGES}
+    built["watch"] = _construct(Watch, "watch", config.get("watch") or {}, problems)
+    shared = {key: value for key, value in config.items() if key not in (*STAGES, "watch")}
+    settings = _construct(Settings, "", shared, problems)
+    if settings is not None:
+        problems.extend(_metric_problems(settings))
+    if problems or settings is None:
+        raise ConfigError(problems)
+    return Run(settings=settings, raw=config, **built)
+
+
+def _build_stage(stage: str, config: Any, problems: list[str]) -> Any:
+    if not isinstance(config, Mapping) or not isinstance(config.get("_target_"), str):
+        problems.append(f"{stage}: got {config!r}, expected a choice of the group, e.g. {stage}={_first_choice(stage)}")
+        return None
+    target = str(config["_target_"])
+    module_name, _, class_name = target.rpartition(".")
+    if not module_name.startswith("dr_validate."):
+        # Hydra would import and call anything; a configuration file must not be able to.
+        problems.append(f"{stage}._target_: got {target!r}, expected a class of dr_validate.{stage}")
+        return None
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        problems.append(f"{stage}._target_: got {target!r}, which cannot be imported ({error})")
+        return None
+    return _construct(cls, stage, {key: value for key, value in config.items() if key != "_target_"}, problems)
+
+
+def _construct(cls: type[Any], place: str, values: Mapping[str, Any], problems: list[str]) -> Any:
+    missing = [key for key, value in values.items() if isinstance(value, str) and value == "???"]
+    try:
+        return cls(**{key: value for key, value in values.items() if key not in missing})
+    except ValidationError as error:
+        problems.extend(_describe(problem, place, values) for problem in error.errors(include_url=False))
+    except DrValidateError as error:
+        problems.append(f"{place}: {error}" if place else str(error))
+    return None
+
+
+def _describe(problem: Mapping[str, Any], place: str, values: Mapping[str, Any]) -> str:
+    path = ".".join([part for part in (place, *map(str, problem["loc"])) if part])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"{path}: required, no default (set it as {path}=VALUE)"
+    if any(word in path.lower() for word in SECRET_WORDS):
+        return f"{path}: {message} (value not shown; keys belong in the environment)"
+    shown = problem["input"]
+    return f"{path}: {message}" if shown is values else f"{path}: {message} (got {shown!r})"
+
+
+def _metric_problems(settings: Settings) -> list[str]:
+    problems = []
+    for position, name in enumerate(settings.metrics):
+        try:
+            parse_metric(name)
+        except DrValidateError as error:
+            problems.append(f"metrics.{position}: {error}")
+    if len(set(settings.metrics)) < len(settings.metrics):
+        problems.append(f"metrics: got {list(settings.metrics)}, each may be named once")
+    if not problems and (deepest := deepest_cutoff(settings.metrics)) > settings.top_k:
+        problems.append(f"top_k: got {settings.top_k}, but metrics reach down to {deepest}; set top_k={deepest} or more")
+    return problems
+
+
+def _first_choice(stage: str) -> str:
+    choices = sorted(file.stem for file in (conf_dir() / stage).glob("*.yaml"))
+    return choices[0] if choices else "NAME"
+

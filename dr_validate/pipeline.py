@@ -1,0 +1,177 @@
+"""One checkpoint, from its folder to its Report: the whole story. Runs in the worker process, which keeps it between checkpoints."""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dr_validate import results
+from dr_validate.component import fingerprint
+from dr_validate.config import Run
+from dr_validate.metrics.ranx import RanxMetrics
+from dr_validate.sampler.full import FullSampler
+from dr_validate.stages import Control, Model, Workload
+from dr_validate.tokens import TokenCache
+from dr_validate.values import Checkpoint, Estimate, Ranking, Report, Sample, Scores, TestSet
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One way to validate: a sample of the test set and the spec that its scores belong to."""
+
+    spec: str
+    sampler: str
+    sample: Sample
+
+
+class Pipeline:
+    """`open()` once, then `validate()` per checkpoint; nothing that two checkpoints share is done twice."""
+
+    def __init__(self, run: Run, device: str) -> None:
+        self.run = run
+        self.device = device
+        self.state_dir = run.settings.state_dir
+        self.metrics = RanxMetrics(names=run.settings.metrics)
+        self.tokens = TokenCache(self.state_dir / "tokens")
+        self._warm_up = threading.Thread(target=self.metrics.warm_up, name="metrics-warm-up", daemon=True)
+
+    def open(self) -> None:
+        """Read the test set and draw the sample. Raises SetupError where either cannot be used."""
+        self._warm_up.start()
+        self.test_set: TestSet = self.run.dataset.open(self.state_dir / "datasets")
+        self.plans = {False: self._plan(self.run.sampler), True: self._plan(FullSampler())}
+        if self.plans[False].sample.is_full:  # every document is in: it is the full corpus, whatever it is called
+            self.plans[True] = self.plans[False]
+        results.write_sample(self.state_dir, self.test_set, self.plans[False].sample)
+
+    def validate(self, checkpoint: Checkpoint, folder: Path, *, full: bool, control: Control) -> Report:
+        """Encode, search, score, report. `full` encodes the whole corpus whatever the sampler says (a baseline)."""
+        plan = self.plans[full]
+        clock = _Clock()
+        with self.run.encoder.load(folder, self.device) as model:
+            clock.lap("load")
+            workload = self._workload(checkpoint, plan, model)
+            clock.lap("tokenize")
+            ranked = self.run.engine.rank(model, workload, self.run.index, control, self.device)
+            contract = dict(model.contract)
+        clock.lap("rank")
+        self._warm_up.join()
+        scores = self.metrics.score(ranked.ranking, self.test_set.qrels)
+        clock.lap("score")
+        self._keep(checkpoint, plan, ranked.ranking, scores)
+        seconds = {**clock.seconds(), **ranked.seconds}
+        del seconds["rank"]
+        return Report(
+            checkpoint=checkpoint,
+            dataset=self.test_set.name,
+            sampler=plan.sampler,
+            spec=plan.spec,
+            status="done",
+            at=checkpoint.created_at,  # the watcher, which owns the clock, puts the real time here
+            metrics=self._estimates(scores, plan),
+            corpus=self._counts(plan, ranked.encoded_now),
+            seconds=seconds,
+            notes={"encoder": contract, "device": self.device, **self._query_notes(scores)},
+        )
+
+    def describe(self) -> Mapping[str, Any]:
+        """What the watcher needs to know: names, specs and sizes (JSON values)."""
+        sampled, full = self.plans[False], self.plans[True]
+        return {
+            "dataset": self.test_set.name,
+            "documents": len(self.test_set.corpus),
+            "queries": len(self.test_set.query_ids),
+            "sampler": sampled.sampler,
+            "spec": sampled.spec,
+            "encoded": len(sampled.sample.ordinals),
+            "full_spec": full.spec,
+            "device": self.device,
+        }
+
+    def _plan(self, sampler: Any) -> Plan:
+        sample = sampler.draw(self.test_set, self.run.settings.seed, self.state_dir / "runs")
+        spec = fingerprint(
+            {
+                "test_set": self.test_set.fingerprint,
+                "sample": "full" if sample.is_full else sample.fingerprint,
+                "encoder": dict(self.run.encoder.fingerprint()),
+                "index": dict(self.run.index.fingerprint()),
+                "metrics": list(self.run.settings.metrics),
+                "top_k": self.run.settings.top_k,
+            }
+        )
+        return Plan(spec=spec, sampler=type(sampler).__module__.rpartition(".")[2], sample=sample)
+
+    def _workload(self, checkpoint: Checkpoint, plan: Plan, model: Model) -> Workload:
+        test_set, sample = self.test_set, plan.sample
+        queries = self.tokens.open(
+            tokenizer=model.tokenizer("query"),
+            texts_key=f"queries-{test_set.fingerprint}",
+            num_texts=len(test_set.query_ids),
+            read=lambda part: test_set.query_texts[part],
+            block_size=max(1, len(test_set.query_ids)),
+        )
+        documents = self.tokens.open(
+            tokenizer=model.tokenizer("document"),
+            texts_key=f"documents-{test_set.fingerprint}-{'full' if sample.is_full else sample.fingerprint}",
+            num_texts=len(sample.ordinals),
+            read=lambda part: test_set.corpus.texts(sample.ordinals[part]),
+            block_size=self.run.settings.block_documents,
+        )
+        return Workload(
+            queries=queries.all(),
+            documents=documents,
+            ordinals=sample.ordinals,
+            own_documents=test_set.own_documents,
+            tie_rank=test_set.corpus.tie_rank,
+            top_k=self.run.settings.top_k,
+            progress_file=self.state_dir / "progress" / f"{plan.spec}-{_file_name(checkpoint.digest)}.npz",
+        )
+
+    def _estimates(self, scores: Scores, plan: Plan) -> dict[str, Estimate]:
+        # Leaving documents out can only lift the judged ones: the sampled value is a certain upper bound, and without an
+        # estimator nothing but 0 is a certain lower one.
+        means = {name: scores.mean(name) for name in self.run.settings.metrics}
+        full = plan.sample.is_full
+        return {name: Estimate(value=v, low=v if full else 0.0, high=v, naive=v) for name, v in means.items()}
+
+    def _counts(self, plan: Plan, encoded_now: int) -> dict[str, float]:
+        documents, encoded = plan.sample.num_documents, len(plan.sample.ordinals)
+        return {"documents": documents, "encoded": encoded, "encoded_now": encoded_now, "fraction": encoded / documents}
+
+    def _query_notes(self, scores: Scores) -> dict[str, int]:
+        left_out = int(np.isnan(next(iter(scores.per_query.values()))).sum())
+        return {"queries": len(self.test_set.query_ids), "queries_without_relevant_documents": left_out}
+
+    def _keep(self, checkpoint: Checkpoint, plan: Plan, ranking: Ranking, scores: Scores) -> None:
+        place = f"{plan.spec}/{_file_name(checkpoint.digest)}"
+        results.write_query_values(self.state_dir / "queries" / f"{place}.parquet", self.test_set, scores)
+        if self.run.settings.write_ranking:
+            results.write_ranking(self.state_dir / "rankings" / f"{place}.trec", self.test_set, ranking, checkpoint.name)
+
+
+class _Clock:
+    """Durations of phases, end to end: no second is counted twice or lost."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        now = time.monotonic()
+        self._laps[phase] = now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        return {**self._laps, "total": self._last - self._start}
+
+
+def _file_name(digest: str) -> str:
+    return digest.replace(":", "-")

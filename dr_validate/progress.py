@@ -1,0 +1,51 @@
+"""Progress of long work: a bar on a terminal, now and then a plain line in a log."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+LINE_EVERY_S = 30.0
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """Shows the work that runs now; `show(None)` only keeps the bar alive."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+        self._title = ""
+        self._last_line = 0.0
+
+    def begin(self, title: str) -> None:
+        """Start on `title`; replaces what was shown."""
+        self.end()
+        self._title, self._last_line = title, time.monotonic()
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(f"{title}: loading", total=None)
+            self._bar.start()
+
+    def show(self, progress: Mapping[str, Any] | None) -> None:
+        """`progress` holds phase, done and total, as the worker sends them."""
+        if progress is None or not self._title:
+            return
+        phase, done, total = progress["phase"], progress["done"], progress["total"]
+        if self._bar is not None:
+            self._bar.update(self._task, description=f"{self._title}: {phase}", completed=done, total=total)
+        elif time.monotonic() - self._last_line > LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            log.info("%s: %s %d of %d", self._title, phase, done, total)
+
+    def end(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar, self._title = None, ""

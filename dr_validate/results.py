@@ -1,0 +1,57 @@
+"""Files beside the ledger: the sample, per-query values, retrieved lists. Written atomically, for other tools to read."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from dr_validate.files import atomic_file
+from dr_validate.values import Ranking, Sample, Scores, TestSet
+
+
+def write_sample(state_dir: Path, test_set: TestSet, sample: Sample) -> Path | None:
+    """`samples/<fingerprint>.parquet` (document_id, ordinal, inclusion), once; nothing for a full corpus."""
+    path = state_dir / "samples" / f"{sample.fingerprint}.parquet"
+    if sample.is_full:
+        return None
+    if not path.exists():
+        ids = test_set.corpus.ids(sample.ordinals)
+        _write_parquet(path, {"document_id": ids, "ordinal": sample.ordinals, "inclusion": sample.inclusion})
+    return path
+
+
+def write_query_values(path: Path, test_set: TestSet, scores: Scores) -> None:
+    """One row per query and metric: query_id, metric, value, naive (null for a query without a relevant document)."""
+    names = list(scores.per_query)
+    values = np.concatenate([scores.per_query[name] for name in names])
+    _write_parquet(
+        path,
+        {
+            "query_id": list(test_set.query_ids) * len(names),
+            "metric": np.repeat(names, len(test_set.query_ids)),
+            "value": values,
+            "naive": values,
+        },
+    )
+
+
+def write_ranking(path: Path, test_set: TestSet, ranking: Ranking, tag: str) -> None:
+    """TREC run file: query Q0 document rank score tag."""
+    tag = "_".join(tag.split()) or "dr_validate"
+    with atomic_file(path) as stream, io.TextIOWrapper(stream, encoding="utf-8", write_through=True) as text:
+        for row, query_id in enumerate(test_set.query_ids):
+            found = ranking.documents[row] >= 0
+            ids = test_set.corpus.ids(ranking.documents[row][found])
+            scores = ranking.scores[row][found]
+            lines = [f"{query_id} Q0 {d} {i} {s:.9g} {tag}\n" for i, (d, s) in enumerate(zip(ids, scores, strict=True), 1)]
+            text.write("".join(lines))
+        text.detach()
+
+
+def _write_parquet(path: Path, columns: dict[str, object]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({name: pyarrow.array(column, from_pandas=True) for name, column in columns.items()})
+    with atomic_file(path) as stream:
+        pyarrow.parquet.write_table(table, stream)

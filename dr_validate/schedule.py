@@ -1,0 +1,56 @@
+"""Which checkpoint is next: pure decisions on what exists and what the ledger says."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from dr_validate.values import Checkpoint, Incomplete, Listing, Status
+
+
+def same_weights(listing: Listing) -> list[tuple[Checkpoint, Checkpoint]]:
+    """Pairs (later, earlier) of checkpoints with equal digests: one evaluation serves both."""
+    first: dict[str, Checkpoint] = {}
+    pairs = [(c, first.setdefault(c.digest, c)) for c in listing.checkpoints]
+    return [(later, earlier) for later, earlier in pairs if later is not earlier]
+
+
+def unique(listing: Listing) -> list[Checkpoint]:
+    """Checkpoints by ascending (step, name), each digest once."""
+    later = {id(later) for later, _ in same_weights(listing)}
+    return sorted((c for c in listing.checkpoints if id(c) not in later), key=_place)
+
+
+def given_up(listing: Listing, *, finite: bool) -> list[Incomplete]:
+    """What will not be completed: everything incomplete in a finite run; else what a complete one has overtaken, since
+    a trainer writes one checkpoint after the other."""
+    newest = max((c.step for c in listing.checkpoints), default=-1)
+    return [part for part in listing.incomplete if finite or part.step < newest]
+
+
+def waiting(listing: Listing, settled: Mapping[str, Status], order: str) -> list[Checkpoint]:
+    """Checkpoints that are neither done nor failed for good, the next one first."""
+    left = [c for c in unique(listing) if c.digest not in settled]
+    return left[::-1] if order == "newest_first" else left
+
+
+def stale(listing: Listing, settled: Mapping[str, Status]) -> list[tuple[Checkpoint, Checkpoint]]:
+    """Pairs (checkpoint, newest) of waiting checkpoints that a newer one has overtaken."""
+    known = unique(listing)
+    return [(c, known[-1]) for c in known if c.digest not in settled and c.step < known[-1].step]
+
+
+def missing_baselines(
+    listing: Listing, settled: Mapping[str, Status], full: Mapping[str, Status], wanted: Collection[int], order: str
+) -> list[Checkpoint]:
+    """Validated checkpoints without a full-corpus value, those at the `wanted` places of all validated ones."""
+    done = [c for c in unique(listing) if settled.get(c.digest) == "done"]
+    missing = [c for place, c in enumerate(done) if place in wanted and c.digest not in full]
+    return missing[::-1] if order == "newest_first" else missing
+
+
+def due(checkpoints: Sequence[Checkpoint], not_before: Mapping[str, float], moment: float) -> list[Checkpoint]:
+    """Fresh ones first, then those whose failed attempt may be repeated by now."""
+    fresh = [c for c in checkpoints if c.digest not in not_before]
+    return fresh + [c for c in checkpoints if not_before.get(c.digest, moment + 1) <= moment]
+
+
+def _place(checkpoint: Checkpoint) -> tuple[int, str]:
+    return checkpoint.step, checkpoint.name

@@ -1,0 +1,246 @@
+"""The only loop and the only clock: look for checkpoints, choose one, have it validated, deliver its Report, again.
+
+What is done is in the ledger before anything else happens to it, so this process may die at any moment.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from dr_validate import schedule
+from dr_validate.attempt import STALE, Attempts, Target, is_disk_full
+from dr_validate.claims import Claimed, claim
+from dr_validate.config import Run
+from dr_validate.delivery import Delivery
+from dr_validate.errors import GaveWay, SetupError, Stopped, TimedOut
+from dr_validate.ledger import Ledger
+from dr_validate.progress import Progress
+from dr_validate.values import Checkpoint, Listing, Report
+from dr_validate.worker_client import WorkerClient
+
+LOG_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
+STOP_FILE_EVERY_S = 1.0
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run leaves behind: under which specs the ledger holds its Reports, and the exit code."""
+
+    target: Target | None
+    exit_code: int
+
+
+def watch(run: Run) -> Outcome:
+    """Validate what the source has (`once`) or goes on to bring (`follow`); returns when that is done or was stopped."""
+    state_dir = run.settings.state_dir
+    stop = threading.Event()
+    worker = WorkerClient(run.raw, LOG_FORMAT)
+    with _signals(stop), Ledger(state_dir / "ledger.db") as ledger, contextlib.ExitStack() as stack:
+        stack.callback(worker.kill)
+        watcher = _Watcher(run, ledger, worker, stop)
+        try:
+            names = {**worker.start(watcher.tick), "training_run": run.source.training_run}
+        except Stopped:
+            return Outcome(target=None, exit_code=0)
+        stack.enter_context(claim(state_dir, names["spec"], now()))
+        return watcher.run_until_done(names)
+
+
+class _Watcher:
+    def __init__(self, run: Run, ledger: Ledger, worker: WorkerClient, stop: threading.Event) -> None:
+        self.run, self.ledger, self.stop = run, ledger, stop
+        self.attempts = Attempts(run, ledger, worker, now)
+        self.progress = Progress()
+        self.listing = Listing()
+        self._last_look = 0.0
+        self._deadline = float("inf")
+        self._not_before: dict[str, float] = {}  # digest -> when a failed attempt may be repeated
+        self._baseline_not_before: dict[str, float] = {}
+
+    def run_until_done(self, names: Mapping[str, Any]) -> Outcome:
+        spec, full_spec = names["spec"], names["full_spec"]
+        sampler = names["sampler"]
+        self.target = Target(
+            dataset=names["dataset"], sampler=sampler, spec=spec, sampled_spec=spec, full_spec=full_spec
+        )
+        self.full_target = dataclasses.replace(self.target, spec=full_spec)
+        for target in {self.target, self.full_target}:
+            description = {**names, "spec": target.spec, "sampler": "full" if target.is_baseline else sampler}
+            self.ledger.register_spec(target.spec, description, now())
+        log.info(
+            "validating on %s: %s, %d queries, %d of %d documents (sampler %s, spec %s)",
+            *(names["device"], names["dataset"], names["queries"], names["encoded"], names["documents"], sampler, spec),
+        )
+        with Delivery(self.run, self.ledger, names, now) as self.delivery:
+            self._loop()
+            self.delivery.deliver()
+        failed = any(report.status == "failed" for report in self.ledger.reports(spec))
+        return Outcome(target=self.target, exit_code=int(failed and self.run.watch.mode == "once"))
+
+    def tick(self, progress: Mapping[str, Any] | None) -> None:
+        """Called several times a second during any work. Raises what is to stop the work."""
+        self.progress.show(progress)
+        if self.stop.is_set():
+            raise Stopped("stopped by a signal")
+        if time.monotonic() > self._deadline:
+            raise TimedOut
+
+    def _loop(self) -> None:
+        while not self.stop.is_set():
+            try:
+                if self._step():
+                    return
+            except Stopped:
+                return
+            except (OSError, sqlite3.OperationalError) as error:
+                if not is_disk_full(error):
+                    raise
+                message = f"no space left on the disk of state_dir {self.run.settings.state_dir}: {error}"
+                if self.run.watch.mode == "once":
+                    raise SetupError(f"{message}; free some and start again, nothing done is lost") from error
+                log.error("%s; waiting for space", message)
+                self.stop.wait(self.run.watch.poll_s)
+            finally:
+                self.progress.end()
+
+    def _step(self) -> bool:
+        """Do the next thing; true when nothing is left to do, ever."""
+        self._look()
+        self.delivery.deliver()
+        if checkpoint := self._next():
+            self._validate(checkpoint)
+        elif baseline := self._next_baseline():
+            self._run_baseline(baseline)
+        elif self._is_over():
+            return True
+        else:
+            self._wait()
+        return False
+
+    def _look(self) -> None:
+        try:
+            self.listing = self.run.source.list(self.run.settings.state_dir)
+        except OSError as error:
+            if is_disk_full(error):
+                raise
+            log.warning("source: %s; looking again in %g s", error, self.run.watch.poll_s)
+        self._last_look = time.monotonic()
+        for part in schedule.given_up(self.listing, finite=self.run.watch.mode == "once"):
+            self.attempts.skip_incomplete(part, self.target)
+        for later, earlier in schedule.same_weights(self.listing):
+            self.attempts.skip(later, self.target, f"same weights as {earlier.name}")
+        if self.run.watch.skip == "stale":
+            for old, newest in schedule.stale(self.listing, self.ledger.settled(self.target.spec)):
+                if old.digest not in self.attempts.stale(self.target):
+                    self.attempts.skip(old, self.target, f"{STALE}overtaken by {newest.name} at step {newest.step}")
+
+    def _next(self) -> Checkpoint | None:
+        settled = self.ledger.settled(self.target.spec)
+        waiting = schedule.waiting(self.listing, settled, self.run.watch.order)
+        if self.run.watch.skip == "stale":
+            waiting = [c for c in waiting if c.digest not in self.attempts.stale(self.target)]
+        due = schedule.due(waiting, self._not_before, time.monotonic())
+        if not due and self.run.watch.mode == "once":
+            due = waiting  # nothing else is left to do: repeat failed attempts at once
+        return due[0] if due else None
+
+    def _validate(self, checkpoint: Checkpoint) -> None:
+        limit = self.run.watch.timeout_s
+        self.progress.begin(f"{checkpoint.name} (step {checkpoint.step})")
+        self._deadline = time.monotonic() + limit if limit else float("inf")
+        try:
+            report = self.attempts.validate(checkpoint, self.target, self.tick)
+        finally:
+            self._deadline = float("inf")
+        self._after(checkpoint, report, self._not_before)
+
+    def _next_baseline(self) -> Checkpoint | None:
+        if self.target == self.full_target or not self.run.fidelity.runs_in(self.run.watch.mode):
+            return None
+        settled, full = self.ledger.settled(self.target.spec), self.ledger.settled(self.full_target.spec)
+        wanted = [place for place in range(len(settled)) if self.run.fidelity.wants_baseline(place)]
+        missing = schedule.missing_baselines(self.listing, settled, full, wanted, self.run.watch.order)
+        due = schedule.due(missing, self._baseline_not_before, time.monotonic())
+        return due[0] if due else None
+
+    def _run_baseline(self, checkpoint: Checkpoint) -> None:
+        self.progress.begin(f"{checkpoint.name} (step {checkpoint.step}), full corpus")
+        report = None
+        try:
+            with claim(self.run.settings.state_dir, self.full_target.spec, now()):
+                if checkpoint.digest in self.ledger.settled(self.full_target.spec):
+                    return  # another run on this state_dir was faster
+                report = self.attempts.validate(checkpoint, self.full_target, self._giving_way)
+        except Claimed as error:
+            log.info("baselines are computed by another run: %s", error)
+        except GaveWay:
+            log.info("the baseline of %s gives way to a new checkpoint; it goes on later", checkpoint.name)
+            return
+        self._after(checkpoint, report, self._baseline_not_before)
+
+    def _giving_way(self, progress: Mapping[str, Any] | None) -> None:
+        self.tick(progress)
+        if time.monotonic() - self._last_look > self.run.watch.poll_s:
+            self._look()
+            if self._next():
+                raise GaveWay
+
+    def _after(self, checkpoint: Checkpoint, report: Report | None, not_before: dict[str, float]) -> None:
+        if report is None:
+            not_before[checkpoint.digest] = time.monotonic() + self.run.watch.poll_s
+        else:
+            not_before.pop(checkpoint.digest, None)
+            self.delivery.deliver()
+
+    def _is_over(self) -> bool:
+        if self.run.watch.mode == "once":
+            return True
+        stop_file = self.run.watch.stop_file
+        if stop_file is None or not stop_file.exists() or self._not_before:
+            return False
+        self._look()  # what came between the last look and the stop file counts
+        return not self._next() and not self._next_baseline()
+
+    def _wait(self) -> None:
+        rest = self.run.watch.poll_s - (time.monotonic() - self._last_look)
+        while rest > 0 and not self.stop.is_set():
+            if self.run.watch.stop_file is not None and self.run.watch.stop_file.exists():
+                return
+            self.stop.wait(min(rest, STOP_FILE_EVERY_S))
+            rest = self.run.watch.poll_s - (time.monotonic() - self._last_look)
+
+
+def now() -> str:
+    """ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@contextlib.contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set `stop`; a second one does what it always does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def handle(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+        log.info("%s: stopping; a second one ends at once", signal.Signals(number).name)
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,165 @@
+"""The process that holds the device: `python -m dr_validate.worker`, started and steered by `worker_client`.
+
+It speaks JSON lines on its standard streams. In: the configuration, then `{"validate": checkpoint, "folder": ..., "full": ..., "request": n}`
+and, while that runs, `{"interrupt": "gave_way" | "stopped" | "timed_out", "request": n}`. Out: `{"ready": ...}`, `{"progress": ...}`, then
+`{"report": ...}` or `{"error": {"kind": ..., "message": ...}}` for each request. A crash of the device, the driver or a
+library ends this process and costs one attempt; the watcher lives on.
+"""
+
+import contextlib
+import ctypes
+import errno
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from dr_validate.errors import INTERRUPTS, CheckpointError, Interrupted, SetupError
+
+PR_SET_PDEATHSIG = 1
+PROGRESS_EVERY_S = 0.5
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    _die_with_parent()
+    for number in (signal.SIGINT, signal.SIGTERM):  # the terminal signals the whole group; the watcher decides what it means
+        signal.signal(number, signal.SIG_IGN)
+    channel = _Channel(_private_stdout())
+    config = json.loads(sys.stdin.readline())
+    logging.basicConfig(level=logging.INFO, format=config["log_format"], stream=sys.stderr)
+    requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    control = _WorkerControl(channel)
+    threading.Thread(target=_read_requests, args=(requests, control), daemon=True).start()
+    with _errors_to(channel) as failed:
+        pipeline = _open_pipeline(config["run"])
+        channel.send({"ready": pipeline.describe()})
+    if failed:
+        return
+    while (request := requests.get()) is not None:
+        control.request = request["request"]
+        with _errors_to(channel):
+            channel.send({"report": _validate(pipeline, request, control)})
+
+
+def _open_pipeline(config: Mapping[str, Any]) -> Any:
+    from dr_validate.config import build
+    from dr_validate.devices import resolve_device
+    from dr_validate.pipeline import Pipeline
+
+    run = build(config)
+    problems = []
+    try:
+        device = resolve_device(run.settings.device)
+    except SetupError as error:
+        problems.append(str(error))
+        device = "cpu"  # go on, so that what is wrong with the data is said in the same message
+    pipeline = Pipeline(run, device)
+    try:
+        pipeline.open()
+    except SetupError as error:
+        problems.append(str(error))
+    if problems:
+        raise SetupError("\n".join(problems))
+    return pipeline
+
+
+def _validate(pipeline: Any, request: Mapping[str, Any], control: "_WorkerControl") -> dict[str, Any]:
+    from dr_validate.report_json import report_to_json
+    from dr_validate.values import Checkpoint
+
+    checkpoint = Checkpoint(**request["validate"])
+    control.check()
+    report = pipeline.validate(checkpoint, Path(request["folder"]), full=request["full"], control=control)
+    return report_to_json(report)
+
+
+@contextlib.contextmanager
+def _errors_to(channel: "_Channel") -> Any:
+    """Turn whatever is raised into one `error` message; the list that it yields tells whether something was."""
+    failed: list[str] = []
+    try:
+        yield failed
+    except Exception as error:  # the border of the process: nothing may pass it untold
+        kind = _kind(error)
+        if kind == "unexpected":
+            log.exception("the worker met an unexpected error")
+        failed.append(kind)
+        message = str(error) if kind != "unexpected" else f"{type(error).__name__}: {error}"
+        channel.send({"error": {"kind": kind, "message": message}})
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk_full"
+    for name, cls in INTERRUPTS.items():
+        if isinstance(error, cls):
+            return name
+    if isinstance(error, CheckpointError):
+        return "checkpoint"
+    return "setup" if isinstance(error, SetupError) else "unexpected"
+
+
+def _read_requests(requests: queue.Queue[dict[str, Any] | None], control: "_WorkerControl") -> None:
+    for line in sys.stdin:
+        message = json.loads(line)
+        if "interrupt" in message:
+            control.interrupts[message["request"]] = INTERRUPTS[message["interrupt"]]
+        else:
+            requests.put(message)
+    requests.put(None)
+
+
+@dataclass(slots=True)
+class _Channel:
+    stream: IO[str]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        with self.lock:
+            self.stream.write(json.dumps(message) + "\n")
+            self.stream.flush()
+
+
+class _WorkerControl:
+    """stages.Control, fed by the thread that reads the watcher's messages."""
+
+    def __init__(self, channel: _Channel) -> None:
+        self.request = 0
+        self.interrupts: dict[int, type[Interrupted]] = {}  # by request: one that comes too late must not hit the next
+        self._channel = channel
+        self._last_progress = 0.0
+
+    def check(self) -> None:
+        if kind := self.interrupts.get(self.request):
+            raise kind
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last_progress >= PROGRESS_EVERY_S or done == total:
+            self._last_progress = now
+            self._channel.send({"progress": {"phase": phase, "done": done, "total": total}})
+
+
+def _private_stdout() -> IO[str]:
+    """Keep the real standard output for messages; whatever a library prints goes to standard error."""
+    mine = os.dup(1)
+    os.dup2(2, 1)
+    return os.fdopen(mine, "w", encoding="utf-8")
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
