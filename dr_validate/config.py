@@ -142,3 +142,9 @@ def _first_choice(stage: str) -> str:
     choices = sorted(file.stem for file in (conf_dir() / stage).glob("*.yaml"))
     return choices[0] if choices else "NAME"
 
+
+def source_if_any(config: Mapping[str, Any]) -> Source | None:
+    """The source alone, or None where its configuration is not enough to build one: `task=status` works without."""
+    problems: list[str] = []
+    source: Source | None = _build_stage("source", config.get("source"), problems)
+    return source

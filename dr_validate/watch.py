@@ -45,7 +45,7 @@ def watch(run: Run) -> Outcome:
     stop = threading.Event()
     worker = WorkerClient(run.raw, LOG_FORMAT)
     with _signals(stop), Ledger(state_dir / "ledger.db") as ledger, contextlib.ExitStack() as stack:
-        stack.callback(worker.kill)
+        stack.callback(worker.close)
         watcher = _Watcher(run, ledger, worker, stop)
         try:
             names = {**worker.start(watcher.tick), "training_run": run.source.training_run}
@@ -69,9 +69,7 @@ class _Watcher:
     def run_until_done(self, names: Mapping[str, Any]) -> Outcome:
         spec, full_spec = names["spec"], names["full_spec"]
         sampler = names["sampler"]
-        self.target = Target(
-            dataset=names["dataset"], sampler=sampler, spec=spec, sampled_spec=spec, full_spec=full_spec
-        )
+        self.target = Target(dataset=names["dataset"], sampler=sampler, spec=spec, sampled_spec=spec, full_spec=full_spec)
         self.full_target = dataclasses.replace(self.target, spec=full_spec)
         for target in {self.target, self.full_target}:
             description = {**names, "spec": target.spec, "sampler": "full" if target.is_baseline else sampler}

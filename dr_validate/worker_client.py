@@ -20,6 +20,7 @@ from dr_validate.values import Checkpoint, Report
 
 TICK_S = 0.2
 GRACE_S = 15.0  # an interrupted worker answers between two batches; one that does not is stuck and is killed
+CLOSE_S = 5.0
 log = logging.getLogger(__name__)
 Tick = Callable[[Mapping[str, Any] | None], None]
 """Called several times a second while the worker is waited for, with its progress or None; may raise an Interrupted."""
@@ -63,6 +64,14 @@ class WorkerClient:
         self._request += 1
         self._send({"validate": asdict(checkpoint), "folder": str(folder), "full": full, "request": self._request})
         return report_from_json(self._answer("report", tick))
+
+    def close(self) -> None:
+        """Let the idle process end by itself; kill it if it does not."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                self._process.stdin.close()
+                self._process.wait(timeout=CLOSE_S)
+        self.kill()
 
     def kill(self) -> None:
         """End the process at once; what it had finished is on disk."""
