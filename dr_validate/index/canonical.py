@@ -11,7 +11,7 @@ import numpy as np
 
 from dr_validate.values import Float32, Float64, Int64
 
-PAIRS_AT_ONCE = 256  # float64 rows of both sides stay in the processor's cache
+PAIRS_AT_ONCE = 128  # float64 rows of both sides stay in the processor's cache
 DENSE_FROM = 1 / 64  # a matrix product over everything is faster than single pairs from about this share of pairs on
 
 
@@ -48,11 +48,20 @@ def score_pairs(queries: Vectors, documents: Vectors, rows: Int64, positions: In
     if len(rows) > DENSE_FROM * len(queries) * len(documents):
         sums = products(queries, documents)[rows, positions]
     else:
-        sums = np.empty(len(rows))
-        for start in range(0, len(rows), PAIRS_AT_ONCE):
-            part = slice(start, start + PAIRS_AT_ONCE)
-            sums[part] = np.einsum("ij,ij->i", queries.double[rows[part]], documents.double[positions[part]])
+        sums = _sum_pairs(queries, documents, rows, positions)
     return round_sums(queries, documents, (rows, positions), sums)
+
+
+def _sum_pairs(queries: Vectors, documents: Vectors, rows: Int64, positions: Int64) -> Float64:
+    sums = np.empty(len(rows))
+    left, right = np.empty((2, PAIRS_AT_ONCE, queries.double.shape[1]))  # kept: fresh pages cost more than the sums
+    for start in range(0, len(rows), PAIRS_AT_ONCE):
+        part = slice(start, start + PAIRS_AT_ONCE)
+        num = len(rows[part])
+        np.take(queries.double, rows[part], axis=0, out=left[:num], mode="clip")
+        np.take(documents.double, positions[part], axis=0, out=right[:num], mode="clip")
+        sums[part] = np.einsum("ij,ij->i", left[:num], right[:num])
+    return sums
 
 
 def round_sums(queries: Vectors, documents: Vectors, pairs: tuple[Int64, Int64], sums: Float64) -> Float32:

@@ -1,0 +1,218 @@
+"""The engine with a small real model: token embeddings, summed. No batch can change a vector of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dr_validate.engine.local import LocalEngine
+from dr_validate.errors import GaveWay, Stopped
+from dr_validate.index.torch import TorchIndex
+from dr_validate.stages import Ranked, Tokenizer, Workload
+from dr_validate.values import Float32, Int64, Side, TokenBlock
+
+NUM_DOCUMENTS, NUM_QUERIES, VOCABULARY = 200, 7, 50
+
+
+@dataclass
+class SumOfEmbeddings:
+    """A model without a batch: text -> sum of its tokens' vectors, of small integers so that many scores tie."""
+
+    dim: int = 4
+    texts_encoded: int = 0
+
+    @property
+    def contract(self) -> Mapping[str, Any]:
+        return {"pooling": "sum"}
+
+    def tokenizer(self, side: Side) -> Tokenizer:
+        raise NotImplementedError("texts come tokenized here")
+
+    def encode(self, tokens: TokenBlock, side: Side) -> Float32:
+        table = np.random.default_rng(7).integers(-2, 3, (VOCABULARY, self.dim)).astype(np.float32)
+        if side == "document":
+            self.texts_encoded += len(tokens)
+        rows = [table[tokens.ids[a:b]].sum(axis=0) for a, b in zip(tokens.offsets, tokens.offsets[1:], strict=False)]
+        return np.array(rows, dtype=np.float32).reshape(len(tokens), self.dim)
+
+
+@dataclass
+class Blocks:
+    tokens: TokenBlock
+    size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.tokens) // self.size)
+
+    def positions(self, number: int) -> slice:
+        return slice(number * self.size, min((number + 1) * self.size, len(self.tokens)))
+
+    def block(self, number: int) -> TokenBlock:
+        place = self.positions(number)
+        first, last = self.tokens.offsets[place.start], self.tokens.offsets[place.stop]
+        return TokenBlock(ids=self.tokens.ids[first:last], offsets=self.tokens.offsets[place.start : place.stop + 1] - first)
+
+
+@dataclass
+class StopAfter:
+    """Lets `slices` slices through, then says stop."""
+
+    slices: int = 10**9
+    seen: list[tuple[str, int, int]] = field(default_factory=list)
+
+    def check(self) -> None:
+        if len(self.seen) >= self.slices:
+            raise Stopped("enough")
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        self.seen.append((phase, done, total))
+
+
+def tokens_of(num_texts: int, seed: int) -> TokenBlock:
+    rng = np.random.default_rng(seed)
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(1, 9, num_texts))])
+    return TokenBlock(ids=rng.integers(0, VOCABULARY, int(offsets[-1])).astype(np.uint16), offsets=offsets)
+
+
+def workload_of(folder: Path, *, block: int = 64, top_k: int = 20, own: Int64 | None = None) -> Workload:
+    num_corpus = NUM_DOCUMENTS * 3
+    return Workload(
+        queries=tokens_of(NUM_QUERIES, 1),
+        documents=Blocks(tokens_of(NUM_DOCUMENTS, 2), block),
+        ordinals=np.sort(np.random.default_rng(3).choice(num_corpus, NUM_DOCUMENTS, replace=False)),
+        own_documents=np.full(NUM_QUERIES, -1) if own is None else own,
+        tie_rank=np.random.default_rng(4).permutation(num_corpus),
+        top_k=top_k,
+        progress_file=folder / "progress" / "work.npz",
+    )
+
+
+def rank(workload: Workload, engine: LocalEngine | None = None, control: StopAfter | None = None) -> Ranked:
+    return (engine or LocalEngine()).rank(SumOfEmbeddings(), workload, TorchIndex(), control or StopAfter(), "cpu")
+
+
+def assert_same(found: Ranked, expected: Ranked) -> None:
+    np.testing.assert_array_equal(found.ranking.documents, expected.ranking.documents)
+    np.testing.assert_array_equal(found.ranking.scores, expected.ranking.scores)
+
+
+def test_every_query_gets_its_best_documents(tmp_path: Path) -> None:
+    workload = workload_of(tmp_path)
+    found = rank(workload)
+    model = SumOfEmbeddings()
+    blocks = workload.documents
+    vectors = np.concatenate([model.encode(blocks.block(number), "document") for number in range(len(blocks))])
+    scores = model.encode(workload.queries, "query") @ vectors.T
+    for row in range(NUM_QUERIES):
+        order = np.lexsort((workload.tie_rank[workload.ordinals], -scores[row]))[:20]
+        np.testing.assert_array_equal(found.ranking.documents[row], workload.ordinals[order])
+    assert found.encoded_now == NUM_DOCUMENTS
+    assert set(found.seconds) == {"encode", "search"}
+
+
+def test_block_and_slice_sizes_do_not_change_the_ranking(tmp_path: Path) -> None:
+    expected = rank(workload_of(tmp_path))
+    for block, slice_documents in [(1, 1), (37, 10), (NUM_DOCUMENTS, 11), (1_000, 1_000)]:
+        assert_same(rank(workload_of(tmp_path, block=block), LocalEngine(slice_documents=slice_documents)), expected)
+
+
+@pytest.mark.parametrize("slices", [0, 1, 2, 5, 9])
+def test_an_interrupted_ranking_goes_on_to_the_same_result(tmp_path: Path, slices: int) -> None:
+    engine = LocalEngine(slice_documents=16)
+    expected = rank(workload_of(tmp_path), engine)
+    workload = workload_of(tmp_path)
+    control = StopAfter(slices)
+    with pytest.raises(Stopped):
+        rank(workload, engine, control)
+    done = control.seen[-1][1] if control.seen else 0
+    model = SumOfEmbeddings()
+    found = engine.rank(model, workload, TorchIndex(), StopAfter(), "cpu")
+    assert_same(found, expected)
+    assert found.encoded_now == model.texts_encoded == NUM_DOCUMENTS - done
+    assert not workload.progress_file.exists()
+
+
+def test_a_killed_ranking_goes_on_from_what_was_saved_on_the_way(tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    class KillAfter(StopAfter):
+        def check(self) -> None:
+            if len(self.seen) >= self.slices:
+                raise Killed
+
+    workload, engine = workload_of(tmp_path), LocalEngine(slice_documents=16, save_every_s=0)
+    with pytest.raises(Killed):
+        rank(workload, engine, KillAfter(3))
+    found = rank(workload, engine)
+    assert found.encoded_now == NUM_DOCUMENTS - 3 * 16
+    assert_same(found, rank(workload, engine))
+
+
+def test_nothing_is_saved_before_it_is_time(tmp_path: Path) -> None:
+    workload = workload_of(tmp_path)
+    found: list[bool] = []
+
+    class Look(StopAfter):
+        def progress(self, phase: str, done: int, total: int) -> None:
+            found.append(workload.progress_file.exists())
+
+    rank(workload, LocalEngine(slice_documents=16, save_every_s=1_000), Look())
+    assert found
+    assert not any(found)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "another sample"])
+def test_a_damaged_or_foreign_progress_file_is_ignored(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    engine, workload = LocalEngine(slice_documents=16), workload_of(tmp_path)
+    expected = rank(workload, engine)
+    with pytest.raises(Stopped):
+        rank(workload, engine, StopAfter(4))
+    file = workload.progress_file
+    if damage == "another sample":
+        workload = replace(workload, ordinals=workload.ordinals + 0, own_documents=np.full(NUM_QUERIES, -2))
+    else:
+        file.write_bytes({"truncated": file.read_bytes()[:-40], "text": b"hello", "empty": b""}[damage])
+    found = rank(workload, engine)
+    assert_same(found, expected)
+    assert found.encoded_now == NUM_DOCUMENTS
+    assert str(file) in caplog.text
+
+
+def test_own_documents_are_dropped_and_the_next_one_moves_up(tmp_path: Path) -> None:
+    plain = rank(workload_of(tmp_path, top_k=21)).ranking
+    own = np.full(NUM_QUERIES, -1)
+    own[0], own[1] = plain.documents[0, 0], plain.documents[1, 19]
+    own[2] = np.setdiff1d(np.arange(NUM_DOCUMENTS * 3), workload_of(tmp_path).ordinals)[0]  # not in the sample
+    found = rank(workload_of(tmp_path, own=own)).ranking
+    assert found.documents.shape == (NUM_QUERIES, 20)
+    np.testing.assert_array_equal(found.documents[0], plain.documents[0, 1:])
+    np.testing.assert_array_equal(found.documents[1], np.delete(plain.documents[1], 19))
+    np.testing.assert_array_equal(found.documents[2:], plain.documents[2:, :20])
+
+
+def test_an_own_document_in_a_sample_smaller_than_top_k_leaves_an_empty_place(tmp_path: Path) -> None:
+    plain = rank(workload_of(tmp_path, top_k=NUM_DOCUMENTS + 5)).ranking
+    own = plain.documents[:, 3].copy()
+    found = rank(workload_of(tmp_path, top_k=NUM_DOCUMENTS + 5, own=own)).ranking
+    assert not np.any(found.documents == own[:, None])
+    assert np.all((found.documents >= 0).sum(axis=1) == NUM_DOCUMENTS - 1)
+
+
+def test_progress_reaches_the_whole_sample(tmp_path: Path) -> None:
+    control = StopAfter()
+    rank(workload_of(tmp_path), control=control)
+    assert control.seen[-1] == ("encode", NUM_DOCUMENTS, NUM_DOCUMENTS)
+
+
+def test_the_control_may_stop_before_anything_is_encoded(tmp_path: Path) -> None:
+    class GiveWay(StopAfter):
+        def check(self) -> None:
+            raise GaveWay("later")
+
+    with pytest.raises(GaveWay):
+        rank(workload_of(tmp_path), control=GiveWay())
+    assert not workload_of(tmp_path).progress_file.exists()
