@@ -1,4 +1,4 @@
-"""One checkpoint, from its folder to its Report: the whole story. Runs in the worker process, which keeps it between checkpoints."""
+"""One checkpoint, from its folder to its Report: the whole story. The worker process keeps it between checkpoints."""
 
 import logging
 import threading

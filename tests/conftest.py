@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
-WORDS = "compiler socket thread matrix parser decimal queue archive locale signal buffer iterator".split()
+WORDS = ["compiler", "socket", "thread", "matrix", "parser", "decimal"]
+WORDS += ["queue", "archive", "locale", "signal", "buffer", "iterator"]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,131 @@
+"""conf/ and the classes belong together: every choice names a class of its own folder, every run composes and builds."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from dr_validate.config import STAGES, Run, build, conf_dir
+from dr_validate.errors import ConfigError
+
+CHOICES = sorted(path for stage in STAGES for path in (conf_dir() / stage).glob("*.yaml"))
+NEEDED = {
+    "beir": ["dataset.path=somewhere", "source.path=somewhere"],
+    "msmarco": ["source.path=somewhere"],
+    "nq": ["source.path=somewhere"],
+    "demo": [],
+}
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        config = compose("config", list(overrides))
+    OmegaConf.resolve(config)
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def built(*overrides: str) -> Run:
+    return build(composed(*overrides))
+
+
+@pytest.mark.parametrize("path", CHOICES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_choice_names_a_class_in_the_file_of_its_name(path: Path) -> None:
+    target = yaml.safe_load(path.read_text())["_target_"]
+    assert target.rpartition(".")[0] == f"dr_validate.{path.parent.name}.{path.stem}"
+
+
+def test_every_stage_has_a_choice_and_every_run_is_tried_here() -> None:
+    assert {path.parent.name for path in CHOICES} == set(STAGES)
+    assert {path.stem for path in (conf_dir() / "run").glob("*.yaml")} == set(NEEDED)
+
+
+@pytest.mark.parametrize("name", sorted(NEEDED))
+def test_every_run_composes_and_builds(name: str) -> None:
+    run = built(f"+run={name}", *NEEDED[name])
+    assert run.settings.metrics
+
+
+def test_the_msmarco_run_takes_a_device() -> None:
+    assert built("+run=msmarco", "device=cuda:1", "source.path=x").settings.device == "cuda:1"
+
+
+def test_the_first_choices_are_the_documented_defaults() -> None:
+    run = built("source.path=x")
+    assert (run.settings.seed, run.settings.top_k) == (13, 100)
+    assert run.settings.metrics == ("mrr@10", "ndcg@10", "recall@100")
+    assert (run.watch.mode, run.watch.order, run.watch.poll_s, run.watch.max_attempts) == ("follow", "newest_first", 30, 3)
+
+
+def test_all_problems_come_in_one_message() -> None:
+    with pytest.raises(ConfigError) as caught:
+        built(
+            "encoder.pooling=men",
+            "+index.metrc=l2",
+            "watch.poll_s=abc",
+            "metrics=[ndgc@10]",
+            "sampler=random",
+            "sampler.fraction=2",
+        )
+    message = str(caught.value)
+    assert message.startswith("6 problems in the configuration:")
+    for part in (
+        "source.path: required",
+        "encoder.pooling: ",
+        "'men'",
+        "index.metrc: Unexpected keyword argument",
+        "watch.poll_s: ",
+        "(got 'abc')",
+        "metrics.0: ",
+        "sampler.fraction: ",
+    ):
+        assert part in message
+
+
+def test_a_cutoff_deeper_than_top_k_is_refused() -> None:
+    with pytest.raises(ConfigError, match="top_k: got 100, but metrics reach down to 1000"):
+        built("source.path=x", "metrics=[recall@1000]")
+
+
+def test_a_class_from_elsewhere_is_never_imported() -> None:
+    with pytest.raises(ConfigError, match=r"index._target_: got 'os.system', expected a class of dr_validate.index"):
+        build({**composed("source.path=x"), "index": {"_target_": "os.system"}})
+
+
+def test_a_secret_in_the_wrong_place_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        built("source.path=x", "+tracker.api_key=0123456789abcdef")
+    assert "tracker.api_key" in str(caught.value)
+    assert "0123456789abcdef" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--help"], 0, "dr_validate validates dense-retrieval checkpoints"),
+        (["--cfg", "job", "+run=demo"], 0, "fraction: 0.2"),
+        (["sampler=nonsense"], 2, "nonsense"),
+        (["+run=nonsense"], 2, "nonsense"),
+        (["nonsense=1"], 2, "nonsense"),
+        (["source.path=x", "encoder.dtype=float8"], 2, "1 problem in the configuration:\n  encoder.dtype"),
+        (["-m", "source.path=x", "sampler=full,random"], 2, "set watch.mode=once"),
+    ],
+    ids=["help", "cfg", "choice", "run", "key", "value", "follow-in-multirun"],
+)
+def test_questions_and_mistakes_are_answered_without_loading_anything(
+    arguments: list[str], code: int, said: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "dr_validate", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == code, result.stderr[-2000:]
+    assert said in result.stdout + result.stderr
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
+    assert not imported & {"torch", "faiss", "transformers", "wandb", "pyarrow", "ranx"}
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.rglob("*.log"))

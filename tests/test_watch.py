@@ -1,0 +1,276 @@
+"""The watcher as a user meets it: real processes, real checkpoints, real kills."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WriteCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path, write_checkpoint: WriteCheckpoint) -> Path:
+    folder = tmp_path / "checkpoints"
+    for number in range(1, 6):
+        write_checkpoint(folder / f"checkpoint-{number * 100}", seed=number, step=number * 100)
+    return folder
+
+
+@pytest.fixture
+def arguments(checkpoints: Path, collection: Path) -> list[str]:
+    return [
+        f"source.path={checkpoints}",
+        "dataset=beir",
+        f"dataset.path={collection}",
+        "sampler=full",
+        "tracker=none",
+        "watch.mode=once",
+        "encoder.pooling=mean",
+        "encoder.normalize=true",
+        "top_k=100",
+    ]
+
+
+def done(reports: Any) -> dict[str, Any]:
+    found = [r for r in reports if r["status"] == "done"]
+    values = {r["checkpoint"]["name"]: r["metrics"] for r in found}
+    assert len(values) == len(found), "a checkpoint was reported done twice"
+    return values
+
+
+def wait_for(condition: Callable[[], bool], limit_s: float = 120) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        threading.Event().wait(0.05)
+
+
+def test_once_validates_what_is_there_and_a_second_run_has_nothing_to_do(dr_validate: Any, arguments: list[str]) -> None:
+    first = dr_validate(*arguments)
+    assert first.returncode == 0, first.stderr
+    reports = dr_validate.reports()
+    assert [r["checkpoint"]["step"] for r in reports] == [500, 400, 300, 200, 100]  # newest first
+    for report in reports:
+        assert report["corpus"] == {"documents": 48, "encoded": 48, "encoded_now": 48, "fraction": 1.0}
+        for metric in report["metrics"].values():
+            assert metric["low"] == metric["value"] == metric["high"] == metric["naive"]
+        assert set(report["seconds"]) >= {"download", "load", "encode", "search", "score", "total"}
+    assert "500" in first.stdout
+    second = dr_validate(*arguments)
+    assert second.returncode == 0, second.stderr
+    assert dr_validate.reports() == reports
+
+
+def test_killed_at_ten_random_moments_each_checkpoint_is_done_once_with_the_same_values(
+    dr_validate: Any, arguments: list[str], tmp_path: Path
+) -> None:
+    undisturbed = dr_validate(*arguments, "state_dir=undisturbed")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    expected = done(dr_validate.reports("undisturbed"))
+    chance = random.Random(7)
+    started = time.monotonic()
+    process = dr_validate.start(*arguments, "block_documents=4")
+    wait_for(lambda: bool(dr_validate.reports()))
+    typical = time.monotonic() - started  # until the first report: moments are spread over start, work and end
+    kill(process)
+    for _ in range(9):
+        process = dr_validate.start(*arguments, "block_documents=4")
+        try:
+            process.wait(timeout=chance.uniform(0.1, 1.0) * typical)
+        except subprocess.TimeoutExpired:  # still running: the moment has come
+            kill(process)
+    last = dr_validate(*arguments, "block_documents=4")
+    assert last.returncode == 0, last.stderr
+    assert done(dr_validate.reports()) == expected
+    assert len(dr_validate.reports()) == 5
+
+
+def kill(process: Any) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_follow_picks_up_what_appears_and_sigterm_is_a_clean_end(
+    dr_validate: Any, arguments: list[str], checkpoints: Path, write_checkpoint: WriteCheckpoint
+) -> None:
+    with following(dr_validate, [*arguments, "watch.mode=follow", "watch.poll_s=0.3"]) as process:
+        wait_for(lambda: len(dr_validate.reports()) == 5)
+        write_checkpoint(checkpoints / "half", seed=9)
+        weights = checkpoints / "half" / "model.safetensors"
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[: len(whole) // 2])
+        (checkpoints / "half").rename(checkpoints / "checkpoint-600")
+        write_checkpoint(checkpoints / "checkpoint-550", seed=10, step=550)
+        wait_for(lambda: len(dr_validate.reports()) == 6)
+        (checkpoints / "checkpoint-600" / "model.safetensors").write_bytes(whole)
+        wait_for(lambda: len(dr_validate.reports()) == 7)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+    assert [r["checkpoint"]["step"] for r in dr_validate.reports()][5:] == [550, 600]
+    assert "SIGTERM" in err
+    assert "Traceback" not in err
+
+
+class following:
+    """A watcher that is killed at the end of the block, whatever happened in it."""
+
+    def __init__(self, command_line: Any, arguments: list[str]) -> None:
+        self.process = command_line.start(*arguments)
+
+    def __enter__(self) -> Any:
+        return self.process
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.process.kill()
+
+
+def test_a_stop_file_ends_a_follower_after_its_work_and_its_baselines(dr_validate: Any, arguments: list[str]) -> None:
+    (dr_validate.folder / "over").touch()
+    more = ["watch.mode=follow", "watch.poll_s=0.3", "watch.stop_file=over", "sampler=random", "sampler.fraction=0.5"]
+    result = dr_validate(*arguments, *more)
+    assert result.returncode == 0, result.stderr
+    reports = dr_validate.reports()
+    sampled = {r["checkpoint"]["step"]: r for r in reports if r["sampler"] == "random"}
+    full = {r["checkpoint"]["step"]: r for r in reports if r["sampler"] == "full"}
+    assert set(sampled) == set(full) == {100, 200, 300, 400, 500}
+    for step, report in sampled.items():
+        for name, estimate in report["metrics"].items():
+            exact = full[step]["metrics"][name]["value"]
+            assert estimate["low"] <= exact <= estimate["high"] + 1e-12
+    agreement = reports[-1]["agreement"]
+    assert agreement["checkpoints"] == 5
+    assert "Sampled against full corpus over 5 checkpoints" in result.stdout
+
+
+def test_a_second_watcher_of_the_same_spec_is_told_who_holds_it(dr_validate: Any, arguments: list[str]) -> None:
+    with following(dr_validate, [*arguments, "watch.mode=follow", "watch.poll_s=0.3"]) as process:
+        wait_for(lambda: len(dr_validate.reports()) == 5)
+        second = dr_validate(*arguments)
+        assert second.returncode == 2
+        assert f'"pid": {process.pid}' in second.stderr
+        assert "Traceback" not in second.stderr
+        other_spec = dr_validate(*arguments, "sampler=random", "sampler.fraction=0.5")
+        assert other_spec.returncode == 0, other_spec.stderr
+
+
+def test_a_checkpoint_rotated_away_while_in_use_is_validated_from_its_copy(
+    dr_validate: Any, arguments: list[str], checkpoints: Path
+) -> None:
+    stop = threading.Event()
+    threading.Thread(target=delete_when_copied, args=(dr_validate.folder / ".dr_validate", checkpoints, stop)).start()
+    try:
+        result = dr_validate(*arguments)
+    finally:
+        stop.set()
+    assert result.returncode in (0, 1), result.stderr
+    reports = dr_validate.reports()
+    assert {r["status"] for r in reports if r["checkpoint"]["name"] == "checkpoint-500"} == {"done"}
+    for report in reports:
+        assert report["status"] == "done" or "deleted" in report["error"]
+
+
+def delete_when_copied(state_dir: Path, checkpoints: Path, stop: threading.Event) -> None:
+    while not stop.wait(0.01):
+        if any((state_dir / "checkpoints").glob("sha256-*")):
+            shutil.rmtree(checkpoints)
+            return
+
+
+def test_stale_checkpoints_are_skipped_with_a_reason(dr_validate: Any, arguments: list[str]) -> None:
+    result = dr_validate(*arguments, "watch.skip=stale")
+    assert result.returncode == 0, result.stderr
+    reports = dr_validate.reports()
+    assert {r["checkpoint"]["step"]: r["status"] for r in reports} == {
+        100: "skipped",
+        200: "skipped",
+        300: "skipped",
+        400: "skipped",
+        500: "done",
+    }
+    assert "overtaken by checkpoint-500 at step 500" in reports[0]["error"]
+
+
+def test_status_tells_what_is_done_failed_and_pending(
+    dr_validate: Any, arguments: list[str], checkpoints: Path, write_checkpoint: WriteCheckpoint
+) -> None:
+    assert dr_validate("task=status").stdout.startswith("Nothing has been validated")
+    write_checkpoint(checkpoints / "checkpoint-50", seed=1, step=50, tokenizer=False)
+    assert dr_validate(*arguments).returncode == 1
+    write_checkpoint(checkpoints / "checkpoint-700", seed=11, step=700)
+    out = dr_validate("task=status", f"source.path={checkpoints}").stdout
+    for part in ("checkpoint-700", "pending", "checkpoint-50", "failed", "encoder.tokenizer", "done", "mrr@10"):
+        assert part in out
+
+
+def test_doctor_names_every_problem_and_its_way_out(dr_validate: Any, arguments: list[str]) -> None:
+    well = dr_validate(*arguments, "task=doctor")
+    assert well.returncode == 0, well.stdout + well.stderr
+    assert "48 documents, 12 queries" in well.stdout
+    ill = dr_validate(*arguments, "task=doctor", "device=cuda:7", "dataset.path=nowhere")
+    assert ill.returncode == 2
+    assert ill.stdout.count("problem") == 2
+    assert "cuda:7" in ill.stdout
+    assert "nowhere" in ill.stdout
+
+
+def test_a_multirun_of_samplers_shares_one_state_dir(dr_validate: Any, arguments: list[str]) -> None:
+    base = [a for a in arguments if not a.startswith("sampler=")]
+    result = dr_validate("-m", *base, "sampler=full,random,run_pool", "state_dir=state")
+    assert result.returncode == 0, result.stderr
+    reports = dr_validate.reports("state")
+    by_sampler = {name: [r for r in reports if r["sampler"] == name] for name in ("full", "random", "run_pool")}
+    assert {name: len(found) for name, found in by_sampler.items()} == {"full": 5, "random": 5, "run_pool": 5}
+    assert by_sampler["run_pool"][-1]["agreement"]["checkpoints"] == 5  # the full job gave the baselines
+
+
+def test_the_worker_dies_with_its_watcher(dr_validate: Any, arguments: list[str]) -> None:
+    process = dr_validate.start(*arguments, "watch.mode=follow")
+    wait_for(lambda: bool(dr_validate.reports()))
+    workers = [pid for pid in children(process.pid) if "dr_validate.worker" in command_of(pid)]
+    assert workers
+    kill(process)
+    wait_for(lambda: not any("dr_validate.worker" in command_of(pid) for pid in workers), limit_s=20)
+
+
+def children(pid: int) -> Iterator[int]:
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        yield from map(int, (task / "children").read_text().split())
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def test_a_worker_that_is_killed_costs_one_attempt(dr_validate: Any, arguments: list[str]) -> None:
+    with following(dr_validate, [*arguments, "watch.mode=follow", "watch.poll_s=0.3", "block_documents=1"]) as process:
+        wait_for(lambda: len(dr_validate.reports()) >= 1)
+        for worker in children(process.pid):
+            os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: len(dr_validate.reports()) == 5)
+    reports = dr_validate.reports()
+    assert [r["status"] for r in reports] == ["done"] * 5
+    assert sorted(r["attempts"] for r in reports)[:4] == [1, 1, 1, 1]
+
+
+def test_the_ranking_is_written_when_asked_for(dr_validate: Any, arguments: list[str]) -> None:
+    result = dr_validate(*arguments, "write_ranking=true")
+    assert result.returncode == 0, result.stderr
+    report = dr_validate.reports()[0]
+    digest = report["checkpoint"]["digest"].replace(":", "-")
+    lines = (dr_validate.folder / ".dr_validate" / "rankings" / report["spec"] / f"{digest}.trec").read_text().splitlines()
+    assert len(lines) == 12 * 48
+    assert lines[0].split()[:2] == ["q0", "Q0"]
+    assert json.dumps(report)
