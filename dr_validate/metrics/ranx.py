@@ -1,0 +1,100 @@
+"""Metrics per query by ranx, fed with arrays of ordinals: no dictionaries of strings, and our own order among ties."""
+
+import importlib.util
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dr_validate.component import component
+from dr_validate.metrics.names import deepest_cutoff, parse, parse_metric
+from dr_validate.values import Float64, Qrels, Ranking, Scores
+
+__all__ = ["RanxMetrics", "deepest_cutoff", "parse_metric"]
+
+log = logging.getLogger(__name__)
+
+
+@component
+class RanxMetrics:
+    """`names` in ranx's form (see `metrics/names.py`); values equal trec_eval's, cutoffs counted in our order of ties."""
+
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            parse(name)
+
+    def warm_up(self) -> None:
+        """Compile: about a minute the first time on a machine, a second once numba has it on disk."""
+        # ranx goes down to one thread, for good, when it sees fewer than ten queries.
+        ten = np.zeros((10, 1, 2))
+        _evaluate(ten, ten, self.names)
+
+    def score(self, ranking: Ranking, qrels: Qrels) -> Scores:
+        """See `Metrics.score`. A name without a cutoff looks at the whole ranking."""
+        if not len(ranking.documents):
+            return Scores(per_query={name: np.empty(0) for name in self.names})
+        judged, most_gain = _judged(qrels)
+        values = _evaluate(judged, _retrieved(ranking), self.names)
+        for name, value in values.items():
+            value[most_gain < parse(name).relevant_from] = np.nan
+        return Scores(per_query=values)
+
+
+def _judged(qrels: Qrels) -> tuple[Float64, Float64]:
+    """(num_queries, most, 2) of document and gain, best first, filled up with -1 and 0; and the highest gain of each query."""
+    num_queries = len(qrels.offsets) - 1
+    rows = np.repeat(np.arange(num_queries), np.diff(qrels.offsets))
+    # trec_eval takes gains below 1 for not relevant; so does ranx, but only if it does not see them.
+    rows, documents, gains = (array[qrels.gains >= 1] for array in (rows, qrels.documents, qrels.gains))
+    order = np.lexsort((documents, -gains, rows))  # ranx takes the ideal ranking from the order of the judgements
+    rows, documents, gains = rows[order], documents[order], gains[order]
+    counts = np.bincount(rows, minlength=num_queries)
+    columns = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    judged = np.zeros((num_queries, max(1, int(counts.max())), 2))
+    judged[:, :, 0] = -1  # ranx also reads the judgements as a ranking, where ordinal 0 would be a document
+    judged[rows, columns, 0] = documents
+    judged[rows, columns, 1] = gains
+    return judged, judged[:, 0, 1]
+
+
+def _retrieved(ranking: Ranking) -> Float64:
+    """(num_queries, top_k, 2) of document and a score that falls with the rank; the -1 of an empty place is no document."""
+    documents = ranking.documents
+    falling = np.broadcast_to(np.arange(documents.shape[1], 0, -1), documents.shape)
+    return np.ascontiguousarray(np.stack([documents, falling], axis=2), dtype=np.float64)
+
+
+def _evaluate(judged: Float64, retrieved: Float64, names: tuple[str, ...]) -> dict[str, Float64]:
+    # With one metric ranx looks its answer up by the name without the cutoff and fails; twice the same is not one.
+    asked = names * 2 if len(names) == 1 else names
+    values = _import_ranx().evaluate(judged, retrieved, list(asked), return_mean=False)
+    return {name: np.array(values[name], dtype=np.float64) for name in names}
+
+
+def _import_ranx() -> Any:
+    _choose_numba_cache()
+    import ranx
+
+    return ranx
+
+
+def _choose_numba_cache() -> None:
+    """Where site-packages is read-only, compiled code would be lost with the process: give numba a folder of the user's."""
+    spec = importlib.util.find_spec("ranx")
+    if "NUMBA_CACHE_DIR" in os.environ or spec is None or spec.origin is None:
+        return
+    if os.access(Path(spec.origin).parent / "metrics", os.W_OK):
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "dr_validate" / "numba"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.gettempdir()) / f"dr_validate-numba-{os.getuid()}"
+    os.environ["NUMBA_CACHE_DIR"] = str(folder)
+    log.info("compiled metrics are kept in %s", folder)
