@@ -1,0 +1,40 @@
+"""The judged documents and a simple random sample of the rest."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from dr_validate.component import component
+from dr_validate.sampler.drawing import budget, others, permanent_random_numbers, sample_of
+from dr_validate.values import Sample, TestSet
+
+log = logging.getLogger(__name__)
+
+
+@component
+class RandomSampler:
+    """`fraction` of the whole corpus, judged documents included; a smaller fraction's sample lies within a larger one's.
+
+    The rest of the budget goes to the documents with the smallest permanent random numbers: each document that is not
+    judged is in with odds n / (documents - judged), n the number taken.
+    """
+
+    fraction: float = Field(gt=0, le=1)
+
+    def draw(self, test_set: TestSet, seed: int, cache: Path) -> Sample:
+        """See `Sampler.draw`. Raises SetupError if the judged documents do not fit, naming the smallest fraction that works."""
+        num_taken = budget(test_set, self.fraction) - len(test_set.judged)
+        rest = others(test_set)
+        numbers = permanent_random_numbers(test_set.corpus.id_hash[rest], seed)
+        taken = rest[np.argsort(numbers, kind="stable")[:num_taken]]
+        log.info("random sample of %s: %d judged and %d other documents", test_set.name, len(test_set.judged), num_taken)
+        odds = num_taken / len(rest) if len(rest) else 1.0
+        return sample_of(test_set, taken, odds, {**self.fingerprint(), "seed": seed})
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """JSON values for the spec."""
+        return {"sampler": "random", "fraction": self.fraction}

@@ -1,0 +1,87 @@
+import gzip
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dr_validate.sampler.bm25 import bm25_run
+from dr_validate.values import TestSet
+
+
+def bm25_by_hand(test_set: TestSet, query: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Lucene's BM25 with k1 = 0.9 and b = 0.4, document by document."""
+    documents = [str(text).split() for text in test_set.corpus.texts(np.arange(len(test_set.corpus)))]
+    mean_length = sum(map(len, documents)) / len(documents)
+    scores = np.zeros(len(documents))
+    for term in query.split():
+        having = sum(term in document for document in documents)
+        idf = math.log(1 + (len(documents) - having + 0.5) / (having + 0.5))
+        for ordinal, document in enumerate(documents):
+            tf = document.count(term)
+            scores[ordinal] += idf * tf / (tf + 0.9 * (1 - 0.4 + 0.4 * len(document) / mean_length))
+    return scores
+
+
+def test_every_query_gets_the_best_by_the_formula_with_ties_by_descending_id(small: TestSet, tmp_path: Path) -> None:
+    run = bm25_run(small, 20, tmp_path)
+    for row in range(6):
+        scores = bm25_by_hand(small, str(small.query_texts[row])).round(5)
+        expected = np.lexsort((small.corpus.tie_rank, -scores))[:20]
+        np.testing.assert_array_equal(run.documents[run.rows == row], expected[scores[expected] > 0])
+        np.testing.assert_array_equal(run.ranks[run.rows == row], np.arange(np.count_nonzero(run.rows == row)))
+
+
+def test_the_order_of_the_corpus_plays_no_part(small: TestSet, reordered: TestSet, tmp_path: Path) -> None:
+    first, second = bm25_run(small, 20, tmp_path / "a"), bm25_run(reordered, 20, tmp_path / "b")
+    assert small.corpus.ids(first.documents) == reordered.corpus.ids(second.documents)
+
+
+def test_the_run_is_computed_once_and_read_back_the_same(small: TestSet, tmp_path: Path) -> None:
+    first = bm25_run(small, 20, tmp_path)
+    (path,) = tmp_path.iterdir()
+    written = path.stat().st_mtime_ns
+    again = bm25_run(small, 20, tmp_path)
+    assert path.stat().st_mtime_ns == written
+    np.testing.assert_array_equal(again.documents, first.documents)
+    bm25_run(replace(small, fingerprint="another"), 20, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "not gzip", "another text"])
+def test_a_damaged_cache_is_rebuilt(small: TestSet, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    first = bm25_run(small, 20, tmp_path)
+    (path,) = tmp_path.iterdir()
+    good = path.read_bytes()
+    other = {"truncated": good[:-30], "empty": b"", "not gzip": b"q0 d1 1\n", "another text": gzip.compress(b"hello\n")}
+    path.write_bytes(other[damage])
+    again = bm25_run(small, 20, tmp_path)
+    np.testing.assert_array_equal(again.documents, first.documents)
+    assert path.read_bytes() == good
+    assert f"{path} is damaged" in caplog.text
+
+
+def test_a_collection_that_came_as_token_ids_is_searched_by_them(small: TestSet, tmp_path: Path) -> None:
+    class TokenCorpus(type(small.corpus)):  # type: ignore[misc]  # the class lives in conftest.py, which is no module to import
+        def texts(self, ordinals: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[list[int]]:
+            return [[int(word[4:]) for word in text.split()] for text in super().texts(ordinals)]
+
+    queries = [[int(word[4:]) for word in str(text).split()] for text in small.query_texts]
+    corpus = TokenCorpus(small.corpus.ids(np.arange(200)), small.corpus.texts(np.arange(200)))
+    found = bm25_run(replace(small, corpus=corpus, query_texts=queries, fingerprint="tokens"), 20, tmp_path)
+    expected = bm25_run(small, 20, tmp_path)
+    np.testing.assert_array_equal(found.documents, expected.documents)
+
+
+def test_bm25_on_vaswani_is_as_good_as_bm25_is(vaswani: TestSet, tmp_path: Path) -> None:
+    run = bm25_run(vaswani, 1000, tmp_path)
+    values = []
+    for row in range(len(vaswani.query_ids)):
+        documents, gains = vaswani.qrels.row(row)
+        top = run.documents[(run.rows == row) & (run.ranks < 10)]
+        hits = np.isin(top, documents[gains > 0])
+        ideal = min(10, np.count_nonzero(gains > 0))
+        discounts = 1 / np.log2(np.arange(2, 12))
+        values.append((hits * discounts[: len(top)]).sum() / discounts[:ideal].sum())
+    assert 0.36 < np.mean(values) < 0.42  # without stemming; chance would be near 0
