@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from pydantic import field_validator
 
 from dr_validate.component import component
-from dr_validate.errors import DrValidateError
 from dr_validate.values import Agreement, Float64, Report
 
 _EVERY = re.compile(r"every:([1-9][0-9]*)")
@@ -22,11 +22,12 @@ class AgainstFull:
 
     baseline: str = "idle"
 
-    def __post_init__(self) -> None:
-        if self.baseline not in ("idle", "always", "off") and not _EVERY.fullmatch(self.baseline):
-            raise DrValidateError(
-                f"fidelity.baseline: got {self.baseline!r}, expected idle, always, every:N (N from 1 on, e.g. every:5) or off"
-            )
+    @field_validator("baseline")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in ("idle", "always", "off") and not _EVERY.fullmatch(value):
+            raise ValueError("expected idle, always, every:N (N from 1 on, e.g. every:5) or off")
+        return value
 
     def wants_baseline(self, index: int) -> bool:
         """Whether checkpoint number `index` (0, 1, ... in the order of validation) must have a baseline, waiting or not."""
