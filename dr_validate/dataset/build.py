@@ -1,0 +1,93 @@
+"""From the parts of a collection to a checked TestSet: every data set ends here."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dr_validate.component import fingerprint
+from dr_validate.dataset.convert import open_corpus
+from dr_validate.dataset.corpus import FORMAT_VERSION, ArrowCorpus
+from dr_validate.dataset.digests import digests_of
+from dr_validate.dataset.judge import MissingJudged, check_texts, read_judged, resolve
+from dr_validate.dataset.read import Problems, kind_of
+from dr_validate.dataset.records import Entry, Judgement, Part
+from dr_validate.errors import DatasetError
+from dr_validate.values import Int64, Qrels, TestSet
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collection:
+    """What a data set hands over: where its three parts are and what to do about gaps in them."""
+
+    name: str
+    documents: Part[Entry]
+    queries: Part[Entry]
+    judgements: Part[Judgement]
+    missing_judged: MissingJudged = "error"
+    ignore_identical_ids: bool = False
+
+
+def open_test_set(collection: Collection, cache: Path) -> TestSet:
+    """Check everything and hand it over; the corpus is converted into `cache` unless that very content already was.
+
+    The fingerprint is of the content: two paths to the same files are the same test set. Raises DatasetError with up to ten
+    problems at once.
+    """
+    corpus_key = fingerprint({"corpus": _content(collection.documents, cache), "format": FORMAT_VERSION})
+    key = fingerprint(
+        {
+            "corpus": corpus_key,
+            "queries": _content(collection.queries, cache),
+            "qrels": _content(collection.judgements, cache),
+            "ignore_identical_ids": collection.ignore_identical_ids,
+        }
+    )
+    problems = Problems(collection.name)
+    judged = read_judged(collection.queries, collection.judgements, problems)
+    corpus = open_corpus(collection.documents, cache / corpus_key, problems)
+    problems.stop_if_any()
+    assert corpus is not None, "a corpus is refused with problems only"
+    queries, qrels = resolve(judged, corpus, collection.missing_judged, problems)
+    check_texts(queries, corpus.tokenized, problems)
+    log.info("%s: %d documents, %d queries, %d judgements", collection.name, len(corpus), len(queries), len(qrels.gains))
+    return TestSet(
+        name=collection.name,
+        corpus=corpus,
+        query_ids=tuple(entry.id for entry in queries),
+        query_texts=_texts(queries),
+        qrels=qrels,
+        own_documents=_own_documents(collection, corpus, queries, qrels),
+        fingerprint=key,
+    )
+
+
+def _content(part: Part[Entry] | Part[Judgement], cache: Path) -> list[list[str]]:
+    """Kind and digest of each file: the same bytes read as another kind are another content."""
+    return [[_kind(file), digest] for file, digest in zip(part.files, digests_of(part.files, cache), strict=True)]
+
+
+def _kind(file: Path) -> str:
+    return "arrow" if file.suffix == ".arrow" else kind_of(file)
+
+
+def _texts(queries: list[Entry]) -> tuple[str, ...] | tuple[list[int], ...]:
+    texts = tuple(entry.text for entry in queries if isinstance(entry.text, str))
+    return texts or tuple(entry.text for entry in queries if isinstance(entry.text, list))
+
+
+def _own_documents(collection: Collection, corpus: ArrowCorpus, queries: list[Entry], qrels: Qrels) -> Int64:
+    if not collection.ignore_identical_ids:
+        return np.full(len(queries), -1, dtype=np.int64)
+    own = corpus.find([entry.id for entry in queries])
+    if not np.any(own >= 0):
+        raise DatasetError(
+            "dataset.ignore_identical_ids: got true, but no query id is a document id, so it has no effect; remove it"
+        )
+    rows = np.repeat(own, np.diff(qrels.offsets))
+    if unreachable := int(np.sum((rows == qrels.documents) & (qrels.gains > 0))):
+        log.warning("%d queries have their own document judged relevant, which ignore_identical_ids never returns", unreachable)
+    return own

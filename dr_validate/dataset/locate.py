@@ -1,0 +1,107 @@
+"""Where the parts of a data set on disk are: the default places, or the user's own files."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from dr_validate.component import component
+from dr_validate.dataset.build import Collection
+from dr_validate.dataset.judge import MissingJudged
+from dr_validate.dataset.read import Problems
+from dr_validate.dataset.records import DOCUMENT, QUERY, entry_part, judgement_part
+from dr_validate.errors import DatasetError
+
+log = logging.getLogger(__name__)
+
+# The name is part of metric keys (val/<dataset>/<metric>), where a slash or a space would change their meaning.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+SHARD_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".ndjson", ".ndjson.gz", ".parquet", ".tsv", ".tsv.gz")
+
+
+@component
+class Common:
+    """Settings of every data set."""
+
+    name: Name | None = None
+    ignore_identical_ids: bool = False  # never return the document whose id is the query's (ArguAna, Quora)
+    missing_judged: MissingJudged = "error"  # judged documents that are not in the corpus
+
+
+@component
+class OwnFiles(Common):
+    """Settings of data sets whose parts are files: each can be pointed elsewhere (a file, or a folder of shards)."""
+
+    corpus: Path | None = None
+    queries: Path | None = None
+    qrels: Path | None = None
+
+    def collect(self, name: str, places: Mapping[str, Sequence[Path]]) -> Collection:
+        """The parts from own files, else from the first of `places` that exists. Raises DatasetError for all gaps."""
+        problems = Problems(name)
+        corpus = locate("corpus", self.corpus, places["corpus"], problems)
+        queries = locate("queries", self.queries, places["queries"], problems)
+        qrels = locate("qrels", self.qrels, places["qrels"], problems)
+        problems.stop_if_any()
+        return Collection(
+            name=name,
+            documents=entry_part(corpus, DOCUMENT),
+            queries=entry_part(queries, QUERY),
+            judgements=judgement_part(qrels),
+            missing_judged=self.missing_judged,
+            ignore_identical_ids=self.ignore_identical_ids,
+        )
+
+
+def locate(key: str, own: Path | None, places: Sequence[Path], problems: Problems) -> tuple[Path, ...]:
+    """The files of one part; a folder stands for its shards in the order of their names."""
+    if own is not None:
+        places = [own.expanduser()]
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        looked = f"no such file or folder: {places[0]}" if own is not None else _looked_for(places)
+        problems.add(f"dataset.{key}", f"{looked}; set dataset.{key} to where the {key} are{_others(places)}")
+        return ()
+    files = (found,) if found.is_file() else tuple(sorted(_shards(found)))
+    if not files:
+        problems.add(f"dataset.{key}", f"the folder {found} holds no file ending in one of {', '.join(SHARD_ENDINGS)}")
+    log.info("%s: %s%s", key, found, f" ({len(files)} files)" if len(files) > 1 else "")
+    return files
+
+
+def existing_folder(path: Path) -> Path:
+    """`path` if it is a folder, else DatasetError."""
+    folder = path.expanduser()
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise DatasetError(f"dataset.path: {folder} {what}; set it to the folder that holds corpus, queries and qrels")
+    return folder
+
+
+def folder_name(path: Path) -> str:
+    """A data set's name from its folder, in the characters that a metric's name may have."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", path.expanduser().resolve().name).lstrip("._+-") or "dataset"
+
+
+def variants(folder: Path, *names: str) -> list[Path]:
+    """Each name in `folder`, plain before gzipped."""
+    return [folder / variant for name in names for variant in (name, f"{name}.gz")]
+
+
+def _shards(folder: Path) -> list[Path]:
+    return [file for file in folder.iterdir() if file.name.endswith(SHARD_ENDINGS) and not file.name.startswith(".")]
+
+
+def _looked_for(places: Sequence[Path]) -> str:
+    folder = places[0].parent
+    return f"found none of {', '.join(place.name for place in places)} in {folder}"
+
+
+def _others(places: Sequence[Path]) -> str:
+    """Same-kind neighbours of what is missing: the other splits of qrels, above all."""
+    folder, ending = places[0].parent, places[0].suffix
+    names = sorted(file.name for file in folder.glob(f"*{ending}")) if folder.is_dir() else []
+    return f" (there are {', '.join(names[:8])})" if names else ""

@@ -1,0 +1,172 @@
+"""Rows of JSON lines, tab-separated, TREC and Parquet files, each with its place, and the collector of what is wrong."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dr_validate.errors import DatasetError
+
+Row = Mapping[str, Any]
+MAX_PROBLEMS = 10
+GZIP_MAGIC = b"\x1f\x8b"
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+TABLE_SUFFIXES = (".tsv", ".txt", ".trec", ".qrels")
+PARQUET_BATCH_ROWS = 16_384
+
+
+class Place(NamedTuple):
+    """Where a record stands; `number` counts from 1."""
+
+    file: str
+    number: int
+    unit: str = "line"
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.number}" if self.unit == "line" else f"{self.file}, {self.unit} {self.number}"
+
+
+class Problems:
+    """Collects what is wrong with a data set, so that a user sees up to ten things at once instead of one per start."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lines: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def add(self, place: object, message: str) -> None:
+        """Note one. Raises DatasetError once there are ten."""
+        self._lines.append(f"{place}: {message}")
+        if len(self._lines) >= MAX_PROBLEMS:
+            raise DatasetError(self._text(f"{MAX_PROBLEMS} problems (there may be more)"))
+
+    def stop_if_any(self) -> None:
+        """Raise DatasetError with all of them."""
+        if self._lines:
+            raise DatasetError(self._text(f"{len(self._lines)} problem{'s' if len(self._lines) != 1 else ''}"))
+
+    def _text(self, count: str) -> str:
+        return "\n".join([f"{count} in the data set {self._name}:", *(f"  {line}" for line in self._lines)])
+
+
+def kind_of(file: Path) -> str:
+    """`json`, `parquet` or `table` by the file's name, a `.gz` at its end aside. Raises DatasetError for other names."""
+    suffix = Path(file.name.removesuffix(".gz")).suffix.lower()
+    if suffix in JSON_SUFFIXES:
+        return "json"
+    if suffix == ".parquet":
+        return "parquet"
+    if suffix in TABLE_SUFFIXES:
+        return "table"
+    known = ", ".join((*JSON_SUFFIXES, ".parquet", *TABLE_SUFFIXES))
+    raise DatasetError(f"{file}: got the suffix {suffix!r}, expected one of {known}, .gz accepted; rename or convert it")
+
+
+def shorten(value: object, limit: int = 60) -> str:
+    """What a message shows of a value that may be long."""
+    text = value if isinstance(value, str) else json.dumps(value, default=repr, ensure_ascii=False)
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+
+
+def lines(file: Path, problems: Problems) -> Iterator[tuple[int, str]]:
+    """Number and content of every line that is not blank; gzip is recognised by its first bytes.
+
+    Lines end at a line feed only, so that a separator inside a text (U+2028, form feed) cannot break a record.
+    """
+    with _open(file) as stream:
+        try:
+            for number, raw in enumerate(stream, start=1):
+                try:
+                    line = raw.decode()
+                except UnicodeDecodeError as error:
+                    problem = (
+                        f"byte {error.start} of the line (0x{raw[error.start]:02x}) is not UTF-8; convert the file to UTF-8"
+                    )
+                    problems.add(Place(str(file), number), problem)
+                    continue
+                line = line.rstrip("\r\n")
+                if number == 1:
+                    line = line.removeprefix("\ufeff")  # byte order mark of Windows editors
+                if line and not line.isspace():
+                    yield number, line
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DatasetError(f"{file}: the gzip data is broken or cut short ({error}); copy or download it again") from error
+
+
+def json_rows(file: Path, problems: Problems) -> Iterator[tuple[Place, Row]]:
+    """One JSON object per line."""
+    name = str(file)
+    for number, line in lines(file, problems):
+        place = Place(name, number)
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            problems.add(place, f"not JSON ({error}): got {shorten(line)}, expected one object per line")
+            continue
+        if isinstance(row, dict):
+            yield place, row
+        else:
+            problems.add(place, f"got {shorten(line)}, expected a JSON object")
+
+
+def table_rows(file: Path, problems: Problems) -> Iterator[tuple[Place, Row]]:
+    """`id<TAB>text` per line, as MS MARCO writes it; further tabs belong to the text."""
+    name = str(file)
+    for number, line in lines(file, problems):
+        place = Place(name, number)
+        identity, tab, text = line.partition("\t")
+        if tab:
+            yield place, {"id": identity, "text": text}
+        else:
+            problems.add(place, f"no tab in {shorten(line)}, expected id<TAB>text")
+
+
+def judgement_rows(file: Path, problems: Problems) -> Iterator[tuple[Place, Row]]:
+    """`query document gain` with or without a header (BEIR), or `query 0 document gain` (TREC), by tabs or runs of spaces."""
+    name = str(file)
+    for number, line in lines(file, problems):
+        fields = [field.strip() for field in line.split("\t")]
+        if len(fields) not in (3, 4):
+            fields = line.split()
+        if len(fields) not in (3, 4):
+            expected = "expected query-id, corpus-id, score or the four columns of TREC (query 0 document gain)"
+            problems.add(Place(name, number), f"got {len(fields)} columns in {shorten(line)}, {expected}")
+        elif not (number == 1 and _is_header(fields)):
+            yield Place(name, number), {"query-id": fields[0], "corpus-id": fields[-2], "score": fields[-1]}
+
+
+def parquet_rows(file: Path, columns: Sequence[str], problems: Problems) -> Iterator[tuple[Place, Row]]:
+    """Rows of a Parquet file with those of `columns` that it has, a batch in memory at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    name = str(file)
+    try:
+        with pq.ParquetFile(file) as reader:
+            present = [column for column in reader.schema_arrow.names if column in columns]
+            if not present:
+                problems.add(name, f"got the columns {reader.schema_arrow.names}, expected some of {list(columns)}")
+                return
+            number = 0
+            for batch in reader.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=present):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield Place(name, number, "row"), row
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{file}: not a readable Parquet file ({error}); write or download it again") from error
+
+
+def _open(file: Path) -> BufferedReader | gzip.GzipFile:
+    with file.open("rb") as stream:
+        if stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC:
+            return gzip.GzipFile(file)
+    return file.open("rb")
+
+
+def _is_header(fields: Sequence[str]) -> bool:
+    return fields[0].lower().replace("_", "-") in ("query-id", "qid", "query", "topic", "queryid")

@@ -1,0 +1,185 @@
+"""Documents, queries and judgements from rows, whichever of the known column names they use."""
+
+import logging
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from dr_validate.dataset.read import Place, Problems, Row, json_rows, judgement_rows, kind_of, parquet_rows, shorten, table_rows
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Rows = Iterable[tuple[Place, Row]]
+INTEGER = re.compile(r"[+-]?[0-9]{1,9}(\.0*)?")
+MAX_GAIN = 10**9
+
+
+class Entry(NamedTuple):
+    """A document (title and text joined) or a query; `text` is a list where the collection came tokenized."""
+
+    id: str
+    text: str | list[int]
+    place: Place
+
+
+class Judgement(NamedTuple):
+    """What one line of the qrels says."""
+
+    query: str
+    document: str
+    gain: int
+    place: Place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part(Generic[T]):
+    """One of the three parts of a collection: the files that hold it and how to read them, as often as wanted."""
+
+    files: tuple[Path, ...]
+    read: Callable[[Problems], Iterator[T]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Accepted names of the columns, the first one present counts."""
+
+    what: str
+    id: tuple[str, ...]
+    text: tuple[str, ...]
+    title: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.id, *self.text, *self.title)
+
+
+DOCUMENT = Fields("document", ("_id", "docid", "text_id", "pid", "doc_id", "id"), ("text", "passage", "contents"), ("title",))
+QUERY = Fields("query", ("_id", "query_id", "text_id", "qid", "query-id", "id"), ("query", "text"))
+JUDGED_QUERY = ("query-id", "query_id", "qid")
+JUDGED_DOCUMENT = ("corpus-id", "corpus_id", "docid", "doc_id", "pid")
+GAIN = ("score", "gain", "relevance", "label")
+JUDGEMENT_COLUMNS = (*JUDGED_QUERY, *JUDGED_DOCUMENT, *GAIN)
+
+
+def entry_part(files: Sequence[Path], fields: Fields) -> Part[Entry]:
+    """Documents or queries of JSON lines, Parquet or `id<TAB>text` files, one after the other."""
+    return Part(files=tuple(files), read=lambda problems: entries(_entry_rows(files, fields, problems), fields, problems))
+
+
+def judgement_part(files: Sequence[Path]) -> Part[Judgement]:
+    """Judgements of BEIR, TREC, JSON lines or Parquet files, one after the other."""
+    return Part(files=tuple(files), read=lambda problems: judgements(_judgement_rows(files, problems), problems))
+
+
+def entries(rows: Rows, fields: Fields, problems: Problems) -> Iterator[Entry]:
+    """Rows as entries: ids as strings, `title text` where there is a title. What is wrong goes to `problems`."""
+    integers = 0
+    for place, row in rows:
+        raw = _pick(row, fields.id)
+        identity = identifier(raw)
+        if identity is None:
+            problems.add(place, _wrong(f"{fields.what} id", raw, row, fields.id, "a non-empty string or an integer"))
+            continue
+        integers += raw is not identity
+        text = _pick(row, fields.text)
+        if not isinstance(text, str | list):
+            problems.add(place, _wrong(f"{fields.what} text", text, row, fields.text, "a string or a list of token ids"))
+            continue
+        if (problem := _unusable(text)) is not None:
+            problems.add(place, f"{fields.what} text: got {shorten(text)}, {problem}")
+            continue
+        title = _pick(row, fields.title)
+        if not title:
+            yield Entry(identity, text, place)
+        elif isinstance(title, str) and isinstance(text, str) and _unusable(title) is None:
+            yield Entry(identity, f"{title} {text}" if text else title, place)
+        else:
+            problems.add(
+                place, f"title: got {shorten(title)}, expected a string of Unicode text, beside a text that is a string"
+            )
+    if integers:
+        log.info("%d %s ids are integers and were read as strings", integers, fields.what)
+
+
+def judgements(rows: Rows, problems: Problems) -> Iterator[Judgement]:
+    """Rows as judgements. What is wrong goes to `problems`."""
+    for place, row in rows:
+        query, document = identifier(_pick(row, JUDGED_QUERY)), identifier(_pick(row, JUDGED_DOCUMENT))
+        raw = _pick(row, GAIN)
+        gain = _integer(raw)
+        if query is None:
+            problems.add(place, _wrong("query id", _pick(row, JUDGED_QUERY), row, JUDGED_QUERY, "an id"))
+        elif document is None:
+            problems.add(place, _wrong("document id", _pick(row, JUDGED_DOCUMENT), row, JUDGED_DOCUMENT, "an id"))
+        elif gain is None:
+            problems.add(place, _wrong("gain", raw, row, GAIN, "an integer"))
+        else:
+            yield Judgement(query, document, gain, place)
+
+
+def identifier(value: Any) -> str | None:
+    """An id as a string, None where it cannot be one. JSON and Parquet integers are taken for their digits."""
+    if isinstance(value, str):
+        return value if value and _unusable(value) is None else None
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _unusable(text: str | list[Any]) -> str | None:
+    """Why a text cannot be stored, None if it can."""
+    if isinstance(text, str):
+        # JSON can spell half of a surrogate pair (\\ud800), which no encoding can write. ASCII is known without a look.
+        if text.isascii():
+            return None
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return "which holds half of a surrogate pair and is no Unicode text; repair it"
+        return None
+    try:
+        smallest = min(array("i", text), default=0)
+    except (TypeError, OverflowError):
+        smallest = -1
+    return None if smallest >= 0 else "expected token ids, integers from 0 to 2**31 - 1"
+
+
+def _pick(row: Row, names: Sequence[str]) -> Any:
+    for name in names:
+        if name in row:
+            return row[name]
+    return None
+
+
+def _wrong(what: str, value: Any, row: Row, names: Sequence[str], expected: str) -> str:
+    if not any(name in row for name in names):
+        return f"no {what}: got the fields {sorted(row)}, expected one of {list(names)}"
+    return f"{what}: got {shorten(value)}, expected {expected}"
+
+
+def _integer(value: Any) -> int | None:
+    if isinstance(value, str) and INTEGER.fullmatch(value.strip()):
+        return int(value.strip().partition(".")[0])
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -MAX_GAIN < value < MAX_GAIN:
+        return None
+    return int(value) if value == int(value) else None
+
+
+def _entry_rows(files: Sequence[Path], fields: Fields, problems: Problems) -> Iterator[tuple[Place, Row]]:
+    for file in files:
+        kind = kind_of(file)
+        if kind == "parquet":
+            yield from parquet_rows(file, fields.columns, problems)
+        else:
+            yield from json_rows(file, problems) if kind == "json" else table_rows(file, problems)
+
+
+def _judgement_rows(files: Sequence[Path], problems: Problems) -> Iterator[tuple[Place, Row]]:
+    for file in files:
+        kind = kind_of(file)
+        if kind == "parquet":
+            yield from parquet_rows(file, JUDGEMENT_COLUMNS, problems)
+        else:
+            yield from json_rows(file, problems) if kind == "json" else judgement_rows(file, problems)
