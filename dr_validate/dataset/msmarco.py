@@ -1,0 +1,57 @@
+"""MS MARCO passages as Microsoft distributes them, or in BEIR's form from the hub."""
+
+from pathlib import Path
+
+from pydantic import model_validator
+
+from dr_validate.component import component
+from dr_validate.dataset.build import open_test_set
+from dr_validate.dataset.hub_parts import HubParts, hub_collection
+from dr_validate.dataset.locate import Name, OwnFiles, existing_folder, variants
+from dr_validate.errors import DatasetError
+from dr_validate.values import TestSet
+
+
+@component
+class MsmarcoDataset(OwnFiles):
+    """`collection.tsv`, `queries.dev[.small].tsv` and `qrels.dev[.small].tsv` under `path`, or `hub`, e.g. `BeIR/msmarco`.
+
+    Only judged queries are used. Other query sets (TREC DL): point `queries` and `qrels` at their files.
+    """
+
+    name: Name | None = "msmarco"
+    path: Path | None = None
+    hub: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "MsmarcoDataset":
+        files = [key for key in ("path", "corpus", "queries", "qrels") if getattr(self, key) is not None]
+        if self.hub is not None and files:
+            raise ValueError(
+                f"got hub={self.hub!r} and {', '.join(files)}; the files have no effect beside hub, set one of them"
+            )
+        if self.revision is not None and self.hub is None:
+            raise ValueError(f"got revision={self.revision!r}, which has no effect without hub")
+        return self
+
+    def open(self, cache: Path) -> TestSet:
+        name = self.name or "msmarco"
+        if self.hub is not None:
+            # The 6 980 queries that MS MARCO calls dev.small are the split `validation` of BeIR/msmarco-qrels.
+            parts = HubParts(key="hub", id=self.hub, revision=self.revision, qrels_split="validation")
+            common = {"missing_judged": self.missing_judged, "ignore_identical_ids": self.ignore_identical_ids}
+            return open_test_set(hub_collection(name, parts, cache, **common), cache)
+        if self.path is None and None in (self.corpus, self.queries, self.qrels):
+            raise DatasetError(
+                "dataset.path: not set, so there is nothing to read; set dataset.path=FOLDER with collection.tsv, "
+                "queries.dev.small.tsv and qrels.dev.small.tsv, or dataset.corpus, dataset.queries and dataset.qrels to own "
+                "files, or dataset.hub=BeIR/msmarco to download it"
+            )
+        folder = existing_folder(self.path) if self.path is not None else Path()
+        places = {
+            "corpus": variants(folder, "collection.tsv"),
+            "queries": variants(folder, "queries.dev.small.tsv", "queries.dev.tsv"),
+            "qrels": variants(folder, "qrels.dev.small.tsv", "qrels.dev.tsv"),
+        }
+        return open_test_set(self.collect(name, places), cache)

@@ -1,0 +1,40 @@
+"""Collections in Tevatron's and Asyncval's forms: JSON lines or Parquet, texts or token ids."""
+
+from pathlib import Path
+
+from pydantic import model_validator
+
+from dr_validate.component import component
+from dr_validate.dataset.build import open_test_set
+from dr_validate.dataset.locate import OwnFiles, existing_folder, folder_name, variants
+from dr_validate.values import TestSet
+
+
+@component
+class TevatronDataset(OwnFiles):
+    """`docid, title, text` and `query_id, query` (Tevatron), or `text_id, text` with text or token ids (Asyncval).
+
+    From a folder by default names (`corpus.jsonl`, `corpus.parquet` or a folder `corpus/` of shards; `queries.*`; `qrels.*`),
+    or from own files, which then need no `path`.
+    """
+
+    path: Path | None = None
+
+    @model_validator(mode="after")
+    def _says_where(self) -> "TevatronDataset":
+        missing = [key for key in ("corpus", "queries", "qrels") if getattr(self, key) is None]
+        if self.path is None and missing:
+            raise ValueError(f"got neither path nor {', '.join(missing)}; set dataset.path to a folder, or all three to files")
+        return self
+
+    def open(self, cache: Path) -> TestSet:
+        folder = existing_folder(self.path) if self.path is not None else Path()
+        rows = ("jsonl", "json", "parquet", "tsv")
+        places = {
+            "corpus": [*variants(folder, *(f"corpus.{ending}" for ending in rows)), folder / "corpus"],
+            "queries": [*variants(folder, *(f"queries.{ending}" for ending in rows)), folder / "queries"],
+            "qrels": variants(folder, "qrels.tsv", "qrels.txt", "qrels.trec", "qrels.jsonl", "qrels.parquet"),
+        }
+        named = self.path or self.corpus
+        assert named is not None, "checked at birth"
+        return open_test_set(self.collect(self.name or folder_name(named), places), cache)
