@@ -109,9 +109,9 @@ class RunningTopK:
         return merged
 
     def _distrust(self, rows: slice, block: _Block) -> hits.Keys:
-        """Scores further off than float32 can be: believe the library less from here on."""
-        log.warning("the search library computes less precisely than float32; its scores are checked more widely")
+        """Scores further off than float32 can be: believe the library less from here on, and here not at all if need be."""
         if self._slack < LOW_PRECISION:
+            log.warning("the search library computes less precisely than float32; its scores are checked more widely")
             self._slack = LOW_PRECISION
             return self._merged(rows, block)
         everyone = np.arange(rows.start, rows.start + len(self._keys[rows]))

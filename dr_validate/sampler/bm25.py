@@ -23,9 +23,11 @@ SETTINGS = {"method": "lucene", "k1": 0.9, "b": 0.4, "tokenizer": 1}  # tokenize
 DOCUMENTS_AT_ONCE = 10_000
 _WORD = re.compile(r"\w\w+")
 # Lucene's English stop words. In other languages they are rare or common words like any other, and little is lost.
-_STOP_WORDS = frozenset(
-    ["a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no", "not", "of", "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to", "was", "will", "with"]
+_ENGLISH = (
+    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this to was "
+    "will with"
 )
+_STOP_WORDS = frozenset(_ENGLISH.split())
 
 
 def bm25_run(test_set: TestSet, depth: int, cache: Path) -> Run:

@@ -140,3 +140,15 @@ def test_the_fingerprint_follows_the_content_of_a_run_not_its_path(write_run: Wr
 def test_settings_that_contradict_each_other_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RunPoolSampler(**{"run": "bm25", **values})
+
+
+def test_a_ranxhub_run_without_a_network_is_an_error_that_names_the_way_out(
+    small: TestSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # where ranx keeps what it downloads
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    sampler = RunPoolSampler(run="ranxhub:msmarco-passage/bm25")
+    with pytest.raises(SetupError, match="ranxhub:msmarco-passage/bm25 cannot be loaded .* set sampler.run to its path"):
+        sampler.draw(small, 13, tmp_path)
+    assert sampler.fingerprint()["run"] == "ranxhub:msmarco-passage/bm25"
