@@ -1,0 +1,100 @@
+"""Where the transformer of a tower is: its weights, an adapter over them, its tokenizer. JSON only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dr_validate.encoder.checks import USE_STEP_VERSION, check_adapter_weights, check_no_code, check_weights, read_object
+from dr_validate.encoder.terms import Stated
+from dr_validate.errors import CheckpointError
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model",
+)  # fmt: skip
+ENCODER_OF = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+# The others put virtual tokens before the text or need more than the weights of the adapter.
+ADAPTERS = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backbone:
+    """The transformer of a tower; `weights` is the base's folder where there is an adapter, `config` its config.json."""
+
+    weights: Path
+    adapter: Path | None
+    tokenizer: Path
+    config: Mapping[str, Any]
+
+
+def read_backbone(folder: Path, root: Path, stated: Stated) -> Backbone:
+    """The transformer in `folder`; a tokenizer may also lie in `root`, the checkpoint's own folder.
+
+    Raises CheckpointError for what must not or cannot be loaded.
+    """
+    adapter = folder if (folder / "adapter_config.json").is_file() else None
+    weights = _base_of(folder, stated) if adapter is not None else folder
+    for place in {folder, weights}:
+        check_no_code(place)
+    if not (weights / "config.json").is_file():
+        raise CheckpointError(_no_config(weights))
+    check_weights(weights)
+    config = read_object(weights / "config.json")
+    _check_config(config, weights / "config.json")
+    tokenizer = stated.tokenizer or _tokenizer_in(folder, root, weights)
+    check_no_code(tokenizer)
+    return Backbone(weights=weights, adapter=adapter, tokenizer=tokenizer, config=config)
+
+
+def _base_of(folder: Path, stated: Stated) -> Path:
+    path = folder / "adapter_config.json"
+    config = read_object(path)
+    check_adapter_weights(folder)
+    kind = config.get("peft_type")
+    if kind not in ADAPTERS:
+        raise CheckpointError(f"{path}: peft_type: got {kind!r}, expected one of {list(ADAPTERS)}")
+    if config.get("megatron_config"):
+        raise CheckpointError(f"{path}: megatron_config names a module to import; remove it, code is never loaded from a name")
+    named = config.get("base_model_name_or_path")
+    base = stated.base_model or (Path(named) if isinstance(named, str) and named else None)
+    if base is None or not base.is_dir():
+        raise CheckpointError(
+            f"{path}: the adapter's base model {named!r} is not a folder on this machine, and nothing is downloaded; "
+            "set encoder.base_model to the folder of the base model"
+        )
+    if (base / "adapter_config.json").is_file():
+        raise CheckpointError(f"{base}: the base of the adapter in {folder} is an adapter itself; merge it into its base first")
+    return base
+
+
+def _check_config(config: Mapping[str, Any], path: Path) -> None:
+    if not config.get("model_type"):
+        raise CheckpointError(f"{path}: no model_type, so the architecture is not known; save it with save_pretrained")
+    if config.get("is_encoder_decoder") and config["model_type"] not in ENCODER_OF:
+        raise CheckpointError(
+            f"{path}: model_type {config['model_type']!r} is an encoder-decoder; only the encoders of "
+            f"{sorted(ENCODER_OF)} are supported. Save its encoder as a model of its own"
+        )
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            f"{path}: quantization_config: quantized weights are not supported; save them as float32 or bfloat16"
+        )
+
+
+def _tokenizer_in(*places: Path) -> Path:
+    for place in places:
+        if any((place / name).is_file() for name in TOKENIZER_FILES):
+            return place
+    raise CheckpointError(
+        f"{places[0]}: no tokenizer in the checkpoint (none of {', '.join(TOKENIZER_FILES)}); set encoder.tokenizer to the "
+        "folder of the tokenizer that the training used"
+    )
+
+
+def _no_config(folder: Path) -> str:
+    if any(folder.glob("*.safetensors")):
+        return (
+            f"{folder}: weights without config.json: a bare state dict, as the version 'final_model' of a "
+            f"sentence-transformers or Tevatron training is. It does not say what model it is; {USE_STEP_VERSION}"
+        )
+    return f"{folder}: not a model: no config.json, modules.json, adapter_config.json or query_model/ in it"

@@ -1,0 +1,74 @@
+"""Read what a checkpoint folder says it is, join it with what is stated, or refuse and name the keys to set. JSON only."""
+
+from pathlib import Path
+
+from dr_validate.encoder.backbone import Backbone, read_backbone
+from dr_validate.encoder.checks import USE_STEP_VERSION, check_no_link_leaves
+from dr_validate.encoder.lengths import max_length
+from dr_validate.encoder.modules import modules_tower
+from dr_validate.encoder.terms import Contract, Kind, Stated, Tower
+from dr_validate.errors import CheckpointError
+from dr_validate.values import Side
+
+QUERY_FOLDER = "query_model"
+DOCUMENT_FOLDERS = ("passage_model", "document_model")
+
+
+def read_contract(folder: Path, stated: Stated) -> Contract:
+    """The contract of the checkpoint in `folder`; what is stated wins over what the checkpoint says.
+
+    Raises CheckpointError where the folder cannot be used, or where pooling, normalisation, a tokenizer or a base model
+    are said nowhere: the message names the `encoder.` keys that state them.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    check_no_link_leaves(folder)
+    if (folder / QUERY_FOLDER).is_dir():
+        return _two_towers(folder, stated)
+    kind: Kind = "sentence-transformers" if (folder / "modules.json").is_file() else "transformers"
+    query, document = (_tower(folder, folder, side, stated) for side in ("query", "document"))
+    return Contract(kind=kind, query=query, document=document)
+
+
+def _two_towers(folder: Path, stated: Stated) -> Contract:
+    present = [folder / name for name in DOCUMENT_FOLDERS if (folder / name).is_dir()]
+    if len(present) != 1:
+        wanted = " or ".join(DOCUMENT_FOLDERS)
+        raise CheckpointError(f"{folder}: {QUERY_FOLDER} needs exactly one of {wanted} beside it, found {len(present)}")
+    return Contract(
+        kind="two towers",
+        query=_tower(folder / QUERY_FOLDER, folder, "query", stated),
+        document=_tower(present[0], folder, "document", stated),
+    )
+
+
+def _tower(folder: Path, root: Path, side: Side, stated: Stated) -> Tower:
+    if (folder / "modules.json").is_file():
+        return modules_tower(folder, root, side, stated)
+    return _plain_tower(read_backbone(folder, root, stated), folder, side, stated)
+
+
+def _plain_tower(backbone: Backbone, folder: Path, side: Side, stated: Stated) -> Tower:
+    """A folder of transformers alone: pooling and normalisation are not in it, so both must be stated."""
+    lacking = [f"encoder.{key}" for key in ("pooling", "normalize") if getattr(stated, key) is None]
+    if stated.pooling is None or stated.normalize is None:
+        raise CheckpointError(
+            f"{folder}: a plain transformers folder does not say how token vectors become one vector, and a wrong guess gives "
+            f"wrong scores without an error; set {' and '.join(lacking)} as in training (the message is not about the "
+            f"weights; if training saved modules.json, {USE_STEP_VERSION})"
+        )
+    length, origin = max_length(stated, side, {}, backbone.tokenizer, backbone.config)
+    return Tower(
+        weights=backbone.weights,
+        adapter=backbone.adapter,
+        tokenizer=backbone.tokenizer,
+        lower_case=False,
+        pooling=(stated.pooling,),
+        include_prompt=True,
+        heads=(),
+        truncate_dim=None,
+        normalize=stated.normalize,
+        prefix=stated.prefix(side) or "",
+        max_length=length,
+        max_length_from=origin,
+    )

@@ -1,0 +1,101 @@
+"""The words of an encoder contract: what a user states, what a checkpoint says, and what follows from both."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dr_validate.values import Side
+
+PoolingName = Literal["cls", "mean", "max", "last", "weighted_mean", "mean_sqrt_len"]
+Kind = Literal["transformers", "sentence-transformers", "two towers"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stated:
+    """What the configuration says about the encoder; None leaves it to the checkpoint."""
+
+    pooling: PoolingName | None = None
+    normalize: bool | None = None
+    query_prefix: str | None = None
+    document_prefix: str | None = None
+    query_max_length: int | None = None
+    document_max_length: int | None = None
+    tokenizer: Path | None = None
+    base_model: Path | None = None
+
+    def prefix(self, side: Side) -> str | None:
+        """The prefix stated for one side."""
+        return self.query_prefix if side == "query" else self.document_prefix
+
+    def max_length(self, side: Side) -> int | None:
+        """The maximum length stated for one side."""
+        return self.query_max_length if side == "query" else self.document_max_length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """One module after pooling; `folder` holds its weights. Only the fields of its kind count."""
+
+    kind: Literal["dense", "layer_norm", "normalize"]
+    folder: Path
+    in_features: int = 0
+    out_features: int = 0
+    bias: bool = True
+    activation: str = "Identity"
+    residual: bool = False
+
+    def describe(self) -> str:
+        """Short words for the Report."""
+        if self.kind == "dense":
+            return f"dense {self.in_features}->{self.out_features} {self.activation}"
+        return self.kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tower:
+    """How one side's text becomes a vector: prefix, tokens, transformer, pooling, heads, truncation, normalisation.
+
+    `max_length` counts special tokens and the prefix. `weights` is the folder of the transformer, which for an adapter is
+    that of its base. Prefix tokens are left out of pooling unless `include_prompt`.
+    """
+
+    weights: Path
+    adapter: Path | None
+    tokenizer: Path
+    lower_case: bool
+    pooling: tuple[PoolingName, ...]  # more than one: concatenated
+    include_prompt: bool
+    heads: tuple[Head, ...]
+    truncate_dim: int | None
+    normalize: bool
+    prefix: str
+    max_length: int
+    max_length_from: str
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values for the Report; no paths, so that equal contracts look equal."""
+        return {
+            "pooling": "+".join(self.pooling),
+            "normalize": self.normalize,
+            "heads": [head.describe() for head in self.heads],
+            "truncate_dim": self.truncate_dim,
+            "prefix": self.prefix,
+            "include_prompt": self.include_prompt,
+            "lower_case": self.lower_case,
+            "max_length": self.max_length,
+            "max_length_from": self.max_length_from,
+            "adapter": self.adapter is not None,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contract:
+    """What a checkpoint is, as far as files and configuration say it: one tower for each side."""
+
+    kind: Kind
+    query: Tower
+    document: Tower
+
+    def tower(self, side: Side) -> Tower:
+        """The tower that encodes one side."""
+        return self.query if side == "query" else self.document

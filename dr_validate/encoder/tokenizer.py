@@ -1,0 +1,143 @@
+"""Texts to token ids through the checkpoint's own fast tokenizer. Imports transformers: imported only to load a model."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+from tokenizers import Tokenizer as Backend
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as NormalizerSequence
+from transformers import AutoTokenizer
+
+from dr_validate.component import fingerprint
+from dr_validate.encoder.terms import Tower
+from dr_validate.errors import CheckpointError
+from dr_validate.values import TokenBlock
+
+log = logging.getLogger(__name__)
+
+SMALL_VOCABULARY = 1 << 16  # ids of a smaller one fit into 16 bits
+
+
+class FastTokenizer:
+    """One side's tokenizer: prefix, special tokens, truncation to the maximum length, no padding.
+
+    With `append_eos` every text ends with the end-of-text token, truncated ones too; with False none does.
+    """
+
+    def __init__(self, tower: Tower, append_eos: bool | None) -> None:
+        loaded = _load(tower.tokenizer)
+        self._backend: Backend = Backend.from_str(loaded.backend_tokenizer.to_str())
+        self._prefix = tower.prefix
+        self._max_length = tower.max_length
+        if tower.lower_case:
+            _lower_case(self._backend)
+        self._backend.no_padding()
+        self._end = _end_of_text(loaded.eos_token_id, tower.tokenizer, append_eos)
+        ends_with_eos = self._backend.encode("a").ids[-1:] == self._end
+        # One token more or less than the maximum, so that adding or dropping the end leaves the full length.
+        self._add = append_eos is True and not ends_with_eos
+        self._drop = append_eos is False and ends_with_eos
+        self._truncate_to = self._max_length - self._add + self._drop
+        special = self._backend.num_special_tokens_to_add(is_pair=False)
+        if self._truncate_to <= special:
+            raise CheckpointError(f"maximum length {self._max_length} leaves no room beside {special} special tokens; raise it")
+        self._backend.enable_truncation(self._truncate_to, direction=loaded.truncation_side)
+        self._size = self._backend.get_vocab_size(with_added_tokens=True)
+        self._key = self._make_key()
+
+    @property
+    def key(self) -> str:
+        """Changes when the token ids of any text could."""
+        return self._key
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Added tokens included."""
+        return self._size
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens of the prefix with the special tokens before it: what a pooling without the prompt leaves out."""
+        if not self._prefix:
+            return 0
+        ids = self._backend.encode(self._prefix).ids
+        trailing = bool(ids) and ids[-1] in self._special_ids()
+        return len(ids) - trailing
+
+    def tokenize(self, texts: Sequence[str] | Sequence[list[int]]) -> TokenBlock:
+        """(len(texts),) token lists, flat; uint16 where every id fits. Raises CheckpointError for ids the model cannot take."""
+        if _are_ids(texts):
+            return self._block([list(ids[: self._max_length]) for ids in self._checked(texts)])
+        encodings = self._backend.encode_batch_fast([self._prefix + str(text) for text in texts])
+        lists = [encoding.ids for encoding in encodings]
+        if self._add:
+            lists = [[*ids, *self._end] for ids in lists]
+        if self._drop:
+            lists = [ids[:-1] if ids[-1:] == self._end else ids for ids in lists]
+        return self._block(lists)
+
+    def _block(self, lists: Sequence[Sequence[int]]) -> TokenBlock:
+        offsets = np.zeros(len(lists) + 1, dtype=np.int64)
+        np.cumsum([len(ids) for ids in lists], out=offsets[1:])
+        dtype = np.uint16 if self._size < SMALL_VOCABULARY else np.uint32
+        return TokenBlock(ids=np.fromiter(chain.from_iterable(lists), dtype=dtype, count=int(offsets[-1])), offsets=offsets)
+
+    def _checked(self, texts: Sequence[list[int]]) -> Sequence[list[int]]:
+        if self._prefix:
+            raise CheckpointError(
+                f"the collection came as token ids, to which the prefix {self._prefix!r} cannot be added; set the encoder's "
+                "prefix to '' (if the prefix is in the ids) or use a collection of texts"
+            )
+        worst = max((max(ids) for ids in texts if ids), default=0)
+        if worst >= self._size or any(token < 0 for ids in texts for token in ids):
+            raise CheckpointError(
+                f"the collection came as token ids up to {worst}, but the tokenizer has {self._size}: it was tokenized for "
+                "another model; use a collection of texts"
+            )
+        return texts
+
+    def _special_ids(self) -> set[int]:
+        return {number for number, token in self._backend.get_added_tokens_decoder().items() if token.special}
+
+    def _make_key(self) -> str:
+        backend = hashlib.sha256(self._backend.to_str().encode()).hexdigest()  # holds the truncation too
+        return fingerprint(
+            {"backend": backend, "prefix": self._prefix, "max_length": self._max_length, "add": self._add, "drop": self._drop}
+        )
+
+
+def _load(folder: Path):  # type: ignore[no-untyped-def]  # transformers has no one type for all its tokenizers
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise CheckpointError(f"{folder}: transformers cannot load its tokenizer: {error}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise CheckpointError(
+            f"{folder}: {type(tokenizer).__name__} has no fast form; save a tokenizer.json beside it, or set encoder.tokenizer"
+        )
+    return tokenizer
+
+
+def _lower_case(backend: Backend) -> None:
+    """As sentence-transformers does for do_lower_case: first of all normalisers, unless there is one."""
+    present = backend.normalizer
+    members: list[Any] = [] if present is None else [present]
+    if isinstance(present, NormalizerSequence):
+        members = [present[place] for place in range(len(present))]
+    if not any(isinstance(member, Lowercase) for member in members):
+        backend.normalizer = NormalizerSequence([Lowercase(), *members])
+
+
+def _end_of_text(token: int | None, folder: Path, append_eos: bool | None) -> list[int]:
+    if append_eos is True and token is None:
+        raise CheckpointError(f"encoder.append_eos: the tokenizer in {folder} has no end-of-text token; leave it unset")
+    return [] if token is None else [token]
+
+
+def _are_ids(texts: Sequence[str] | Sequence[list[int]]) -> TypeGuard[Sequence[list[int]]]:
+    return len(texts) > 0 and not isinstance(texts[0], str)

@@ -1,0 +1,84 @@
+"""Random small models of each family against one text at a time through transformers alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+
+from dr_validate.encoder.auto import AutoEncoder
+from dr_validate.values import Float32
+
+Pooling = Literal["cls", "mean", "max", "last", "weighted_mean"]
+FAMILIES = [
+    "BertConfig",
+    "RobertaConfig",
+    "XLMRobertaConfig",
+    "DistilBertConfig",
+    "MPNetConfig",
+    "ModernBertConfig",
+    "Qwen2Config",
+    "Qwen3Config",
+    "T5Config",
+]
+
+
+def one_at_a_time(folder: Path, texts: list[str], pooling: Pooling) -> Float32:
+    import transformers
+
+    family: Any = transformers.T5EncoderModel if folder.name == "T5Config" else transformers.AutoModel
+    model = family.from_pretrained(str(folder), dtype=torch.float32).eval()
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(folder))
+    rows = []
+    for text in texts:
+        ids = tokenizer(text, truncation=True, max_length=64, return_tensors="pt")
+        with torch.inference_mode():
+            hidden = model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]).last_hidden_state[0]
+        weights = torch.arange(1, len(hidden) + 1).float()[:, None]
+        pooled = {
+            "cls": hidden[0],
+            "mean": hidden.mean(dim=0),
+            "max": hidden.max(dim=0).values,
+            "last": hidden[-1],
+            "weighted_mean": (hidden * weights).sum(dim=0) / weights.sum(),
+        }[pooling]
+        rows.append(pooled.numpy())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_vectors_are_those_of_one_text_at_a_time(
+    make_model: Callable[[str], Path], texts: list[str], family: str, pooling: Pooling
+) -> None:
+    folder = make_model(family)
+    expected = one_at_a_time(folder, texts, pooling)
+    with AutoEncoder(pooling=pooling, normalize=False, max_tokens_per_batch=256).load(folder, "cpu") as model:
+        vectors = model.encode(model.tokenizer("document").tokenize(texts), "document")
+    scale = np.abs(expected).max()
+    assert np.abs(vectors - expected).max() < 1e-5 * max(1.0, float(scale))
+
+
+@pytest.mark.parametrize("pooling", ["cls", "max", "weighted_mean"])
+def test_the_other_poolings_are_those_of_one_text_at_a_time(bert: Path, texts: list[str], pooling: Pooling) -> None:
+    expected = one_at_a_time(bert, texts, pooling)
+    with AutoEncoder(pooling=pooling, normalize=False).load(bert, "cpu") as model:
+        vectors = model.encode(model.tokenizer("query").tokenize(texts), "query")
+    assert np.abs(vectors - expected).max() < 1e-5 * float(np.abs(expected).max())
+
+
+def test_texts_longer_than_the_position_table_are_cut_to_it(make_model: Callable[[str], Path]) -> None:
+    with AutoEncoder(pooling="cls", normalize=True, document_max_length=500).load(make_model("RobertaConfig"), "cpu") as model:
+        block = model.tokenizer("document").tokenize(["films " * 300])
+        assert block.lengths.tolist() == [64]  # 66 rows, the first two of which RoBERTa never uses
+        assert np.isfinite(model.encode(block, "document")).all()
+        assert model.contract["document"]["max_length_from"].startswith("cut from 500")
+
+
+def test_a_text_without_tokens_is_the_zero_vector(bert: Path) -> None:
+    with AutoEncoder(pooling="mean", normalize=True).load(bert, "cpu") as model:
+        vectors = model.encode(model.tokenizer("document").tokenize([[], [5, 6]]), "document")
+    assert not vectors[0].any()
+    assert np.linalg.norm(vectors[1]) == pytest.approx(1)
