@@ -79,11 +79,19 @@ def test_ties_on_one_side_follow_tau_b() -> None:
 
 @pytest.mark.parametrize(
     ("baseline", "wanted"),
-    [("always", [0, 1, 2, 3]), ("every:1", [0, 1, 2, 3]), ("every:3", [0, 3]), ("idle", []), ("off", [])],
+    [("always", [0, 1, 2, 3]), ("every:1", [0, 1, 2, 3]), ("every:3", [0, 3]), ("idle", [0, 1, 2, 3]), ("off", [])],
 )
 def test_a_baseline_is_wanted_as_configured(baseline: str, wanted: list[int]) -> None:
     fidelity = AgainstFull(baseline=baseline)
     assert [index for index in range(4) if fidelity.wants_baseline(index)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("baseline", "modes"),
+    [("idle", ["follow"]), ("always", ["follow", "once"]), ("every:2", ["follow", "once"]), ("off", [])],
+)
+def test_a_run_that_ends_by_itself_makes_no_idle_baselines(baseline: str, modes: list[str]) -> None:
+    assert [mode for mode in ("follow", "once") if AgainstFull(baseline=baseline).runs_in(mode)] == modes
 
 
 @pytest.mark.parametrize("baseline", ["", "never", "every", "every:", "every:0", "every:-1", "every:1.5", "every:x", "Idle"])
