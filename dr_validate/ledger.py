@@ -1,0 +1,208 @@
+"""The truth: every attempt, Report and delivery in one SQLite file. What it says is done is never done again.
+
+An attempt is recorded before it begins. A process that dies in the middle leaves a `running` row behind, which the next
+`begin` counts as an interruption, not as a failure of the checkpoint.
+"""
+
+import contextlib
+import json
+import sqlite3
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from dr_validate.database import open_database, open_read_only
+from dr_validate.ledger_schema import MIGRATIONS, SETTLED, State, state_of
+from dr_validate.report_json import report_from_json, report_to_json
+from dr_validate.values import Checkpoint, Report, Status
+
+ALL: tuple[Status, ...] = get_args(Status)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """The number of this attempt (failed ones before it, plus one), and how often the process died in one."""
+
+    attempts: int
+    interruptions: int
+
+
+class Ledger:
+    """`with Ledger(path) as ledger`; safe from several threads and processes. `read_only` creates and changes nothing."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path, self.read_only = path, read_only
+        self._connection: sqlite3.Connection | None = None
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> "Ledger":
+        return self.open()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def open(self) -> "Ledger":
+        """Raises SetupError for a file that is missing (read only), foreign, damaged, or of a newer version."""
+        assert self._connection is None, f"{self.path} is open already"
+        self._connection = (open_read_only if self.read_only else open_database)(self.path, MIGRATIONS)
+        return self
+
+    def close(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def begin(self, checkpoint: Checkpoint, spec: str, at: str) -> Attempt:
+        """Record that an attempt begins. Raises AssertionError for what is settled."""
+        with self._transaction():
+            row = self._state_row(checkpoint.digest, spec)
+            assert row is None or row["state"] not in SETTLED, f"{checkpoint.name} is {row and row['state']} under {spec}"
+            attempts = row["attempts"] if row else 0
+            interruptions = (row["interruptions"] + (row["state"] == "running")) if row else 0
+            error = row["error"] if row and row["state"] != "skipped" else None
+            self._set_state(checkpoint, spec, "running", attempts=attempts, interruptions=interruptions, error=error, at=at)
+            return Attempt(attempts=attempts + 1, interruptions=interruptions)
+
+    def release(self, digest: str, spec: str) -> None:
+        """The attempt was stopped on purpose: it does not count."""
+        self._end_attempt(
+            "UPDATE states SET state = 'waiting' WHERE spec = ? AND digest = ? AND state = 'running'", spec, digest
+        )
+
+    def retry_later(self, digest: str, spec: str, error: str, at: str) -> None:
+        """The attempt failed, and may be repeated."""
+        change = "UPDATE states SET state = 'waiting', attempts = attempts + 1, error = ?, at = ?"
+        self._end_attempt(f"{change} WHERE spec = ? AND digest = ? AND state = 'running'", error, at, spec, digest)
+
+    def finish(self, report: Report) -> int:
+        """Record a final Report and the state it leads to, in one transaction; returns the Report's id.
+
+        A second `done` or `failed` is an AssertionError; a skip that is known already gives the id that it has.
+        """
+        checkpoint, spec = report.checkpoint, report.spec
+        with self._transaction():
+            row = self._state_row(checkpoint.digest, spec)
+            if report.status == "skipped":
+                if (known := self._known_skip(report)) is not None:
+                    return known
+                # The same weights under another name do not change what became of the first.
+                moves = row is None or (row["name"] == checkpoint.name and row["state"] in ("waiting", "skipped"))
+            else:
+                assert not self._is_settled(checkpoint.digest, spec), f"{checkpoint.name} has its Report under {spec}"
+                moves = True
+            if moves:
+                attempts = report.attempts if report.status in SETTLED else row["attempts"] if row else 0
+                died = row["interruptions"] if row else 0
+                error, at = report.error, report.at
+                self._set_state(checkpoint, spec, report.status, attempts=attempts, interruptions=died, error=error, at=at)
+            return self._insert_report(report)
+
+    def settled(self, spec: str) -> dict[str, Status]:
+        """Digest -> `done` or `failed`: what needs no further attempt."""
+        rows = self._rows("SELECT digest, state FROM states WHERE spec = ? AND state IN ('done', 'failed')", spec)
+        return {row["digest"]: row["state"] for row in rows}
+
+    def skips(self, spec: str) -> dict[str, str]:
+        """Digest -> the last reason for which it was skipped."""
+        rows = self._rows("SELECT digest, error FROM reports WHERE spec = ? AND status = 'skipped' ORDER BY id", spec)
+        return {row["digest"]: row["error"] for row in rows}
+
+    def reports(self, spec: str, statuses: Collection[Status] = ALL) -> list[Report]:
+        """Reports by ascending training step; those that `retry` withdrew are left out."""
+        order = "ORDER BY step, name, id"
+        rows = self._rows(f"SELECT status, report FROM reports WHERE spec = ? AND forgotten = 0 {order}", spec)
+        return [report_from_json(json.loads(row["report"])) for row in rows if row["status"] in statuses]
+
+    def undelivered(self, tracker: str, specs: Sequence[str]) -> list[tuple[int, Report]]:
+        """Ids and Reports that `tracker` has not seen, oldest first."""
+        marks = ", ".join("?" for _ in specs)
+        missing = "NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.report = reports.id AND tracker = ?)"
+        query = f"SELECT id, report FROM reports WHERE spec IN ({marks}) AND {missing} ORDER BY id"
+        return [(row["id"], report_from_json(json.loads(row["report"]))) for row in self._rows(query, *specs, tracker)]
+
+    def delivered(self, report_id: int, tracker: str, at: str) -> None:
+        """`tracker` has it; saying so twice changes nothing."""
+        with self._transaction() as connection:
+            connection.execute("INSERT OR IGNORE INTO deliveries VALUES (?, ?, ?)", (report_id, tracker, at))
+
+    def register_spec(self, spec: str, description: Mapping[str, Any], at: str) -> None:
+        """Note in words (JSON values) what a spec stands for; the latest description counts, the first time stays."""
+        text = json.dumps(description, ensure_ascii=False, allow_nan=False)
+        with self._transaction() as connection:
+            insert = "INSERT INTO specs VALUES (?, ?, ?) ON CONFLICT (spec) DO UPDATE SET description = excluded.description"
+            connection.execute(insert, (spec, text, at))
+
+    def specs(self) -> dict[str, Mapping[str, Any]]:
+        """Spec -> description, in the order in which they came."""
+        return {row["spec"]: json.loads(row["description"]) for row in self._rows("SELECT * FROM specs ORDER BY at, rowid")}
+
+    def states(self, spec: str) -> list[State]:
+        """Where each checkpoint stands, by ascending training step."""
+        done = {report.checkpoint.digest: report.metrics for report in self.reports(spec, ["done"])}
+        rows = self._rows("SELECT * FROM states WHERE spec = ? ORDER BY step, name", spec)
+        return [state_of(row, done.get(row["digest"], {})) for row in rows]
+
+    def retry(self, digest: str, spec: str) -> None:
+        """Forget that a checkpoint failed for good: its attempts start again at one, its Report stays for the record."""
+        with self._transaction() as connection:
+            key = (spec, digest)
+            connection.execute("UPDATE reports SET forgotten = 1 WHERE spec = ? AND digest = ? AND status = 'failed'", key)
+            connection.execute("DELETE FROM states WHERE spec = ? AND digest = ? AND state = 'failed'", key)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            connection = self._open_connection()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:  # a full disk may have rolled it back already
+                    connection.execute("ROLLBACK")
+                raise
+
+    def _open_connection(self) -> sqlite3.Connection:
+        assert self._connection is not None, f"{self.path} is not open"
+        return self._connection
+
+    def _rows(self, query: str, *values: Any) -> list[Mapping[str, Any]]:
+        with self._lock:
+            cursor = self._open_connection().execute(query, values)
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+    def _state_row(self, digest: str, spec: str) -> Mapping[str, Any] | None:
+        return next(iter(self._rows("SELECT * FROM states WHERE spec = ? AND digest = ?", spec, digest)), None)
+
+    def _is_settled(self, digest: str, spec: str) -> bool:
+        query = "SELECT 1 FROM reports WHERE spec = ? AND digest = ? AND status IN ('done', 'failed') AND forgotten = 0"
+        return bool(self._rows(query, spec, digest))
+
+    def _known_skip(self, report: Report) -> int | None:
+        query = "SELECT id FROM reports WHERE spec = ? AND digest = ? AND name = ? AND status = 'skipped' AND error = ?"
+        rows = self._rows(query, report.spec, report.checkpoint.digest, report.checkpoint.name, report.error)
+        return int(rows[0]["id"]) if rows else None
+
+    def _end_attempt(self, change: str, *values: Any) -> None:
+        with self._transaction() as connection:
+            changed = connection.execute(change, values).rowcount
+            assert changed == 1, f"no attempt is running: {values}"
+
+    def _set_state(self, checkpoint: Checkpoint, spec: str, state: str, **values: Any) -> None:
+        identity = {"spec": spec, "digest": checkpoint.digest, "name": checkpoint.name, "step": checkpoint.step}
+        row = {**identity, "state": state, **values}
+        columns, marks = ", ".join(row), ", ".join("?" for _ in row)
+        self._open_connection().execute(f"REPLACE INTO states ({columns}) VALUES ({marks})", tuple(row.values()))
+
+    def _insert_report(self, report: Report) -> int:
+        checkpoint = report.checkpoint
+        text = json.dumps(report_to_json(report), ensure_ascii=False, allow_nan=False)
+        values = (report.spec, checkpoint.digest, checkpoint.name, checkpoint.step, report.status, report.error, text)
+        insert = "INSERT INTO reports (spec, digest, name, step, status, error, report) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        report_id = self._open_connection().execute(insert, values).lastrowid
+        assert report_id is not None
+        return report_id

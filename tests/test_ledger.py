@@ -1,0 +1,307 @@
+"""The ledger against processes that die, that run at once, and disks that fill up."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dr_validate.errors import SetupError
+from dr_validate.ledger import Attempt, Ledger
+from dr_validate.values import Checkpoint, Estimate, Report, Status
+
+AT = "2026-11-21T03:15:10Z"
+
+
+def checkpoint(step: int = 500, name: str = "") -> Checkpoint:
+    return Checkpoint(
+        name=name or f"checkpoint-{step}",
+        version="v3",
+        digest=f"sha256:{step:04x}",
+        step=step,
+        step_from="folder name",
+        created_at="2026-11-21T03:12:00Z",
+        uri="somewhere",
+    )
+
+
+def report(step: int = 500, status: Status = "done", spec: str = "s1", error: str | None = None, name: str = "") -> Report:
+    done = status == "done"
+    return Report(
+        checkpoint=checkpoint(step, name),
+        dataset="vaswani",
+        sampler="random",
+        spec=spec,
+        status=status,
+        at=AT,
+        error=None if done else error or "broken",
+        metrics={"mrr@10": Estimate(value=step / 1000, low=0.0, high=1.0, naive=1.0)} if done else {},
+    )
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger(tmp_path / "state" / "ledger.db") as opened:
+        yield opened
+
+
+def run_python(code: str, *arguments: object, **options: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def test_a_ledger_is_made_by_opening_it_and_not_by_its_constructor(tmp_path: Path) -> None:
+    unopened = Ledger(tmp_path / "state" / "ledger.db")
+    assert not list(tmp_path.iterdir())
+    with unopened:
+        assert (tmp_path / "state" / "ledger.db").is_file()
+
+
+def test_failed_tries_count_and_clean_stops_do_not(ledger: Ledger) -> None:
+    one = checkpoint()
+    assert ledger.begin(one, "s1", AT) == Attempt(attempts=1, interruptions=0)
+    ledger.release(one.digest, "s1")
+    assert ledger.begin(one, "s1", AT) == Attempt(attempts=1, interruptions=0)
+    ledger.retry_later(one.digest, "s1", "no route to host", AT)
+    assert ledger.begin(one, "s1", AT) == Attempt(attempts=2, interruptions=0)
+    assert ledger.begin(one, "s2", AT) == Attempt(attempts=1, interruptions=0)  # another spec counts for itself
+    (state,) = ledger.states("s1")
+    assert (state.state, state.attempts, state.error) == ("running", 2, "no route to host")
+
+
+def test_a_killed_process_costs_an_interruption_and_not_an_attempt(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    code = """
+import sys, time
+from pathlib import Path
+from dr_validate.ledger import Ledger
+from dr_validate.values import Checkpoint
+one = Checkpoint(name="c", version="c", digest="sha256:01f4", step=500, step_from="x", created_at="x", uri="x")
+with Ledger(Path(sys.argv[1])) as ledger:
+    print(ledger.begin(one, "s1", "now").interruptions, flush=True)
+    time.sleep(600)
+"""
+    for died_before in range(2):
+        process = run_python(code, path)
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{died_before}\n"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    with Ledger(path) as ledger:
+        assert ledger.begin(checkpoint(500), "s1", AT) == Attempt(attempts=1, interruptions=2)
+        ledger.finish(report(500))
+        assert ledger.settled("s1") == {checkpoint(500).digest: "done"}
+
+
+def test_two_processes_finish_reports_of_two_specs_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    code = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_ledger import AT, checkpoint, report
+from dr_validate.ledger import Ledger
+with Ledger(Path(sys.argv[1])) as ledger:
+    for step in range(40):
+        ledger.begin(checkpoint(step), sys.argv[2], AT)
+        ledger.finish(report(step, spec=sys.argv[2]))
+"""
+    both = [run_python(code, path, spec) for spec in ("s1", "s2")]
+    assert [process.communicate(timeout=60) and process.returncode for process in both] == [0, 0]
+    with Ledger(path) as ledger:
+        ids = [report_id for report_id, _ in ledger.undelivered("jsonl", ["s1", "s2"])]
+        assert len(set(ids)) == 80
+        for spec in ("s1", "s2"):
+            assert [one.checkpoint.step for one in ledger.reports(spec)] == list(range(40))
+
+
+def test_threads_share_one_ledger(ledger: Ledger) -> None:
+    def work(offset: int) -> None:
+        for step in range(offset, offset + 20):
+            ledger.begin(checkpoint(step), "s1", AT)
+            ledger.finish(report(step))
+
+    threads = [threading.Thread(target=work, args=(offset,)) for offset in (0, 100, 200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ledger.settled("s1")) == 60
+
+
+@pytest.mark.parametrize("second", ["done", "failed"])
+@pytest.mark.parametrize("first", ["done", "failed"])
+def test_a_final_report_is_written_once(ledger: Ledger, first: Status, second: Status) -> None:
+    ledger.begin(checkpoint(), "s1", AT)
+    ledger.finish(report(status=first))
+    with pytest.raises(AssertionError, match="has its Report"):
+        ledger.finish(report(status=second))
+    with pytest.raises(AssertionError, match=f"is {first}"):
+        ledger.begin(checkpoint(), "s1", AT)
+    assert [one.status for one in ledger.reports("s1")] == [first]
+
+
+def test_what_was_skipped_can_be_done_later_and_the_same_skip_is_told_once(ledger: Ledger) -> None:
+    first = ledger.finish(report(status="skipped", error="stale: overtaken"))
+    assert ledger.finish(report(status="skipped", error="stale: overtaken")) == first
+    assert ledger.skips("s1") == {checkpoint().digest: "stale: overtaken"}
+    assert ledger.settled("s1") == {}
+    ledger.begin(checkpoint(), "s1", AT)
+    ledger.finish(report())
+    assert [one.status for one in ledger.reports("s1")] == ["skipped", "done"]
+    assert [one.status for one in ledger.reports("s1", ["done"])] == ["done"]
+    assert ledger.finish(report(status="skipped", error="stale: overtaken")) == first
+    assert ledger.settled("s1") == {checkpoint().digest: "done"}
+
+
+def test_equal_weights_under_two_more_names_are_two_skips_and_leave_the_first_alone(ledger: Ledger) -> None:
+    ledger.begin(checkpoint(), "s1", AT)
+    ids = {
+        ledger.finish(report(status="skipped", error="same weights as checkpoint-500", name=name)) for name in ("best", "last")
+    }
+    assert len(ids) == 2
+    assert [(state.name, state.state) for state in ledger.states("s1")] == [("checkpoint-500", "running")]
+
+
+def test_reports_come_by_step_and_deliveries_in_the_order_of_the_reports(ledger: Ledger) -> None:
+    written = [ledger.finish(report(step, spec=spec)) for step, spec in ((300, "s1"), (100, "s1"), (200, "s2"), (200, "s3"))]
+    assert [one.checkpoint.step for one in ledger.reports("s1")] == [100, 300]
+    assert [report_id for report_id, _ in ledger.undelivered("jsonl", ["s1", "s2"])] == written[:3]
+    ledger.delivered(written[0], "jsonl", AT)
+    ledger.delivered(written[0], "jsonl", AT)
+    assert [one.checkpoint.step for _, one in ledger.undelivered("jsonl", ["s1", "s2"])] == [100, 200]
+    assert len(ledger.undelivered("wandb:s1", ["s1", "s2"])) == 3
+
+
+def test_a_failed_checkpoint_can_be_given_another_chance(ledger: Ledger) -> None:
+    ledger.begin(checkpoint(), "s1", AT)
+    ledger.finish(report(status="failed"))
+    ledger.retry(checkpoint().digest, "s1")
+    assert ledger.settled("s1") == {}
+    assert ledger.begin(checkpoint(), "s1", AT).attempts == 1
+    ledger.finish(report())
+    assert [one.status for one in ledger.reports("s1")] == ["done"]
+    assert len(ledger.undelivered("jsonl", ["s1"])) == 2  # what happened is still told
+
+
+def test_status_can_be_read_while_it_is_written(ledger: Ledger) -> None:
+    ledger.register_spec("s1", {"dataset": "vaswani", "encoded": 1}, AT)
+    ledger.register_spec("s0", {"dataset": "nq"}, "2026-11-22T00:00:00Z")
+    ledger.register_spec("s1", {"dataset": "vaswani", "encoded": 2}, "2026-11-23T00:00:00Z")
+    ledger.begin(checkpoint(100), "s1", AT)
+    ledger.finish(report(100))
+    ledger.begin(checkpoint(200), "s1", AT)
+    ledger.retry_later(checkpoint(200).digest, "s1", "no route to host", AT)
+    ledger.begin(checkpoint(300), "s1", AT)
+    with Ledger(ledger.path, read_only=True) as reader:
+        assert list(reader.specs().items()) == [("s1", {"dataset": "vaswani", "encoded": 2}), ("s0", {"dataset": "nq"})]
+        rows = [(state.step, state.state, state.attempts, state.detail) for state in reader.states("s1")]
+    assert rows == [
+        (100, "done", 1, "mrr@10 0.1000"),
+        (200, "waiting", 1, "no route to host"),
+        (300, "running", 1, f"since {AT}"),
+    ]
+
+
+def test_reading_creates_and_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with Ledger(path) as ledger:
+        ledger.finish(report())
+    before = {entry.name: entry.stat().st_mtime_ns for entry in tmp_path.iterdir()}
+    with Ledger(path, read_only=True) as reader:
+        assert len(reader.reports("s1")) == 1
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            reader.finish(report(600))
+    assert {entry.name: entry.stat().st_mtime_ns for entry in tmp_path.iterdir()} == before
+    with pytest.raises(SetupError, match=r"nowhere.db: no such ledger; is state_dir right"):
+        Ledger(tmp_path / "nowhere.db", read_only=True).open()
+    assert {entry.name for entry in tmp_path.iterdir()} == set(before)
+
+
+def test_files_that_are_not_our_ledger_are_refused_and_left_alone(tmp_path: Path) -> None:
+    text, foreign, newer = tmp_path / "text.db", tmp_path / "foreign.db", tmp_path / "newer.db"
+    text.write_text("not a database, but long enough to look at " * 40)
+    with sqlite3.connect(foreign) as connection:
+        connection.execute("CREATE TABLE t (a)")
+    connection.close()
+    with Ledger(newer):
+        pass
+    with sqlite3.connect(newer) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    (tmp_path / "folder.db").mkdir()
+    contents = {path: path.read_bytes() for path in (text, foreign, newer)}
+    for path, said in ((text, "not a readable ledger"), (foreign, "not a ledger of dr_validate"), (newer, "schema 99")):
+        for read_only in (False, True):
+            with pytest.raises(SetupError, match=said) as caught:
+                Ledger(path, read_only=read_only).open()
+            assert str(path) in str(caught.value)
+            assert "another state_dir" in str(caught.value)
+    with pytest.raises(SetupError, match=r"folder\.db"):
+        Ledger(tmp_path / "folder.db").open()
+    assert {path: path.read_bytes() for path in contents} == contents
+
+
+def test_a_damaged_ledger_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with Ledger(path) as ledger:
+        for step in range(60):
+            ledger.finish(report(step))
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xff" * 4096 * 4 + content[4096 * 5 :])
+    with pytest.raises(SetupError, match="ledger"):
+        Ledger(path).open()
+
+
+def test_a_ledger_whose_maker_died_at_once_is_finished(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA user_version = 0")
+    connection.close()
+    assert path.stat().st_size > 0
+    with Ledger(path) as ledger:
+        ledger.finish(report())
+        assert ledger.settled("s1")
+
+
+def test_a_full_disk_raises_and_leaves_the_ledger_as_it_was(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "none", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("a small file system cannot be mounted here (needs root)")
+    try:
+        with Ledger(disk / "ledger.db") as ledger:
+            ledger.finish(report(1))
+            filler = os.open(disk / "filler", os.O_CREAT | os.O_WRONLY)
+            with pytest.raises(OSError, match="No space"):
+                while os.write(filler, b"x" * 4096):
+                    pass
+            os.close(filler)
+            with pytest.raises(sqlite3.OperationalError, match="full"):
+                for step in range(2, 2000):
+                    ledger.finish(report(step))
+            kept = [one.checkpoint.step for one in ledger.reports("s1")]
+            (disk / "filler").unlink()
+            ledger.finish(report(kept[-1] + 1))
+            assert len(ledger.reports("s1")) == len(kept) + 1
+        with Ledger(disk / "ledger.db", read_only=True) as reader:
+            assert len(reader.reports("s1")) == len(reader.settled("s1")) == len(kept) + 1
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_what_is_in_the_file_is_public_json(ledger: Ledger) -> None:
+    ledger.finish(report())
+    with sqlite3.connect(ledger.path) as connection:
+        (text,) = connection.execute("SELECT report FROM reports").fetchone()
+    connection.close()
+    assert json.loads(text)["checkpoint"]["name"] == "checkpoint-500"
