@@ -1,6 +1,5 @@
 """`python -m dr_validate`: compose the configuration, build, go. Errors meant for users end in one message and exit code 2."""
 
-import logging
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dr_validate.config import conf_dir
 from dr_validate.errors import ConfigError, DrValidateError
+from dr_validate.logs import set_up_logging
 
 SETUP_IS_WRONG = 2
 
@@ -33,9 +33,7 @@ def main() -> None:
 
 
 def _job(config: DictConfig) -> int:
-    from dr_validate.watch import LOG_FORMAT
-
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+    set_up_logging()
     try:
         OmegaConf.resolve(config)
         plain = OmegaConf.to_container(config, throw_on_missing=False)

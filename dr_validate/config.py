@@ -121,7 +121,8 @@ def _describe(problem: Mapping[str, Any], place: str, values: Mapping[str, Any])
     if any(word in path.lower() for word in SECRET_WORDS):
         return f"{path}: {message} (value not shown; keys belong in the environment)"
     shown = problem["input"]
-    return f"{path}: {message}" if shown is values else f"{path}: {message} (got {shown!r})"
+    plain = isinstance(shown, (str, int, float, list, tuple)) or shown is None  # not the whole component
+    return f"{path}: {message} (got {shown!r})" if plain else f"{path}: {message}"
 
 
 def _metric_problems(settings: Settings) -> list[str]:

@@ -57,28 +57,22 @@ class Corpus(Protocol):
     """Documents by ordinal 0..len-1; texts stay on disk (memory-mapped), only what is asked for is read."""
 
     def __len__(self) -> int: ...
-
     def ids(self, ordinals: Int64) -> list[str]:
         """Document ids, in the order of `ordinals`."""
-        ...
 
     def texts(self, ordinals: Int64) -> list[str] | list[list[int]]:
         """Texts (title and text joined by one space), or token ids where the collection came tokenized."""
-        ...
 
     def find(self, ids: Sequence[str]) -> Int64:
         """Ordinal of each id, -1 where there is no such document."""
-        ...
 
     @property
     def tie_rank(self) -> Int64:
         """(num_documents,) place of each document when ids are sorted *descending* by UTF-8 bytes: trec_eval's tie order."""
-        ...
 
     @property
     def id_hash(self) -> NDArray[np.uint64]:
         """(num_documents,) first 8 bytes of BLAKE2b of each id: the stable number that sampling builds on."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +95,6 @@ class Qrels:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestSet:
     """A test collection: every query has at least one judgement, every judged document exists.
-
     `own_documents[q]` is the ordinal of the document that *is* query q (ArguAna, Quora) and must not be returned for it,
     -1 for none. `fingerprint` changes with any document, query or judgement.
     """

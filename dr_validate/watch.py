@@ -26,7 +26,6 @@ from dr_validate.progress import Progress
 from dr_validate.values import Checkpoint, Listing, Report
 from dr_validate.worker_client import WorkerClient
 
-LOG_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
 STOP_FILE_EVERY_S = 1.0
 log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ def watch(run: Run) -> Outcome:
     """Validate what the source has (`once`) or goes on to bring (`follow`); returns when that is done or was stopped."""
     state_dir = run.settings.state_dir
     stop = threading.Event()
-    worker = WorkerClient(run.raw, LOG_FORMAT)
+    worker = WorkerClient(run.raw)
     with _signals(stop), Ledger(state_dir / "ledger.db") as ledger, contextlib.ExitStack() as stack:
         stack.callback(worker.close)
         watcher = _Watcher(run, ledger, worker, stop)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dr_validate.errors import INTERRUPTS, CheckpointError, Interrupted, SetupError
+from dr_validate.logs import set_up_logging
 
 PR_SET_PDEATHSIG = 1
 PROGRESS_EVERY_S = 0.5
@@ -36,12 +37,12 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     channel = _Channel(_private_stdout())
     config = json.loads(sys.stdin.readline())
-    logging.basicConfig(level=logging.INFO, format=config["log_format"], stream=sys.stderr)
+    set_up_logging()
     requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
     control = _WorkerControl(channel)
     threading.Thread(target=_read_requests, args=(requests, control), daemon=True).start()
     with _errors_to(channel) as failed:
-        pipeline = _open_pipeline(config["run"])
+        pipeline = _open_pipeline(config)
         channel.send({"ready": pipeline.describe()})
     if failed:
         return

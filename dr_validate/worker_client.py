@@ -37,8 +37,8 @@ class DiskFull(OSError):
 class WorkerClient:
     """One worker process at a time. `config` is the plain configuration that it builds its pipeline from."""
 
-    def __init__(self, config: Mapping[str, Any], log_format: str) -> None:
-        self._start_message = {"run": config, "log_format": log_format}
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
         self._process: subprocess.Popen[str] | None = None
         self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._request = 0
@@ -51,7 +51,7 @@ class WorkerClient:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, encoding="utf-8")
         threading.Thread(target=_read, args=(self._process, self._messages), daemon=True).start()
-        self._send(self._start_message)
+        self._send(self._config)
         return dict(self._answer("ready", tick))
 
     def validate(self, checkpoint: Checkpoint, folder: Path, *, full: bool, tick: Tick) -> Report:

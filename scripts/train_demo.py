@@ -110,7 +110,9 @@ class PairCollator:
 class InBatchNegativesTrainer(Trainer):
     """Each query's document against the other documents of its batch; vectors are mean-pooled and normalised."""
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         queries, documents = embed(model, inputs["query"]), embed(model, inputs["document"])
         loss = torch.nn.functional.cross_entropy(queries @ documents.T / TEMPERATURE, torch.arange(len(queries)))
         return (loss, {"queries": queries}) if return_outputs else loss

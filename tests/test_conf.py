@@ -1,14 +1,16 @@
 """conf/ and the classes belong together: every choice names a class of its own folder, every run composes and builds."""
 
+import dataclasses
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from pydantic_core import PydanticUndefined
 
 from dr_validate.config import STAGES, Run, build, conf_dir
 from dr_validate.errors import ConfigError
@@ -20,6 +22,12 @@ NEEDED = {
     "nq": ["source.path=somewhere"],
     "demo": [],
 }
+
+
+def choice(path: Path) -> dict[str, Any]:
+    values = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
 
 
 def composed(*overrides: str) -> dict[str, Any]:
@@ -37,8 +45,20 @@ def built(*overrides: str) -> Run:
 
 @pytest.mark.parametrize("path", CHOICES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_choice_names_a_class_in_the_file_of_its_name(path: Path) -> None:
-    target = yaml.safe_load(path.read_text())["_target_"]
+    target = choice(path)["_target_"]
     assert target.rpartition(".")[0] == f"dr_validate.{path.parent.name}.{path.stem}"
+
+
+@pytest.mark.parametrize("path", CHOICES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_key_of_a_class_can_be_set_without_a_plus_and_has_the_class_default(path: Path) -> None:
+    values = choice(path)
+    module, _, name = values.pop("_target_").rpartition(".")
+    defaults = {field.name: field for field in dataclasses.fields(getattr(importlib.import_module(module), name))}
+    assert set(values) == set(defaults)
+    for key, value in values.items():
+        default = getattr(defaults[key].default, "default", defaults[key].default)  # pydantic's Field holds one as well
+        required = default in (dataclasses.MISSING, PydanticUndefined)
+        assert value == default or required, f"{key}: {value!r} here, {default!r} in the class"
 
 
 def test_every_stage_has_a_choice_and_every_run_is_tried_here() -> None:

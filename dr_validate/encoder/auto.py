@@ -53,7 +53,7 @@ class AutoEncoder:
 
         budget = self.max_tokens_per_batch or (CPU_TOKENS if device == "cpu" else GPU_TOKENS)
         model = TransformerModel(contract, dtype=self.dtype, device=device, append_eos=self.append_eos, max_tokens=budget)
-        log.info("loaded %s on %s: %s", folder.name, device, model.contract)
+        log.debug("loaded %s on %s: %s", folder.name, device, model.contract)
         try:
             yield model
         finally:

@@ -29,12 +29,14 @@ class AgainstFull:
             raise ValueError("expected idle, always, every:N (N from 1 on, e.g. every:5) or off")
         return value
 
-    def wants_baseline(self, index: int) -> bool:
-        """Whether checkpoint number `index` (0, 1, ... in the order of validation) must have a baseline, waiting or not."""
-        if self.baseline == "always":
-            return True
+    def runs_in(self, mode: str) -> bool:
+        """See `Fidelity.runs_in`: a run that ends by itself does not wait for what was to be made while idle."""
+        return self.baseline != "off" and (self.baseline != "idle" or mode == "follow")
+
+    def wants_baseline(self, place: int) -> bool:
+        """See `Fidelity.wants_baseline`."""
         every = _EVERY.fullmatch(self.baseline)
-        return every is not None and index % int(every[1]) == 0
+        return self.baseline != "off" and (every is None or place % int(every[1]) == 0)
 
     def compare(self, sampled: Sequence[Report], full: Sequence[Report], metric: str) -> Agreement | None:
         """See `Fidelity.compare`. Every supported metric is better when higher.
