@@ -215,66 +215,6 @@ def test_one_tower_of_two_is_refused(bert: Path, tmp_path: Path) -> None:
     assert "passage_model or document_model" in refusal(tmp_path / "one", **STATED)
 
 
-# peft 0.21 asks transformers 5 by an old name
-OLD_NAME = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-
-@pytest.fixture
-def adapter(bert: Path, tmp_path: Path) -> Path:
-    import peft
-    import transformers
-
-    base: Any = transformers.AutoModel.from_pretrained(str(bert))
-    torch.manual_seed(5)
-    config = peft.LoraConfig(r=4, target_modules=["query", "value"], init_lora_weights=False)
-    peft.get_peft_model(base, config).save_pretrained(str(tmp_path / "adapter"))
-    edit(tmp_path / "adapter/adapter_config.json", base_model_name_or_path="gone/base")
-    return tmp_path / "adapter"
-
-
-@OLD_NAME
-def test_an_adapter_without_its_base_names_the_key(adapter: Path) -> None:
-    assert re.search("gone/base.*nothing is downloaded.*encoder.base_model", refusal(adapter, **STATED))
-
-
-@OLD_NAME
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_an_adapter_on_its_base_gives_the_vectors_of_peft(adapter: Path, bert: Path, dtype: Any) -> None:
-    import peft
-    import transformers
-
-    vectors = vectors_of(AutoEncoder(base_model=str(bert), dtype=dtype, pooling="cls", normalize=False), adapter)
-    base: Any = transformers.AutoModel.from_pretrained(str(bert), dtype=getattr(torch, dtype))
-    adapted = peft.PeftModel.from_pretrained(base, str(adapter), autocast_adapter_dtype=False).eval()
-    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(bert))
-    ids = tokenizer("thin films", return_tensors="pt")["input_ids"]
-    with torch.inference_mode():
-        expected = adapted(input_ids=ids).last_hidden_state[0, 0].float().numpy()
-    tolerance = float(np.abs(expected).max()) * (1e-5 if dtype == "float32" else 0.02)
-    assert np.abs(vectors[0] - expected).max() < tolerance
-    plain = vectors_of(AutoEncoder(dtype=dtype, pooling="cls", normalize=False), bert)
-    assert np.abs(vectors - plain).max() > 3 * tolerance  # the adapter shows, so the comparison above can fail
-
-
-@OLD_NAME
-def test_an_adapter_of_another_base_is_refused(adapter: Path, make_model: Callable[[str], Path]) -> None:
-    other = make_model("RobertaConfig")
-    edit(other / "config.json", num_hidden_layers=1)
-    assert re.search("does not fit its base|cannot load", refusal(adapter, base_model=str(other), **STATED))
-
-
-@OLD_NAME
-def test_a_virtual_token_adapter_is_refused(adapter: Path) -> None:
-    edit(adapter / "adapter_config.json", peft_type="PROMPT_TUNING")
-    assert "PROMPT_TUNING" in refusal(adapter, **STATED)
-
-
-@OLD_NAME
-def test_an_adapter_may_not_name_a_module_to_import(adapter: Path) -> None:
-    edit(adapter / "adapter_config.json", megatron_config={"a": 1}, megatron_core="os")
-    assert "megatron_config" in refusal(adapter, **STATED)
-
-
 def test_the_fingerprint_follows_what_changes_a_vector_and_nothing_else(tokenizer_folder: Path, tmp_path: Path) -> None:
     plain = AutoEncoder().fingerprint()
     assert AutoEncoder(max_tokens_per_batch=5).fingerprint() == plain
