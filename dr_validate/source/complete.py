@@ -1,0 +1,166 @@
+"""Is a checkpoint folder all there? Judged from its files alone, never from its age."""
+
+import json
+import stat
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dr_validate.source.safetensors import what_is_wrong
+from dr_validate.source.wanted import PICKLES, TOWER_FOLDERS, TRAINING_STATE, is_wanted_file, matches
+
+MAX_JSON_BYTES = 256 << 20  # tokenizer.json of a large vocabulary has some 30 MB
+TRAINER_LEAVES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
+HAVE_WEIGHTS = (".Dense", ".LayerNorm")
+STEP_VERSION = "a version made by a plain save_model() lacks it for good"
+AS_SAFETENSORS = "save with model.save_pretrained(folder, safe_serialization=True), as safetensors"
+
+
+class Unreadable(ValueError):
+    """A file that is not what its name says: being written, or broken."""
+
+
+def what_is_missing(folder: Path, siblings_have_state: bool) -> str | None:
+    """What a checkpoint lacks to be used, in words for a user, or None if it is complete.
+
+    `siblings_have_state`: whether other checkpoints of the same training hold trainer_state.json.
+    """
+    try:
+        names = {path.name for path in folder.iterdir()}
+        return _trainer_is_writing(folder, names, siblings_have_state) or _missing_in_model(folder, names)
+    except Unreadable as error:
+        return str(error)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises Unreadable."""
+    _check_regular(path)
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise Unreadable(f"{path.name} has more than {MAX_JSON_BYTES >> 20} MiB")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"{path.name} cannot be read as JSON: being written, or broken ({error})") from error
+
+
+def module_folders(folder: Path) -> list[str]:
+    """Folders that modules.json of the checkpoint or of its towers names; empty for other checkpoints. Raises Unreadable."""
+    paths = [folder / name / "modules.json" for name in ("", *TOWER_FOLDERS)]
+    return [place for path in paths if path.is_file() for _, place in _modules(path) if place]
+
+
+def _trainer_is_writing(folder: Path, names: Collection[str], siblings_have_state: bool) -> str | None:
+    # The Hugging Face Trainer writes weights, tokenizer, optimizer, scheduler, random state, and trainer_state.json last.
+    if (folder / "trainer_state.json").is_file():
+        read_json(folder / "trainer_state.json")
+        return None
+    mid_training = any(matches(name, TRAINER_LEAVES) for name in names)
+    if mid_training or (siblings_have_state and folder.name.startswith("checkpoint-")):
+        return "trainer_state.json is not there yet (the trainer writes it last)"
+    return None
+
+
+def _missing_in_model(folder: Path, names: Collection[str]) -> str | None:
+    if not names:
+        return "the folder is empty"
+    if towers := [name for name in TOWER_FOLDERS if (folder / name).is_dir()]:
+        return _missing_in_towers(folder, towers)
+    if "modules.json" in names:
+        return _missing_in_modules(folder)
+    if "adapter_config.json" in names:
+        read_json(folder / "adapter_config.json")
+        return _missing_weights(folder)
+    if "config.json" in names:
+        read_json(folder / "config.json")
+        return _missing_weights(folder)
+    return _pickles(folder) or f"config.json is not there ({STEP_VERSION})"
+
+
+def _missing_in_towers(folder: Path, towers: list[str]) -> str | None:
+    if "query_model" not in towers or len(towers) < 2:
+        return f"{towers[0]}/ is there, but not the other tower: query_model/ and passage_model/ belong together"
+    for name in towers:
+        if missing := _missing_in_model(folder / name, {path.name for path in (folder / name).iterdir()}):
+            return f"{name}/: {missing}"
+    return None
+
+
+def _missing_in_modules(folder: Path) -> str | None:
+    modules = _modules(folder / "modules.json")
+    for kind, place in modules:
+        if kind.endswith(".Normalize"):
+            continue  # has no settings; older versions leave an empty folder, which not every store keeps
+        part = folder / place
+        if not part.is_dir() or not any(path.suffix == ".json" for path in part.iterdir()):
+            return (
+                f"modules.json names {place or '.'} ({kind}), but there is no such folder with a config.json ({STEP_VERSION})"
+            )
+        if kind.endswith(".Transformer") and (missing := _missing_in_transformer(part)):
+            return f"{place}: {missing}" if place else missing
+        if kind.endswith(HAVE_WEIGHTS) and (missing := _missing_weights(part)):
+            return f"{place}: {missing}"
+    return None
+
+
+def _missing_in_transformer(part: Path) -> str | None:
+    config = next((name for name in ("adapter_config.json", "config.json") if (part / name).is_file()), None)
+    if config is None:
+        return f"config.json is not there ({STEP_VERSION})"
+    read_json(part / config)
+    return _missing_weights(part)
+
+
+def _modules(path: Path) -> list[tuple[str, str]]:
+    entries = read_json(path)
+    try:
+        modules = [(str(entry["type"]), str(entry["path"])) for entry in entries]
+    except (TypeError, KeyError) as error:
+        raise Unreadable("modules.json is not a list of modules with a type and a path") from error
+    for _, place in modules:
+        _check_inside(place, "modules.json")
+    return modules
+
+
+def _missing_weights(folder: Path) -> str | None:
+    """Whether there are weights and all of them."""
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        content = read_json(index)
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(shards, dict):
+            return f"{index.name} has no weight_map"
+        for shard in sorted({str(name) for name in shards.values()}):
+            _check_inside(shard, index.name)
+            if not (folder / shard).is_file():
+                return f"{index.name} names {shard}, which is not there"
+    if broken := _broken_weights(folder):
+        return broken
+    if any(is_wanted_file(path.name) for path in folder.glob("*.safetensors")):
+        return None
+    return _pickles(folder) or "weights (*.safetensors) are not there"
+
+
+def _broken_weights(folder: Path) -> str | None:
+    for path in sorted(folder.glob("*.safetensors")):
+        _check_regular(path)
+        if wrong := what_is_wrong(path):
+            return f"{path.name}: {wrong}"
+    return None
+
+
+def _pickles(folder: Path) -> str | None:
+    known = [*TRAINING_STATE, "training_args.bin"]
+    found = sorted(p.name for p in folder.iterdir() if matches(p.name, PICKLES) and not matches(p.name, known))
+    if not found:
+        return None
+    return f"weights only as a pickle ({', '.join(found[:3])}), which is never loaded: it can run code; {AS_SAFETENSORS}"
+
+
+def _check_regular(path: Path) -> None:
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+        raise Unreadable(f"{path.name} is not a regular file")
+
+
+def _check_inside(place: str, said_by: str) -> None:
+    path = PurePosixPath(place)
+    if path.is_absolute() or ".." in path.parts or "\\" in place or "\0" in place:
+        raise Unreadable(f"{said_by} names {place!r}, which is outside the checkpoint")

@@ -1,0 +1,162 @@
+"""Checkpoints in a folder: each sub-folder one, as the Hugging Face Trainer and sentence-transformers leave them."""
+
+import errno
+import functools
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dr_validate.component import component
+from dr_validate.errors import CheckpointError, SetupError
+from dr_validate.files import copy_with_digest, sha256_of_files
+from dr_validate.source.complete import Unreadable, read_json, what_is_missing
+from dr_validate.source.remembered import ChangedMeanwhile, Digests
+from dr_validate.source.steps import names_a_step, steps
+from dr_validate.source.walk import link_that_leaves, looks_like_one, wanted_files
+from dr_validate.values import Checkpoint, Incomplete, Listing
+
+log = logging.getLogger(__name__)
+
+
+@component
+class FolderSource:
+    """Each sub-folder of `path` is a checkpoint, and `path` itself where it is one; hidden and temporary ones are not.
+
+    `name` is the training run's, by default the folder's. Symbolic links that lead out of a checkpoint make it unusable,
+    unless `follow_links` (a snapshot in the Hugging Face cache is made of such links).
+    """
+
+    path: Path
+    name: str | None = None
+    follow_links: bool = False
+
+    @property
+    def training_run(self) -> str:
+        return self.name or Path(os.path.normpath(self.path.absolute())).name or "training"
+
+    def list(self, state_dir: Path) -> Listing:
+        """Complete checkpoints and incomplete ones, each by (step, name). Reads weights only where they have changed."""
+        folders = self._folders()
+        having_state = {name for name, folder in folders.items() if (folder / "trainer_state.json").is_file()}
+        by_name = steps(folders)
+        found: list[Checkpoint | Incomplete] = []
+        with Digests(state_dir, self.path) as digests:
+            for name, folder in folders.items():
+                place = _Place(name=name, folder=folder, step=by_name[name][0], step_from=by_name[name][1])
+                if (one := self._look(place, digests, bool(having_state - {name}))) is not None:
+                    found.append(one)
+        found.sort(key=lambda one: (one.step, one.name))
+        return Listing(
+            checkpoints=tuple(one for one in found if isinstance(one, Checkpoint)),
+            incomplete=tuple(one for one in found if isinstance(one, Incomplete)),
+        )
+
+    def fetch(self, checkpoint: Checkpoint, into: Path) -> None:
+        """Copy what encoding needs. Raises CheckpointError if it was deleted, OSError if it changed or the disk is full."""
+        folder = Path(checkpoint.uri)
+        try:
+            if leaves := self._leaving_link(folder):
+                raise CheckpointError(f"{folder}: {leaves}")
+            files = wanted_files(folder)
+            _check_room(sum(path.stat().st_size for path in files.values()), into)
+            # Copies, not hard links: a trainer may write into a file that it has written before.
+            digests = {name: copy_with_digest(path, into / name) for name, path in files.items()}
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise CheckpointError(_deleted(folder)) from error
+        except Unreadable as error:
+            raise OSError(f"{folder} changed while it was copied: {error}") from error
+        if sha256_of_files(digests) != checkpoint.digest:
+            try:
+                missing = what_is_missing(folder, siblings_have_state=False)
+            except FileNotFoundError:
+                missing = "it is gone"
+            if missing:
+                raise CheckpointError(f"{_deleted(folder)} ({missing})")
+            raise OSError(f"{folder} changed while it was copied")
+
+    def _folders(self) -> dict[str, Path]:
+        """Candidates by name."""
+        if not self.path.exists():
+            _say_once(f"{self.path} does not exist yet: no checkpoints")
+            return {}
+        if not self.path.is_dir():
+            raise SetupError(f"source.path: got {str(self.path)!r}, a file; expected the folder that holds the checkpoints")
+        itself = looks_like_one(self.path)
+        folders = {self.path.absolute().name: self.path.absolute()} if itself else {}
+        for entry in sorted(self.path.iterdir()):
+            if entry.name.startswith((".", "tmp-")) or entry.name.endswith(".tmp") or not entry.is_dir():
+                continue
+            if entry.is_symlink() and entry.resolve().parent == self.path.resolve():
+                continue  # `latest -> checkpoint-500` is an alias of what is listed anyway
+            # Sub-folders of a checkpoint are its parts, save those that a trainer leaves beside its final model.
+            if entry.name.startswith("checkpoint-") if itself else names_a_step(entry.name) or _may_be_one(entry):
+                folders[entry.name] = entry.absolute()
+        return folders
+
+    def _look(self, place: "_Place", digests: Digests, siblings_have_state: bool) -> Checkpoint | Incomplete | None:
+        folder = place.folder
+        try:
+            lacks = self._leaving_link(folder) or what_is_missing(folder, siblings_have_state)
+            if lacks is None:
+                files = wanted_files(folder)
+                for path in files.values():
+                    if path.suffix == ".json" and not digests.knows(path):
+                        read_json(path)
+                return place.checkpoint(sha256_of_files(digests.of(files)), files)
+        except (FileNotFoundError, ChangedMeanwhile) as error:
+            if not folder.is_dir():
+                return None  # rotated away while we looked
+            lacks = f"it is being written ({error})"
+        except Unreadable as error:
+            lacks = str(error)
+        except OSError as error:
+            lacks = f"it cannot be read ({error})"
+        return Incomplete(name=place.name, uri=str(folder), step=place.step, lacks=lacks)
+
+    def _leaving_link(self, folder: Path) -> str | None:
+        return None if self.follow_links else link_that_leaves(folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    name: str
+    folder: Path
+    step: int
+    step_from: str
+
+    def checkpoint(self, digest: str, files: dict[str, Path]) -> Checkpoint:
+        written = max(path.stat().st_mtime for name, path in files.items() if name.endswith(".safetensors"))
+        return Checkpoint(
+            name=self.name,
+            version=self.name,
+            digest=digest,
+            step=self.step,
+            step_from=self.step_from,
+            created_at=datetime.fromtimestamp(written, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            uri=str(self.folder),
+        )
+
+
+def _may_be_one(entry: Path) -> bool:
+    try:
+        return looks_like_one(entry) or not any(entry.iterdir())
+    except OSError:
+        return entry.is_dir()  # unreadable, but there: the closer look says why
+
+
+def _check_room(needed: int, into: Path) -> None:
+    free = shutil.disk_usage(into).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{into.parent}: {needed:,} bytes needed, {free:,} free")
+
+
+def _deleted(folder: Path) -> str:
+    return f"{folder} was deleted before it could be copied: let the trainer keep more of them (save_total_limit)"
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.info(message)

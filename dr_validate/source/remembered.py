@@ -1,0 +1,63 @@
+"""Digests of files that have not changed since they were hashed: what makes a second look at checkpoints cheap."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from dr_validate.files import sha256_of_file, write_atomically
+
+Stamp = tuple[int, int, int, int]  # size, mtime, ctime, inode; ctime also moves where a copy keeps the old mtime
+
+
+class ChangedMeanwhile(OSError):
+    """A file was written to while it was read."""
+
+
+class Digests:
+    """SHA-256 by path and stamp; `with` reads what is remembered of `place`, and writes it back where it grew or shrank."""
+
+    def __init__(self, state_dir: Path, place: Path) -> None:
+        key = hashlib.sha256(str(place.absolute()).encode()).hexdigest()[:16]
+        self.file = state_dir / "digests" / f"{key}.json"
+        self._old: dict[str, list[object]] = {}
+        self._new: dict[str, list[object]] = {}
+
+    def __enter__(self) -> "Digests":
+        try:
+            known = json.loads(self.file.read_bytes())
+        except (FileNotFoundError, ValueError):
+            known = {}  # a damaged memory costs one more reading of the files
+        self._old = known if isinstance(known, dict) else {}
+        return self
+
+    def __exit__(self, kind: object, *exc_info: object) -> None:
+        if kind is None and self._new != self._old:
+            write_atomically(self.file, json.dumps(self._new))
+
+    def knows(self, path: Path) -> bool:
+        """Whether the file is as it was when it was hashed."""
+        known = self._old.get(str(path.absolute()))
+        return isinstance(known, list) and known[:-1] == list(stamp(path))
+
+    def of(self, files: Mapping[str, Path]) -> dict[str, str]:
+        """Hex SHA-256 of each file, by the same names. Raises ChangedMeanwhile."""
+        return {name: self._of_file(path) for name, path in files.items()}
+
+    def _of_file(self, path: Path) -> str:
+        key, before = str(path.absolute()), stamp(path)
+        known = self._old.get(key)
+        if isinstance(known, list) and known[:-1] == list(before) and isinstance(known[-1], str):
+            self._new[key] = known
+            return known[-1]
+        digest = sha256_of_file(path)
+        if stamp(path) != before:
+            raise ChangedMeanwhile(f"{path.name} is being written")
+        self._new[key] = [*before, digest]
+        return digest
+
+
+def stamp(path: Path) -> Stamp:
+    """What changes with every write to a file."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino

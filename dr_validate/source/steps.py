@@ -1,0 +1,42 @@
+"""Which training step a checkpoint folder belongs to, and where that was read."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from dr_validate.source.complete import Unreadable, read_json
+
+STEP_IN_NAME = re.compile(r"(?:^|[^a-z])(?:checkpoint|ckpt|global[-_]?step|step|steps|iter)[-_=.]?(\d+)", re.IGNORECASE)
+TRAILING_NUMBER = re.compile(r"(\d+)$")
+MAX_STEP = 2**53  # what JSON and SQLite both keep exactly
+
+
+def names_a_step(name: str) -> bool:
+    """Whether a folder name such as `checkpoint-500` says which step it holds."""
+    return STEP_IN_NAME.search(name) is not None
+
+
+def steps(folders: Mapping[str, Path]) -> dict[str, tuple[int, str]]:
+    """Step and origin by name: trainer_state.json, else the folder's name, else the place in the order of names.
+
+    A folder without a step stands after all that have one: `final` comes after `checkpoint-1500`.
+    """
+    found = {name: _stated(folder) or _named(name) for name, folder in folders.items()}
+    known = {name: step for name, step in found.items() if step is not None}
+    last = max((step for step, _ in known.values()), default=0)
+    placed = sorted(name for name in folders if name not in known)
+    return known | {name: (last + place, "place in name order") for place, name in enumerate(placed, 1)}
+
+
+def _stated(folder: Path) -> tuple[int, str] | None:
+    try:
+        state = read_json(folder / "trainer_state.json")
+    except (Unreadable, OSError):
+        return None
+    step = state.get("global_step") if isinstance(state, dict) else None
+    return (step, "trainer_state.json") if type(step) is int and 0 <= step < MAX_STEP else None
+
+
+def _named(name: str) -> tuple[int, str] | None:
+    match = STEP_IN_NAME.search(name) or TRAILING_NUMBER.search(name)
+    return (int(match[1]), "folder name") if match and len(match[1]) < 16 else None

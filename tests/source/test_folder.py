@@ -1,0 +1,382 @@
+"""A folder of checkpoints, as trainers leave it: half-written, rotated, linked, pickled."""
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save, save_file
+
+from dr_validate.errors import CheckpointError, SetupError
+from dr_validate.source.folder import FolderSource
+from dr_validate.values import Checkpoint, Listing
+
+
+def write(folder: Path, seed: int = 0, files: Mapping[str, str] | None = None) -> Path:
+    """A plain Hugging Face folder: config, tokenizer, weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "tokenizer.json").write_text("{}")
+    save_file({"w": np.full(100, seed, np.float32)}, folder / "model.safetensors")
+    for name, text in (files or {}).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def state(step: int) -> dict[str, str]:
+    return {"trainer_state.json": json.dumps({"global_step": step})}
+
+
+class Watched:
+    """A source and its state_dir."""
+
+    def __init__(self, root: Path, **options: Any) -> None:
+        self.root, self.state_dir = root / "checkpoints", root / "state"
+        self.root.mkdir(exist_ok=True)
+        self.source = FolderSource(path=self.root, **options)
+
+    def list(self) -> Listing:
+        return self.source.list(self.state_dir)
+
+    def names(self) -> "tuple[str, ...]":
+        return tuple(one.name for one in self.list().checkpoints)
+
+    def only(self) -> Checkpoint:
+        (one,) = self.list().checkpoints
+        return one
+
+    def lacks(self) -> str:
+        listing = self.list()
+        assert not listing.checkpoints
+        (part,) = listing.incomplete
+        return part.lacks
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    return Watched(tmp_path)
+
+
+def test_the_order_is_that_of_the_training_and_not_of_the_clock(watched: Watched) -> None:
+    for age, step in enumerate((1000, 500, 9)):
+        write(watched.root / f"checkpoint-{step}", step)
+        os.utime(watched.root / f"checkpoint-{step}" / "model.safetensors", (1e9 - age, 1e9 - age))
+    assert watched.names() == ("checkpoint-9", "checkpoint-500", "checkpoint-1000")
+    assert watched.list().checkpoints[0].created_at == "2001-09-09T01:46:38Z"
+
+
+def test_the_step_comes_from_the_trainer_then_the_name_then_the_place(watched: Watched) -> None:
+    write(watched.root / "checkpoint-7", 1, state(70))
+    write(watched.root / "step_80", 2)
+    write(watched.root / "global_step90_hf", 3)
+    write(watched.root / "epoch-2", 4)
+    write(watched.root / "best", 5)
+    write(watched.root / "final", 6)
+    found = [(one.name, one.step, one.step_from) for one in watched.list().checkpoints]
+    assert found == [
+        ("epoch-2", 2, "folder name"),
+        ("checkpoint-7", 70, "trainer_state.json"),
+        ("step_80", 80, "folder name"),
+        ("global_step90_hf", 90, "folder name"),
+        ("best", 91, "place in name order"),
+        ("final", 92, "place in name order"),
+    ]
+
+
+def test_a_half_written_file_becomes_complete_without_waiting(watched: Watched) -> None:
+    folder = write(watched.root / "checkpoint-500")
+    whole = (folder / "model.safetensors").read_bytes()
+    for length, said in (
+        (0, "0 bytes so far"),
+        (5, "header"),
+        (60, "header"),
+        (len(whole) - 1, f"{len(whole) - 1} of {len(whole)}"),
+    ):
+        (folder / "model.safetensors").write_bytes(whole[:length])
+        assert said in watched.lacks()
+    (folder / "model.safetensors").write_bytes(whole)
+    assert watched.names() == ("checkpoint-500",)
+
+
+def test_text_that_is_being_written_is_not_read_as_complete(watched: Watched) -> None:
+    folder = write(watched.root / "checkpoint-500")
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_text('{"half')
+        assert f"{name} cannot be read as JSON" in watched.lacks()
+        (folder / name).write_text("{}")
+    assert watched.names() == ("checkpoint-500",)
+
+
+def test_every_shard_must_be_there(watched: Watched) -> None:
+    folder = write(watched.root / "checkpoint-500")
+    shards = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    (folder / "model.safetensors").rename(folder / shards[0])
+    index = {"weight_map": {"w": shards[0], "v": shards[1]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert watched.lacks() == f"model.safetensors.index.json names {shards[1]}, which is not there"
+    save_file({"v": np.zeros(3, np.float32)}, folder / shards[1])
+    assert watched.names() == ("checkpoint-500",)
+
+
+def test_the_trainer_writes_its_state_last(watched: Watched) -> None:
+    first = write(watched.root / "checkpoint-1", 1, {"optimizer.pt": "x"})
+    assert watched.lacks() == "trainer_state.json is not there yet (the trainer writes it last)"
+    (first / "trainer_state.json").write_text('{"global_step": 1')
+    assert "trainer_state.json cannot be read" in watched.lacks()
+    (first / "trainer_state.json").write_text('{"global_step": 1}')
+    write(watched.root / "checkpoint-2", 2)
+    assert watched.names() == ("checkpoint-1",)  # its sibling has the file, so checkpoint-2 is to have it too
+    write(watched.root / "checkpoint-2", 2, state(2))
+    assert watched.names() == ("checkpoint-1", "checkpoint-2")
+
+
+@pytest.mark.parametrize("pickle", ["pytorch_model.bin", "epoch=1.ckpt", "model.pt"])
+def test_pickles_are_refused_with_a_way_out(watched: Watched, pickle: str) -> None:
+    folder = write(watched.root / "checkpoint-500", files={pickle: "x", "training_args.bin": "x"})
+    (folder / "model.safetensors").unlink()
+    lacks = watched.lacks()
+    assert f"weights only as a pickle ({pickle})" in lacks
+    assert "safe_serialization=True" in lacks
+    (folder / "config.json").unlink()
+    (folder / "tokenizer.json").unlink()
+    assert f"weights only as a pickle ({pickle})" in watched.lacks()
+
+
+def test_empty_and_bare_folders_are_told(watched: Watched) -> None:
+    (watched.root / "checkpoint-5").mkdir()
+    assert watched.lacks() == "the folder is empty"
+    save_file({"w": np.zeros(3, np.float32)}, watched.root / "checkpoint-5" / "model.safetensors")
+    assert watched.lacks().startswith("config.json is not there")
+    (watched.root / "checkpoint-5" / "config.json").write_text("{}")
+    (watched.root / "checkpoint-5" / "model.safetensors").unlink()
+    assert watched.lacks() == "weights (*.safetensors) are not there"
+
+
+def test_hidden_temporary_and_other_folders_are_no_checkpoints(watched: Watched) -> None:
+    for name in (".cache", "tmp-checkpoint-5", "checkpoint-6.tmp"):
+        write(watched.root / name)
+    (watched.root / "runs" / "Nov21").mkdir(parents=True)
+    (watched.root / "eval").mkdir()
+    (watched.root / "eval" / "scores.csv").write_text("1")
+    (watched.root / "README.md").write_text("x")
+    assert watched.list() == Listing()
+
+
+def test_an_alias_of_a_sibling_is_not_a_version(watched: Watched) -> None:
+    write(watched.root / "checkpoint-5")
+    (watched.root / "latest").symlink_to("checkpoint-5")
+    elsewhere = write(watched.root.parent / "elsewhere" / "checkpoint-6", 6)
+    (watched.root / "checkpoint-6").symlink_to(elsewhere)
+    assert watched.names() == ("checkpoint-5", "checkpoint-6")
+
+
+def test_the_path_can_be_a_checkpoint_itself(tmp_path: Path) -> None:
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ]
+    folder = write(tmp_path / "model", 1, {"modules.json": json.dumps(modules)})
+    source = FolderSource(path=folder)
+    (part,) = source.list(tmp_path / "state").incomplete
+    assert "modules.json names 1_Pooling" in part.lacks
+    write(folder, 1, {"1_Pooling/config.json": "{}"})
+    write(folder / "checkpoint-5", 2)
+    listing = source.list(tmp_path / "state")
+    assert [(one.name, one.step) for one in listing.checkpoints] == [("checkpoint-5", 5), ("model", 6)]
+    source.fetch(listing.checkpoints[1], tmp_path)
+    assert (tmp_path / "1_Pooling" / "config.json").is_file()
+    assert not (tmp_path / "checkpoint-5").exists()
+
+
+def test_two_towers_belong_together(watched: Watched) -> None:
+    folder = watched.root / "checkpoint-5"
+    write(folder / "query_model", 1)
+    assert "query_model/ and passage_model/ belong together" in watched.lacks()
+    (folder / "passage_model").mkdir()
+    assert watched.lacks() == "passage_model/: the folder is empty"
+    write(folder / "passage_model", 2)
+    one = watched.only()
+    into = watched.root.parent / "into"
+    into.mkdir()
+    watched.source.fetch(one, into)
+    assert (into / "passage_model" / "model.safetensors").read_bytes() == (
+        folder / "passage_model/model.safetensors"
+    ).read_bytes()
+
+
+def test_an_adapter_needs_its_weights_and_no_config(watched: Watched) -> None:
+    folder = watched.root / "checkpoint-5"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    assert watched.lacks() == "weights (*.safetensors) are not there"
+    (folder / "adapter_model.safetensors").write_bytes(save({"w": np.zeros(3, np.float32)}))
+    assert watched.names() == ("checkpoint-5",)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "1_Pooling", "modules.json"])
+def test_a_link_out_of_the_folder_makes_it_unusable(watched: Watched, name: str) -> None:
+    folder = write(watched.root / "checkpoint-5")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("/etc")
+    assert watched.lacks() == f"symbolic link {name} -> /etc leaves the folder"
+
+
+def test_links_that_stay_inside_are_followed_and_others_on_request(watched: Watched) -> None:
+    folder = write(watched.root / "checkpoint-5")
+    plain = watched.only().digest
+    (folder / "vocab.txt.real").write_text("x")
+    (folder / "vocab.txt").symlink_to("vocab.txt.real")
+    assert watched.only().digest != plain
+    (folder / "1_Pooling").symlink_to(".")  # round and round
+    assert watched.names() == ("checkpoint-5",)
+    blob = watched.root.parent / "blob"
+    shutil.move(folder / "model.safetensors", blob)
+    (folder / "model.safetensors").symlink_to(blob)
+    assert "leaves the folder" in watched.lacks()
+    assert Watched(watched.root.parent, follow_links=True).names() == ("checkpoint-5",)
+
+
+def test_a_pipe_in_place_of_a_file_does_not_hang(watched: Watched) -> None:
+    folder = write(watched.root / "checkpoint-5")
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    assert "config.json" in watched.lacks()
+
+
+def test_only_what_encoding_needs_makes_the_digest(watched: Watched) -> None:
+    folder = write(watched.root / "checkpoint-5", 1, state(5))
+    digest = watched.only().digest
+    for name in ("optimizer.pt", "rng_state.pth", "training_args.bin", "README.md", "runs/config.json", "eval/config.json"):
+        write(folder, 1, {name: "x"})
+    write(folder, 1, {"trainer_state.json": '{"global_step": 5, "epoch": 2}'})
+    assert watched.only().digest == digest
+    for name in (
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "1_Pooling/config.json",
+        "config_sentence_transformers.json",
+    ):
+        write(folder, 1, {name: '{"a": 1}'})
+        assert watched.only().digest != digest
+        digest = watched.only().digest
+    write(folder, 2)
+    assert watched.only().digest != digest
+
+
+def test_unchanged_files_are_not_read_again_and_changed_ones_are(watched: Watched) -> None:
+    folder = write(watched.root / "checkpoint-5")
+    digest = watched.only().digest
+    (memory,) = (watched.state_dir / "digests").iterdir()
+    remembered = json.loads(memory.read_bytes())
+    key = str(folder / "model.safetensors")
+    remembered[key][-1] = "0" * 64  # an answer that reading the file could not give
+    memory.write_text(json.dumps(remembered))
+    doctored = watched.only().digest
+    assert doctored != digest
+    status = (folder / "model.safetensors").stat()
+    write(folder, 7)
+    os.utime(folder / "model.safetensors", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert watched.only().digest not in (digest, doctored)
+    memory.write_text("damaged")
+    write(folder, 0)
+    assert watched.only().digest == digest
+
+
+def test_what_is_gone_is_forgotten(watched: Watched) -> None:
+    write(watched.root / "checkpoint-5")
+    write(watched.root / "checkpoint-6")
+    assert len(watched.list().checkpoints) == 2
+    shutil.rmtree(watched.root / "checkpoint-5")
+    assert watched.names() == ("checkpoint-6",)
+    (memory,) = (watched.state_dir / "digests").iterdir()
+    assert not any("checkpoint-5" in key for key in json.loads(memory.read_bytes()))
+
+
+def test_a_fetched_copy_is_whole_private_and_free_of_pickles(watched: Watched, tmp_path: Path) -> None:
+    folder = write(watched.root / "checkpoint-5", 1, {"optimizer.bin": "x", "training_args.bin": "x"})
+    one = watched.only()
+    into = tmp_path / "into"
+    into.mkdir()
+    watched.source.fetch(one, into)
+    assert {path.name for path in into.iterdir()} == {"config.json", "tokenizer.json", "model.safetensors"}
+    with (folder / "model.safetensors").open("r+b") as stream:
+        stream.write(b"written over")
+    assert not (into / "model.safetensors").read_bytes().startswith(b"written over")
+
+
+def test_a_checkpoint_that_changed_is_worth_another_try_and_a_deleted_one_is_not(watched: Watched, tmp_path: Path) -> None:
+    folder = write(watched.root / "checkpoint-5")
+    one = watched.only()
+    write(folder, 9)
+    with pytest.raises(OSError, match="changed while it was copied"):
+        watched.source.fetch(one, _new(tmp_path / "a"))
+    (folder / "config.json").unlink()  # a rotation takes file after file
+    with pytest.raises(CheckpointError, match=r"deleted before it could be copied.*save_total_limit"):
+        watched.source.fetch(one, _new(tmp_path / "b"))
+    shutil.rmtree(folder)
+    with pytest.raises(CheckpointError, match=r"checkpoint-5 was deleted before it could be copied"):
+        watched.source.fetch(one, _new(tmp_path / "c"))
+
+
+def test_a_link_that_appears_after_the_listing_is_not_followed(watched: Watched, tmp_path: Path) -> None:
+    folder = write(watched.root / "checkpoint-5")
+    one = watched.only()
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("/etc/hostname")
+    with pytest.raises(CheckpointError, match="leaves the folder"):
+        watched.source.fetch(one, _new(tmp_path / "a"))
+    assert not list((tmp_path / "a").iterdir())
+
+
+def test_checkpoints_that_come_and_go_while_we_look_never_break_the_listing(watched: Watched) -> None:
+    stop = threading.Event()
+
+    def rotate() -> None:
+        step = 0
+        while not stop.is_set():
+            step += 1
+            write(watched.root / f"checkpoint-{step}", step, state(step))
+            shutil.rmtree(watched.root / f"checkpoint-{step - 2}", ignore_errors=True)
+
+    trainer = threading.Thread(target=rotate)
+    trainer.start()
+    try:
+        seen = {one.step for _ in range(60) for one in watched.list().checkpoints}
+    finally:
+        stop.set()
+        trainer.join()
+    assert len(seen) > 3
+
+
+def test_a_missing_path_is_empty_and_a_file_is_a_mistake(tmp_path: Path) -> None:
+    assert FolderSource(path=tmp_path / "later").list(tmp_path / "state") == Listing()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SetupError, match=r"source\.path: got .*a file"):
+        FolderSource(path=tmp_path / "file").list(tmp_path / "state")
+
+
+def test_the_training_run_is_named_after_the_folder_or_as_told(tmp_path: Path) -> None:
+    assert FolderSource(path=tmp_path / "msmarco-tas" / ".").training_run == "msmarco-tas"
+    assert FolderSource(path=tmp_path, name="tas").training_run == "tas"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['[{"type": "sentence_transformers.models.Dense", "path": "../../etc"}]', '[{"path": "1"}]', "3", "[" * 100_000],
+    ids=["outside", "no-type", "number", "deep"],
+)
+def test_a_hostile_modules_file_costs_one_line(watched: Watched, text: str) -> None:
+    write(watched.root / "checkpoint-5", files={"modules.json": text})
+    assert "modules.json" in watched.lacks()
+
+
+def _new(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
