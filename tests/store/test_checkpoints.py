@@ -1,0 +1,172 @@
+"""The store of copies against other processes, killed fetches and full disks."""
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dr_validate.errors import CheckpointError
+from dr_validate.store.checkpoints import CheckpointStore
+from dr_validate.values import Checkpoint
+
+MIB = 2**20
+
+
+def checkpoint(step: int) -> Checkpoint:
+    digest, name = f"sha256:{step:04x}", f"checkpoint-{step}"
+    return Checkpoint(name=name, version=name, digest=digest, step=step, step_from="x", created_at="x", uri="x")
+
+
+def folder_of(root: Path, step: int) -> Path:
+    return root / "checkpoints" / f"sha256-{step:04x}"
+
+
+def fetcher(size: int = MIB) -> Callable[[Checkpoint, Path], None]:
+    def fetch(one: Checkpoint, into: Path) -> None:
+        (into / "part").mkdir()
+        (into / "part" / "weights").write_bytes(bytes([one.step % 256]) * size)
+
+    return fetch
+
+
+def refuse(one: Checkpoint, into: Path) -> None:
+    raise AssertionError("fetched again")
+
+
+@contextlib.contextmanager
+def another_process(root: Path, code: str) -> Iterator["subprocess.Popen[str]"]:
+    """A process that runs `code` with store, one, fetch and root at hand, says `ready` and stays."""
+    head = f"""
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_checkpoints import checkpoint, fetcher
+from dr_validate.store.checkpoints import CheckpointStore
+store, one, fetch, root = CheckpointStore(), checkpoint(1), fetcher(), Path({str(root)!r})
+def stay():
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", head + code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    yield process
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+
+def age(root: Path, step: int, seconds: int) -> None:
+    os.utime(folder_of(root, step), (1e9 - seconds, 1e9 - seconds))
+
+
+def test_a_copy_is_fetched_once_and_kept(tmp_path: Path) -> None:
+    store = CheckpointStore()
+    assert not store.has(checkpoint(1).digest, tmp_path)
+    with store.lease(checkpoint(1), fetcher(), tmp_path) as folder:
+        assert folder == folder_of(tmp_path, 1)
+        assert (folder / "part" / "weights").stat().st_size == MIB
+    store.prepare(checkpoint(1), refuse, tmp_path)
+    with store.lease(checkpoint(1), refuse, tmp_path):
+        assert store.has(checkpoint(1).digest, tmp_path)
+
+
+def test_a_failed_fetch_leaves_nothing_and_says_why(tmp_path: Path) -> None:
+    def broken(one: Checkpoint, into: Path) -> None:
+        (into / "weights").write_bytes(b"half")
+        raise CheckpointError("it was deleted")
+
+    with pytest.raises(CheckpointError, match="it was deleted"), CheckpointStore().lease(checkpoint(1), broken, tmp_path):
+        pass
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {".locks"}
+
+
+def test_the_copy_used_longest_ago_goes_first(tmp_path: Path) -> None:
+    store = CheckpointStore(max_gib=2.5 / 1024)
+    store.prepare(checkpoint(1), fetcher(), tmp_path)
+    store.prepare(checkpoint(2), fetcher(), tmp_path)
+    age(tmp_path, 1, 200)
+    age(tmp_path, 2, 100)
+    with store.lease(checkpoint(1), refuse, tmp_path):  # used now: younger than 2
+        pass
+    store.prepare(checkpoint(3), fetcher(), tmp_path)
+    assert [store.has(checkpoint(step).digest, tmp_path) for step in (1, 2, 3)] == [True, False, True]
+
+
+def test_what_this_process_leases_and_what_is_to_be_kept_stays(tmp_path: Path) -> None:
+    store = CheckpointStore(max_gib=0.5 / 1024)
+    with store.lease(checkpoint(1), fetcher(), tmp_path), store.lease(checkpoint(2), fetcher(), tmp_path):
+        assert store.evict(tmp_path) == []
+    assert store.evict(tmp_path, keep=[checkpoint(2).digest]) == [folder_of(tmp_path, 1).name]
+    assert store.evict(tmp_path) == [folder_of(tmp_path, 2).name]
+    with store.lease(checkpoint(2), fetcher(), tmp_path) as folder:
+        assert folder.is_dir()
+
+
+def test_the_lease_of_another_process_holds_until_it_dies(tmp_path: Path) -> None:
+    store = CheckpointStore(max_gib=1e-9)
+    with another_process(tmp_path, "with store.lease(one, fetch, root): stay()"):
+        assert store.evict(tmp_path) == []
+        assert store.has(checkpoint(1).digest, tmp_path)
+    assert store.evict(tmp_path) == [folder_of(tmp_path, 1).name]
+
+
+def test_leftovers_of_a_killed_fetch_are_removed_and_those_of_a_living_one_are_not(tmp_path: Path) -> None:
+    store = CheckpointStore()
+    half = """
+def slow(one, into):
+    (into / "weights").write_bytes(b"half")
+    stay()
+store.prepare(one, slow, root)
+"""
+    with another_process(tmp_path, half):
+        store.prepare(checkpoint(2), fetcher(), tmp_path)
+        assert len(list((tmp_path / "checkpoints").glob(".sha256-0001.*"))) == 1
+    store.prepare(checkpoint(3), fetcher(), tmp_path)
+    assert not list((tmp_path / "checkpoints").glob(".sha256-0001.*"))
+    with store.lease(checkpoint(1), fetcher(), tmp_path) as folder:
+        assert (folder / "part" / "weights").stat().st_size == MIB
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("a small file system cannot be mounted here (needs root)")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_names_folder_and_bytes_and_keeps_nothing_half_made(small_disk: Path) -> None:
+    with pytest.raises(OSError, match=r"bytes are free") as caught:
+        CheckpointStore().prepare(checkpoint(1), fetcher(8 * MIB), small_disk)
+    assert caught.value.errno == errno.ENOSPC
+    assert str(small_disk / "checkpoints") in str(caught.value)
+    assert "checkpoint-1" in str(caught.value)
+    assert {path.name for path in (small_disk / "checkpoints").iterdir()} == {".locks"}
+    CheckpointStore().prepare(checkpoint(1), fetcher(2 * MIB), small_disk)
+
+
+def test_on_a_full_disk_copies_that_nobody_uses_make_room(small_disk: Path) -> None:
+    store = CheckpointStore()
+    store.prepare(checkpoint(1), fetcher(MIB), small_disk)
+    with store.lease(checkpoint(2), fetcher(MIB), small_disk):
+        store.prepare(checkpoint(3), fetcher(int(2.5 * MIB)), small_disk)
+        assert [store.has(checkpoint(step).digest, small_disk) for step in (1, 2, 3)] == [False, True, True]
+
+
+def test_an_evicted_copy_that_a_kill_left_half_removed_is_removed(tmp_path: Path) -> None:
+    store = CheckpointStore()
+    store.prepare(checkpoint(1), fetcher(), tmp_path)
+    shutil.move(folder_of(tmp_path, 1), tmp_path / "checkpoints" / ".sha256-0001.evicted")
+    store.prepare(checkpoint(2), fetcher(), tmp_path)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {".locks", folder_of(tmp_path, 2).name}
