@@ -1,0 +1,30 @@
+"""No tracker but the JSONL file, which is always written."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dr_validate.component import component
+from dr_validate.stages import Tracker
+from dr_validate.values import Report
+
+
+@component
+class NoTracker:
+    """Takes every Report and does nothing with it."""
+
+    def examine(self) -> str:
+        """What `task=doctor` says."""
+        return "none; reports.jsonl is written"
+
+    def start(
+        self, *, state_dir: Path, training_run: str, spec: str, dataset: str, sampler: str, config: Mapping[str, Any]
+    ) -> Tracker:
+        """See WandbTracker.start."""
+        return self
+
+    def deliver(self, report: Report, history: Sequence[Report]) -> None:
+        pass
+
+    def close(self, timeout_s: float) -> None:
+        pass

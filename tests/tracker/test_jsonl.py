@@ -1,0 +1,131 @@
+"""reports.jsonl: whole lines, each Report once, whoever writes and whoever dies."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dr_validate.report_json import report_from_json, report_to_json
+from dr_validate.tracker.jsonl import JsonlTracker
+from dr_validate.values import Checkpoint, Estimate, Report
+
+
+def report(
+    step: int = 500, spec: str = "s1", name: str = "", at: str = "2026-11-21T03:15:10Z", error: str | None = None
+) -> Report:
+    return Report(
+        checkpoint=Checkpoint(
+            name=name or f"checkpoint-{step}",
+            version="v3",
+            digest=f"sha256:{step:04x}",
+            step=step,
+            step_from="folder name",
+            created_at="2026-11-21T03:12:00Z",
+            uri="größe",
+        ),
+        dataset="vaswani",
+        sampler="random",
+        spec=spec,
+        status="skipped" if error else "done",
+        at=at,
+        error=error,
+        metrics={} if error else {"mrr@10": Estimate(value=0.3, low=0.0, high=0.3, naive=0.3)},
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "reports.jsonl"
+
+
+def lines(path: Path) -> list[Report]:
+    return [report_from_json(json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def test_reports_are_appended_and_read_back(path: Path) -> None:
+    tracker = JsonlTracker(path=path)
+    for step in (500, 100):
+        tracker.deliver(report(step), [])
+    tracker.close(1)
+    assert lines(path) == [report(500), report(100)]
+
+
+def test_the_same_report_is_written_once_and_another_of_its_kind_is_not_lost(path: Path) -> None:
+    different = [
+        report(),
+        report(spec="s2"),
+        report(at="2026-11-21T04:00:00Z"),
+        report(error="same weights as checkpoint-1", name="best"),
+        report(error="same weights as checkpoint-1", name="last"),
+        report(error="stale: overtaken", name="last"),
+    ]
+    for _ in range(2):
+        for one in different:
+            JsonlTracker(path=path).deliver(one, [])
+    assert lines(path) == different
+
+
+@pytest.mark.parametrize("kept_bytes", [1, 40, -2])
+def test_a_torn_last_line_is_cut_off(path: Path, kept_bytes: int) -> None:
+    tracker = JsonlTracker(path=path)
+    tracker.deliver(report(100), [])
+    whole = path.stat().st_size
+    tracker.deliver(report(200), [])
+    os.truncate(path, whole + kept_bytes if kept_bytes > 0 else path.stat().st_size + kept_bytes)
+    tracker.deliver(report(200), [])
+    tracker.deliver(report(300), [])
+    assert [one.checkpoint.step for one in lines(path)] == [100, 200, 300]
+
+
+def test_a_whole_line_without_its_end_is_kept(path: Path) -> None:
+    tracker = JsonlTracker(path=path)
+    path.parent.mkdir()
+    path.write_text(json.dumps(report_to_json(report(100))))
+    tracker.deliver(report(200), [])
+    tracker.deliver(report(100), [])
+    assert [one.checkpoint.step for one in lines(path)] == [100, 200]
+
+
+def test_lines_that_others_wrote_are_left_alone(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text('not json\n["sha256:01f4"]\n{"checkpoint": {"digest": "sha256:01f4"}, "mood": 1}\n')
+    JsonlTracker(path=path).deliver(report(), [])
+    assert len(path.read_text().splitlines()) == 4
+
+
+def test_several_processes_share_the_file(path: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_jsonl import report
+from dr_validate.tracker.jsonl import JsonlTracker
+for step in range(30):
+    JsonlTracker(path=Path(sys.argv[1])).deliver(report(step, spec=sys.argv[2]), [])
+    JsonlTracker(path=Path(sys.argv[1])).deliver(report(step, spec="both"), [])
+"""
+    both = [subprocess.Popen([sys.executable, "-c", code, str(path), spec]) for spec in ("s1", "s2")]
+    assert [process.wait(60) for process in both] == [0, 0]
+    found = [(one.spec, one.checkpoint.step) for one in lines(path)]
+    assert len(found) == len(set(found)) == 90
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("a small file system cannot be mounted here (needs root)")
+    try:
+        tracker = JsonlTracker(path=disk / "reports.jsonl")
+        with pytest.raises(OSError, match="No space"):
+            for step in range(1000):
+                tracker.deliver(report(step), [])
+        kept = lines(disk / "reports.jsonl")
+        assert [one.checkpoint.step for one in kept] == list(range(len(kept)))
+        assert len(kept) > 10
+    finally:
+        subprocess.run(["umount", disk], check=True)
