@@ -8,7 +8,7 @@ stay_in_checkout
 
 rm -rf runs/demo
 mkdir -p runs/demo
-.venv/bin/python scripts/train_demo.py --out runs/demo/checkpoints > runs/demo/training.log 2>&1 &
+OMP_NUM_THREADS=1 .venv/bin/python scripts/train_demo.py --out runs/demo/checkpoints > runs/demo/training.log 2>&1 &
 training=$!
 # The watcher follows the training until this file says that no further checkpoint will come.
 (wait_for() { while kill -0 "$1" 2> /dev/null; do sleep 0.5; done; }; wait_for $training; touch runs/demo/training-is-over) &
@@ -17,6 +17,6 @@ trap 'kill $training 2> /dev/null || true' EXIT
 echo "Training in process $training (runs/demo/training.log); validating beside it:"
 echo "  python -m dr_validate +run=demo"
 status=0
-.venv/bin/python -m dr_validate +run=demo || status=$?
+OMP_NUM_THREADS=1 .venv/bin/python -m dr_validate +run=demo || status=$?
 wait $training || { tail -n 20 runs/demo/training.log; exit 1; }
 exit $status
