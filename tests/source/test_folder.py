@@ -343,7 +343,7 @@ def test_checkpoints_that_come_and_go_while_we_look_never_break_the_listing(watc
         while not stop.is_set():
             step += 1
             write(watched.root / f"checkpoint-{step}", step, state(step))
-            shutil.rmtree(watched.root / f"checkpoint-{step - 2}", ignore_errors=True)
+            shutil.rmtree(watched.root / f"checkpoint-{step - 20}", ignore_errors=True)
 
     trainer = threading.Thread(target=rotate)
     trainer.start()
