@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,11 +102,7 @@ class FolderSource:
         try:
             lacks = self._leaving_link(folder) or what_is_missing(folder, siblings_have_state)
             if lacks is None:
-                files = wanted_files(folder)
-                for path in files.values():
-                    if path.suffix == ".json" and not digests.knows(path):
-                        read_json(path)
-                return place.checkpoint(sha256_of_files(digests.of(files)), files)
+                return self._complete(place, digests, siblings_have_state)
         except (FileNotFoundError, ChangedMeanwhile) as error:
             if not folder.is_dir():
                 return None  # rotated away while we looked
@@ -115,6 +112,18 @@ class FolderSource:
         except OSError as error:
             lacks = f"it cannot be read ({error})"
         return Incomplete(name=place.name, uri=str(folder), step=place.step, lacks=lacks)
+
+    def _complete(self, place: "_Place", digests: Digests, siblings_have_state: bool) -> Checkpoint:
+        """Raises ChangedMeanwhile or Unreadable where a trainer wrote or deleted while we looked."""
+        files = wanted_files(place.folder)
+        for path in files.values():
+            if path.suffix == ".json" and not digests.knows(path):
+                read_json(path)
+        digest, created_at = sha256_of_files(digests.of(files)), _newest(files)
+        # Complete before and after, with the same files: then it was complete in between.
+        if what_is_missing(place.folder, siblings_have_state) or wanted_files(place.folder).keys() != files.keys():
+            raise ChangedMeanwhile("its files come and go")
+        return place.checkpoint(digest, created_at)
 
     def _leaving_link(self, folder: Path) -> str | None:
         return None if self.follow_links else link_that_leaves(folder)
@@ -127,17 +136,22 @@ class _Place:
     step: int
     step_from: str
 
-    def checkpoint(self, digest: str, files: dict[str, Path]) -> Checkpoint:
-        written = max(path.stat().st_mtime for name, path in files.items() if name.endswith(".safetensors"))
+    def checkpoint(self, digest: str, created_at: str) -> Checkpoint:
         return Checkpoint(
             name=self.name,
             version=self.name,
             digest=digest,
             step=self.step,
             step_from=self.step_from,
-            created_at=datetime.fromtimestamp(written, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            created_at=created_at,
             uri=str(self.folder),
         )
+
+
+def _newest(files: Mapping[str, Path]) -> str:
+    """When the weights were written."""
+    written = max((path.stat().st_mtime for name, path in files.items() if name.endswith(".safetensors")), default=0.0)
+    return datetime.fromtimestamp(written, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _may_be_one(entry: Path) -> bool:
