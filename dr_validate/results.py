@@ -1,6 +1,5 @@
 """Files beside the ledger: the sample, per-query values, retrieved lists. Written atomically, for other tools to read."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +37,13 @@ def write_query_values(path: Path, test_set: TestSet, scores: Scores) -> None:
 def write_ranking(path: Path, test_set: TestSet, ranking: Ranking, tag: str) -> None:
     """TREC run file: query Q0 document rank score tag."""
     tag = "_".join(tag.split()) or "dr_validate"
-    with atomic_file(path) as stream, io.TextIOWrapper(stream, encoding="utf-8", write_through=True) as text:
+    with atomic_file(path) as stream:
         for row, query_id in enumerate(test_set.query_ids):
             found = ranking.documents[row] >= 0
             ids = test_set.corpus.ids(ranking.documents[row][found])
             scores = ranking.scores[row][found]
             lines = [f"{query_id} Q0 {d} {i} {s:.9g} {tag}\n" for i, (d, s) in enumerate(zip(ids, scores, strict=True), 1)]
-            text.write("".join(lines))
-        text.detach()
+            stream.write("".join(lines).encode())
 
 
 def _write_parquet(path: Path, columns: dict[str, object]) -> None:

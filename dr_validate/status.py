@@ -32,7 +32,7 @@ def show_status(config: Mapping[str, Any]) -> int:
             for state in states:
                 table.add_row(str(state.step), state.name, state.state, str(state.attempts), state.detail)
             for checkpoint in listing.checkpoints:
-                if checkpoint.digest not in known and not description.get("full_baseline"):
+                if checkpoint.digest not in known and not description["baseline"]:
                     table.add_row(str(checkpoint.step), checkpoint.name, "pending", "0", "")
             console.print(table)
             console.print()

@@ -71,7 +71,8 @@ class _Watcher:
         self.target = Target(dataset=names["dataset"], sampler=sampler, spec=spec, sampled_spec=spec, full_spec=full_spec)
         self.full_target = dataclasses.replace(self.target, spec=full_spec)
         for target in {self.target, self.full_target}:
-            description = {**names, "spec": target.spec, "sampler": "full" if target.is_baseline else sampler}
+            baseline = {"baseline": target.is_baseline, "sampler": "full" if target.is_baseline else sampler}
+            description = {**names, "spec": target.spec, **baseline}
             self.ledger.register_spec(target.spec, description, now())
         log.info(
             "validating on %s: %s, %d queries, %d of %d documents (sampler %s, spec %s)",

@@ -44,12 +44,11 @@ def main() -> None:
     with _errors_to(channel) as failed:
         pipeline = _open_pipeline(config)
         channel.send({"ready": pipeline.describe()})
-    if failed:
-        return
-    while (request := requests.get()) is not None:
+    while not failed and (request := requests.get()) is not None:
         control.request = request["request"]
         with _errors_to(channel):
             channel.send({"report": _validate(pipeline, request, control)})
+    channel.stream.close()
 
 
 def _open_pipeline(config: Mapping[str, Any]) -> Any:

@@ -35,15 +35,20 @@ def minilm() -> Path:
 @pytest.fixture
 def collection(tmp_path: Path) -> Path:
     """A BEIR folder with 48 documents and 12 queries; document d<n> is about word n, so that a query finds it."""
-    return write_collection(tmp_path / "collection")
+    return _write_collection(tmp_path / "collection", 48)
 
 
-def write_collection(folder: Path, num_documents: int = 48) -> Path:
+@pytest.fixture
+def wide_collection(tmp_path: Path) -> Path:
+    """The same with 200 documents, most of which no query shares a word with."""
+    return _write_collection(tmp_path / "wide", 200)
+
+
+def _write_collection(folder: Path, num_documents: int) -> Path:
     (folder / "qrels").mkdir(parents=True)
-    documents = [
-        {"_id": f"d{n}", "title": "", "text": f"{WORDS[n % 12]} {WORDS[(n * 5 + 1) % 12]} number {n}"}
-        for n in range(num_documents)
-    ]
+    texts = [f"{WORDS[n % 12]} {WORDS[(n * 5 + 1) % 12]} number {n}" for n in range(48)]
+    texts += [f"number {n}" for n in range(48, num_documents)]  # no query finds these by its words
+    documents = [{"_id": f"d{n}", "title": "", "text": text} for n, text in enumerate(texts)]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
     queries = [{"_id": f"q{n}", "text": f"{WORDS[n]} {WORDS[(n * 5 + 1) % 12]}"} for n in range(12)]
     (folder / "queries.jsonl").write_text("".join(json.dumps(q) + "\n" for q in queries))

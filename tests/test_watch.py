@@ -86,8 +86,9 @@ def test_killed_at_ten_random_moments_each_checkpoint_is_done_once_with_the_same
         process = dr_validate.start(*arguments, "block_documents=4")
         try:
             process.wait(timeout=chance.uniform(0.1, 1.0) * typical)
-        except subprocess.TimeoutExpired:  # still running: the moment has come
-            kill(process)
+        except subprocess.TimeoutExpired:
+            pass  # still running: the moment has come
+        kill(process)
     last = dr_validate(*arguments, "block_documents=4")
     assert last.returncode == 0, last.stderr
     assert done(dr_validate.reports()) == expected
@@ -95,7 +96,7 @@ def test_killed_at_ten_random_moments_each_checkpoint_is_done_once_with_the_same
 
 
 def kill(process: Any) -> None:
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.communicate()
 
 
@@ -104,7 +105,7 @@ def test_follow_picks_up_what_appears_and_sigterm_is_a_clean_end(
 ) -> None:
     with following(dr_validate, [*arguments, "watch.mode=follow", "watch.poll_s=0.3"]) as process:
         wait_for(lambda: len(dr_validate.reports()) == 5)
-        write_checkpoint(checkpoints / "half", seed=9)
+        write_checkpoint(checkpoints / "half", seed=9, step=600)
         weights = checkpoints / "half" / "model.safetensors"
         whole = weights.read_bytes()
         weights.write_bytes(whole[: len(whole) // 2])
@@ -132,6 +133,7 @@ class following:
 
     def __exit__(self, *exc_info: object) -> None:
         self.process.kill()
+        self.process.communicate()
 
 
 def test_a_stop_file_ends_a_follower_after_its_work_and_its_baselines(dr_validate: Any, arguments: list[str]) -> None:
@@ -223,8 +225,8 @@ def test_doctor_names_every_problem_and_its_way_out(dr_validate: Any, arguments:
     assert "nowhere" in ill.stdout
 
 
-def test_a_multirun_of_samplers_shares_one_state_dir(dr_validate: Any, arguments: list[str]) -> None:
-    base = [a for a in arguments if not a.startswith("sampler=")]
+def test_a_multirun_of_samplers_shares_one_state_dir(dr_validate: Any, arguments: list[str], wide_collection: Path) -> None:
+    base = [a for a in arguments if not a.startswith(("sampler=", "dataset.path="))] + [f"dataset.path={wide_collection}"]
     result = dr_validate("-m", *base, "sampler=full,random,run_pool", "state_dir=state")
     assert result.returncode == 0, result.stderr
     reports = dr_validate.reports("state")
