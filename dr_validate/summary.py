@@ -11,6 +11,9 @@ from dr_validate.values import Report
 from dr_validate.watch import Outcome
 
 
+BAR_CHARACTERS = 24
+
+
 def show_outcome(run: Run, outcome: Outcome) -> None:
     """Print a row per checkpoint and where the files are."""
     if outcome.target is None:
@@ -27,6 +30,7 @@ def show_outcome(run: Run, outcome: Outcome) -> None:
             f"Sampled against full corpus over {agreement.checkpoints} checkpoints, {metric}: bias {agreement.bias:+.4f}, "
             f"RMSE {agreement.rmse:.4f}, Kendall tau {tau}, regret {agreement.regret:.4f}.",
             highlight=False,
+            soft_wrap=True,
         )
     console.print(f"Reports: {_shown(state_dir / 'reports.jsonl')}", highlight=False, soft_wrap=True)
 
@@ -36,19 +40,19 @@ def outcome_table(sampled: Sequence[Report], full: Sequence[Report], metric: str
     from rich.table import Table
 
     full_values = {r.checkpoint.digest: r.metrics[metric].value for r in full if r.status == "done"}
-    table = Table(title=f"{metric} by training step", title_justify="left")
+    # A checkpoint that was skipped first and validated later has two Reports: the later one counts.
+    reports = {report.checkpoint.name: report for report in sorted(sampled, key=lambda r: r.at)}.values()
+    highest = max((r.metrics[metric].value for r in reports if r.status == "done"), default=0.0)
+    table = Table(title=f"{metric} by training step", title_justify="left", show_edge=False)
     for name in ("step", "sampled", "full", "difference", "documents", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
-    last: dict[str, Report] = {}
-    for report in sampled:  # a checkpoint that was skipped first and validated later has two: the later one counts
-        last[report.checkpoint.name] = report
-    for report in sorted(last.values(), key=lambda r: (r.checkpoint.step, r.checkpoint.name)):
-        table.add_row(*_row(report, full_values.get(report.checkpoint.digest), metric))
+    table.add_column("sampled, to scale" if highest else "", overflow="fold")
+    for report in sorted(reports, key=lambda r: (r.checkpoint.step, r.checkpoint.name)):
+        table.add_row(*_row(report, full_values.get(report.checkpoint.digest), metric, highest))
     return table
 
 
-def _row(report: Report, full: float | None, metric: str) -> list[str]:
+def _row(report: Report, full: float | None, metric: str, highest: float) -> list[str]:
     step = str(report.checkpoint.step)
     if report.status != "done":
         return [step, "", "", "", "", "", f"{report.checkpoint.name} {report.status}: {report.error}"]
@@ -60,7 +64,7 @@ def _row(report: Report, full: float | None, metric: str) -> list[str]:
         "" if full is None else f"{value - full:+.4f}",
         f"{report.corpus['encoded']:,.0f}",
         f"{report.seconds['total']:.1f}",
-        "",
+        "█" * round(BAR_CHARACTERS * value / highest) if highest else "",
     ]
 
 
