@@ -6,6 +6,6 @@ cd "$(dirname "$0")/.."
 make_environment cpu,dev
 stay_in_checkout
 bash scripts/check.sh
-.venv/bin/python -m pytest --cov --cov-report= "$@"
-.venv/bin/coverage combine --quiet
+# Two tests at a time, one thread each: most of them start processes of their own.
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal --basetemp .venv/tmp/pytest --cov --cov-report= "$@"
 .venv/bin/coverage report --skip-covered | tail -n 40

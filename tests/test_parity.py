@@ -9,7 +9,7 @@ import pytest
 
 METRICS = {"ndcg@10": "ndcg_cut_10", "mrr@10": "recip_rank", "recall@100": "recall_100", "map@100": "map_cut_100"}
 # all-MiniLM-L6-v2, float32, all 11,429 documents, titles empty, at most 256 tokens.
-KNOWN: dict[str, float] = {}
+KNOWN = {"ndcg@10": 0.433508, "mrr@10": 0.677163, "recall@100": 0.607421, "map@100": 0.252828}
 
 
 @pytest.fixture(scope="module")

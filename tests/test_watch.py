@@ -1,5 +1,6 @@
 """The watcher as a user meets it: real processes, real checkpoints, real kills."""
 
+import contextlib
 import json
 import os
 import random
@@ -84,10 +85,8 @@ def test_killed_at_ten_random_moments_each_checkpoint_is_done_once_with_the_same
     kill(process)
     for _ in range(9):
         process = dr_validate.start(*arguments, "block_documents=4")
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):  # still running: the moment has come
             process.wait(timeout=chance.uniform(0.1, 1.0) * typical)
-        except subprocess.TimeoutExpired:
-            pass  # still running: the moment has come
         kill(process)
     last = dr_validate(*arguments, "block_documents=4")
     assert last.returncode == 0, last.stderr

@@ -1,0 +1,42 @@
+"""The README cannot drift: its commands compose, its choices are those of conf/, its files exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+BASH = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
+COMMANDS = [shlex.split(line, comments=True)[3:] for line in BASH if line.startswith("python -m dr_validate")]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_every_command_composes(arguments: list[str], tmp_path: Path) -> None:
+    single = [a.partition(",")[0] if a.startswith("sampler=") else a for a in arguments if a != "-m"]
+    command = [sys.executable, "-m", "dr_validate", *single, "--cfg", "job"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_there_are_commands_and_their_scripts_exist() -> None:
+    assert len(COMMANDS) >= 5
+    scripts = [shlex.split(line)[1] for line in BASH if line.startswith("bash ")]
+    assert scripts == ["scripts/demo.sh", "scripts/test.sh"]
+    assert all((ROOT / script).exists() for script in scripts)
+
+
+def test_the_table_names_every_choice() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| ((?:`\w+` ?)+)\|", README, re.M))
+    told = {group: set(re.findall(r"\w+", choices)) for group, choices in rows.items()}
+    groups = [folder for folder in (ROOT / "conf").iterdir() if folder.is_dir()]
+    assert told == {folder.name: {path.stem for path in folder.glob("*.yaml")} for folder in groups}
+
+
+def test_every_module_of_the_tree_exists() -> None:
+    tree = README.partition("## Architecture")[2].partition("```")[2].partition("```")[0]
+    for name in re.findall(r"\b(\w+\.py)\b", tree):
+        assert list(ROOT.glob(f"dr_validate/{name}")) + list(ROOT.glob(f"scripts/{name}")), name
