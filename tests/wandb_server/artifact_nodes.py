@@ -83,16 +83,13 @@ def users(store: Store, artifact: Artifact) -> list[Run]:
 
 def artifact_field(store: Store, artifact: Artifact, name: str) -> Any:
     """What filters and orders of the public API read."""
-    fields: dict[str, Any] = {
-        "state": artifact.state,
-        "digest": artifact.digest,
-        "tags": artifact.tags,
-        "alias": [alias for member in _members(store, artifact) for alias in member.aliases],
-    }
-    fields["aliases"] = fields["alias"]
-    fields |= dict.fromkeys(("createdAt", "created_at", "id"), artifact.number)
-    fields |= dict.fromkeys(("versionIndex", "version_index", "version"), artifact.version)
-    return fields.get(name)
+    if name in ("alias", "aliases"):
+        return [alias for member in _members(store, artifact) for alias in member.aliases]
+    if name in ("createdAt", "created_at", "id"):
+        return artifact.number
+    if name in ("versionIndex", "version_index", "version"):
+        return artifact.version
+    return {"state": artifact.state, "digest": artifact.digest, "tags": artifact.tags}.get(name)
 
 
 def collection_node(ctx: Context, collection: Collection) -> Node:

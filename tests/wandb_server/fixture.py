@@ -1,11 +1,13 @@
 """The server as tests hold it: started as a process, told what to do, looked into."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -91,6 +93,8 @@ class ServerHandle:
         if self._store is not None:
             self._store.close()
             self._store = None
+        said = (self.folder / "server.log").read_text()
+        assert "Traceback" not in said, said
 
     def environment(self, key: str = KEY, **others: str) -> dict[str, str]:
         """All variables for a process that uses the SDK against this server, with W&B folders that nobody used before."""
@@ -118,6 +122,31 @@ class ServerHandle:
             **{name: str(path) for name, path in folders.items()},
             **others,
         }
+
+    def python(self, code: str, environment: Mapping[str, str] | None = None, timeout_s: float = 60) -> Any:
+        """Run `code` as a process of its own against the server; what its last printed line says as JSON."""
+        process = self.start_python(code, environment)
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        finally:
+            process.kill()
+        assert process.returncode == 0, err
+        return json.loads(out.splitlines()[-1]) if out.strip() else None
+
+    def start_python(self, code: str, environment: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
+        """`code` as a process with pipes, in a folder of its own; `environment` goes over that of `environment()`."""
+        given = {**self.environment(), **(environment or {})}
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            [sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=given, cwd=given["WANDB_DIR"]
+        )
+
+    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 30) -> None:
+        """Until `condition` holds; fails after `timeout_s`."""
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end, f"not within {timeout_s} s"
+            time.sleep(0.02)
 
     def fault(self, action: Action, **settings: Any) -> None:
         """Put a fault in force; `settings` are the fields of Fault."""

@@ -5,6 +5,7 @@ import http.server
 import json
 import socket
 import struct
+import sys
 import threading
 import time
 from http import HTTPStatus
@@ -47,15 +48,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         app.log.capture(request)
         met = app.faults.take(Kind(request.method, request.route, request.operation, request.path))
-        try:
-            if met is None:
-                answer = app.answer(request)
-                self._log(request, answer, None)
-                self._send(answer)
-            else:
-                self._go_wrong(request, *met)
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
+        if met is not None:
+            self._go_wrong(request, *met)
+            return
+        answer = app.answer(request)
+        self._log(request, answer, None)
+        self._send(answer)
 
     def _read(self) -> Request:
         parts = urlsplit(self.path)
@@ -76,12 +74,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
         )
 
     def _sized(self, headers: dict[str, str]) -> bytes:
-        return self.rfile.read(int(headers.get("content-length") or 0))
+        return self._exactly(int(headers.get("content-length") or 0))
+
+    def _exactly(self, size: int) -> bytes:
+        found = self.rfile.read(size)
+        if len(found) < size:
+            raise ConnectionAbortedError("the client left within its request")
+        return found
 
     def _chunks(self) -> bytes:
         parts = []
         while size := int(self.rfile.readline().split(b";")[0], 16):
-            parts.append(self.rfile.read(size))
+            parts.append(self._exactly(size))
             self.rfile.readline()
         while self.rfile.readline().strip():
             pass
@@ -196,6 +200,11 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, folder: Path, port: int, capturing: bool = False) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.app = App(folder, capturing)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that leave are none of our concern; anything else is, and goes to stderr."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:

@@ -8,13 +8,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.wandb_server.graphql_parse import Document, Selected, Variable
+from tests.wandb_server.graphql_parse import Document, GraphQLError, Selected, Variable
 
 ALTERNATIVES = ({"ArtifactSequence", "ArtifactPortfolio"}, {"Run", "User"})
 
 
 def execute(document: Document, variables: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer to `document`, shaped by its selection, from the node `root`."""
+    """The answer to `document`, shaped by its selection, from the node `root`, which must have all that is asked of it."""
+    unknown = sorted({field.name for field in document.fields} - {"", *root})
+    if unknown:
+        raise GraphQLError(f"this server has no {document.kind} {', '.join(unknown)}")
     given = {**document.defaults, **variables}
     answer: dict[str, Any] = _project(root, document.fields, _Scope(document, given))
     return answer

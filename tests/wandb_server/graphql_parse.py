@@ -152,7 +152,8 @@ class _Parser:
     def directives(self) -> dict[str, Mapping[str, Any]]:
         directives: dict[str, Mapping[str, Any]] = {}
         while self.skip("@"):
-            directives[self.take()] = self.arguments()
+            name = self.take()
+            directives[name] = self.arguments()
         return directives
 
     def value(self) -> Any:

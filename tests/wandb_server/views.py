@@ -54,9 +54,12 @@ class RunView:
         return {name: part.get("value") for name, part in self.record.config.items() if name != "_wandb"}
 
     @property
-    def metrics(self) -> list[Any]:
-        """What define_metric sent, in W&B's numbered form."""
-        return list(self.record.config.get("_wandb", {}).get("value", {}).get("m", []))
+    def step_metrics(self) -> dict[str, str | None]:
+        """Every metric or pattern that define_metric named, with its step metric."""
+        sent = self.record.config.get("_wandb", {}).get("value", {}).get("m", [])
+        # W&B numbers the fields: 1 a name, 2 a pattern, 5 the step metric as a place in this list, counted from 1.
+        steps = [sent[part["5"] - 1]["1"] if "5" in part else None for part in sent]
+        return {part.get("1") or part.get("2"): step for part, step in zip(sent, steps, strict=True)}
 
     @property
     def summary(self) -> dict[str, Any]:
