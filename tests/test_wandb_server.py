@@ -129,6 +129,7 @@ def test_a_rejected_key_is_refused_at_once(server: ServerHandle) -> None:
 def test_a_server_killed_and_started_again_loses_nothing(server: ServerHandle) -> None:
     process = server.start_python(OUTAGE, QUICK)
     assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline() == "logged\n"
     server.wait_for(lambda: len(server.artifacts()) == 1 and len(server.run("t").history()) == 3)
     server.kill()
     process.stdin.write("go on\n")

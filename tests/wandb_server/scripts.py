@@ -129,11 +129,11 @@ def version(content):
 for part in range(2):
     for n in range(3):
         run.log({"loss": part * 3 + n})
+    print("logged", flush=True)
     logged = version(str(part))
     if part == 0:
         logged.wait()
         input()
-print("logged", flush=True)
 run.finish()
 """
 SHARED = """
