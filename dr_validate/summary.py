@@ -10,7 +10,6 @@ from dr_validate.ledger import Ledger
 from dr_validate.values import Report
 from dr_validate.watch import Outcome
 
-
 BAR_CHARACTERS = 24
 
 
