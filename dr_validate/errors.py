@@ -5,6 +5,7 @@
     │   ├── ConfigError    the configuration is wrong; carries every problem at once
     │   └── DatasetError   documents, queries or qrels are wrong; names file and line
     └── CheckpointError    this checkpoint can never be validated: one failed Report, no retry
+    Outage(OSError)        a source or tracker is out of reach; it may pass
     Interrupted(Exception)
     ├── GaveWay            a baseline stopped for something more urgent; it goes on later
     ├── Stopped            the user stopped the run; the next start goes on
@@ -40,6 +41,14 @@ class DatasetError(SetupError):
 
 class CheckpointError(DrValidateError):
     """A checkpoint that will fail every time: reported failed at once, never retried."""
+
+
+class Outage(OSError):
+    """A server cannot be reached, or asks to wait (`retry_after_s`): worth another try, never a reason to end."""
+
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Interrupted(Exception):

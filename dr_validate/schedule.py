@@ -19,10 +19,10 @@ def unique(listing: Listing) -> list[Checkpoint]:
 
 
 def given_up(listing: Listing, *, finite: bool) -> list[Incomplete]:
-    """What will not be completed: everything incomplete in a finite run; else what a complete one has overtaken, since
-    a trainer writes one checkpoint after the other."""
+    """What will not be completed: everything incomplete in a finite run; else what is final, or what a complete one has
+    overtaken, since a trainer writes one checkpoint after the other."""
     newest = max((c.step for c in listing.checkpoints), default=-1)
-    return [part for part in listing.incomplete if finite or part.step < newest]
+    return [part for part in listing.incomplete if finite or part.final or part.step < newest]
 
 
 def waiting(listing: Listing, settled: Mapping[str, Status], order: str) -> list[Checkpoint]:

@@ -18,8 +18,9 @@ Status = Literal["done", "failed", "skipped"]
 class Checkpoint:
     """An immutable version of the trained weights, never an alias.
 
-    `digest` is `algorithm:hex` over the files that can change a score; `step` the training step and `step_from` where it
-    was read (`trainer_state.json`, `folder name`, `version number` ...); `created_at` ISO 8601 in UTC.
+    `digest`: `algorithm:hex` over the files that can change a score; `step_from`: where the training step was read
+    (`trainer_state.json`, `folder name` ...); `created_at`: ISO 8601 in UTC; `training_run` wrote it, `group` is what that
+    run belongs to: empty where the source does not know.
     """
 
     name: str
@@ -29,6 +30,8 @@ class Checkpoint:
     step_from: str
     created_at: str
     uri: str
+    training_run: str = ""
+    group: str = ""
 
     def __post_init__(self) -> None:
         _require(":" in self.digest, f"digest {self.digest!r} has no algorithm prefix")
@@ -37,12 +40,14 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incomplete:
-    """Something that looks like a checkpoint but lacks a part; `lacks` says which, in words for the user."""
+    """Something that looks like a checkpoint but lacks a part; `lacks` says which, in words for the user; `final`: it will
+    never be complete (deleted, or saved in a form that cannot be used)."""
 
     name: str
     uri: str
     step: int
     lacks: str
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +135,7 @@ class Sample:
     fingerprint: str
 
     def __post_init__(self) -> None:
-        _require(len(self.ordinals) == len(self.inclusion), "sample: lengths disagree")
-        _require(len(self.ordinals) > 0, "sample: no documents")
+        _require(0 < len(self.ordinals) == len(self.inclusion), "sample: no documents, or lengths disagree")
         _require(bool(np.all(np.diff(self.ordinals) > 0)), "sample: ordinals are not ascending")
         _require(bool(np.all((self.inclusion > 0) & (self.inclusion <= 1))), "sample: odds outside (0, 1]")
 
@@ -240,8 +244,8 @@ class Report:
     notes: Mapping[str, Any] = field(default_factory=dict)  # encoder contract, queries left out ...
 
     def __post_init__(self) -> None:
-        _require((self.status == "done") == bool(self.metrics), f"report: {self.status} with metrics {dict(self.metrics)}")
-        _require((self.status == "done") == (self.error is None), f"report: {self.status} with error {self.error!r}")
+        done = self.status == "done"
+        _require(done == bool(self.metrics) == (self.error is None), f"report: {self.status}, {self.metrics}, {self.error!r}")
 
 
 def _require(condition: bool, message: str) -> None:
