@@ -40,8 +40,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incomplete:
-    """Something that looks like a checkpoint but lacks a part; `lacks` says which, in words for the user; `final`: it will
-    never be complete (deleted, or saved in a form that cannot be used)."""
+    """Looks like a checkpoint but `lacks` something, in words for the user; for ever if `final` (deleted, unusable)."""
 
     name: str
     uri: str
@@ -115,8 +114,7 @@ class TestSet:
     fingerprint: str
 
     def __post_init__(self) -> None:
-        n = len(self.query_ids)
-        agree = n == len(self.query_texts) == len(self.qrels.offsets) - 1 == len(self.own_documents)
+        agree = len(self.query_ids) == len(self.query_texts) == len(self.qrels.offsets) - 1 == len(self.own_documents)
         _require(agree, "test set: lengths of queries, qrels and own_documents disagree")
 
     @property
@@ -249,5 +247,4 @@ class Report:
 
 
 def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise AssertionError(message)
+    assert condition, message

@@ -39,6 +39,8 @@ checkpoints = st.builds(
     step_from=names,
     created_at=names,
     uri=names,
+    training_run=names,
+    group=names,
 )
 estimates = st.tuples(numbers, numbers, numbers, numbers).map(
     lambda n: Estimate(low=sorted(n[:3])[0], value=sorted(n[:3])[1], high=sorted(n[:3])[2], naive=n[3])
@@ -85,7 +87,7 @@ def test_a_report_survives_being_written_and_read(report: Report) -> None:
 def test_the_documented_line_is_read_and_written_back_with_every_field() -> None:
     line = json.loads(CONTRACT)
     written = report_to_json(report_from_json(line))
-    assert written["checkpoint"] == {**line["checkpoint"], "step_from": "", "uri": ""}
+    assert written["checkpoint"] == {**line["checkpoint"], "step_from": "", "uri": "", "training_run": "", "group": ""}
     assert written["agreement"] == {**line["agreement"], "metric": ""}
     assert {key: written[key] for key in line if key not in ("checkpoint", "agreement")} == {
         key: line[key] for key in line if key not in ("checkpoint", "agreement")
