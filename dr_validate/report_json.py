@@ -66,6 +66,8 @@ def _checkpoint(written: Mapping[str, Any]) -> Checkpoint:
         step_from=written.get("step_from", ""),
         created_at=written["created_at"],
         uri=written.get("uri", ""),
+        training_run=written.get("training_run", ""),
+        group=written.get("group", ""),
     )
 
 
