@@ -6,8 +6,10 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dr_validate.config import conf_dir
 from dr_validate.errors import ConfigError, DrValidateError
@@ -29,6 +31,9 @@ def main() -> None:
     except SystemExit as error:  # Hydra ends with 1 when a configuration does not compose; our jobs return
         code = error.code if isinstance(error.code, int) else 1
         codes.append(SETUP_IS_WRONG if code == 1 else code)
+    except (HydraException, OmegaConfBaseException) as error:  # Hydra leaves them to a debugger, and takes coverage for one
+        sys.stderr.write(f"{error}\n")
+        codes.append(SETUP_IS_WRONG)
     sys.exit(max(codes, default=0))
 
 

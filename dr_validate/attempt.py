@@ -79,7 +79,12 @@ class Attempts:
         return {digest for digest, reason in self.ledger.skips(target.spec).items() if reason.startswith(STALE)}
 
     def skip_incomplete(self, part: Incomplete, target: Target) -> None:
-        """Report what was never completed; it has no digest, so its place and what it lacks stand for one."""
+        """Report what was never completed; it has no digest, so its name stands for one."""
+        reason = f"incomplete: {part.lacks}"
+        if (part.name, target.spec, reason) in self._skipped:
+            return
+        if any(state.name == part.name and state.state in ("done", "failed") for state in self.ledger.states(target.spec)):
+            return  # it was complete once: it is being deleted now
         checkpoint = Checkpoint(
             name=part.name,
             version=part.name,
@@ -89,7 +94,7 @@ class Attempts:
             created_at=self.now(),
             uri=part.uri,
         )
-        self.skip(checkpoint, target, f"incomplete: {part.lacks}")
+        self.skip(checkpoint, target, reason)
 
     def _run(self, checkpoint: Checkpoint, target: Target, tick: Tick) -> Report:
         started = time.monotonic()

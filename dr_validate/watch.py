@@ -6,11 +6,10 @@ What is done is in the ledger before anything else happens to it, so this proces
 import contextlib
 import dataclasses
 import logging
-import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -22,8 +21,11 @@ from dr_validate.config import Run
 from dr_validate.delivery import Delivery
 from dr_validate.errors import GaveWay, SetupError, Stopped, TimedOut
 from dr_validate.ledger import Ledger
+from dr_validate.lookout import Lookout
+from dr_validate.prefetch import Prefetch
 from dr_validate.progress import Progress
-from dr_validate.values import Checkpoint, Listing, Report
+from dr_validate.signals import stop_on_signals
+from dr_validate.values import Checkpoint, Report
 from dr_validate.worker_client import WorkerClient
 
 STOP_FILE_EVERY_S = 1.0
@@ -43,7 +45,7 @@ def watch(run: Run) -> Outcome:
     state_dir = run.settings.state_dir
     stop = threading.Event()
     worker = WorkerClient(run.raw)
-    with _signals(stop), Ledger(state_dir / "ledger.db") as ledger, contextlib.ExitStack() as stack:
+    with stop_on_signals(stop), Ledger(state_dir / "ledger.db") as ledger, contextlib.ExitStack() as stack:
         stack.callback(worker.close)
         watcher = _Watcher(run, ledger, worker, stop)
         try:
@@ -59,8 +61,8 @@ class _Watcher:
         self.run, self.ledger, self.stop = run, ledger, stop
         self.attempts = Attempts(run, ledger, worker, now)
         self.progress = Progress()
-        self.listing = Listing()
-        self._last_look = 0.0
+        self.lookout = Lookout(run)
+        self.prefetch = Prefetch(run)
         self._deadline = float("inf")
         self._not_before: dict[str, float] = {}  # digest -> when a failed attempt may be repeated
         self._baseline_not_before: dict[str, float] = {}
@@ -114,8 +116,10 @@ class _Watcher:
         """Do the next thing; true when nothing is left to do, ever."""
         self._look()
         self.delivery.deliver()
-        if checkpoint := self._next():
-            self._validate(checkpoint)
+        if waiting := self._waiting():
+            if len(waiting) > 1:
+                self.prefetch.begin(waiting[1])
+            self._validate(waiting[0])
         elif baseline := self._next_baseline():
             self._run_baseline(baseline)
         elif self._is_over():
@@ -125,31 +129,32 @@ class _Watcher:
         return False
 
     def _look(self) -> None:
-        try:
-            self.listing = self.run.source.list(self.run.settings.state_dir)
-        except OSError as error:
-            if is_disk_full(error):
-                raise
-            log.warning("source: %s; looking again in %g s", error, self.run.watch.poll_s)
-        self._last_look = time.monotonic()
-        for part in schedule.given_up(self.listing, finite=self.run.watch.mode == "once"):
+        if not self.lookout.look():
+            return
+        listing = self.lookout.listing
+        for part in schedule.given_up(listing, finite=self.run.watch.mode == "once"):
             self.attempts.skip_incomplete(part, self.target)
-        for later, earlier in schedule.same_weights(self.listing):
-            self.attempts.skip(later, self.target, f"same weights as {earlier.name}")
+        for later, earlier in schedule.same_weights(listing):
+            self.attempts.skip(later, self.target, f"same weights as {earlier.version}")
         if self.run.watch.skip == "stale":
-            for old, newest in schedule.stale(self.listing, self.ledger.settled(self.target.spec)):
+            for old, newest in schedule.stale(listing, self.ledger.settled(self.target.spec)):
                 if old.digest not in self.attempts.stale(self.target):
                     self.attempts.skip(old, self.target, f"{STALE}overtaken by {newest.name} at step {newest.step}")
 
     def _next(self) -> Checkpoint | None:
+        waiting = self._waiting()
+        return waiting[0] if waiting else None
+
+    def _waiting(self) -> list[Checkpoint]:
+        """What can be validated now, in order."""
         settled = self.ledger.settled(self.target.spec)
-        waiting = schedule.waiting(self.listing, settled, self.run.watch.order)
+        waiting = schedule.waiting(self.lookout.listing, settled, self.run.watch.order)
         if self.run.watch.skip == "stale":
             waiting = [c for c in waiting if c.digest not in self.attempts.stale(self.target)]
         due = schedule.due(waiting, self._not_before, time.monotonic())
         if not due and self.run.watch.mode == "once":
-            due = waiting  # nothing else is left to do: repeat failed attempts at once
-        return due[0] if due else None
+            return waiting  # nothing else is left to do: repeat failed attempts at once
+        return due
 
     def _validate(self, checkpoint: Checkpoint) -> None:
         limit = self.run.watch.timeout_s
@@ -166,7 +171,7 @@ class _Watcher:
             return None
         settled, full = self.ledger.settled(self.target.spec), self.ledger.settled(self.full_target.spec)
         wanted = [place for place in range(len(settled)) if self.run.fidelity.wants_baseline(place)]
-        missing = schedule.missing_baselines(self.listing, settled, full, wanted, self.run.watch.order)
+        missing = schedule.missing_baselines(self.lookout.listing, settled, full, wanted, self.run.watch.order)
         due = schedule.due(missing, self._baseline_not_before, time.monotonic())
         return due[0] if due else None
 
@@ -187,7 +192,7 @@ class _Watcher:
 
     def _giving_way(self, progress: Mapping[str, Any] | None) -> None:
         self.tick(progress)
-        if time.monotonic() - self._last_look > self.run.watch.poll_s:
+        if time.monotonic() > self.lookout.next_look:
             self._look()
             if self._next():
                 raise GaveWay
@@ -200,6 +205,8 @@ class _Watcher:
             self.delivery.deliver()
 
     def _is_over(self) -> bool:
+        if self.lookout.failures:
+            return False
         if self.run.watch.mode == "once":
             return True
         stop_file = self.run.watch.stop_file
@@ -209,36 +216,12 @@ class _Watcher:
         return not self._next() and not self._next_baseline()
 
     def _wait(self) -> None:
-        rest = self.run.watch.poll_s - (time.monotonic() - self._last_look)
-        while rest > 0 and not self.stop.is_set():
-            if self.run.watch.stop_file is not None and self.run.watch.stop_file.exists():
+        while (rest := self.lookout.next_look - time.monotonic()) > 0 and not self.stop.is_set():
+            if self.run.watch.stop_file is not None and self.run.watch.stop_file.exists() and not self.lookout.failures:
                 return
             self.stop.wait(min(rest, STOP_FILE_EVERY_S))
-            rest = self.run.watch.poll_s - (time.monotonic() - self._last_look)
 
 
 def now() -> str:
     """ISO 8601 in UTC, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-@contextlib.contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set `stop`; a second one does what it always does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def handle(number: int, frame: Any) -> None:
-        stop.set()
-        signal.signal(number, before[signal.Signals(number)])
-        log.info("%s: stopping; a second one ends at once", signal.Signals(number).name)
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
