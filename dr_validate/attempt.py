@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dr_validate.config import Run
-from dr_validate.errors import CheckpointError, Interrupted, SetupError, TimedOut
+from dr_validate.errors import CheckpointError, Gone, Interrupted, SetupError, TimedOut
 from dr_validate.ledger import Attempt, Ledger
 from dr_validate.values import Agreement, Checkpoint, Incomplete, Report
 from dr_validate.worker_client import Tick, WorkerClient
@@ -42,7 +42,7 @@ class Attempts:
         self._skipped: set[tuple[str, str, str]] = set()  # told in this process; the ledger keeps each skip once, ever
 
     def validate(self, checkpoint: Checkpoint, target: Target, tick: Tick) -> Report | None:
-        """Try once. Returns the final Report (done, or failed for good), or None if it may be tried again.
+        """Try once. Returns the final Report (done, failed for good, or skipped as gone), or None if it may be tried again.
 
         Raises Interrupted and SetupError after giving the attempt back: it does not count.
         """
@@ -51,6 +51,8 @@ class Attempts:
             if attempt.interruptions > MAX_INTERRUPTIONS_PER_ATTEMPT * self.run.watch.max_attempts:
                 raise CheckpointError(f"interrupted {attempt.interruptions} times: does it bring the whole process down?")
             report = self._run(checkpoint, target, tick)
+        except Gone as error:
+            return self._gone(checkpoint, target, str(error), attempt)
         except CheckpointError as error:
             return self._fail(checkpoint, target, str(error), attempt)
         except TimedOut:
@@ -128,6 +130,13 @@ class Attempts:
         report = self._empty(checkpoint, target, "failed", error, attempt.attempts)
         self.ledger.finish(report)
         log.error("failed %s: %s", checkpoint.name, error)
+        return report
+
+    def _gone(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report:
+        self.ledger.release(checkpoint.digest, target.spec)  # nothing was tried; and only what waits can be skipped
+        report = self._empty(checkpoint, target, "skipped", error, attempt.attempts)
+        self.ledger.finish(report)
+        log.info("skipped %s: %s", checkpoint.name, error)
         return report
 
     def _retry(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report | None:

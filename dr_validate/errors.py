@@ -5,6 +5,7 @@
     │   ├── ConfigError    the configuration is wrong; carries every problem at once
     │   └── DatasetError   documents, queries or qrels are wrong; names file and line
     └── CheckpointError    this checkpoint can never be validated: one failed Report, no retry
+        └── Gone           it was deleted, or its files were, before it could be fetched: reported as skipped
     Outage(OSError)        a source or tracker is out of reach; it may pass
     Interrupted(Exception)
     ├── GaveWay            a baseline stopped for something more urgent; it goes on later
@@ -41,6 +42,10 @@ class DatasetError(SetupError):
 
 class CheckpointError(DrValidateError):
     """A checkpoint that will fail every time: reported failed at once, never retried."""
+
+
+class Gone(CheckpointError):
+    """A checkpoint that was there and is not any more: reported skipped, nobody's failure."""
 
 
 class Outage(OSError):

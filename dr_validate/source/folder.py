@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dr_validate.component import component
-from dr_validate.errors import CheckpointError, SetupError
+from dr_validate.errors import CheckpointError, Gone, SetupError
 from dr_validate.files import copy_with_digest, sha256_of_files
 from dr_validate.source.complete import Unreadable, read_json, what_is_missing
 from dr_validate.source.remembered import ChangedMeanwhile, Digests
@@ -56,7 +56,7 @@ class FolderSource:
         )
 
     def fetch(self, checkpoint: Checkpoint, into: Path) -> None:
-        """Copy what encoding needs. Raises CheckpointError if it was deleted, OSError if it changed or the disk is full."""
+        """Copy what encoding needs. Raises Gone if it was deleted, OSError if it changed or the disk is full."""
         folder = Path(checkpoint.uri)
         try:
             if leaves := self._leaving_link(folder):
@@ -66,7 +66,7 @@ class FolderSource:
             # Copies, not hard links: a trainer may write into a file that it has written before.
             digests = {name: copy_with_digest(path, into / name) for name, path in files.items()}
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise CheckpointError(_deleted(folder)) from error
+            raise Gone(_deleted(folder)) from error
         except Unreadable as error:
             raise OSError(f"{folder} changed while it was copied: {error}") from error
         if sha256_of_files(digests) != checkpoint.digest:
@@ -75,7 +75,7 @@ class FolderSource:
             except FileNotFoundError:
                 missing = "it is gone"
             if missing:
-                raise CheckpointError(f"{_deleted(folder)} ({missing})")
+                raise Gone(f"{_deleted(folder)} ({missing})")
             raise OSError(f"{folder} changed while it was copied")
 
     def _folders(self) -> dict[str, Path]:
