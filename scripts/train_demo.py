@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=13)
+    parser.add_argument("--report-to", choices=["none", "wandb"], default="none", help="wandb obeys WANDB_* variables")
     options = parser.parse_args()
     set_seed(options.seed)
 
@@ -80,7 +81,7 @@ def training_arguments(options: argparse.Namespace) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_drop_last=True,
         dataloader_pin_memory=False,
-        report_to="none",
+        report_to=options.report_to,
         use_cpu=True,
         seed=options.seed,
         disable_tqdm=True,
