@@ -12,7 +12,11 @@ from dr_validate.files import locked
 
 
 class Claimed(SetupError):
-    """Another living process holds the claim."""
+    """Another living process holds the claim, and says at `path` who it is."""
+
+    def __init__(self, message: str, path: Path) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 @contextlib.contextmanager
@@ -25,7 +29,7 @@ def claim(state_dir: Path, spec: str, since: str) -> Iterator[None]:
         except BlockingIOError:
             holder = path.read_text(encoding="utf-8") or "another process"
             way_out = "wait for it, stop it, or set another state_dir"
-            raise Claimed(f"state_dir: {state_dir} is in use for spec {spec} by {holder}; {way_out}") from None
+            raise Claimed(f"state_dir: {state_dir} is in use for spec {spec} by {holder}; {way_out}", path) from None
         stream.truncate(0)
         stream.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
         stream.flush()

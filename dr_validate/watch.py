@@ -34,10 +34,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a run leaves behind: under which specs the ledger holds its Reports, and the exit code."""
+    """What a run leaves behind: under which specs the ledger holds its Reports, the exit code, whether the user stopped it."""
 
     target: Target | None
     exit_code: int
+    stopped: bool = False
 
 
 def watch(run: Run) -> Outcome:
@@ -51,7 +52,7 @@ def watch(run: Run) -> Outcome:
         try:
             names = {**worker.start(watcher.tick), "training_run": run.source.training_run}
         except Stopped:
-            return Outcome(target=None, exit_code=0)
+            return Outcome(target=None, exit_code=0, stopped=True)
         stack.enter_context(claim(state_dir, names["spec"], now()))
         return watcher.run_until_done(names)
 
@@ -84,7 +85,8 @@ class _Watcher:
             self._loop()
             self.delivery.deliver()
         failed = any(report.status == "failed" for report in self.ledger.reports(spec))
-        return Outcome(target=self.target, exit_code=int(failed and self.run.watch.mode == "once"))
+        exit_code = int(failed and self.run.watch.mode == "once")
+        return Outcome(target=self.target, exit_code=exit_code, stopped=self.stop.is_set())
 
     def tick(self, progress: Mapping[str, Any] | None) -> None:
         """Called several times a second during any work. Raises what is to stop the work."""
