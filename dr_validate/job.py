@@ -1,0 +1,161 @@
+"""One job: from a composed configuration to an exit code, alone or as one of a sweep."""
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from dr_validate import sweep
+from dr_validate.config import Run, build
+from dr_validate.errors import ConfigError, DrValidateError
+from dr_validate.files import locked
+from dr_validate.logs import set_up_logging
+from dr_validate.signals import stop_on_signals
+
+if TYPE_CHECKING:
+    from dr_validate.watch import Outcome
+
+SETUP_IS_WRONG = 2
+LOOK_AT_CLAIM_EVERY_S = 1.0
+log = logging.getLogger(__name__)
+
+
+def run_job(config: DictConfig) -> int:
+    """Do what `task` says; errors meant for users end in one message and exit code 2."""
+    set_up_logging()
+    hydra = HydraConfig.get()
+    folder = sweep.sweep_folder(os.environ) if hydra.mode == RunMode.MULTIRUN else None
+    if folder is not None:
+        return _run_in_sweep(config, folder, hydra)
+    try:
+        return _run_alone(_plain(config))
+    except DrValidateError as error:
+        sys.stderr.write(f"{error}\n")
+        return SETUP_IS_WRONG
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    OmegaConf.resolve(config)
+    plain = OmegaConf.to_container(config, throw_on_missing=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _run_alone(config: Mapping[str, Any]) -> int:
+    if (code := _answer(config)) is not None:
+        return code
+    from dr_validate.summary import show_outcome
+    from dr_validate.watch import watch
+
+    run = build(config)
+    if run.watch.mode == "follow" and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise _never_ends()
+    outcome = watch(run)
+    show_outcome(run, outcome)
+    return outcome.exit_code
+
+
+def _answer(config: Mapping[str, Any]) -> int | None:
+    """The exit code of a task that only looks, None if the task is to validate."""
+    task = config.get("task")
+    if task == "status":
+        from dr_validate.status import show_status
+
+        return show_status(config)
+    if task == "doctor":
+        from dr_validate.doctor import examine
+
+        return examine(config)
+    return None
+
+
+def _run_in_sweep(config: DictConfig, folder: Path, hydra: Any) -> int:
+    """Leave on record what becomes of the job, whatever that is; the launching process shows it with the others."""
+    wish_to_stop = threading.Event()
+    with stop_on_signals(wish_to_stop):  # once on record the job may be sent a signal
+        return _run_on_record(config, folder, hydra, wish_to_stop)
+
+
+def _run_on_record(config: DictConfig, folder: Path, hydra: Any, wish_to_stop: threading.Event) -> int:
+    record = sweep.begin(folder, hydra.job.num, hydra.overrides.task, str(config.get("task")))
+    log.info("job %d of the sweep: %s", record.number, " ".join(record.overrides))
+    try:
+        record = _recorded(record, _plain(config), folder, wish_to_stop)
+    except DrValidateError as error:
+        sys.stderr.write(f"{error}\n")
+        record = dataclasses.replace(record, exit_code=SETUP_IS_WRONG, error=str(error))
+    except BaseException as error:
+        dataclasses.replace(record, exit_code=1, error=f"{type(error).__name__}: {error}").save(folder)
+        raise
+    record.save(folder)
+    log.info("job %d of the sweep has ended: exit code %d", record.number, record.exit_code)
+    assert record.exit_code is not None
+    return record.exit_code
+
+
+def _recorded(
+    record: sweep.JobRecord, config: Mapping[str, Any], folder: Path, wish_to_stop: threading.Event
+) -> sweep.JobRecord:
+    if sweep.is_stopped(folder):
+        return dataclasses.replace(record, exit_code=0, stopped=True)
+    if (code := _answer(config)) is not None:
+        return dataclasses.replace(record, exit_code=code)
+    run = build(config)
+    if run.watch.mode == "follow":
+        raise _never_ends()
+    outcome = watch_in_turn(run, folder, wish_to_stop)
+    if outcome.stopped or wish_to_stop.is_set():
+        sweep.stop(folder)
+    # The launching process may work in another folder than the job.
+    kept = {**config, "state_dir": str(run.settings.state_dir.absolute())}
+    target = dataclasses.asdict(outcome.target) if outcome.target else None
+    return dataclasses.replace(record, exit_code=outcome.exit_code, stopped=outcome.stopped, target=target, config=kept)
+
+
+def _never_ends() -> ConfigError:
+    return ConfigError(["watch.mode: got 'follow', which never ends, in a multirun (-m); set watch.mode=once"])
+
+
+def watch_in_turn(run: Run, folder: Path, wish_to_stop: threading.Event) -> "Outcome":
+    """`watch`, after other jobs of this sweep that work on the same spec (`index=flat,torch` has one for both).
+
+    Raises Claimed when it is not a job of this sweep that holds the spec: that may take for ever.
+    """
+    from dr_validate.claims import Claimed
+    from dr_validate.watch import Outcome, watch
+
+    while not wish_to_stop.is_set():
+        try:
+            return watch(run)
+        except Claimed as error:
+            if not _is_peer(error.path, folder):
+                raise
+            log.info("waiting for another job of this sweep, which works on the same spec")
+            while _is_held(error.path) and not wish_to_stop.wait(LOOK_AT_CLAIM_EVERY_S):
+                pass
+    return Outcome(target=None, exit_code=0, stopped=True)
+
+
+def _is_peer(claim: Path, folder: Path) -> bool:
+    try:
+        holder = json.loads(claim.read_text(encoding="utf-8"))
+    except ValueError:  # it has not signed yet
+        return False
+    return (holder["pid"], holder["host"]) in {(job.pid, job.host) for job in sweep.records(folder)}
+
+
+def _is_held(claim: Path) -> bool:
+    try:
+        with locked(claim, blocking=False, shared=True):
+            return False
+    except BlockingIOError:
+        return True

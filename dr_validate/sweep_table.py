@@ -1,0 +1,198 @@
+"""The table at the end of a sweep: what each job's sample was worth, how far it was off the full corpus, what it cost."""
+
+import csv
+import io
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dr_validate.attempt import Target
+from dr_validate.config import Run, build
+from dr_validate.files import write_atomically
+from dr_validate.ledger import Ledger
+from dr_validate.summary import show_outcome
+from dr_validate.sweep import JobRecord, records, worst_exit_code
+from dr_validate.values import Agreement, Report
+from dr_validate.watch import Outcome
+
+LOG_WIDTH = 140  # characters, where standard output is not a terminal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One job. `overrides`: those that not all jobs have; `reports`: the one that counts for each checkpoint.
+
+    `agreement` is over all checkpoints that have a full-corpus Report, in this job's state_dir or in another job's; None for
+    a job that is the full corpus itself.
+    """
+
+    job: JobRecord
+    overrides: str
+    metric: str = ""
+    reports: tuple[Report, ...] = ()
+    agreement: Agreement | None = None
+
+    @property
+    def best(self) -> Report | None:
+        """The checkpoint with the highest value, the earliest of several."""
+        done = [report for report in self.reports if report.status == "done"]
+        return max(done, key=lambda r: (r.metrics[self.metric].value, -r.checkpoint.step), default=None)
+
+    @property
+    def encoded(self) -> int:
+        """Documents encoded for these Reports, over all checkpoints; jobs of one spec share them."""
+        return int(sum(report.corpus.get("encoded_now", 0) for report in self.reports))
+
+    @property
+    def seconds(self) -> float:
+        """Spent on these Reports, over all checkpoints."""
+        return sum(report.seconds.get("total", 0.0) for report in self.reports)
+
+    @property
+    def status(self) -> str:
+        """What became of the job, in words."""
+        if self.job.exit_code is None:
+            return "died: its process ended before the job did"
+        counts = Counter(report.status for report in self.reports)
+        parts = [f"{counts[name]} {name}" for name in ("done", "failed", "skipped") if counts[name]]
+        if self.job.stopped:
+            parts.append("stopped" if self.job.target else "not run: the sweep was stopped")
+        if self.job.error:
+            parts.append(" ".join(self.job.error.split()))
+        return ", ".join(parts) or "nothing to validate"
+
+
+def show_sweep(folder: Path) -> int:
+    """Print a row per job, keep the rows in `sweep.csv` beside the jobs' records; the worst exit code of the jobs.
+
+    A sweep of one job prints what a plain run would. Fidelity is computed here and now, so that a job on the full corpus
+    gives baselines to all others, whenever it ran.
+    """
+    jobs = records(folder)
+    validated = [job for job in jobs if job.task == "validate"]
+    if validated:
+        rows = sweep_rows(validated)
+        write_atomically(folder / "sweep.csv", rows_as_csv(rows))
+        if len(jobs) == 1 and (run := _run_of(jobs[0])):
+            show_outcome(run, _outcome_of(jobs[0]))
+        elif len(jobs) > 1:
+            console = _console()
+            console.print(sweep_table(rows))
+            console.print(f"Rows: {folder / 'sweep.csv'}", highlight=False, soft_wrap=True)
+    return worst_exit_code(jobs)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else LOG_WIDTH)
+
+
+def sweep_rows(jobs: Sequence[JobRecord]) -> list[Row]:
+    """Read what the ledgers hold for each job."""
+    runs = {job.number: run for job in jobs if (run := _run_of(job))}
+    full = _full_reports(jobs, runs)
+    common = set(jobs[0].overrides).intersection(*(job.overrides for job in jobs)) if len(jobs) > 1 else set()
+    return [_row(job, runs.get(job.number), full, common) for job in jobs]
+
+
+def _row(job: JobRecord, run: Run | None, full: Mapping[str, Sequence[Report]], common: set[str]) -> Row:
+    overrides = " ".join(override for override in job.overrides if override not in common)
+    target = _outcome_of(job).target
+    if run is None or target is None:
+        return Row(job=job, overrides=overrides)
+    reports, metric = _reports(run, target.spec), run.settings.metrics[0]
+    baselines = full[target.full_spec] if target.spec != target.full_spec else []
+    agreement = run.fidelity.compare(reports, baselines, metric)
+    return Row(job=job, overrides=overrides, metric=metric, reports=tuple(reports), agreement=agreement)
+
+
+def _full_reports(jobs: Sequence[JobRecord], runs: Mapping[int, Run]) -> Mapping[str, Sequence[Report]]:
+    """By spec, from the state_dirs of all jobs: a spec names its values wherever they were computed."""
+    specs = {job.target["full_spec"] for job in jobs if job.target}
+    state_dirs = {run.settings.state_dir: run for run in runs.values()}
+    return {spec: [report for run in state_dirs.values() for report in _reports(run, spec)] for spec in specs}
+
+
+def _reports(run: Run, spec: str) -> list[Report]:
+    """By ascending step; of a checkpoint that was skipped first and validated later the later Report counts."""
+    with Ledger(run.settings.state_dir / "ledger.db") as ledger:
+        latest = {report.checkpoint.name: report for report in sorted(ledger.reports(spec), key=lambda r: r.at)}
+    return sorted(latest.values(), key=lambda r: (r.checkpoint.step, r.checkpoint.name))
+
+
+def _run_of(job: JobRecord) -> Run | None:
+    return build(job.config) if job.config and job.target else None
+
+
+def _outcome_of(job: JobRecord) -> Outcome:
+    return Outcome(target=Target(**job.target) if job.target else None, exit_code=job.exit_code or 0)
+
+
+def sweep_table(rows: Sequence[Row]) -> Any:
+    """A rich table, a row per job in the order of their numbers."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text  # plain: overrides and messages may hold what looks like rich's markup
+
+    metrics = {row.metric for row in rows if row.metric}
+    metric = metrics.pop() if len(metrics) == 1 else "best"
+    table = Table(
+        title=f"A sweep of {len(rows)} jobs", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    table.add_column("job", justify="right", no_wrap=True)
+    table.add_column("overrides", overflow="fold", min_width=12)
+    for name in (metric, "step", "bias", "RMSE", "tau", "regret", "over", "encoded", "seconds"):
+        table.add_column(name, justify="right", overflow="fold")  # a narrow terminal breaks numbers, but hides no digit
+    table.add_column("status", overflow="fold", min_width=8)
+    for row in rows:
+        table.add_row(*map(Text, _cells(row, named=metric == "best")))
+    return table
+
+
+def _cells(row: Row, *, named: bool) -> list[str]:
+    best, agreement = row.best, row.agreement
+    value = f"{best.metrics[row.metric].value:.4f}" if best else ""
+    cells = [str(row.job.number), row.overrides, f"{row.metric} {value}" if named and best else value]
+    cells.append(str(best.checkpoint.step) if best else "")
+    if agreement:
+        tau = "undefined" if agreement.kendall_tau is None else f"{agreement.kendall_tau:.2f}"
+        cells += [f"{agreement.bias:+.4f}", f"{agreement.rmse:.4f}", tau, f"{agreement.regret:.4f}", str(agreement.checkpoints)]
+    else:
+        cells += [""] * 5
+    return [*cells, f"{row.encoded:,}" if best else "", f"{row.seconds:.1f}" if best else "", row.status]
+
+
+def rows_as_csv(rows: Sequence[Row]) -> str:
+    """With a header; empty where there is no value."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=list(_fields(rows[0])), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_fields(row) for row in rows)
+    return stream.getvalue()
+
+
+def _fields(row: Row) -> dict[str, Any]:
+    job, best, agreement = row.job, row.best, row.agreement
+    estimate = best.metrics[row.metric] if best else None
+    counts = Counter(report.status for report in row.reports)
+    target = job.target or {}
+    return {
+        "job": job.number,
+        "overrides": row.overrides,
+        **{name: target.get(name) for name in ("dataset", "sampler", "spec", "full_spec")},
+        "metric": row.metric,
+        **{name: getattr(estimate, name, None) for name in ("value", "low", "high", "naive")},
+        "step": best.checkpoint.step if best else None,
+        "checkpoint": best.checkpoint.name if best else None,
+        **{name: getattr(agreement, name, None) for name in ("bias", "rmse", "kendall_tau", "regret", "checkpoints")},
+        "encoded": row.encoded,
+        "seconds": round(row.seconds, 3),
+        **{status: counts[status] for status in ("done", "failed", "skipped")},
+        "exit_code": job.exit_code,
+        "status": row.status,
+        "state_dir": job.config["state_dir"] if job.config else None,
+    }
