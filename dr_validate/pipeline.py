@@ -86,9 +86,11 @@ class Pipeline:
         sampled, full = self.plans[False], self.plans[True]
         return {
             "dataset": self.test_set.name,
+            "dataset_fingerprint": self.test_set.fingerprint,
             "documents": len(self.test_set.corpus),
             "queries": len(self.test_set.query_ids),
             "sampler": sampled.sampler,
+            "sample_fingerprint": sampled.sample.fingerprint,
             "spec": sampled.spec,
             "encoded": len(sampled.sample.ordinals),
             "full_spec": full.spec,
