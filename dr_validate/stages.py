@@ -210,7 +210,13 @@ class Tracker(Protocol):
     """Brings Reports to the outside world, each exactly once as far as the outside allows."""
 
     def deliver(self, report: Report, history: Sequence[Report]) -> None:
-        """Deliver one Report; `history` holds all Reports of its spec so far, this one included. Any exception means: later."""
+        """Deliver one Report; `history` holds all Reports of its spec so far, this one included. Any exception means: later.
+        What was delivered already is no error and changes nothing."""
+        ...
+
+    def settle(self, report: Report) -> bool:
+        """Do what a delivered Report still needs and may take long; whether it is known to have arrived for good. Asked until
+        it has, once more after `close`, and `deliver` comes first again after a restart."""
         ...
 
     def close(self, timeout_s: float) -> None:

@@ -26,5 +26,8 @@ class NoTracker:
     def deliver(self, report: Report, history: Sequence[Report]) -> None:
         pass
 
+    def settle(self, report: Report) -> bool:
+        return True
+
     def close(self, timeout_s: float) -> None:
         pass

@@ -1,16 +1,16 @@
-"""What W&B is told about a Report: one flat row of numbers under the public keys, and the table of all checkpoints."""
+"""What W&B is told about a Report: one flat row of numbers under the public keys."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
+from dr_validate.component import fingerprint
 from dr_validate.values import Report
 
+REPORT = "_report"  # names the Report that a row is of: what is there already is known by it
 STEP = "train/global_step"
 PREFIXES = ("val", "full", "fidelity", "cost", "lag", "status")
 HIGHER_IS_BETTER = ("val", "full")
-COLUMNS = ("step", "checkpoint", "version", "digest", "status", "error", "encoded", "total_s", "attempts", "at")
-Cell = str | float | None
 
 
 def row(report: Report, history: Sequence[Report], *, is_baseline: bool) -> dict[str, float]:
@@ -34,32 +34,25 @@ def row(report: Report, history: Sequence[Report], *, is_baseline: bool) -> dict
     numbers |= {f"{cost}{name}_s": report.seconds.get(name) for name in ("encode", "total")}
     numbers[f"{cost}documents"] = report.corpus.get("encoded")
     if not is_baseline:
-        newest = max((other.checkpoint.step for other in history), default=report.checkpoint.step)
+        # What was known when this Report came, not when it is delivered: a row is the same after an outage.
+        before = (other.checkpoint.step for other in history if other.at < report.at)
+        newest = max(before, default=report.checkpoint.step)
         numbers["lag/steps"] = max(newest, report.checkpoint.step) - report.checkpoint.step
         numbers["lag/seconds"] = _seconds(report.checkpoint.created_at, report.at)
     return {key: value for key, value in numbers.items() if value is not None}
 
 
-def table(history: Sequence[Report]) -> tuple[list[str], list[list[Cell]]]:
-    """Columns and rows, a row per Report in the order of the training."""
-    metrics = sorted({name for report in history for name in report.metrics})
-    rows = []
-    for report in history:
-        checkpoint = report.checkpoint
-        cells: list[Cell] = [checkpoint.step, checkpoint.name, checkpoint.version, checkpoint.digest, report.status]
-        cells += [report.error, report.corpus.get("encoded"), report.seconds.get("total"), report.attempts, report.at]
-        rows.append(cells + [_value(report, name) for name in metrics])
-    return [*COLUMNS, *metrics], rows
+def report_id(report: Report) -> str:
+    """The same for the same Report in every process, and another for every other one."""
+    # Two names of the same weights are skipped in the same second: the name and the reason tell them apart.
+    checkpoint = report.checkpoint
+    parts = {"spec": report.spec, "digest": checkpoint.digest, "name": checkpoint.name, "step": checkpoint.step}
+    return fingerprint({**parts, "status": report.status, "error": report.error, "at": report.at})
 
 
 def allowed(config: Mapping[str, object], keys: Sequence[str]) -> dict[str, object]:
     """What may leave this machine of a configuration: the named keys, nothing else."""
     return {key: config[key] for key in keys if key in config}
-
-
-def _value(report: Report, name: str) -> float | None:
-    estimate = report.metrics.get(name)
-    return None if estimate is None else estimate.value
 
 
 def _seconds(start: str, end: str) -> float | None:

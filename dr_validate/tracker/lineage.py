@@ -1,0 +1,126 @@
+"""What came from what: the validated model version, the data set and the sample as inputs, the Report as an output."""
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dr_validate.report_json import report_to_json
+from dr_validate.tracker.rows import report_id
+from dr_validate.tracker.session import Plan, failures
+from dr_validate.values import Report
+
+if TYPE_CHECKING:
+    import wandb
+
+SCHEME = "wandb-artifact://"
+MAX_TRIES = 5
+DATASET_KEYS = ("dataset", "dataset_fingerprint", "documents", "queries")
+SAMPLE_KEYS = ("dataset", "dataset_fingerprint", "sampler", "sample_fingerprint", "documents", "encoded", "seed")
+log = logging.getLogger(__name__)
+
+
+class Lineage:
+    """The edges of one open run. Everything here may be repeated: W&B recognises content and edges that it has."""
+
+    def __init__(self, plan: Plan, run: "wandb.Run") -> None:
+        self._plan, self._run = plan, run
+        self._tries: Counter[str] = Counter()
+        self._has_inputs = False
+        self._refused_alias = False
+
+    def record(self, report: Report, history: Sequence[Report]) -> None:
+        """Record the edges of one Report; given up, with a warning, after MAX_TRIES that the server answered.
+
+        Raises what the SDK does: it is worth another try then.
+        """
+        key = report_id(report)
+        if self._tries[key] and not self._plan.offline:
+            self._run_is_reachable()  # an outage is not the version's fault, and does not count
+        self._tries[key] += 1
+        if self._tries[key] > MAX_TRIES:
+            log.warning("wandb: no lineage for %s after %d tries; its row is there", report.checkpoint.name, MAX_TRIES)
+            return
+        if not self._has_inputs:
+            self._log_inputs()
+            self._has_inputs = True
+        if not self._plan.offline and report.checkpoint.uri.startswith(SCHEME):
+            version = self._run.use_artifact(report.checkpoint.uri.removeprefix(SCHEME))
+            if self._plan.alias_best and is_best(report, history, self._first_metric()):
+                self._move_alias(version)
+        self._log_report(report)
+
+    def _log_inputs(self) -> None:
+        config = self._plan.config
+        about = {key: config[key] for key in DATASET_KEYS if key in config}
+        self._log_artifact(f"dataset-{self._plan.dataset}", "dataset", about, as_input=True)
+        sample = config.get("sample_fingerprint")
+        path = self._plan.state_dir / "samples" / f"{sample}.parquet"
+        if sample and path.is_file():  # there is none for a full corpus
+            about = {key: config[key] for key in SAMPLE_KEYS if key in config}
+            name = f"sample-{self._plan.dataset}-{self._plan.sampler}"
+            self._log_artifact(name, "sample", about, as_input=True, file=str(path))
+
+    def _log_report(self, report: Report) -> None:
+        checkpoint = report.checkpoint
+        content = report_to_json(report)
+        if not checkpoint.uri.startswith(SCHEME):
+            del content["checkpoint"]["uri"]  # a path of this machine
+        values = {name: estimate.value for name, estimate in report.metrics.items()}
+        about = {"step": checkpoint.step, "status": report.status, "sampler": report.sampler, "metrics": values}
+        alias = f"{'' if report.spec == self._plan.spec else 'full-'}step-{checkpoint.step}"
+        self._log_artifact(f"report-{self._run.id}", "validation", about, content=content, alias=alias)
+
+    def _log_artifact(
+        self,
+        name: str,
+        kind: str,
+        about: Mapping[str, Any],
+        *,
+        content: Mapping[str, Any] | None = None,
+        file: str = "",
+        alias: str = "",
+        as_input: bool = False,
+    ) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)[:128], kind, metadata=dict(about))
+        if file:
+            artifact.add_file(file, name=f"{kind}.parquet")
+        else:
+            with artifact.new_file(f"{kind}.json") as stream:
+                stream.write(json.dumps(content or about, indent=1, sort_keys=True, ensure_ascii=False))
+        logged = self._run.log_artifact(artifact, aliases=[alias] if alias else None)
+        if not self._plan.offline:
+            logged.wait(timeout=int(self._plan.timeout_s) or 1)
+            if as_input:
+                self._run.use_artifact(logged)
+
+    def _move_alias(self, version: "wandb.Artifact") -> None:
+        alias = re.sub(r"[/:]", "_", f"best-{self._plan.dataset}-{self._first_metric()}")
+        try:
+            if alias not in version.aliases:
+                version.aliases.append(alias)
+                version.save()
+                log.info("wandb: %s is %s", alias, version.name)
+        except failures() as error:
+            if not self._refused_alias:
+                log.warning("tracker.alias_best: cannot move %s to %s: %s", alias, version.name, error)
+            self._refused_alias = True
+
+    def _first_metric(self) -> str:
+        return str(next(iter(self._plan.config.get("metrics", ())), ""))
+
+    def _run_is_reachable(self) -> None:
+        import wandb
+
+        wandb.Api(timeout=int(self._plan.timeout_s) or 1).run(self._run.path)
+
+
+def is_best(report: Report, history: Sequence[Report], metric: str) -> bool:
+    """Whether it has the highest value of the versions that W&B holds; of equal ones, the earliest."""
+    ours = [other for other in history if metric in other.metrics and other.checkpoint.uri.startswith(SCHEME)]
+    best = max(ours, key=lambda other: (other.metrics[metric].value, -other.checkpoint.step), default=None)
+    return best is not None and report_id(best) == report_id(report)

@@ -1,0 +1,126 @@
+"""One W&B run: the rows, tables and lineage of the checkpoints of one training run under one spec."""
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dr_validate.errors import Outage
+from dr_validate.tracker.lineage import Lineage
+from dr_validate.tracker.rows import REPORT, report_id, row
+from dr_validate.tracker.session import Plan, open_run, read_back
+from dr_validate.tracker.tables import checkpoints_table, fidelity_table, queries_table
+from dr_validate.values import Report
+
+if TYPE_CHECKING:
+    import wandb
+
+MAX_LOOKS = 8  # for rows that the server counts but does not show; between two looks the pauses grow
+TABLES_EVERY = 10  # new Reports: a table is an artifact with all its rows
+CONFIRM_EVERY_S = 0.5
+log = logging.getLogger(__name__)
+
+
+class ValidationRun:
+    """Opened by its first Report. What the run held before is read back first, so that nothing is logged twice and what a
+    killed process had logged but not sent comes again."""
+
+    def __init__(self, plan: Plan, training_run: str, group: str) -> None:
+        self._plan, self._training_run, self._group = plan, training_run, group
+        self._run: wandb.Run | None = None
+        self._lineage: Lineage | None = None
+        self._is_ready = self._is_finished = False
+        self._num_looks = 0
+        self._logged: set[str] = set()  # by this process or before it
+        self._arrived: set[str] = set()  # the server has shown it to us
+        self._linked: set[str] = set()
+        self._histories: dict[str, Sequence[Report]] = {}
+        self._num_since_tables = 0
+
+    def deliver(self, report: Report, history: Sequence[Report]) -> None:
+        """Log the row of a Report at its training step, unless it is there."""
+        self._histories[report.spec] = history
+        key = report_id(report)
+        if key in self._logged:
+            return
+        run = self._opened()
+        if key not in self._logged:
+            run.log({**row(report, history, is_baseline=report.spec != self._plan.spec), REPORT: key})
+            self._logged.add(key)
+        self._num_since_tables += 1
+        if self._num_since_tables >= TABLES_EVERY:
+            self._log_tables(run)
+
+    def settle(self, report: Report) -> bool:
+        """Record the lineage of a delivered Report; whether all of it is known to be at its place."""
+        key = report_id(report)
+        if key not in self._logged:
+            return False
+        if self._lineage is not None and key not in self._linked:
+            self._lineage.record(report, self._histories.get(report.spec, ()))
+            self._linked.add(key)
+        return key in self._linked and (self._plan.offline or key in self._arrived)
+
+    def close(self, end: float) -> None:
+        """Log the tables, finish, and look what has arrived, until `end` (monotonic seconds)."""
+        run, self._lineage = self._run, None
+        if run is None:
+            return
+        if self._is_ready:
+            self._log_tables(run)
+        run.finish()  # waits for the upload; `WandbRuns.close` does not wait longer than its limit
+        while not self._plan.offline and time.monotonic() < end and not self._logged <= self._arrived:
+            self._arrived |= read_back(run, complete=False)
+            if not self._logged <= self._arrived:
+                time.sleep(CONFIRM_EVERY_S)
+
+        self._is_finished = True
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is finished, and all that was logged is known to have arrived."""
+        return self._is_finished and (self._plan.offline or self._logged <= self._arrived)
+
+    def _opened(self) -> "wandb.Run":
+        if self._run is None:
+            self._run = open_run(self._plan, self._training_run, self._group)
+            log.info("wandb: %s", f"offline run in {self._run.settings.sync_dir}" if self._run.offline else self._run.url)
+        if not self._is_ready:
+            if self._run.starting_step > 0 and not self._plan.offline:
+                self._look(self._run)
+            self._logged |= self._arrived
+            self._lineage = Lineage(self._plan, self._run)
+            self._is_ready = True
+        return self._run
+
+    def _look(self, run: "wandb.Run") -> None:
+        self._num_looks += 1
+        try:
+            self._arrived = read_back(run)
+        except Outage as error:
+            if self._num_looks < MAX_LOOKS:
+                raise
+            log.warning("%s; going on with what can be read", error)
+            self._arrived = read_back(run, complete=False)
+        log.info("wandb: %d reports were there already", len(self._arrived))
+
+    def _log_tables(self, run: "wandb.Run") -> None:
+        import wandb
+
+        sampled = self._histories.get(self._plan.spec, ())
+        everything = [report for history in self._histories.values() for report in history]
+        metric = str(next(iter(self._plan.config.get("metrics", ())), ""))
+        tables = {
+            "checkpoints": checkpoints_table(sampled),
+            "queries": queries_table(sampled, metric, self._plan.state_dir),
+            "fidelity": fidelity_table(sorted(everything, key=lambda report: report.checkpoint.step)),
+        }
+        found = {f"tables/{name}": table for name, table in tables.items() if table.rows}
+        if found:
+            run.log(
+                {
+                    name: wandb.Table(columns=[*table.columns], data=table.rows, allow_mixed_types=True)
+                    for name, table in found.items()
+                }
+            )
+        self._num_since_tables = 0

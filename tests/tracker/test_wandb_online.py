@@ -1,0 +1,472 @@
+"""Weights & Biases online: the real SDK in processes of their own, against the loopback server, through every trouble."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dr_validate.component import fingerprint
+from dr_validate.ledger import Ledger
+from dr_validate.report_json import report_to_json
+from dr_validate.values import Agreement, Checkpoint, Estimate, Report
+from tests.wandb_server.fixture import KEY, ServerHandle, start_server
+
+DRIVER = Path(__file__).with_name("driver.py")
+QUICK = {
+    f"WANDB_X_{part}_RETRY_WAIT_{end}_SECONDS": "1"
+    for part in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")
+    for end in ("MIN", "MAX")
+}
+QUICK["WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL"] = "1"
+EXIT_TIMEOUT_S = 8
+ONLY_HERE = ("_runtime", "_timestamp")
+RUN = fingerprint({"training_run": "tas-b", "spec": "s1"})
+
+
+def report(step: int, value: float = 0.5, *, second: int = 0, training_run: str = "", uri: str = "somewhere") -> Report:
+    return Report(
+        checkpoint=Checkpoint(
+            name=f"checkpoint-{step}",
+            version="v3",
+            digest=f"sha256:{training_run}{step:04x}",
+            step=step,
+            step_from="folder name",
+            created_at="2026-11-21T03:12:00Z",
+            uri=uri,
+            training_run=training_run,
+            group="sweep-7" if training_run else "",
+        ),
+        dataset="vaswani",
+        sampler="random",
+        spec="s1",
+        status="done",
+        at=f"2026-11-21T03:{15 + second // 60:02}:{second % 60:02}Z",
+        metrics={"mrr@10": Estimate(value=value, low=value - 0.1, high=value, naive=0.9)},
+        corpus={"documents": 11429, "encoded": 1143},
+        seconds={"encode": 20.5, "total": 22.0},
+    )
+
+
+REPORTS = [
+    report(500, 0.25, second=1),
+    report(1500, 0.5, second=2),
+    report(1000, 0.375, second=3),
+    replace(report(2000, second=4), status="failed", metrics={}, error="NaN in the weights"),
+    replace(report(500, 0.125, second=5), spec="full", sampler="full"),
+    report(2500, 0.75, second=6),
+]
+
+
+class Watcher:
+    """A driver process: Reports in, until it is closed or killed."""
+
+    def __init__(self, server: ServerHandle, state_dir: Path, environment: Mapping[str, str], **tracker: Any) -> None:
+        self._server = server
+        settings = {"state_dir": str(state_dir), "tracker": {"timeout_s": 5, **tracker}, "exit_timeout_s": EXIT_TIMEOUT_S}
+        given = {**server.environment(**QUICK), **environment}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            [sys.executable, str(DRIVER), json.dumps(settings)],
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            env=given,
+            cwd=given["WANDB_DIR"],
+        )
+
+    def send(self, *reports: Report) -> float:
+        """The longest wait for a delivery, in seconds."""
+        return max((self._say(json.dumps(report_to_json(one))) for one in reports), default=0.0)
+
+    def close(self) -> str:
+        """End it as a stop would; its log."""
+        said: str
+        _, said = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, said
+        assert "Traceback" not in said, said
+        return said
+
+    def kill(self) -> None:
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.communicate(timeout=10)
+
+    def _say(self, line: str) -> float:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer, self.process.communicate()[1]
+        return float(answer)
+
+
+Start = Callable[..., Watcher]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerHandle]:
+    with start_server(tmp_path / "server") as handle:
+        yield handle
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def start(server: ServerHandle, state_dir: Path) -> Iterator[Start]:
+    """`start(**tracker settings)`: a watcher on `state_dir`, or on that of `state_dir=`."""
+    watchers: list[Watcher] = []
+
+    def begin(*, environment: Mapping[str, str] | None = None, folder: Path = state_dir, **tracker: Any) -> Watcher:
+        watchers.append(Watcher(server, folder, environment or {}, **tracker))
+        return watchers[-1]
+
+    yield begin
+    for watcher in watchers:
+        watcher.process.kill()
+        watcher.process.communicate()
+
+
+def rows(server: ServerHandle, run: str = RUN) -> list[dict[str, Any]]:
+    """What the server holds of Reports, by Report, without the times and places that any two runs differ in."""
+    history = [row for view in server.runs() if view.id == run for row in view.history() if "_report" in row]
+    plain = [{key: value for key, value in row.items() if key not in (*ONLY_HERE, "_step")} for row in history]
+    return sorted(plain, key=lambda row: str(row["_report"]))
+
+
+def wait_for_rows(server: ServerHandle, num_rows: int) -> None:
+    server.wait_for(lambda: len(rows(server)) >= num_rows)
+
+
+def undelivered(state_dir: Path) -> int:
+    with Ledger(state_dir / "ledger.db") as ledger:
+        return len(ledger.undelivered("wandb:s1", ["s1", "full"]))
+
+
+def steps(server: ServerHandle, run: str = RUN) -> list[int]:
+    return [row["train/global_step"] for row in server.run(run).history("_report", "train/global_step")]
+
+
+@pytest.fixture
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Sequence[dict[str, Any]]:
+    """The rows of REPORTS as an undisturbed run leaves them."""
+    return undisturbed(tmp_path_factory)
+
+
+_UNDISTURBED: list[dict[str, Any]] = []
+
+
+def undisturbed(folders: pytest.TempPathFactory) -> Sequence[dict[str, Any]]:
+    if not _UNDISTURBED:
+        folder = folders.mktemp("undisturbed")
+        with start_server(folder / "server") as server:
+            watcher = Watcher(server, folder / "state", {})
+            watcher.send(*REPORTS)
+            watcher.close()
+            _UNDISTURBED.extend(rows(server))
+    return _UNDISTURBED
+
+
+def test_late_reports_land_at_their_training_step_and_the_best_is_the_summary(
+    server: ServerHandle, start: Start, state_dir: Path, expected: Sequence[Mapping[str, Any]]
+) -> None:
+    watcher = start()
+    assert watcher.send(*REPORTS) < 1
+    watcher.close()
+    run = server.run(RUN)
+    assert (run.group, run.job_type, run.tags, run.state) == ("tas-b", "validate", ["vaswani", "random"], "finished")
+    assert run.config["spec"] == "s1" and "state_dir" not in run.config
+    assert steps(server) == [500, 1500, 1000, 2000, 500, 2500]
+    assert run.history("train/global_step", "val/vaswani/mrr@10") == [
+        {"train/global_step": step, "val/vaswani/mrr@10": value}
+        for step, value in ((500, 0.25), (1500, 0.5), (1000, 0.375), (2500, 0.75))
+    ]
+    assert run.history("full/vaswani/mrr@10", "train/global_step") == [{"full/vaswani/mrr@10": 0.125, "train/global_step": 500}]
+    assert run.history("lag/steps") == [{"lag/steps": lag} for lag in (0, 0, 500, 0)]
+    assert run.history("status/failed", "train/global_step") == [{"status/failed": 1, "train/global_step": 2000}]
+    assert {name: run.step_metrics[name] for name in ("val/*", "full/*", "fidelity/*", "cost/*", "lag/*")} == dict.fromkeys(
+        ("val/*", "full/*", "fidelity/*", "cost/*", "lag/*"), "train/global_step"
+    )
+    assert run.summary["val/vaswani/mrr@10"] == {"max": 0.75}
+    assert rows(server) == expected and undelivered(state_dir) == 0
+
+
+def test_a_killed_watcher_loses_no_row_and_doubles_none(
+    server: ServerHandle, start: Start, state_dir: Path, expected: Sequence[Mapping[str, Any]]
+) -> None:
+    for turn in range(len(REPORTS)):
+        watcher = start()
+        watcher.send(REPORTS[turn])
+        if turn % 3:  # at once, when all has arrived, and when the run is open
+            wait_for_rows(server, turn + 1 if turn % 3 == 1 else 1)
+        watcher.kill()
+    start().close()
+    assert rows(server) == expected
+    assert [run.id for run in server.runs()] == [RUN]
+    assert undelivered(state_dir) == 0
+
+
+def test_a_restart_after_a_clean_end_opens_nothing(server: ServerHandle, start: Start) -> None:
+    watcher = start()
+    watcher.send(*REPORTS[:2])
+    watcher.close()
+    before = len(server.requests())
+    start().close()
+    assert len(server.requests()) == before
+
+
+def test_a_server_that_comes_up_late_gets_everything(
+    server: ServerHandle, start: Start, state_dir: Path, expected: Sequence[Mapping[str, Any]]
+) -> None:
+    server.stop()
+    watcher = start(timeout_s=1)
+    assert watcher.send(*REPORTS[:3]) < 1  # nobody waits for it
+    server.start()
+    wait_for_rows(server, 3)
+    watcher.send(*REPORTS[3:])
+    watcher.close()
+    assert rows(server) == expected and undelivered(state_dir) == 0
+
+
+def test_a_server_that_goes_away_in_the_middle_misses_nothing(
+    server: ServerHandle, start: Start, state_dir: Path, expected: Sequence[Mapping[str, Any]]
+) -> None:
+    watcher = start()
+    watcher.send(*REPORTS[:2])
+    wait_for_rows(server, 2)
+    server.kill()
+    assert watcher.send(*REPORTS[2:4]) < 1
+    server.start()
+    watcher.send(*REPORTS[4:])
+    watcher.close()
+    start().close()
+    assert rows(server) == expected and undelivered(state_dir) == 0
+
+
+def test_a_server_that_is_down_at_the_end_is_served_at_the_next_start(
+    server: ServerHandle, start: Start, state_dir: Path, expected: Sequence[Mapping[str, Any]]
+) -> None:
+    watcher = start()
+    watcher.send(*REPORTS[:2])
+    wait_for_rows(server, 2)
+    server.kill()
+    watcher.send(*REPORTS[2:])
+    started = time.monotonic()
+    said = watcher.close()
+    assert time.monotonic() - started < EXIT_TIMEOUT_S + 3
+    assert "4 reports are not known to have arrived" in said or "6 reports" in said, said
+    server.start()
+    start().close()
+    assert rows(server) == expected and undelivered(state_dir) == 0
+    assert len(server.runs()) == 1
+
+
+def test_a_server_that_never_answers_holds_nobody_up(
+    server: ServerHandle, start: Start, state_dir: Path, expected: Sequence[Mapping[str, Any]]
+) -> None:
+    watcher = start()
+    watcher.send(*REPORTS[:2])
+    wait_for_rows(server, 2)
+    server.fault("hang", times=None)
+    assert watcher.send(*REPORTS[2:]) < 1
+    started = time.monotonic()
+    watcher.close()
+    assert time.monotonic() - started < EXIT_TIMEOUT_S + 3
+    server.clear()
+    start().close()
+    assert rows(server) == expected and undelivered(state_dir) == 0
+
+
+def test_passing_failures_leave_no_trace(
+    server: ServerHandle, start: Start, state_dir: Path, expected: Sequence[Mapping[str, Any]]
+) -> None:
+    server.fault("status", status=503, route="file_stream", times=2)
+    server.fault("drop", route="file_stream", times=2, carry_out=True)
+    server.fault("status", status=429, retry_after_s=1, route="graphql", times=2)
+    server.fault("drop", route="graphql", times=2, skip=3, carry_out=True)
+    watcher = start()
+    watcher.send(*REPORTS)
+    server.wait_for(lambda: len(rows(server)) == len(REPORTS))
+    watcher.close()
+    assert server.faults_met() == 8
+    if undelivered(state_dir):
+        start().close()
+    assert rows(server) == expected and undelivered(state_dir) == 0
+
+
+def test_each_training_run_has_its_own_validation_run(server: ServerHandle, start: Start) -> None:
+    watcher = start()
+    watcher.send(report(500, training_run="t1"), report(500, training_run="t2", second=1), report(1000, training_run="t1"))
+    watcher.close()
+    ids = {name: fingerprint({"training_run": name, "spec": "s1"}) for name in ("t1", "t2")}
+    assert {run.id for run in server.runs()} == set(ids.values())
+    assert (steps(server, ids["t1"]), steps(server, ids["t2"])) == ([500, 1000], [500])
+    assert {run.group for run in server.runs()} == {"sweep-7"}
+
+
+def write_queries(state_dir: Path, of: Report, values: Sequence[float]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = state_dir / "queries" / of.spec / f"{of.checkpoint.digest.replace(':', '-')}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = [f"q{n:05}" for n in range(len(values))]
+    columns = {"query_id": names, "metric": ["mrr@10"] * len(names), "value": values}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+def table(server: ServerHandle, name: str) -> list[dict[str, Any]]:
+    """The rows of the last table of this name."""
+    found = [artifact for artifact in server.artifacts(type="run_table") if name in artifact.collection]
+    (path,) = [path for path in found[-1].files if path.endswith(".table.json")]
+    content = json.loads(found[-1].bytes(path))
+    return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+
+
+def test_tables_stay_readable_with_a_hundred_checkpoints_and_seven_thousand_queries(
+    server: ServerHandle, start: Start, state_dir: Path
+) -> None:
+    agreement = Agreement(metric="mrr@10", checkpoints=2, kendall_tau=None, rmse=0.1, bias=0.2, regret=0.0)
+    reports = [report(step, 0.25 + step / 1000, second=step) for step in range(1, 101)]
+    reports[-1] = replace(reports[-1], agreement=agreement)
+    write_queries(state_dir, reports[-2], [0.5] * 7000)
+    write_queries(state_dir, reports[-1], [0.5 + (n - 3000) / 10000 for n in range(7000)])
+    watcher = start()
+    watcher.send(*reports)
+    watcher.close()
+    assert [row["step"] for row in table(server, "checkpoints")] == list(range(1, 101))
+    changes = table(server, "queries")
+    assert len(changes) == 100
+    assert (changes[0]["query_id"], changes[-1]["query_id"]) == ("q00000", "q06999")
+    assert (changes[0]["step"], changes[0]["best_step"]) == (100, 99)
+    assert changes[0]["change"] == pytest.approx(-0.3) and changes[-1]["change"] == pytest.approx(0.3999)
+    assert [row["rmse"] for row in table(server, "fidelity")] == [0.1]
+    logged = [artifact for artifact in server.artifacts(type="run_table") if "checkpoints" in artifact.collection]
+    assert len(logged) <= 11
+
+
+TRAIN = """
+import wandb
+with wandb.init(project="retrieval", id="t1") as run:
+    for n in range(3):
+        version = wandb.Artifact("model-t1", "model")
+        with version.new_file("weights") as stream:
+            stream.write(str(n))
+        run.log_artifact(version).wait()
+"""
+
+
+def versions(values: Sequence[float]) -> list[Report]:
+    uri = "wandb-artifact://tester/retrieval/model-t1:v"
+    return [report(n * 100, v, second=n, training_run="t1", uri=f"{uri}{n}") for n, v in enumerate(values)]
+
+
+def test_lineage_leads_from_model_and_data_to_the_report(server: ServerHandle, start: Start, state_dir: Path) -> None:
+    server.python(TRAIN)
+    sample = state_dir / "samples" / "f1.parquet"
+    sample.parent.mkdir(parents=True)
+    sample.write_bytes(b"ids and odds")
+    watcher = start()
+    watcher.send(*versions([0.5, 0.75, 0.25]))
+    watcher.close()
+    run = fingerprint({"training_run": "t1", "spec": "s1"})
+    assert [artifact.used_by for artifact in server.artifacts(type="model")] == [[run]] * 3
+    (dataset,), (manifest,) = server.artifacts(type="dataset"), server.artifacts(type="sample")
+    assert (dataset.metadata["documents"], dataset.metadata["dataset_fingerprint"]) == (11429, "d1")
+    assert manifest.bytes("sample.parquet") == b"ids and odds"
+    assert dataset.used_by == manifest.used_by == [run]
+    validations = server.artifacts(type="validation")
+    assert [json.loads(one.bytes("validation.json"))["checkpoint"]["step"] for one in validations] == [0, 100, 200]
+    assert {one.logged_by for one in validations} == {run}
+    assert all(artifact.aliases in ([], ["latest"]) for artifact in server.artifacts(type="model"))
+
+
+def test_the_best_version_has_the_alias_if_asked_for(server: ServerHandle, start: Start) -> None:
+    server.python(TRAIN)
+    watcher = start(alias_best=True)
+    for one in versions([0.5, 0.75, 0.25]):
+        watcher.send(one)
+    watcher.close()
+    alias = "best-vaswani-mrr@10"
+    assert [alias in artifact.aliases for artifact in server.artifacts(type="model")] == [False, True, False]
+
+
+def test_lost_lineage_loses_no_row(server: ServerHandle, start: Start) -> None:
+    watcher = start()
+    watcher.send(*versions([0.5]))  # of an artifact that nobody logged
+    watcher.close()
+    assert steps(server, fingerprint({"training_run": "t1", "spec": "s1"})) == [0]
+
+
+def test_a_refused_key_keeps_the_reports(
+    server: ServerHandle, start: Start, state_dir: Path, expected: Sequence[Mapping[str, Any]]
+) -> None:
+    server.reject_key()
+    watcher = start()
+    watcher.send(*REPORTS)
+    said = watcher.close()
+    assert "tracker wandb:" in said and KEY not in said and undelivered(state_dir) == len(REPORTS)
+    server.clear()
+    start().close()
+    assert rows(server) == expected
+
+
+def test_without_a_key_nobody_is_asked_for_one(start: Start, server: ServerHandle, state_dir: Path) -> None:
+    watcher = start(environment={"WANDB_API_KEY": "", "HOME": str(state_dir), "NETRC": str(state_dir / "none")})
+    watcher.send(REPORTS[0])
+    assert "no W&B key" in watcher.close()
+    assert undelivered(state_dir) == 1 and not server.requests()
+
+
+def test_the_key_is_in_no_file_and_in_no_byte_but_the_credentials(server: ServerHandle, start: Start, state_dir: Path) -> None:
+    server.capture()
+    watcher = start()
+    watcher.send(*REPORTS)
+    said = watcher.close()
+    assert KEY not in said and KEY.encode() not in server.captured() and b"mrr@10" in server.captured()
+    written = [path for folder in (state_dir, server.folder) for path in folder.rglob("*") if path.is_file()]
+    assert not [path for path in written if KEY.encode() in path.read_bytes()]
+
+
+def test_a_synced_offline_run_has_the_same_rows(
+    server: ServerHandle, start: Start, expected: Sequence[Mapping[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "offline"
+    watcher = start(mode="offline", dir=str(folder))
+    watcher.send(*REPORTS)
+    watcher.close()
+    assert not server.requests()
+    (run,) = folder.glob("wandb/offline-run-*")
+    command = [sys.executable, "-m", "wandb", "sync", str(run)]
+    subprocess.run(command, env=server.environment(), check=True, stdout=subprocess.DEVNULL)
+    assert rows(server) == expected
+
+
+def test_a_real_watcher_killed_and_started_again_fills_one_run(
+    server: ServerHandle, tmp_path: Path, collection: Path, write_checkpoint: Callable[..., Path], dr_validate: Any
+) -> None:
+    for step in (100, 200):
+        write_checkpoint(tmp_path / "checkpoints" / f"checkpoint-{step}", seed=step, step=step)
+    dr_validate.environment.update(server.environment(**QUICK))
+    overrides = ["source=folder", f"source.path={tmp_path / 'checkpoints'}", "dataset=beir", f"dataset.path={collection}"]
+    overrides += ["sampler=full", "encoder.pooling=mean", "encoder.normalize=true", "metrics=[mrr@10]", "watch.mode=once"]
+    overrides += ["tracker=wandb", "tracker.project=retrieval", "device=cpu", "watch.order=oldest_first"]
+    process = dr_validate.start(*overrides)
+    server.wait_for(lambda: bool(server.runs()), 60)
+    process.kill()
+    process.communicate()
+    done = dr_validate(*overrides)
+    assert done.returncode == 0, done.stderr
+    (run,) = server.runs()
+    assert sorted(row["train/global_step"] for row in run.history("val/collection/mrr@10", "train/global_step")) == [100, 200]
+    assert len(dr_validate.reports()) == 2
