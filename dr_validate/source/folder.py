@@ -1,10 +1,8 @@
 """Checkpoints in a folder: each sub-folder one, as the Hugging Face Trainer and sentence-transformers leave them."""
 
-import errno
 import functools
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +14,7 @@ from dr_validate.files import copy_with_digest, sha256_of_files
 from dr_validate.source.complete import Unreadable, read_json, what_is_missing
 from dr_validate.source.remembered import ChangedMeanwhile, Digests
 from dr_validate.source.steps import names_a_step, steps
-from dr_validate.source.walk import link_that_leaves, looks_like_one, wanted_files
+from dr_validate.source.walk import check_room, link_that_leaves, looks_like_one, wanted_files
 from dr_validate.values import Checkpoint, Incomplete, Listing
 
 log = logging.getLogger(__name__)
@@ -62,7 +60,7 @@ class FolderSource:
             if leaves := self._leaving_link(folder):
                 raise CheckpointError(f"{folder}: {leaves}")
             files = wanted_files(folder)
-            _check_room(sum(path.stat().st_size for path in files.values()), into)
+            check_room(sum(path.stat().st_size for path in files.values()), into)
             # Copies, not hard links: a trainer may write into a file that it has written before.
             digests = {name: copy_with_digest(path, into / name) for name, path in files.items()}
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -159,12 +157,6 @@ def _may_be_one(entry: Path) -> bool:
         return looks_like_one(entry) or not any(entry.iterdir())
     except OSError:
         return entry.is_dir()  # unreadable, but there: the closer look says why
-
-
-def _check_room(needed: int, into: Path) -> None:
-    free = shutil.disk_usage(into).free
-    if free < needed:
-        raise OSError(errno.ENOSPC, f"{into.parent}: {needed:,} bytes needed, {free:,} free")
 
 
 def _deleted(folder: Path) -> str:

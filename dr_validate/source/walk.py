@@ -1,5 +1,7 @@
 """The files of a checkpoint folder, without reading any of them but modules.json."""
 
+import errno
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,6 +31,13 @@ def link_that_leaves(folder: Path) -> str | None:
         return _first_leaving(folder, module_folders(folder))
     except Unreadable:
         return None  # incomplete, and said so elsewhere
+
+
+def check_room(needed: int, into: Path) -> None:
+    """Raises OSError(ENOSPC) where `needed` bytes do not fit beside `into`: before half of them are written."""
+    free = shutil.disk_usage(into).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{into.parent}: {needed:,} bytes needed, {free:,} free")
 
 
 def _first_leaving(folder: Path, modules: Sequence[str]) -> str | None:
