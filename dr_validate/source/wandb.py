@@ -1,0 +1,190 @@
+"""Checkpoints in Weights & Biases: committed versions of model artifacts, pinned, fetched file by file and checked."""
+
+import functools
+import logging
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from dr_validate.component import component
+from dr_validate.errors import CheckpointError, Gone, SetupError
+from dr_validate.source.complete import what_is_missing
+from dr_validate.source.walk import check_room
+from dr_validate.source.wandb_connection import Connection
+from dr_validate.source.wandb_manifest import Contents, check_path
+from dr_validate.source.wandb_project import Project
+from dr_validate.source.wandb_versions import Facts, Version, folder_of
+from dr_validate.values import Checkpoint, Incomplete, Listing
+
+SCHEME = "wandb-artifact://"
+USUAL_TYPE = "model"
+log = logging.getLogger(__name__)
+
+
+@component
+class WandbSource:
+    """Every committed version of the artifacts of a `type` in a project is a checkpoint.
+
+    `artifact` is the name of one collection or a glob of them; `run` the id of one training run: only what that logged. A
+    version must have one of the `aliases` and one of the `tags` (where any are given), every value of `metadata`, and be no
+    older than `since`. One with more than `max_gib` of wanted files is skipped, and so is one with files that W&B does not
+    hold itself, unless `allow_references` (then they come from where they are, over http or https). `timeout_s` ends a
+    download in which nothing comes, `api_timeout_s` a question to W&B.
+    """
+
+    entity: str | None = None
+    project: str | None = None
+    artifact: str | None = None
+    type: str = USUAL_TYPE
+    run: str | None = None
+    aliases: tuple[str, ...] = Field(default_factory=tuple)
+    tags: tuple[str, ...] = Field(default_factory=tuple)
+    since: datetime | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    max_gib: float = Field(default=32, gt=0)
+    allow_references: bool = False
+    timeout_s: float = Field(default=60, gt=0)
+    api_timeout_s: float = Field(default=10, gt=0)
+
+    @property
+    def training_run(self) -> str:
+        return self.run or self.artifact or self._project_name()
+
+    def list(self, state_dir: Path) -> Listing:
+        """Usable versions and unusable ones, each by (step, name, version). A version's manifest is asked for once, ever.
+
+        Raises SetupError for a wrong key, project, type or run; Outage where W&B is out of reach.
+        """
+        project = self._open_project()
+        versions = [version for version in self._versions(project) if self._is_asked_for(version)]
+        folder = folder_of(state_dir, project.api.server, project.entity, project.name)
+        facts = self._connection.facts(project, versions, folder)
+        here = sorted((v for v in versions if v.opaque_id in facts), key=lambda v: (v.step[0], v.collection, v.number))
+        found = [self._judged(version, facts[version.opaque_id], project) for version in here]
+        return Listing(
+            checkpoints=tuple(one for one in found if isinstance(one, Checkpoint)),
+            incomplete=tuple(one for one in found if isinstance(one, Incomplete)),
+        )
+
+    def fetch(self, checkpoint: Checkpoint, into: Path) -> None:
+        """Bring what encoding needs, every file checked against the manifest's size and digest.
+
+        Raises Gone if the version or its files were deleted, CheckpointError if its bytes are never those of its manifest,
+        Outage where W&B is out of reach, OSError where the disk is full.
+        """
+        place, _, pinned = checkpoint.uri.removeprefix(SCHEME).rpartition("/")
+        entity, _, name = place.partition("/")
+        collection, _, version = pinned.rpartition(":")
+        project = Project(api=self._connection.api, entity=entity, name=name)
+        try:
+            contents = self._contents(project, checkpoint, project.pinned(collection, version))
+            check_room(contents.num_bytes, into)
+            self._connection.bring(project, (collection, version), contents.files, into)
+        except Gone as error:
+            self._connection.note_gone(checkpoint.uri)
+            raise Gone(f"{pinned} of {entity}/{name}: {error}") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{pinned} of {entity}/{name}: {error}") from error
+        if missing := what_is_missing(into, siblings_have_state=False):
+            raise CheckpointError(f"{pinned} of {entity}/{name}: {missing}")
+
+    @functools.cached_property
+    def _connection(self) -> Connection:
+        return Connection(timeout_s=self.timeout_s, api_timeout_s=self.api_timeout_s)
+
+    def _open_project(self) -> Project:
+        name, api = self._project_name(), self._connection.api
+        entity = self.entity or os.environ.get("WANDB_ENTITY") or api.default_entity
+        if not entity:
+            raise SetupError("source.entity: required, since the key has no default entity (or set WANDB_ENTITY)")
+        return Project(api=api, entity=entity, name=name)
+
+    def _project_name(self) -> str:
+        if name := self.project or os.environ.get("WANDB_PROJECT"):
+            return name
+        raise SetupError("source.project: required, the W&B project that the training logs to (or set WANDB_PROJECT)")
+
+    def _versions(self, project: Project) -> "Sequence[Version]":
+        if self.run is not None:
+            return project.versions_of_run(self.run, self.type, self.artifact)
+        try:
+            return project.versions(self.type, self.artifact)
+        except LookupError as error:
+            if wrong := self._what_is_wrong(project):
+                raise wrong from error
+            return []
+
+    def _what_is_wrong(self, project: Project) -> SetupError | None:
+        """None where what is missing may come yet: a training that has not logged its first checkpoint."""
+        types = project.types()
+        if types is None:
+            return project.missing()
+        place = f"{project.entity}/{project.name}"
+        if self.type not in types and self.type != USUAL_TYPE:
+            return SetupError(f"source.type: got {self.type!r}, expected one of {types}, the artifact types of {place}")
+        wanted = f"an artifact {self.artifact!r} of type" if self.artifact else "artifacts of type"
+        _say_once(f"{place} does not have {wanted} {self.type!r} yet (types that it has: {types})")
+        return None
+
+    def _is_asked_for(self, version: Version) -> bool:
+        if self.since is not None:
+            since = self.since if self.since.tzinfo else self.since.replace(tzinfo=UTC)
+            if datetime.fromisoformat(version.created_at) < since:
+                return False
+        return (
+            (not self.aliases or any(alias in version.aliases for alias in self.aliases))
+            and (not self.tags or any(tag in version.tags for tag in self.tags))
+            and all(key in version.metadata and version.metadata[key] == value for key, value in self.metadata.items())
+        )
+
+    def _judged(self, version: Version, facts: Facts, project: Project) -> Checkpoint | Incomplete | None:
+        uri = f"{SCHEME}{project.entity}/{project.name}/{version.name}"
+        if self._connection.is_gone(uri):
+            return None
+        step, step_from = version.step
+        if lacks := facts.lacks or self._refused(facts):
+            return Incomplete(name=version.name, uri=uri, step=step, lacks=lacks, final=True)
+        return Checkpoint(
+            name=version.collection,
+            version=f"v{version.number}",
+            digest=facts.digest,
+            step=step,
+            step_from=step_from,
+            created_at=version.created_at,
+            uri=uri,
+            training_run=facts.training_run,
+            group=facts.group,
+        )
+
+    def _refused(self, facts: Facts) -> str | None:
+        if facts.num_bytes > self.max_gib * 2**30:
+            gib = facts.num_bytes / 2**30
+            return (
+                f"its files for encoding have {gib:.2f} GiB, more than source.max_gib={self.max_gib:g}: raise that if you want"
+            )
+        if facts.reference and not self.allow_references:
+            return f"W&B holds only a reference ({facts.reference}); set source.allow_references=true to follow it"
+        if facts.reference and not facts.reference.startswith(("http://", "https://")):
+            return f"W&B holds only a reference ({facts.reference}), and only http and https ones are followed"
+        return None
+
+    def _contents(self, project: Project, checkpoint: Checkpoint, opaque_id: str) -> Contents:
+        """Read again, and judged again: what was remembered decides what is listed, not what is written to disk."""
+        _, contents = self._connection.manifest(project, opaque_id)
+        refused = self._refused(Facts.of(contents, "", ""))
+        if contents.lacks or refused:
+            raise CheckpointError(contents.lacks or str(refused))
+        if contents.digest != checkpoint.digest:
+            raise CheckpointError(f"its manifest is not the one that was listed: {contents.digest}, not {checkpoint.digest}")
+        for entry in contents.files:
+            check_path(entry.path)
+        return contents
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.info(message)
