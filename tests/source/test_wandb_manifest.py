@@ -1,0 +1,126 @@
+"""What a manifest says of a version, with no server at all."""
+
+import base64
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xxhash
+
+from dr_validate.errors import CheckpointError
+from dr_validate.source.wandb_http import Downloads
+from dr_validate.source.wandb_manifest import Entry, read_manifest
+
+PLAIN = ["config.json", "model.safetensors", "tokenizer.json"]
+TOWERS = [f"{tower}/{name}" for tower in ("query_model", "passage_model") for name in ("config.json", "model.safetensors")]
+
+
+def manifest(names: Sequence[str], **changes: Any) -> dict[str, Any]:
+    return {"contents": {name: {"digest": f"digest of {name}", "size": 10, **changes} for name in names}}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        PLAIN,
+        ["adapter_config.json", "adapter_model.safetensors"],
+        [*PLAIN, "modules.json", "1_Pooling/config.json"],
+        [*PLAIN, "modules.json", "pooling_of_ours/config.json"],
+        ["modules.json", "0_Transformer/config.json", "0_Transformer/model.safetensors", "1_Pooling/config.json"],
+        TOWERS,
+    ],
+    ids=["plain", "adapter", "modules", "named-modules", "module-folders", "towers"],
+)
+def test_everything_that_a_checkpoint_needs_is_wanted_and_nothing_else(names: list[str]) -> None:
+    beside = ["optimizer.pt", "training_args.bin", "README.md", "checkpoint-5/config.json", "checkpoint-5/model.safetensors"]
+    found = read_manifest(manifest([*names, *beside]))
+    assert [entry.path for entry in found.files] == sorted(names) and found.lacks == ""
+    assert found.num_bytes == 10 * len(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["config.json", "pytorch_model.bin", "optimizer.pt"], "weights only as a pickle (pytorch_model.bin)"),
+        (["config.json", "optimizer.pt", "training_args.bin"], "weights (*.safetensors) are not there"),
+        (["model.safetensors", "tokenizer.json"], "a bare state dict"),
+        ([*PLAIN, "modules.json"], "1_Pooling/"),
+        (TOWERS[:2], "query_model/ is there, but not the other tower"),
+        (TOWERS[:3], "passage_model/: weights"),
+        ([], "weights"),
+        ([*PLAIN, "/tmp/x"], "'/tmp/x', which is no path inside a folder"),
+        ([*PLAIN, "a/../../x.json"], "no path inside a folder"),
+        ([f"{n}.json" for n in range(10_001)], "10,001 files"),
+    ],
+)
+def test_what_a_version_lacks_is_said(names: list[str], said: str) -> None:
+    assert said in read_manifest(manifest(names)).lacks
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        (None, "no contents"),
+        ({"contents": []}, "no contents"),
+        ({"contents": {"config.json": None}}, "no size or no digest for config.json"),
+        (manifest(PLAIN, size=-1), "no size"),
+        (manifest(PLAIN, digest=None), "no digest"),
+        (manifest(PLAIN, extra={"alg": "CRC"}), "digest 'CRC'"),
+    ],
+)
+def test_nonsense_is_a_reason_and_not_a_crash(document: Any, said: str) -> None:
+    assert said in read_manifest(document).lacks
+
+
+def test_the_digest_is_that_of_the_wanted_files_alone() -> None:
+    first = read_manifest(manifest(PLAIN)).digest
+    assert first == read_manifest(manifest([*reversed(PLAIN), "optimizer.pt"])).digest
+    assert first != read_manifest(manifest([*PLAIN, "tokenizer_config.json"])).digest
+    assert first != read_manifest(manifest(PLAIN, digest="another")).digest
+
+
+CONTENT = bytes(range(256)) * 10
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        self.wfile.write(CONTENT)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/file"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("algorithm", ["MD5", "XXH128"])
+def test_a_file_is_checked_with_the_digest_that_the_manifest_uses(url: str, tmp_path: Path, algorithm: str) -> None:
+    digests = {"MD5": hashlib.md5(CONTENT).digest(), "XXH128": xxhash.xxh128(CONTENT).digest()}
+    good = base64.b64encode(digests[algorithm]).decode()
+    (entry,) = _only({"digest": good, "size": len(CONTENT), "extra": {"alg": algorithm}})
+    Downloads(5).file(entry, lambda: url, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == CONTENT
+    (bad,) = _only({"digest": good[::-1], "size": len(CONTENT), "extra": {"alg": algorithm}})
+    with pytest.raises(CheckpointError, match=f"another {algorithm.lower()} than"):
+        Downloads(5).file(bad, lambda: url, tmp_path)
+    (short,) = _only({"digest": good, "size": 5, "extra": {"alg": algorithm}})
+    with pytest.raises(CheckpointError, match="more than the 5 bytes"):
+        Downloads(5).file(short, lambda: url, tmp_path)
+
+
+def _only(given: dict[str, Any]) -> tuple[Entry, ...]:
+    return read_manifest({"contents": {"model.safetensors": given}}).files

@@ -1,0 +1,520 @@
+"""Checkpoints in W&B: the real SDK logs them through the loopback server, the source lists and fetches them."""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from dr_validate.errors import CheckpointError, Gone, Outage, SetupError
+from dr_validate.source import wandb_http
+from dr_validate.source.wandb import WandbSource
+from dr_validate.values import Checkpoint, Incomplete, Listing
+from tests.wandb_server.fixture import KEY, NO_PROXY, ServerHandle, start_server
+
+LOG = """
+import json, os, wandb
+for name, plan in json.loads(os.environ["PLAN"]).items():
+    with wandb.init(project="p", id=name, name=f"name of {name}", group=plan["group"]) as run:
+        for part in plan["versions"]:
+            version = wandb.Artifact(part["collection"], part.get("type", "model"), metadata=part.get("metadata"))
+            if "folder" in part:
+                version.add_dir(part["folder"])
+            if "reference" in part:
+                version.add_reference(part["reference"], name=part["name"])
+            run.log_artifact(version, aliases=part.get("aliases"), tags=part.get("tags")).wait()
+"""
+TRAINER_FILES = {name: "a pickle of the trainer" * 500 for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")}
+WANTED = {"config.json", "tokenizer.json", "model.safetensors"}
+
+
+class Logged(NamedTuple):
+    """The server that holds what the trainings logged, and the folders that they logged."""
+
+    server: ServerHandle
+    root: Path
+
+
+def write(folder: Path, seed: int = 0, files: Mapping[str, str] | None = None) -> str:
+    """A folder as the Hugging Face Trainer leaves it."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "tokenizer.json").write_text("{}")
+    save_file({"w": np.full(1000, seed, np.float32)}, folder / "model.safetensors")
+    for name, text in {**TRAINER_FILES, "training_args.bin": "x", "trainer_state.json": "{}", **(files or {})}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return str(folder)
+
+
+def odd_folders(root: Path) -> dict[str, str]:
+    """What real trainers upload besides checkpoints."""
+    plain = {name: write(root / name, 9) for name in ("final", "pooling", "pickled", "tevatron", "escaping")}
+    (root / "final" / "config.json").unlink()
+    (root / "pooling" / "modules.json").write_text("[]")
+    (root / "pickled" / "model.safetensors").rename(root / "pickled" / "pytorch_model.bin")
+    (root / "tevatron" / "tokenizer.json").unlink()
+    return plain
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
+    root = tmp_path_factory.mktemp("trainings")
+    step = "train/global_step"
+    t1: list[dict[str, Any]] = [
+        {"metadata": {step: 20.0, "global_step": 7}, "aliases": ["checkpoint_global_step_20", "best"]},
+        {"metadata": {"global_step": 10}, "tags": ["kept"]},
+        {"aliases": ["checkpoint_global_step_30"]},
+        {"metadata": {step: None, "step": True}},
+    ]
+    plan: dict[str, Any] = {"t1": {"group": "g", "versions": []}, "t2": {"group": None, "versions": []}}
+    for n, part in enumerate(t1):
+        plan["t1"]["versions"].append({"collection": "model-t1", "folder": write(root / f"t1-{n}", n), **part})
+    for n, note in enumerate(("one", "another")):
+        folder = write(root / f"t2-{n}", 1, {"README.md": note, "optimizer.pt": note})
+        plan["t2"]["versions"].append({"collection": "model-t2", "folder": folder, "metadata": {"step": n, "lr": 0.1 * n}})
+    odd = [{"collection": f"odd-{name}", "folder": folder} for name, folder in odd_folders(root).items()]
+    reference = {"collection": "odd-reference", "reference": (root / "t1-0" / "model.safetensors").as_uri()}
+    odd.append({**reference, "name": "model.safetensors", "folder": odd[0]["folder"]})
+    odd[-1]["folder"] = str(shutil.copytree(root / "t1-0", root / "reference", ignore=shutil.ignore_patterns("*.safetensors")))
+    plan["odd"] = {"group": None, "versions": odd}
+    plan["data"] = {"group": None, "versions": [{"collection": "data", "type": "dataset", "folder": odd[0]["folder"]}]}
+    with start_server(root / "server") as server:
+        server.python(LOG, {"PLAN": json.dumps(plan)})
+        yield Logged(server, root)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sdk() -> Iterator[None]:
+    """The SDK reads its settings once in a process: other tests must not meet ours."""
+    import wandb
+
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def server(logged: Logged, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerHandle]:
+    for name, value in logged.server.environment().items():
+        if name.startswith("WANDB_") or name == "NO_PROXY":
+            monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    monkeypatch.setattr(wandb_http, "PAUSES_S", (0.0, 0.0))
+    yield logged.server
+    logged.server.clear()
+
+
+class Watched:
+    """A source and its state_dir; folders to fetch into."""
+
+    def __init__(self, root: Path, **options: Any) -> None:
+        self.root, self.state_dir = root, root / "state"
+        self.source = WandbSource(**{"project": "p", "artifact": "model-*", **options})
+
+    def list(self) -> Listing:
+        return self.source.list(self.state_dir)
+
+    def names(self) -> "tuple[str, ...]":
+        return tuple(f"{one.name}:{one.version}" for one in self.list().checkpoints)
+
+    def checkpoint(self, name: str) -> Checkpoint:
+        return next(one for one in self.list().checkpoints if f"{one.name}:{one.version}" == name)
+
+    def incomplete(self) -> "dict[str, Incomplete]":
+        return {one.name: one for one in self.list().incomplete}
+
+    def fetch(self, checkpoint: Checkpoint) -> Path:
+        into = self.root / f"fetched-{len(list(self.root.glob('fetched-*')))}"
+        into.mkdir()
+        self.source.fetch(checkpoint, into)
+        return into
+
+
+@pytest.fixture
+def watched(server: ServerHandle, tmp_path: Path) -> Callable[..., Watched]:
+    return lambda **options: Watched(tmp_path, **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def one(watched: Callable[..., Watched], **options: Any) -> tuple[Watched, Checkpoint]:
+    """A source, and one of its checkpoints."""
+    made = watched(artifact="model-t1", **options)
+    return made, made.checkpoint("model-t1:v0")
+
+
+def test_versions_are_pinned_and_ordered_by_the_training_step(watched: Callable[..., Watched]) -> None:
+    found = watched(artifact="model-t1").list().checkpoints
+    assert [(c.name, c.version, c.step, c.step_from) for c in found] == [
+        ("model-t1", "v3", 3, "version number"),
+        ("model-t1", "v1", 10, "metadata global_step"),
+        ("model-t1", "v0", 20, "metadata train/global_step"),
+        ("model-t1", "v2", 30, "alias checkpoint_global_step_N"),
+    ]
+    assert {(c.training_run, c.group) for c in found} == {("t1", "g")}
+    assert found[1].uri == "wandb-artifact://tester/p/model-t1:v1"
+    assert all(c.digest.startswith("manifest:") and len(c.digest) == 73 and c.created_at.endswith("Z") for c in found)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"artifact": "*t2"}, {"model-t2:v0", "model-t2:v1"}),
+        ({"artifact": None, "run": "t2"}, {"model-t2:v0", "model-t2:v1"}),
+        ({"run": "t1", "artifact": "model-t2"}, set()),
+        ({"aliases": ["best", "latest"]}, {"model-t1:v0", "model-t1:v3", "model-t2:v1"}),
+        ({"tags": ["kept", "other"]}, {"model-t1:v1"}),
+        ({"metadata": {"step": 1, "lr": 0.1}}, {"model-t2:v1"}),
+        ({"metadata": {"train/global_step": None}}, {"model-t1:v3"}),
+        ({"since": "2999-01-01T00:00:00Z"}, set()),
+        ({"since": "2020-01-01", "artifact": "model-t2"}, {"model-t2:v0", "model-t2:v1"}),
+        ({"artifact": "not-yet"}, set()),
+    ],
+    ids=["glob", "run", "run-and-artifact", "aliases", "tags", "metadata", "null-metadata", "future", "past", "not-yet"],
+)
+def test_filters_leave_what_was_asked_for(
+    watched: Callable[..., Watched], options: Mapping[str, Any], expected: set[str]
+) -> None:
+    assert set(watched(**options).names()) == expected
+
+
+def test_a_run_without_a_group_lends_its_name(watched: Callable[..., Watched]) -> None:
+    assert {(c.training_run, c.group) for c in watched(run="t2").list().checkpoints} == {("t2", "name of t2")}
+    names = [watched(run="t2"), watched(artifact="model-t1"), watched(artifact=None)]
+    assert [made.source.training_run for made in names] == ["t2", "model-t1", "p"]
+
+
+def test_equal_weights_have_equal_digests_whatever_lies_beside_them(watched: Callable[..., Watched]) -> None:
+    found = watched(artifact="model-*").list().checkpoints
+    digests = {f"{c.name}:{c.version}": c.digest for c in found}
+    assert digests["model-t2:v0"] == digests["model-t2:v1"] == digests["model-t1:v1"]
+    assert len(set(digests.values())) == 4
+
+
+def test_odd_versions_are_named_with_what_to_use_instead(watched: Callable[..., Watched]) -> None:
+    made = watched(artifact="odd-*")
+    found = made.incomplete()
+    assert all(part.final for part in found.values())
+    said = {name: part.lacks for name, part in found.items()}
+    assert "bare state dict" in said["odd-final:v0"] and "checkpoint_global_step_N" in said["odd-final:v0"]
+    assert "1_Pooling/" in said["odd-pooling:v0"] and "checkpoint_global_step_N" in said["odd-pooling:v0"]
+    assert "pytorch_model.bin" in said["odd-pickled:v0"] and "pickle" in said["odd-pickled:v0"]
+    assert "source.allow_references=true" in said["odd-reference:v0"]
+    assert set(made.names()) == {"odd-tevatron:v0", "odd-escaping:v0"}
+    assert found["odd-final:v0"].uri == "wandb-artifact://tester/p/odd-final:v0"
+    assert "only http and https" in watched(artifact="odd-*", allow_references=True).incomplete()["odd-reference:v0"].lacks
+
+
+def test_a_version_that_is_too_big_is_skipped_unless_the_limit_is_raised(watched: Callable[..., Watched]) -> None:
+    assert "more than source.max_gib=1e-06" in watched(artifact="model-t2", max_gib=1e-6).incomplete()["model-t2:v0"].lacks
+    assert len(watched(artifact="model-t2").names()) == 2
+
+
+@pytest.mark.parametrize("path", ["/etc/config.json", "../config.json", "a/../../config.json", "C:/config.json", "a\\b.json"])
+def test_a_path_that_leaves_the_folder_makes_a_version_unusable(
+    watched: Callable[..., Watched], server: ServerHandle, path: str
+) -> None:
+    made = watched(artifact="odd-escaping")
+    checkpoint = made.checkpoint("odd-escaping:v0")
+    manifest = manifest_of(server, "odd-escaping:v0")
+    before = manifest.read_text()
+    document = json.loads(before)
+    document["contents"][path] = document["contents"]["config.json"]
+    manifest.write_text(json.dumps(document))
+    try:
+        with pytest.raises(CheckpointError, match="no path inside a folder"):
+            made.fetch(checkpoint)
+        assert list(made.root.glob("fetched-*/*")) == []
+        shutil.rmtree(made.state_dir)
+        assert "no path inside a folder" in watched(artifact="odd-escaping").incomplete()["odd-escaping:v0"].lacks
+    finally:
+        manifest.write_text(before)
+
+
+def manifest_of(server: ServerHandle, name: str) -> Path:
+    from tests.wandb_server.artifact_nodes import manifest_blob
+    from tests.wandb_server.records import Artifact, Manifest
+
+    store = server.store()
+    record = store.by_id(Artifact, server.artifact(name).id)
+    assert record is not None
+    manifest = store.get(Manifest, record.manifest)
+    assert manifest is not None
+    return store.blob(manifest_blob(manifest))
+
+
+def test_only_what_encoding_needs_is_downloaded(watched: Callable[..., Watched], server: ServerHandle, logged: Logged) -> None:
+    made = watched(artifact="model-t1")
+    before = len(server.requests())
+    into = made.fetch(made.checkpoint("model-t1:v2"))
+    assert contents(into) == {name: (logged.root / "t1-2" / name).read_bytes() for name in WANTED}
+    assert {e.file for e in server.requests()[before:] if e.route == "file"} == WANTED
+    assert server.bytes_downloaded(server.artifact("model-t1:v2")) == sum(map(len, contents(into).values()))
+
+
+def test_the_cache_of_the_sdk_does_not_grow(watched: Callable[..., Watched]) -> None:
+    folders = [Path(os.environ[f"WANDB_{name}DIR"]) for name in ("CACHE_", "DATA_", "")]
+    made, checkpoint = one(watched)
+    made.fetch(checkpoint)
+    big = (made.root / "fetched-0" / "model.safetensors").stat().st_size
+    assert not [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.stat().st_size >= big]
+    assert big > 4000
+
+
+def test_a_second_look_asks_for_no_manifest_in_a_new_process_either(
+    watched: Callable[..., Watched], server: ServerHandle
+) -> None:
+    first = watched().list()
+    before = len(server.requests())
+    made = watched()
+    assert made.list() == first and made.list() == first
+    asked = server.requests()[before:]
+    assert not [e for e in asked if e.route == "manifest" or e.operation in ("FactsOfVersion", "NamesOfRun")]
+    assert len([e for e in asked if e.operation == "VersionsOfCollection"]) == 4  # two collections, two looks
+
+
+def test_a_damaged_memory_is_made_again(watched: Callable[..., Watched]) -> None:
+    first = watched(artifact="model-t2").list()
+    files = list((watched().state_dir / "wandb_versions").rglob("*.json"))
+    assert len(files) == 2
+    files[0].write_text('{"half')
+    files[1].write_text('{"format": 0, "facts": {}}')
+    assert watched(artifact="model-t2").list() == first
+
+
+@pytest.mark.parametrize("action", ["flip", "truncate", "cut", "drop"])
+def test_damaged_bytes_are_found_and_fetched_again(
+    watched: Callable[..., Watched], server: ServerHandle, logged: Logged, action: Any
+) -> None:
+    made, checkpoint = one(watched)
+    met = server.faults_met()
+    server.fault(action, route="file", times=2)
+    into = made.fetch(checkpoint)
+    assert server.faults_met() == met + 2
+    assert contents(into) == {name: (logged.root / "t1-0" / name).read_bytes() for name in WANTED}
+
+
+@pytest.mark.parametrize("action", ["flip", "truncate"])
+def test_bytes_that_stay_damaged_are_an_error(watched: Callable[..., Watched], server: ServerHandle, action: Any) -> None:
+    made, checkpoint = one(watched)
+    server.fault(action, route="file", times=None)
+    with pytest.raises(CheckpointError, match=r"model-t1:v0 of tester/p: config.json: bytes differ from the manifest, 3 times"):
+        made.fetch(checkpoint)
+
+
+def test_an_expired_url_is_asked_for_again(watched: Callable[..., Watched], server: ServerHandle) -> None:
+    made, checkpoint = one(watched)
+    server.fault("status", route="file", status=403, times=2)
+    before = len(server.requests())
+    assert set(contents(made.fetch(checkpoint))) == WANTED
+    assert len([e for e in server.requests()[before:] if e.operation == "FilesOfVersion"]) == 3
+    server.fault("status", route="file", status=403, times=None)
+    with pytest.raises(Outage, match="refuses every URL"):
+        made.fetch(checkpoint)
+
+
+def test_a_store_that_asks_to_wait_is_waited_for_or_reported(watched: Callable[..., Watched], server: ServerHandle) -> None:
+    made, checkpoint = one(watched)
+    server.fault("status", route="file", status=429, retry_after_s=0.2)
+    server.fault("status", route="file", status=503)
+    assert set(contents(made.fetch(checkpoint))) == WANTED
+    server.fault("status", route="file", status=429, retry_after_s=90)
+    with pytest.raises(Outage, match="HTTP 429") as caught:
+        made.fetch(checkpoint)
+    assert caught.value.retry_after_s == 90
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_an_api_that_is_overloaded_is_an_outage_that_ends(
+    watched: Callable[..., Watched], server: ServerHandle, status: int
+) -> None:
+    made = watched(api_timeout_s=3)
+    made.list()
+    server.fault("status", route="graphql", status=status, retry_after_s=30 if status == 429 else None, times=None)
+    started = time.monotonic()
+    with pytest.raises(Outage, match="cannot be reached"):
+        made.list()
+    assert time.monotonic() - started < 6
+    server.clear()
+    assert len(made.names()) == 6
+
+
+def test_a_stalled_download_times_out(watched: Callable[..., Watched], server: ServerHandle) -> None:
+    made, checkpoint = one(watched, timeout_s=0.5)
+    server.fault("hang", route="file")
+    with pytest.raises(Outage, match=r"sent nothing of config.json for 0.5 s"):
+        made.fetch(checkpoint)
+    server.clear()
+    server.fault("slow", route="file", bytes_per_s=200)  # some bytes every 50 ms: slow, not silent
+    assert set(contents(made.fetch(checkpoint))) == WANTED
+
+
+def test_a_version_deleted_before_it_is_fetched_is_gone(
+    watched: Callable[..., Watched], server: ServerHandle, logged: Logged
+) -> None:
+    plan: dict[str, Any] = {"gone": {"group": None, "versions": []}}
+    plan["gone"]["versions"] = [
+        {"collection": "fleeting", "folder": write(logged.root / f"fleeting-{n}", 50 + n)} for n in range(2)
+    ]
+    server.python(LOG, {"PLAN": json.dumps(plan)})
+    made = watched(artifact="fleeting")
+    purged, deleted = made.list().checkpoints
+    server.delete_version(server.artifact("fleeting:v1"))
+    with pytest.raises(Gone, match=r"fleeting:v1 was deleted from tester/p"):
+        made.fetch(deleted)
+    server.purge(server.artifact("fleeting:v0"), "model.safetensors")
+    for _ in range(2):  # whoever fetched it ahead says nothing of it; whoever needs it reports it
+        assert made.names() == ("fleeting:v0",)
+        with pytest.raises(Gone, match=r"fleeting:v0 of tester/p: .*HTTP 404"):
+            made.fetch(purged)
+    assert made.list() == Listing()  # still listed by W&B: trying again and again would not help
+
+
+def test_a_reference_is_followed_only_where_that_is_allowed(
+    watched: Callable[..., Watched], server: ServerHandle, logged: Logged
+) -> None:
+    weights, url = logged.root / "t1-0" / "model.safetensors", f"{server.url}/storage/files/elsewhere/weights"
+    request = urllib.request.Request(url, weights.read_bytes(), method="PUT")
+    NO_PROXY.open(request).close()
+    version = {"collection": "linked", "folder": str(logged.root / "reference"), "reference": url, "name": "model.safetensors"}
+    server.python(LOG, {"PLAN": json.dumps({"linked": {"group": None, "versions": [version]}})})
+    assert url in watched(artifact="linked").incomplete()["linked:v0"].lacks
+    made = watched(artifact="linked", allow_references=True)
+    into = made.fetch(made.checkpoint("linked:v0"))
+    assert (into / "model.safetensors").read_bytes() == weights.read_bytes() and set(contents(into)) == WANTED
+
+
+def test_a_full_disk_is_said_before_anything_is_written(
+    watched: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, checkpoint = one(watched)
+    usage = shutil.disk_usage(made.root)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+    with pytest.raises(OSError) as caught:
+        made.fetch(checkpoint)
+    assert caught.value.errno == errno.ENOSPC and not list(made.root.glob("fetched-*/*"))
+
+
+def test_setup_errors_say_the_way_out(
+    watched: Callable[..., Watched], server: ServerHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for options, said in (
+        ({"project": None}, r"source.project: required.*WANDB_PROJECT"),
+        ({"project": "nope"}, r"no project tester/nope.*source.entity and source.project"),
+        ({"entity": "nobody"}, r"no project nobody/p"),
+        ({"type": "modle"}, r"source.type: got 'modle', expected one of \['dataset', 'model'\]"),
+        ({"run": "nope"}, r"source.run: got 'nope'"),
+    ):
+        with pytest.raises(SetupError, match=said):
+            watched(**options).list()
+    server.reject_key(KEY)
+    with pytest.raises(SetupError, match=r"rejects the key; run `wandb login`, or set WANDB_API_KEY"):
+        watched().list()
+    server.clear()
+    monkeypatch.setenv("WANDB_PROJECT", "p")
+    monkeypatch.delenv("WANDB_ENTITY")
+    assert len(watched(project=None).names()) == 6
+
+
+def test_a_key_that_is_none_is_not_shown(watched: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "too-short-but-secret")
+    with pytest.raises(SetupError, match="wandb login") as caught:
+        watched().list()
+    assert "too-short" not in str(caught.value)
+
+
+def test_a_server_out_of_reach_is_an_outage_that_ends_with_it(watched: Callable[..., Watched], server: ServerHandle) -> None:
+    made = watched(artifact="model-t1")
+    checkpoint = made.checkpoint("model-t1:v0")
+    server.kill()
+    try:
+        for question in (made.list, watched().list, lambda: made.fetch(checkpoint)):
+            started = time.monotonic()
+            with pytest.raises(Outage, match="cannot be reached"):
+                question()
+            assert time.monotonic() - started < 10
+    finally:
+        server.start()
+    assert len(made.names()) == 4
+
+
+def test_a_source_outlives_the_process_of_the_sdk(watched: Callable[..., Watched]) -> None:
+    import wandb
+
+    made = watched(artifact="model-t1")
+    first = made.list()
+    wandb.teardown()
+    with pytest.raises(Outage, match="own process ended"):
+        made.list()
+    assert made.list() == first
+
+
+def test_the_key_is_written_nowhere(
+    watched: Callable[..., Watched], server: ServerHandle, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    made, checkpoint = one(watched)
+    server.fault("status", route="file", status=403)
+    server.fault("flip", route="file")
+    made.fetch(checkpoint)
+    assert "sha256" in caplog.text and KEY not in caplog.text
+    written = [path for root in (made.root, server.folder / "clients") for path in root.rglob("*") if path.is_file()]
+    assert len(written) > 10 and not [path for path in written if KEY.encode() in path.read_bytes()]
+    assert not [e for e in server.requests() if e.route in ("file", "manifest") and e.authorized]
+
+
+def test_a_hundred_new_versions_are_one_look(watched: Callable[..., Watched], server: ServerHandle, logged: Logged) -> None:
+    folder = write(logged.root / "hundred")
+    code = f"""
+import shutil, wandb
+with wandb.init(project="many", id="many") as run:
+    for n in range(120):
+        version = wandb.Artifact("many", "model", metadata={{"step": 1000 - n}})
+        for name in ("config.json", "model.safetensors"):
+            version.add_file({folder!r} + "/" + name)
+        with version.new_file("n.txt") as stream:
+            stream.write(str(n))
+        run.log_artifact(version)
+"""
+    server.python(code, timeout_s=100)
+    made = watched(project="many", artifact=None)
+    started = time.monotonic()
+    found = made.list().checkpoints
+    assert [c.step for c in found] == list(range(881, 1001)) and time.monotonic() - started < 15
+    assert len({c.digest for c in found}) == 1
+
+
+def test_every_version_is_validated_once_from_the_command_line(
+    dr_validate: Any, collection: Path, server: ServerHandle, write_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    versions = []
+    for n in range(3):
+        folder = write_checkpoint(tmp_path / f"trained-{n}", seed=n, step=n * 10)
+        (folder / "optimizer.pt").write_bytes(b"pickle" * 10_000)
+        versions.append({"collection": "trained", "folder": str(folder), "metadata": {"train/global_step": n * 10}})
+    server.python(LOG, {"PLAN": json.dumps({"e2e": {"group": "runs", "versions": versions}})})
+    dr_validate.environment.update(server.environment(WANDB_PROJECT="p"))
+    arguments = ["source=wandb", "source.artifact=trained", "dataset=beir", f"dataset.path={collection}", "tracker=none"]
+    arguments += ["watch.mode=once", "watch.order=oldest_first", "encoder.pooling=mean", "encoder.normalize=true", "device=cpu"]
+    result = dr_validate(*arguments)
+    assert result.returncode == 0, result.stderr
+    reports = dr_validate.reports()
+    found = [(r["status"], r["checkpoint"]["name"], r["checkpoint"]["version"], r["checkpoint"]["step"]) for r in reports]
+    assert found == [("done", "trained", f"v{n}", n * 10) for n in range(3)]
+    names = {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
+    for n in range(3):
+        sizes = {path.name: path.stat().st_size for path in (tmp_path / f"trained-{n}").iterdir()}
+        assert server.bytes_downloaded(server.artifact(f"trained:v{n}")) == sum(sizes[name] for name in names)
+    assert KEY not in result.stdout + result.stderr
