@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,17 +133,29 @@ def failures() -> tuple[type[Exception], ...]:
     return wandb.Error, WandbApiFailedError, HandleAbandonedError, MailboxClosedError, ValueError, OSError
 
 
+def has_died() -> bool:
+    """Whether the SDK's own process is gone, and with it what it had not sent."""
+    process = _service()
+    return process is not None and process.poll() is not None
+
+
 def abandon() -> None:
     """End the SDK's own process: its hook at the end of ours would wait for an unreachable server."""
     import wandb
 
-    # There is no public way; without these names W&B's hook waits as long as it likes.
-    service = getattr(getattr(wandb.setup(), "_connection", None), "_proc", None)
-    process = getattr(service, "_process", None)
+    process = _service()
     if process is not None:
         process.kill()
         with contextlib.suppress(SystemExit, *failures()):  # it tells us that the process was killed
             wandb.teardown()
+
+
+def _service() -> "subprocess.Popen[bytes] | None":
+    import wandb
+
+    # There is no public way to it; where these names are gone, W&B's hook waits as long as it likes.
+    service = getattr(getattr(wandb.setup(), "_connection", None), "_proc", None)
+    return getattr(service, "_process", None)
 
 
 def _api(run: "wandb.Run") -> "wandb.Api":

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from dr_validate.component import component
 from dr_validate.tracker.rows import allowed
-from dr_validate.tracker.session import Plan, abandon, failures, is_offline, user_name
+from dr_validate.tracker.session import Plan, abandon, failures, has_died, is_offline, user_name
 from dr_validate.tracker.validation_run import ValidationRun
 from dr_validate.values import Report
 
@@ -80,6 +80,10 @@ class WandbRuns:
 
     def deliver(self, report: Report, history: Sequence[Report]) -> None:
         """Log one row at the checkpoint's training step; a failed or skipped one under `status/`."""
+        if self._runs and has_died():
+            log.warning("wandb: its process has died; opening the runs again to see what has arrived")
+            abandon()
+            self._runs.clear()
         training_run = self._training_run(report)
         run = self._runs.get(training_run)
         if run is None:
@@ -94,15 +98,13 @@ class WandbRuns:
     def close(self, timeout_s: float) -> None:
         """Log the tables and finish all runs; what has not arrived by then is delivered at the next start."""
         end = time.monotonic() + timeout_s
-        closing = [
-            threading.Thread(target=self._close, args=(run, end), name="wandb-finish", daemon=True)
-            for run in self._runs.values()
-        ]
+        runs = list(self._runs.values())
+        closing = [threading.Thread(target=self._close, args=(run, end), name="wandb-finish", daemon=True) for run in runs]
         for thread in closing:
             thread.start()
         for thread in closing:
             thread.join(max(0.0, end - time.monotonic()))
-        if not all(run.is_complete for run in self._runs.values()):
+        if not all(run.is_complete for run in runs):
             abandon()
 
     def run_id(self, training_run: str = "") -> str:

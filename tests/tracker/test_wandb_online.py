@@ -216,13 +216,49 @@ def test_a_killed_watcher_loses_no_row_and_doubles_none(
     assert undelivered(state_dir) == 0
 
 
-def test_a_restart_after_a_clean_end_opens_nothing(server: ServerHandle, start: Start) -> None:
+def test_a_restart_opens_nothing_until_there_is_something_new(
+    server: ServerHandle, start: Start, expected: Sequence[Mapping[str, Any]]
+) -> None:
     watcher = start()
-    watcher.send(*REPORTS[:2])
+    watcher.send(*REPORTS[:4])
     watcher.close()
     before = len(server.requests())
     start().close()
     assert len(server.requests()) == before
+    watcher = start()
+    watcher.send(*REPORTS[4:])
+    watcher.close()
+    assert rows(server) == expected
+
+
+def test_nothing_is_logged_before_what_is_there_has_been_read(server: ServerHandle, start: Start) -> None:
+    watcher = start()
+    watcher.send(*REPORTS[:2])
+    wait_for_rows(server, 2)
+    watcher.kill()
+    server.fault("error", operation="*History*", times=None)
+    watcher = start()
+    watcher.send(REPORTS[2])
+    said = watcher.close()
+    assert steps(server) == [500, 1500] and "delivered later" in said
+    server.clear()
+    start().close()
+    assert steps(server) == [500, 1500, 1000]
+
+
+def test_a_dead_sdk_process_is_replaced(
+    server: ServerHandle, start: Start, state_dir: Path, expected: Sequence[Mapping[str, Any]]
+) -> None:
+    watcher = start()
+    watcher.send(*REPORTS[:3])
+    wait_for_rows(server, 1)
+    children = Path(f"/proc/{watcher.process.pid}/task/{watcher.process.pid}/children")
+    everyone = Path(f"/proc/{watcher.process.pid}/task").glob("*/children") if children.exists() else ()
+    (sdk,) = [pid for path in everyone for pid in path.read_text().split()]
+    os.kill(int(sdk), signal.SIGKILL)
+    watcher.send(*REPORTS[3:])
+    watcher.close()
+    assert rows(server) == expected and undelivered(state_dir) == 0
 
 
 def test_a_server_that_comes_up_late_gets_everything(
@@ -426,6 +462,26 @@ def test_without_a_key_nobody_is_asked_for_one(start: Start, server: ServerHandl
     watcher.send(REPORTS[0])
     assert "no W&B key" in watcher.close()
     assert undelivered(state_dir) == 1 and not server.requests()
+
+
+EXAMINE = """
+import json
+from dr_validate.errors import SetupError
+from dr_validate.tracker.wandb import WandbTracker
+try:
+    said = WandbTracker(project="retrieval", timeout_s=3).examine()
+except SetupError as error:
+    said = f"problem: {error}"
+print(json.dumps(said))
+"""
+
+
+def test_the_doctor_says_whose_key_it_is_or_that_it_is_refused(server: ServerHandle) -> None:
+    environment = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    assert "logged in as tester" in server.python(EXAMINE, environment)
+    server.reject_key()
+    said = server.python(EXAMINE, environment)
+    assert said.startswith("problem: ") and "wandb login" in said and KEY not in said
 
 
 def test_the_key_is_in_no_file_and_in_no_byte_but_the_credentials(server: ServerHandle, start: Start, state_dir: Path) -> None:
