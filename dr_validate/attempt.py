@@ -39,7 +39,7 @@ class Attempts:
 
     def __init__(self, run: Run, ledger: Ledger, worker: WorkerClient, now: Callable[[], str]) -> None:
         self.run, self.ledger, self.worker, self.now = run, ledger, worker, now
-        self._skipped: set[tuple[str, str, str]] = set()  # told in this process; the ledger keeps each skip once, ever
+        self._skipped: set[tuple[str, ...]] = set()  # told in this process; the ledger keeps each skip once, ever
 
     def validate(self, checkpoint: Checkpoint, target: Target, tick: Tick) -> Report | None:
         """Try once. Returns the final Report (done, failed for good, or skipped as gone), or None if it may be tried again.
@@ -70,7 +70,7 @@ class Attempts:
 
     def skip(self, checkpoint: Checkpoint, target: Target, reason: str) -> None:
         """Report that a checkpoint will not be validated, once per reason."""
-        key = (checkpoint.name, target.spec, reason)
+        key = (checkpoint.name, checkpoint.version, target.spec, reason)
         if key not in self._skipped:
             self._skipped.add(key)
             self.ledger.finish(self._empty(checkpoint, target, "skipped", reason, 1))
@@ -83,7 +83,7 @@ class Attempts:
     def skip_incomplete(self, part: Incomplete, target: Target) -> None:
         """Report what was never completed; it has no digest, so its name stands for one."""
         reason = f"incomplete: {part.lacks}"
-        if (part.name, target.spec, reason) in self._skipped:
+        if (part.name, part.name, target.spec, reason) in self._skipped:
             return
         if any(state.name == part.name and state.state in ("done", "failed") for state in self.ledger.states(target.spec)):
             return  # it was complete once: it is being deleted now

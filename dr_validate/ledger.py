@@ -85,9 +85,9 @@ class Ledger:
         checkpoint, spec = report.checkpoint, report.spec
         with self._transaction():
             row = self._state_row(checkpoint.digest, spec)
+            known = None
             if report.status == "skipped":
-                if (known := self._known_skip(report)) is not None:
-                    return known
+                known = self._known_skip(report)
                 # The same weights under another name do not change what became of the first.
                 moves = row is None or (row["name"] == checkpoint.name and row["state"] in ("waiting", "skipped"))
             else:
@@ -98,7 +98,7 @@ class Ledger:
                 died = row["interruptions"] if row else 0
                 error, at = report.error, report.at
                 self._set_state(checkpoint, spec, report.status, attempts=attempts, interruptions=died, error=error, at=at)
-            return self._insert_report(report)
+            return self._insert_report(report) if known is None else known
 
     def settled(self, spec: str) -> dict[str, Status]:
         """Digest -> `done` or `failed`: what needs no further attempt."""
@@ -183,8 +183,11 @@ class Ledger:
         return bool(self._rows(query, spec, digest))
 
     def _known_skip(self, report: Report) -> int | None:
-        query = "SELECT id FROM reports WHERE spec = ? AND digest = ? AND name = ? AND status = 'skipped' AND error = ?"
-        rows = self._rows(query, report.spec, report.checkpoint.digest, report.checkpoint.name, report.error)
+        # Versions of one artifact share its name, and may share their weights.
+        same = "spec = ? AND digest = ? AND name = ? AND error = ? AND json_extract(report, '$.checkpoint.version') = ?"
+        made = report.checkpoint
+        values = (report.spec, made.digest, made.name, report.error, made.version)
+        rows = self._rows(f"SELECT id FROM reports WHERE status = 'skipped' AND {same}", *values)
         return int(rows[0]["id"]) if rows else None
 
     def _end_attempt(self, change: str, *values: Any) -> None:

@@ -84,7 +84,8 @@ class _Watcher:
         with Delivery(self.run, self.ledger, names, now) as self.delivery:
             self._loop()
             self.delivery.deliver()
-        failed = any(report.status == "failed" for report in self.ledger.reports(spec))
+        settled = self.ledger.settled(spec)
+        failed = any(settled.get(c.digest) == "failed" for c in self.lookout.listing.checkpoints)
         exit_code = int(failed and self.run.watch.mode == "once")
         return Outcome(target=self.target, exit_code=exit_code, stopped=self.stop.is_set())
 

@@ -1,5 +1,6 @@
 """The ledger against processes that die, that run at once, and disks that fill up."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -168,6 +169,22 @@ def test_equal_weights_under_two_more_names_are_two_skips_and_leave_the_first_al
     }
     assert len(ids) == 2
     assert [(state.name, state.state) for state in ledger.states("s1")] == [("checkpoint-500", "running")]
+
+
+def test_equal_weights_in_two_versions_of_one_name_are_two_skips(ledger: Ledger) -> None:
+    one = report(status="skipped", error="same weights as v3")
+    versions = [dataclasses.replace(one, checkpoint=dataclasses.replace(one.checkpoint, version=v)) for v in ("v4", "v5", "v4")]
+    ids = [ledger.finish(version) for version in versions]
+    assert ids[0] == ids[2] != ids[1]
+
+
+def test_a_skip_that_is_known_still_ends_an_attempt(ledger: Ledger) -> None:
+    for _ in range(2):
+        ledger.begin(checkpoint(), "s1", AT)
+        ledger.release(checkpoint().digest, "s1")
+        ledger.finish(report(status="skipped", error="it was deleted"))
+        assert [state.state for state in ledger.states("s1")] == ["skipped"]
+    assert len(ledger.reports("s1")) == 1
 
 
 def test_reports_come_by_step_and_deliveries_in_the_order_of_the_reports(ledger: Ledger) -> None:

@@ -101,7 +101,8 @@ def test_a_sweep_of_one_job_ends_like_a_plain_run(dr_validate: Any, arguments: l
 
 def test_a_wish_to_stop_reaches_the_jobs_and_none_begins_after_it(dr_validate: Any, arguments: list[str]) -> None:
     pytest.importorskip(LAUNCHERS[0])
-    swept = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "hydra.launcher.pre_dispatch=1", "sampler=full,random"]
+    # One job at a time, in a process of its own: with n_jobs=1 joblib would run it in the launching process.
+    swept = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.pre_dispatch=1", "sampler=full,random"]
     process = dr_validate.start("-m", *arguments, *swept)
     try:
         end = time.monotonic() + 60

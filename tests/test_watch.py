@@ -173,11 +173,11 @@ def test_a_checkpoint_rotated_away_while_in_use_is_validated_from_its_copy(
         result = dr_validate(*arguments)
     finally:
         stop.set()
-    assert result.returncode in (0, 1), result.stderr
+    assert result.returncode == 0, result.stderr
     reports = dr_validate.reports()
     assert {r["status"] for r in reports if r["checkpoint"]["name"] == "checkpoint-500"} == {"done"}
     for report in reports:
-        assert report["status"] == "done" or "deleted" in report["error"]
+        assert report["status"] == "done" or (report["status"] == "skipped" and "deleted" in report["error"])
 
 
 def delete_when_copied(state_dir: Path, checkpoints: Path, stop: threading.Event) -> None:

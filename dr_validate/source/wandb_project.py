@@ -149,7 +149,7 @@ class Project:
         member = self._collection(self.api.ask(_PINNED, self._member(collection, version))).get("artifactMembership") or {}
         artifact = member.get("artifact") or {}
         if artifact.get("state") != COMMITTED:
-            raise Gone(f"{collection}:{version} was deleted from {self.entity}/{self.name} before it could be fetched")
+            raise Gone("it was deleted before it could be fetched")
         return str(artifact["id"])
 
     def file_urls(self, collection: str, version: str, names: Sequence[str]) -> dict[str, str]:
@@ -159,7 +159,7 @@ class Project:
         try:
             nodes = [edge["node"] for edge in self.api.pages(_FILES, wanted, *place)]
         except LookupError as error:
-            raise Gone(f"{collection}:{version} was deleted while it was fetched") from error
+            raise Gone("it was deleted while it was fetched") from error
         return {node["name"]: node["directUrl"] for node in nodes if node["directUrl"]}
 
     def _collections(self, kind: str, pattern: str) -> list[str]:

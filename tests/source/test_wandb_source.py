@@ -372,7 +372,7 @@ def test_a_version_deleted_before_it_is_fetched_is_gone(
     made = watched(artifact="fleeting")
     purged, deleted = made.list().checkpoints
     server.delete_version(server.artifact("fleeting:v1"))
-    with pytest.raises(Gone, match=r"fleeting:v1 was deleted from tester/p"):
+    with pytest.raises(Gone, match=r"fleeting:v1 of tester/p: it was deleted before it could be fetched"):
         made.fetch(deleted)
     server.purge(server.artifact("fleeting:v0"), "model.safetensors")
     for _ in range(2):  # whoever fetched it ahead says nothing of it; whoever needs it reports it
