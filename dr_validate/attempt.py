@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dr_validate.config import Run
-from dr_validate.errors import CheckpointError, Gone, Interrupted, SetupError, TimedOut
+from dr_validate.errors import CheckpointError, Gone, Interrupted, Outage, SetupError, TimedOut
 from dr_validate.ledger import Attempt, Ledger
 from dr_validate.values import Agreement, Checkpoint, Incomplete, Report
 from dr_validate.worker_client import Tick, WorkerClient
@@ -51,6 +51,10 @@ class Attempts:
             if attempt.interruptions > MAX_INTERRUPTIONS_PER_ATTEMPT * self.run.watch.max_attempts:
                 raise CheckpointError(f"interrupted {attempt.interruptions} times: does it bring the whole process down?")
             report = self._run(checkpoint, target, tick)
+        except Outage as error:  # nobody's fault: later, and no attempt less
+            self.ledger.release(checkpoint.digest, target.spec)
+            log.warning("%s: %s; will try again", checkpoint.label, error)
+            return None
         except Gone as error:
             return self._gone(checkpoint, target, str(error), attempt)
         except CheckpointError as error:
@@ -74,7 +78,7 @@ class Attempts:
         if key not in self._skipped:
             self._skipped.add(key)
             self.ledger.finish(self._empty(checkpoint, target, "skipped", reason, 1))
-            log.info("skipped %s: %s", checkpoint.name, reason)
+            log.info("skipped %s: %s", checkpoint.label, reason)
 
     def stale(self, target: Target) -> set[str]:
         """Digests of what was skipped because something newer had overtaken it."""
@@ -95,6 +99,8 @@ class Attempts:
             step_from="folder name",
             created_at=self.now(),
             uri=part.uri,
+            training_run=part.training_run,
+            group=part.group,
         )
         self.skip(checkpoint, target, reason)
 
@@ -113,7 +119,7 @@ class Attempts:
         metric, estimate = next(iter(report.metrics.items()))
         log.info(
             "%s %s: %s %.4f (%d documents, %.1f s)",
-            *("baseline of" if target.is_baseline else "validated", report.checkpoint.name, metric, estimate.value),
+            *("baseline of" if target.is_baseline else "validated", report.checkpoint.label, metric, estimate.value),
             *(report.corpus["encoded"], report.seconds["total"]),
         )
         return report
@@ -129,14 +135,14 @@ class Attempts:
     def _fail(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report:
         report = self._empty(checkpoint, target, "failed", error, attempt.attempts)
         self.ledger.finish(report)
-        log.error("failed %s: %s", checkpoint.name, error)
+        log.error("failed %s: %s", checkpoint.label, error)
         return report
 
     def _gone(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report:
         self.ledger.release(checkpoint.digest, target.spec)  # nothing was tried; and only what waits can be skipped
         report = self._empty(checkpoint, target, "skipped", error, attempt.attempts)
         self.ledger.finish(report)
-        log.info("skipped %s: %s", checkpoint.name, error)
+        log.info("skipped %s: %s", checkpoint.label, error)
         return report
 
     def _retry(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report | None:
@@ -144,7 +150,7 @@ class Attempts:
         if attempt.attempts >= limit:
             return self._fail(checkpoint, target, f"{error} (attempt {attempt.attempts} of {limit})", attempt)
         self.ledger.retry_later(checkpoint.digest, target.spec, error, self.now())
-        log.warning("%s: %s (attempt %d of %d; will try again)", checkpoint.name, error, attempt.attempts, limit)
+        log.warning("%s: %s (attempt %d of %d; will try again)", checkpoint.label, error, attempt.attempts, limit)
         return None
 
     def _empty(self, checkpoint: Checkpoint, target: Target, status: str, error: str, attempts: int) -> Report:

@@ -33,7 +33,7 @@ def show_status(config: Mapping[str, Any]) -> int:
                 table.add_row(str(state.step), state.name, state.state, str(state.attempts), state.detail)
             for checkpoint in listing.checkpoints:
                 if checkpoint.digest not in known and not description["baseline"]:
-                    table.add_row(str(checkpoint.step), checkpoint.name, "pending", "0", "")
+                    table.add_row(str(checkpoint.step), checkpoint.label, "pending", "0", "")
             console.print(table)
             console.print()
     for part in listing.incomplete:

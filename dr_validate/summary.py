@@ -40,13 +40,13 @@ def outcome_table(sampled: Sequence[Report], full: Sequence[Report], metric: str
 
     full_values = {r.checkpoint.digest: r.metrics[metric].value for r in full if r.status == "done"}
     # A checkpoint that was skipped first and validated later has two Reports: the later one counts.
-    reports = {report.checkpoint.name: report for report in sorted(sampled, key=lambda r: r.at)}.values()
+    reports = {report.checkpoint.label: report for report in sorted(sampled, key=lambda r: r.at)}.values()
     highest = max((r.metrics[metric].value for r in reports if r.status == "done"), default=0.0)
     table = Table(title=f"{metric} by training step", title_justify="left", show_edge=False)
     for name in ("step", "sampled", "full", "difference", "documents", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("sampled, to scale" if highest else "", overflow="fold")
-    for report in sorted(reports, key=lambda r: (r.checkpoint.step, r.checkpoint.name)):
+    for report in sorted(reports, key=lambda r: (r.checkpoint.step, r.checkpoint.label)):
         table.add_row(*_row(report, full_values.get(report.checkpoint.digest), metric, highest))
     return table
 
@@ -54,7 +54,7 @@ def outcome_table(sampled: Sequence[Report], full: Sequence[Report], metric: str
 def _row(report: Report, full: float | None, metric: str, highest: float) -> list[str]:
     step = str(report.checkpoint.step)
     if report.status != "done":
-        return [step, "", "", "", "", "", f"{report.checkpoint.name} {report.status}: {report.error}"]
+        return [step, "", "", "", "", "", f"{report.checkpoint.label} {report.status}: {report.error}"]
     value = report.metrics[metric].value
     return [
         step,

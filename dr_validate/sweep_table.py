@@ -120,7 +120,7 @@ def _full_reports(jobs: Sequence[JobRecord], runs: Mapping[int, Run]) -> Mapping
 def _reports(run: Run, spec: str) -> list[Report]:
     """By ascending step; of a checkpoint that was skipped first and validated later the later Report counts."""
     with Ledger(run.settings.state_dir / "ledger.db") as ledger:
-        latest = {report.checkpoint.name: report for report in sorted(ledger.reports(spec), key=lambda r: r.at)}
+        latest = {report.checkpoint.label: report for report in sorted(ledger.reports(spec), key=lambda r: r.at)}
     return sorted(latest.values(), key=lambda r: (r.checkpoint.step, r.checkpoint.name))
 
 
@@ -187,7 +187,7 @@ def _fields(row: Row) -> dict[str, Any]:
         "metric": row.metric,
         **{name: getattr(estimate, name, None) for name in ("value", "low", "high", "naive")},
         "step": best.checkpoint.step if best else None,
-        "checkpoint": best.checkpoint.name if best else None,
+        "checkpoint": best.checkpoint.label if best else None,
         **{name: getattr(agreement, name, None) for name in ("bias", "rmse", "kendall_tau", "regret", "checkpoints")},
         "encoded": row.encoded,
         "seconds": round(row.seconds, 3),

@@ -18,9 +18,8 @@ Status = Literal["done", "failed", "skipped"]
 class Checkpoint:
     """An immutable version of the trained weights, never an alias.
 
-    `digest`: `algorithm:hex` over the files that can change a score; `step_from`: where the training step was read
-    (`trainer_state.json`, `folder name` ...); `created_at`: ISO 8601 in UTC; `training_run` wrote it, `group` is what that
-    run belongs to: empty where the source does not know.
+    `digest`: `algorithm:hex` over the files that can change a score; `step_from`: where the training step was read;
+    `created_at`: ISO 8601 in UTC; `training_run` wrote it, `group` is what that run belongs to ("" where not known).
     """
 
     name: str
@@ -34,8 +33,13 @@ class Checkpoint:
     group: str = ""
 
     def __post_init__(self) -> None:
-        _require(":" in self.digest, f"digest {self.digest!r} has no algorithm prefix")
-        _require(self.step >= 0, f"step {self.step} of {self.name} is negative")
+        assert ":" in self.digest, f"digest {self.digest!r} has no algorithm prefix"
+        assert self.step >= 0, f"step {self.step} of {self.name} is negative"
+
+    @property
+    def label(self) -> str:
+        """How messages and tables name it: `name`, or `name:version` where one name has many versions."""
+        return self.name if self.version == self.name else f"{self.name}:{self.version}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,8 @@ class Incomplete:
     step: int
     lacks: str
     final: bool = False
+    training_run: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +94,7 @@ class Qrels:
     gains: Int64  # (num_judgements,) graded; <= 0 is judged not relevant
 
     def __post_init__(self) -> None:
-        _require(self.offsets[-1] == len(self.documents) == len(self.gains), "qrels: lengths disagree")
+        assert self.offsets[-1] == len(self.documents) == len(self.gains), "qrels: lengths disagree"
 
     def row(self, query: int) -> tuple[Int64, Int64]:
         """Ordinals and gains judged for one query row."""
@@ -115,7 +121,7 @@ class TestSet:
 
     def __post_init__(self) -> None:
         agree = len(self.query_ids) == len(self.query_texts) == len(self.qrels.offsets) - 1 == len(self.own_documents)
-        _require(agree, "test set: lengths of queries, qrels and own_documents disagree")
+        assert agree, "test set: lengths of queries, qrels and own_documents disagree"
 
     @property
     def judged(self) -> Int64:
@@ -133,9 +139,9 @@ class Sample:
     fingerprint: str
 
     def __post_init__(self) -> None:
-        _require(0 < len(self.ordinals) == len(self.inclusion), "sample: no documents, or lengths disagree")
-        _require(bool(np.all(np.diff(self.ordinals) > 0)), "sample: ordinals are not ascending")
-        _require(bool(np.all((self.inclusion > 0) & (self.inclusion <= 1))), "sample: odds outside (0, 1]")
+        assert 0 < len(self.ordinals) == len(self.inclusion), "sample: no documents, or lengths disagree"
+        assert bool(np.all(np.diff(self.ordinals) > 0)), "sample: ordinals are not ascending"
+        assert bool(np.all((self.inclusion > 0) & (self.inclusion <= 1))), "sample: odds outside (0, 1]"
 
     @property
     def is_full(self) -> bool:
@@ -167,7 +173,7 @@ class TopK:
     scores: Float32  # (num_queries, top_k), -inf where there are fewer
 
     def __post_init__(self) -> None:
-        _require(self.documents.shape == self.scores.shape, "top-k: shapes disagree")
+        assert self.documents.shape == self.scores.shape, "top-k: shapes disagree"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,9 +184,9 @@ class Ranking:
     scores: Float32  # (num_queries, top_k)
 
     def __post_init__(self) -> None:
-        _require(self.documents.shape == self.scores.shape, "ranking: shapes disagree")
+        assert self.documents.shape == self.scores.shape, "ranking: shapes disagree"
         with np.errstate(invalid="ignore"):  # -inf minus -inf
-            _require(not bool(np.any(np.diff(self.scores, axis=1) > 0)), "ranking: scores do not descend")
+            assert not bool(np.any(np.diff(self.scores, axis=1) > 0)), "ranking: scores do not descend"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,11 +202,8 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A metric on the full corpus as far as it is known: `low`..`high` holds it with 95% for these queries.
-
-    `naive` is the metric on the sample as if it were the corpus: a certain upper bound, since leaving documents out can
-    only lift the judged ones.
-    """
+    """A metric on the full corpus as far as it is known: `low`..`high` holds it with 95% for these queries; `naive` is the
+    metric on the sample as if it were the corpus: a certain upper bound, for leaving documents out lifts the judged ones."""
 
     value: float
     low: float
@@ -208,7 +211,7 @@ class Estimate:
     naive: float
 
     def __post_init__(self) -> None:
-        _require(self.low <= self.value <= self.high, f"estimate: {self.low} <= {self.value} <= {self.high} is false")
+        assert self.low <= self.value <= self.high, f"estimate: {self.low} <= {self.value} <= {self.high} is false"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,8 +246,4 @@ class Report:
 
     def __post_init__(self) -> None:
         done = self.status == "done"
-        _require(done == bool(self.metrics) == (self.error is None), f"report: {self.status}, {self.metrics}, {self.error!r}")
-
-
-def _require(condition: bool, message: str) -> None:
-    assert condition, message
+        assert done == bool(self.metrics) == (self.error is None), f"report: {self.status}, {self.metrics}, {self.error!r}"

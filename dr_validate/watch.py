@@ -142,7 +142,7 @@ class _Watcher:
         if self.run.watch.skip == "stale":
             for old, newest in schedule.stale(listing, self.ledger.settled(self.target.spec)):
                 if old.digest not in self.attempts.stale(self.target):
-                    self.attempts.skip(old, self.target, f"{STALE}overtaken by {newest.name} at step {newest.step}")
+                    self.attempts.skip(old, self.target, f"{STALE}overtaken by {newest.label} at step {newest.step}")
 
     def _next(self) -> Checkpoint | None:
         waiting = self._waiting()
@@ -161,7 +161,7 @@ class _Watcher:
 
     def _validate(self, checkpoint: Checkpoint) -> None:
         limit = self.run.watch.timeout_s
-        self.progress.begin(f"{checkpoint.name} (step {checkpoint.step})")
+        self.progress.begin(f"{checkpoint.label} (step {checkpoint.step})")
         self._deadline = time.monotonic() + limit if limit else float("inf")
         try:
             report = self.attempts.validate(checkpoint, self.target, self.tick)
@@ -179,7 +179,7 @@ class _Watcher:
         return due[0] if due else None
 
     def _run_baseline(self, checkpoint: Checkpoint) -> None:
-        self.progress.begin(f"{checkpoint.name} (step {checkpoint.step}), full corpus")
+        self.progress.begin(f"{checkpoint.label} (step {checkpoint.step}), full corpus")
         report = None
         try:
             with claim(self.run.settings.state_dir, self.full_target.spec, now()):
@@ -189,7 +189,7 @@ class _Watcher:
         except Claimed as error:
             log.info("baselines are computed by another run: %s", error)
         except GaveWay:
-            log.info("the baseline of %s gives way to a new checkpoint; it goes on later", checkpoint.name)
+            log.info("the baseline of %s gives way to a new checkpoint; it goes on later", checkpoint.label)
             return
         self._after(checkpoint, report, self._baseline_not_before)
 

@@ -28,6 +28,8 @@ fi
 .venv/bin/python scripts/train_demo.py --out runs/demo/checkpoints --report-to $report_to > runs/demo/training.log 2>&1 &
 training=$!
 started+=($training)
+# W&B makes the project when the training starts; a project that does not exist is a mistake to the watcher.
+[ $run = demo ] || until ls -d runs/demo/wandb/run-* > /dev/null 2>&1; do sleep 0.2; kill -0 $training; done
 # The watcher follows the training until this file says that no further checkpoint will come.
 (while kill -0 $training 2> /dev/null; do sleep 0.5; done; touch runs/demo/training-is-over) &
 

@@ -21,6 +21,7 @@ NEEDED = {
     "msmarco": ["source.path=somewhere"],
     "nq": ["source.path=somewhere"],
     "demo": [],
+    "demo_wandb": [],
 }
 
 

@@ -147,7 +147,8 @@ class WandbSource:
             return None
         step, step_from = version.step
         if lacks := facts.lacks or self._refused(facts):
-            return Incomplete(name=version.name, uri=uri, step=step, lacks=lacks, final=True)
+            run = {"training_run": facts.training_run, "group": facts.group}
+            return Incomplete(name=version.name, uri=uri, step=step, lacks=lacks, final=True, **run)
         return Checkpoint(
             name=version.collection,
             version=f"v{version.number}",
