@@ -45,7 +45,7 @@ def test_the_msmarco_run_composes_from_an_installed_wheel_anywhere(installed: Pa
 
 
 def test_the_msmarco_run_says_what_this_machine_lacks(installed: Path, tmp_path: Path) -> None:
-    result = run(installed, tmp_path, "+run=msmarco", "device=cuda:93", "source.path=checkpoints", "tracker=none")
+    result = run(installed, tmp_path, "+run=msmarco", "device=cuda:93")
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     assert "device: got 'cuda:93'" in result.stderr
