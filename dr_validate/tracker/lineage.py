@@ -53,15 +53,16 @@ class Lineage:
         self._log_report(report)
 
     def _log_inputs(self) -> None:
-        config = self._plan.config
+        plan, config = self._plan, self._plan.config
         about = {key: config[key] for key in DATASET_KEYS if key in config}
-        self._log_artifact(f"dataset-{self._plan.dataset}", "dataset", about, as_input=True)
+        self._send(_artifact(f"dataset-{plan.dataset}", "dataset", about, content=about), is_input=True)
         sample = config.get("sample_fingerprint")
-        path = self._plan.state_dir / "samples" / f"{sample}.parquet"
+        path = plan.state_dir / "samples" / f"{sample}.parquet"
         if sample and path.is_file():  # there is none for a full corpus
             about = {key: config[key] for key in SAMPLE_KEYS if key in config}
-            name = f"sample-{self._plan.dataset}-{self._plan.sampler}"
-            self._log_artifact(name, "sample", about, as_input=True, file=str(path))
+            manifest = _artifact(f"sample-{plan.dataset}-{plan.sampler}", "sample", about)
+            manifest.add_file(str(path), name="sample.parquet")
+            self._send(manifest, is_input=True)
 
     def _log_report(self, report: Report) -> None:
         checkpoint = report.checkpoint
@@ -71,31 +72,13 @@ class Lineage:
         values = {name: estimate.value for name, estimate in report.metrics.items()}
         about = {"step": checkpoint.step, "status": report.status, "sampler": report.sampler, "metrics": values}
         alias = f"{'' if report.spec == self._plan.spec else 'full-'}step-{checkpoint.step}"
-        self._log_artifact(f"report-{self._run.id}", "validation", about, content=content, alias=alias)
+        self._send(_artifact(f"report-{self._run.id}", "validation", about, content=content), alias=alias)
 
-    def _log_artifact(
-        self,
-        name: str,
-        kind: str,
-        about: Mapping[str, Any],
-        *,
-        content: Mapping[str, Any] | None = None,
-        file: str = "",
-        alias: str = "",
-        as_input: bool = False,
-    ) -> None:
-        import wandb
-
-        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)[:128], kind, metadata=dict(about))
-        if file:
-            artifact.add_file(file, name=f"{kind}.parquet")
-        else:
-            with artifact.new_file(f"{kind}.json") as stream:
-                stream.write(json.dumps(content or about, indent=1, sort_keys=True, ensure_ascii=False))
+    def _send(self, artifact: "wandb.Artifact", *, alias: str = "", is_input: bool = False) -> None:
         logged = self._run.log_artifact(artifact, aliases=[alias] if alias else None)
         if not self._plan.offline:
-            logged.wait(timeout=int(self._plan.timeout_s) or 1)
-            if as_input:
+            logged.wait(timeout=int(self._plan.timeout_s))
+            if is_input:
                 self._run.use_artifact(logged)
 
     def _move_alias(self, version: "wandb.Artifact") -> None:
@@ -116,7 +99,18 @@ class Lineage:
     def _run_is_reachable(self) -> None:
         import wandb
 
-        wandb.Api(timeout=int(self._plan.timeout_s) or 1).run(self._run.path)
+        wandb.Api(timeout=int(self._plan.timeout_s)).run(self._run.path)
+
+
+def _artifact(name: str, kind: str, about: Mapping[str, Any], *, content: Mapping[str, Any] | None = None) -> "wandb.Artifact":
+    """A new version with `about` as metadata, and `content` as its one file where it is given."""
+    import wandb
+
+    artifact = wandb.Artifact(re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)[:128], kind, metadata=dict(about))
+    if content is not None:
+        with artifact.new_file(f"{kind}.json") as stream:
+            stream.write(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False))
+    return artifact
 
 
 def is_best(report: Report, history: Sequence[Report], metric: str) -> bool:

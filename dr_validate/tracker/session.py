@@ -85,7 +85,24 @@ def open_run(plan: Plan, training_run: str, group: str) -> "wandb.Run":
         require_key()
     if plan.folder is not None:
         plan.folder.mkdir(parents=True, exist_ok=True)
-    run = wandb.init(
+    try:
+        run = _init(plan, training_run, group)
+    except wandb.Error as error:
+        if "error 401" in str(error) or "error 403" in str(error):
+            host = wandb.setup().settings.base_url
+            raise SetupError(f"W&B at {host} refuses the key for this project ({error}); {WAY_OUT}") from None
+        raise
+    run.define_metric(STEP)
+    for prefix in PREFIXES:
+        # W&B drops rows whose step goes backwards, and late checkpoints do: so we bring our own axis.
+        run.define_metric(f"{prefix}/*", step_metric=STEP, summary="max" if prefix in HIGHER_IS_BETTER else None)
+    return run
+
+
+def _init(plan: Plan, training_run: str, group: str) -> "wandb.Run":
+    import wandb
+
+    return wandb.init(
         entity=plan.entity,
         project=plan.project,
         mode="offline" if plan.offline and os.environ.get("WANDB_MODE") != "disabled" else None,
@@ -100,11 +117,6 @@ def open_run(plan: Plan, training_run: str, group: str) -> "wandb.Run":
         reinit="create_new",
         settings=_settings(plan.timeout_s),
     )
-    run.define_metric(STEP)
-    for prefix in PREFIXES:
-        # W&B drops rows whose step goes backwards, and late checkpoints do: so we bring our own axis.
-        run.define_metric(f"{prefix}/*", step_metric=STEP, summary="max" if prefix in HIGHER_IS_BETTER else None)
-    return run
 
 
 def read_back(run: "wandb.Run", *, complete: bool = True) -> set[str]:

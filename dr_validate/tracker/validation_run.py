@@ -77,6 +77,11 @@ class ValidationRun:
         self._is_finished = True
 
     @property
+    def is_open(self) -> bool:
+        """Whether W&B has opened it."""
+        return self._run is not None
+
+    @property
     def is_complete(self) -> bool:
         """Whether it is finished, and all that was logged is known to have arrived."""
         return self._is_finished and (self._plan.offline or self._logged <= self._arrived)

@@ -88,7 +88,14 @@ class WandbRuns:
         run = self._runs.get(training_run)
         if run is None:
             run = self._runs[training_run] = ValidationRun(self._plan, training_run, report.checkpoint.group)
-        run.deliver(report, [other for other in history if self._training_run(other) == training_run])
+        try:
+            run.deliver(report, [other for other in history if self._training_run(other) == training_run])
+        except failures():
+            if not run.is_open:
+                # W&B's process holds on to a run that it could not open ("run ID ... is in use"), for as long as it lives.
+                abandon()
+                self._runs.clear()
+            raise
 
     def settle(self, report: Report) -> bool:
         """Record its lineage, and say whether the server is known to have all of it."""
