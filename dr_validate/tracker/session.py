@@ -139,10 +139,12 @@ def read_back(run: "wandb.Run", *, complete: bool = True) -> set[str]:
 def failures() -> tuple[type[Exception], ...]:
     """What the SDK raises when the server, or its own process, does not do what it should."""
     import wandb
+    from wandb.sdk.lib.asyncio_manager import AlreadyJoinedError
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
     from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
-    return wandb.Error, WandbApiFailedError, HandleAbandonedError, MailboxClosedError, ValueError, OSError
+    closed = (AlreadyJoinedError, HandleAbandonedError, MailboxClosedError)  # also after `abandon`, in another thread
+    return wandb.Error, WandbApiFailedError, *closed, ValueError, OSError
 
 
 def has_died() -> bool:
