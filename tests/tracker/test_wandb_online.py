@@ -245,6 +245,7 @@ def test_nothing_is_logged_before_what_is_there_has_been_read(server: ServerHand
     server.fault("error", operation="*History*", times=None)
     watcher = start(exit_timeout_s=SHORT_EXIT_S)
     watcher.send(REPORTS[2])
+    server.wait_for(lambda: server.faults_met() >= 1)
     said = watcher.close()
     assert steps(server) == [500, 1500] and "delivered later" in said
     server.clear()
