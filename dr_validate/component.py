@@ -21,7 +21,7 @@ T = TypeVar("T")
 def component(cls: type[T]) -> type[T]:
     """Make `cls` a pydantic dataclass: frozen, keyword-only, `extra="forbid"`."""
     config = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
-    return dataclass(cls, frozen=True, kw_only=True, config=config)  # type: ignore[return-value]
+    return dataclass(cls, frozen=True, kw_only=True, config=config)  # type: ignore[return-value]  # pydantic types it as its own protocol
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:

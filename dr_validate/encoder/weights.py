@@ -42,7 +42,7 @@ def load_transformer(tower: Tower, dtype: torch.dtype, device: str) -> Any:
 def _hidden(model: Any) -> torch.Tensor:
     ids = torch.arange(1, 17).reshape(2, 8) % int(model.get_input_embeddings().num_embeddings)
     with torch.inference_mode():
-        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state  # type: ignore[no-any-return]
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state  # type: ignore[no-any-return]  # untyped
 
 
 def _load_base(folder: Path, dtype: torch.dtype) -> nn.Module:
