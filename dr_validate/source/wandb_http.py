@@ -9,12 +9,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dr_validate.errors import CheckpointError, Gone, Outage
-from dr_validate.source.wandb_api import host_of
+from dr_validate.source.wandb_answers import host_of, retry_after_s
 from dr_validate.source.wandb_manifest import Entry
 
 if TYPE_CHECKING:
@@ -153,20 +152,7 @@ def _check_status(answer: "requests.Response") -> None:
     if status in REFUSED:
         raise _Expired(f"HTTP {status}")
     if status != 200:
-        raise Outage(f"{host} answers HTTP {status}", _retry_after_s(answer))
-
-
-def _retry_after_s(answer: "requests.Response") -> float:
-    """Seconds that the server asks to wait, however it says so; 0 where it does not."""
-    said = answer.headers.get("Retry-After", "")
-    try:
-        return max(0.0, float(said))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return 0.0
+        raise Outage(f"{host} answers HTTP {status}", retry_after_s(answer.headers))
 
 
 def _hasher(entry: Entry) -> Hasher:
