@@ -52,7 +52,7 @@ def _hits(test_set: TestSet, depth: int) -> Iterator[tuple[str, str, int, str]]:
 
     tokens = _Tokens(test_set)
     if not tokens.vocab:
-        raise SetupError(f"sampler.run: bm25 found no words in the documents of {test_set.name}; give another run")
+        raise SetupError(f"bm25 found no words in the documents of {test_set.name}; give another run")
     retriever = bm25s.BM25(method=SETTINGS["method"], k1=SETTINGS["k1"], b=SETTINGS["b"])
     retriever.index(tokens, create_empty_token=False, show_progress=False)
     for row, query_id in enumerate(test_set.query_ids):

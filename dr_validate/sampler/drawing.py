@@ -27,28 +27,63 @@ def permanent_random_numbers(id_hash: UInt64, seed: int) -> UInt64:
     return numbers
 
 
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of a later epoch of one run: draws of two epochs have nothing in common. Epoch 0 draws with `seed` itself."""
+    if epoch == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed} epoch {epoch}".encode(), digest_size=7).digest(), "little")
+
+
+def drawn(members: Int64, count: int, test_set: TestSet, seed: int) -> Int64:
+    """A simple random sample: the `count` of `members` (ordinals) with the smallest permanent random numbers.
+
+    It needs no state, is the same for every checkpoint and in any order of documents, and lies within every draw of as many
+    or more from the same members or fewer of them.
+    """
+    assert 0 <= count <= len(members), "drawn: more documents than there are"
+    if count in (0, len(members)):
+        return members[:count]
+    numbers = permanent_random_numbers(test_set.corpus.id_hash[members], seed)
+    return members[np.argpartition(numbers, count - 1)[:count]]
+
+
+def num_documents(test_set: TestSet, fraction: float) -> int:
+    """Documents that a fraction of the whole corpus stands for, rounded up."""
+    total = len(test_set.corpus)
+    return min(total, math.ceil(round(fraction * total, 6)))  # 0.1 * 30 is 3, not 4
+
+
+def fraction_for(test_set: TestSet, documents: int) -> float:
+    """A short fraction that stands for `documents` or a few more."""
+    return math.ceil(documents / len(test_set.corpus) * 1e6) / 1e6
+
+
 def budget(test_set: TestSet, fraction: float) -> int:
-    """Documents that a fraction of the whole corpus stands for, rounded up. Raises SetupError if the judged ones do not fit."""
-    num_documents, num_judged = len(test_set.corpus), len(test_set.judged)
-    documents = min(num_documents, math.ceil(round(fraction * num_documents, 6)))  # 0.1 * 30 is 3, not 4
+    """Documents that a fraction of the whole corpus stands for. Raises SetupError if the judged ones do not fit."""
+    documents, num_judged = num_documents(test_set, fraction), len(test_set.judged)
     if documents < num_judged:
-        least = math.ceil(num_judged / num_documents * 1e6) / 1e6
         raise SetupError(
-            f"sampler.fraction: got {fraction}, which is {documents} of {num_documents} documents of {test_set.name}, but its "
-            f"{num_judged} judged documents are always in; set sampler.fraction={least} or more"
+            f"sampler.fraction: got {fraction}, which is {documents} of {len(test_set.corpus)} documents of {test_set.name}, "
+            f"but its {num_judged} judged documents are always in; set "
+            f"sampler.fraction={fraction_for(test_set, num_judged)} or more"
         )
     return documents
 
 
-def others(test_set: TestSet) -> Int64:
-    """Ordinals of the documents that are not judged, ascending."""
+def others(test_set: TestSet, taken: Int64 | None = None) -> Int64:
+    """Ordinals of the documents that are neither judged nor among `taken`, ascending."""
     keep = np.ones(len(test_set.corpus), dtype=bool)
     keep[test_set.judged] = False
+    if taken is not None:
+        keep[taken] = False
     return np.flatnonzero(keep)
 
 
-def sample_of(test_set: TestSet, chosen: Int64, odds: float, provenance: Mapping[str, Any]) -> Sample:
-    """The judged documents with odds 1 and the `chosen` others, each with `odds`; `provenance` (JSON values) says how."""
+def sample_of(test_set: TestSet, chosen: Int64, odds: float | Float64, provenance: Mapping[str, Any]) -> Sample:
+    """The judged documents with odds 1 and the `chosen` others with `odds`, one for all or one each.
+
+    `provenance` (JSON values) says all that the odds follow from: with the chosen documents, it makes the fingerprint.
+    """
     judged = test_set.judged
     ordinals = np.concatenate([judged, chosen])
     inclusion: Float64 = np.concatenate([np.ones(len(judged)), np.full(len(chosen), odds)])

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from dr_validate.component import component
-from dr_validate.sampler.drawing import budget, others, permanent_random_numbers, sample_of
+from dr_validate.sampler.drawing import budget, drawn, others, sample_of
 from dr_validate.values import Sample, TestSet
 
 log = logging.getLogger(__name__)
@@ -29,8 +28,7 @@ class RandomSampler:
         """See `Sampler.draw`. Raises SetupError if the judged documents do not fit, naming the smallest fraction that works."""
         num_taken = budget(test_set, self.fraction) - len(test_set.judged)
         rest = others(test_set)
-        numbers = permanent_random_numbers(test_set.corpus.id_hash[rest], seed)
-        taken = rest[np.argsort(numbers, kind="stable")[:num_taken]]
+        taken = drawn(rest, num_taken, test_set, seed)
         log.info("random sample of %s: %d judged and %d other documents", test_set.name, len(test_set.judged), num_taken)
         odds = num_taken / len(rest) if len(rest) else 1.0
         return sample_of(test_set, taken, odds, {**self.fingerprint(), "seed": seed})

@@ -5,22 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from dr_validate.component import component
-from dr_validate.errors import SetupError
-from dr_validate.files import sha256_of_file
-from dr_validate.sampler import bm25
 from dr_validate.sampler.drawing import budget, permanent_random_numbers, sample_of
-from dr_validate.sampler.runs import Run, match, read_file, read_ranxhub
-from dr_validate.values import Int64, Sample, TestSet
+from dr_validate.sampler.fusion import candidates
+from dr_validate.sampler.named_run import BM25, BM25_DEPTH, NamedRun
+from dr_validate.values import Sample, TestSet
 
 log = logging.getLogger(__name__)
 
-RANXHUB = "ranxhub:"
 DEFAULT_DEPTH = 100
-DEFAULT_BM25_DEPTH = 1000
 
 
 @component
@@ -43,9 +38,9 @@ class RunPoolSampler:
             raise ValueError(
                 f"depth and fraction: got {self.depth} and {self.fraction}, set one of them and leave the other null"
             )
-        if self.bm25_depth is not None and self.run != "bm25":
+        if self.bm25_depth is not None and self.run != BM25:
             raise ValueError(f"bm25_depth: got {self.bm25_depth}, which has no effect on run {self.run!r}; leave it null")
-        if self.run == "bm25" and (self.depth or 0) > self._bm25_depth:
+        if self.run == BM25 and (self.depth or 0) > self._bm25_depth:
             raise ValueError(f"depth: got {self.depth}, but bm25_depth is {self._bm25_depth}; raise bm25_depth to it")
         return self
 
@@ -55,13 +50,12 @@ class RunPoolSampler:
         With `fraction`, the seed decides which documents of the last, partial depth come in.
         """
         room = None if self.fraction is None else budget(test_set, self.fraction) - len(test_set.judged)
-        run = self._read(test_set, cache)
-        pool, depths = _unjudged_by_depth(run, test_set)
+        pool = candidates([self._run.read(test_set, cache)], test_set)
         if room is None:
-            chosen = pool[depths < self._depth]
+            chosen = pool.documents[pool.ranks < self._depth]
         else:
-            numbers = permanent_random_numbers(test_set.corpus.id_hash[pool], seed)
-            chosen = pool[np.lexsort((pool, numbers, depths))[:room]]
+            numbers = permanent_random_numbers(test_set.corpus.id_hash[pool.documents], seed)
+            chosen = pool.best(room, numbers)
             if len(chosen) < room:
                 log.warning(
                     "run %s ends before the budget: %d documents fewer than sampler.fraction", self.run, room - len(chosen)
@@ -71,13 +65,8 @@ class RunPoolSampler:
 
     def fingerprint(self) -> Mapping[str, Any]:
         """JSON values for the spec; of a file its content counts, not its place. Raises SetupError if there is no such file."""
-        run: Any = self.run
-        if self.run == "bm25":
-            run = {**bm25.SETTINGS, "depth": self._bm25_depth}
-        elif not self.run.startswith(RANXHUB):
-            run = f"sha256:{sha256_of_file(self._path())}"
         limit = {"depth": self._depth} if self.fraction is None else {"fraction": self.fraction}
-        return {"sampler": "run_pool", "run": run, **limit}
+        return {"sampler": "run_pool", "run": self._run.content(), **limit}
 
     @property
     def _depth(self) -> int:
@@ -85,25 +74,8 @@ class RunPoolSampler:
 
     @property
     def _bm25_depth(self) -> int:
-        return DEFAULT_BM25_DEPTH if self.bm25_depth is None else self.bm25_depth
+        return BM25_DEPTH if self.bm25_depth is None else self.bm25_depth
 
-    def _read(self, test_set: TestSet, cache: Path) -> Run:
-        if self.run == "bm25":
-            return bm25.bm25_run(test_set, self._bm25_depth, cache)
-        if self.run.startswith(RANXHUB):
-            return match(read_ranxhub(self.run.removeprefix(RANXHUB)), test_set, self.run)
-        return match(read_file(self._path()), test_set, self.run)
-
-    def _path(self) -> Path:
-        path = Path(self.run).expanduser()
-        if not path.is_file():
-            raise SetupError(f"sampler.run: got {self.run!r}, which is no file; give the path of a run, ranxhub:ID or bm25")
-        return path
-
-
-def _unjudged_by_depth(run: Run, test_set: TestSet) -> tuple[Int64, Int64]:
-    """Documents of the run that are not judged, each once, and the best rank (from 0 on) that any query gives them."""
-    order = np.argsort(run.ranks, kind="stable")
-    documents, first = np.unique(run.documents[order], return_index=True)
-    unjudged = ~np.isin(documents, test_set.judged)
-    return documents[unjudged], run.ranks[order][first][unjudged]
+    @property
+    def _run(self) -> NamedRun:
+        return NamedRun(name=self.run, key="sampler.run", bm25_depth=self._bm25_depth)

@@ -16,7 +16,7 @@ from dr_validate.values import Float64, Int64, TestSet
 log = logging.getLogger(__name__)
 
 Entry = tuple[str, str, float]  # query id, document id, score: higher is better
-ENTRIES_AT_ONCE = 100_000
+ENTRIES_AT_ONCE = 500_000  # about 100 MiB; each batch is a pass over the ids of the corpus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +43,14 @@ def read_file(path: Path) -> Iterator[Entry]:
             columns = columns or len(cells)
             if columns not in (3, 6) or len(cells) != columns:
                 raise SetupError(
-                    f"sampler.run: {path}:{number}: got {len(cells)} columns, expected 6 (query Q0 document rank score tag) or "
+                    f"{path}:{number}: got {len(cells)} columns, expected 6 (query Q0 document rank score tag) or "
                     "3 (query document rank) in every line"
                 )
             try:
                 yield _entry(cells)
             except ValueError as error:
                 kind = "score" if columns == 6 else "rank"
-                raise SetupError(f"sampler.run: {path}:{number}: {kind} is not a number ({error})") from error
+                raise SetupError(f"{path}:{number}: {kind} is not a number ({error})") from error
 
 
 def read_ranxhub(run_id: str) -> Iterator[Entry]:
@@ -61,8 +61,8 @@ def read_ranxhub(run_id: str) -> Iterator[Entry]:
         run = ranx.Run.from_ranxhub(run_id).to_dict()
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # no network, or no such run: an error page
         raise SetupError(
-            f"sampler.run: ranxhub:{run_id} cannot be loaded ({type(error).__name__}: {error}); check the id and the network, "
-            "or download the run elsewhere and set sampler.run to its path"
+            f"ranxhub:{run_id} cannot be loaded ({type(error).__name__}: {error}); check the id and the network, or download "
+            "the run elsewhere and give its path instead"
         ) from error
     return ((query, document, float(score)) for query, hits in run.items() for document, score in hits.items())
 
@@ -84,7 +84,7 @@ def match(entries: Iterable[Entry], test_set: TestSet, name: str) -> Run:
     found = documents >= 0
     if not np.any(found):
         raise SetupError(
-            f"sampler.run: {name} has {total} lines, and none of them names both a query and a document of {test_set.name}; "
+            f"{name} has {total} lines, and none of them names both a query and a document of {test_set.name}; "
             "is it a run over another collection?"
         )
     run = ranked(rows[found], documents[found], scores[found], test_set)

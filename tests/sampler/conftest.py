@@ -75,12 +75,33 @@ def small() -> TestSet:
 
 
 @pytest.fixture(scope="session")
+def medium() -> TestSet:
+    """600 documents of 8 out of 60 words, 6 queries that find nearly all of them, 13 judged documents."""
+    rng = np.random.default_rng(3)
+    words = np.array([f"word{number}" for number in range(60)])
+    documents = {f"d{number}": " ".join(rng.choice(words, 8)) for number in range(600)}
+    queries = {f"q{number}": " ".join(rng.choice(words, 3, replace=False)) for number in range(6)}
+    judgements = {query: {f"d{row * 3}": 1, f"d{row * 3 + 1}": 0, "d599": 2} for row, query in enumerate(queries)}
+    return build(documents, queries, judgements)
+
+
+@pytest.fixture(scope="session")
 def reordered(small: TestSet) -> TestSet:
     """The same documents in another order."""
-    order = np.random.default_rng(2).permutation(len(small.corpus))
-    corpus = ListCorpus(small.corpus.ids(order), [str(text) for text in small.corpus.texts(order)])
-    documents = corpus.find(small.corpus.ids(small.qrels.documents))
-    return replace(small, corpus=corpus, qrels=replace(small.qrels, documents=documents))
+    return shuffled(small)
+
+
+@pytest.fixture(scope="session")
+def reordered_medium(medium: TestSet) -> TestSet:
+    """The same documents in another order."""
+    return shuffled(medium)
+
+
+def shuffled(test_set: TestSet) -> TestSet:
+    order = np.random.default_rng(2).permutation(len(test_set.corpus))
+    corpus = ListCorpus(test_set.corpus.ids(order), [str(text) for text in test_set.corpus.texts(order)])
+    documents = corpus.find(test_set.corpus.ids(test_set.qrels.documents))
+    return replace(test_set, corpus=corpus, qrels=replace(test_set.qrels, documents=documents))
 
 
 @pytest.fixture(scope="session")

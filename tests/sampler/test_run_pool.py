@@ -149,6 +149,6 @@ def test_a_ranxhub_run_without_a_network_is_an_error_that_names_the_way_out(
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
     sampler = RunPoolSampler(run="ranxhub:msmarco-passage/bm25")
-    with pytest.raises(SetupError, match="ranxhub:msmarco-passage/bm25 cannot be loaded .* set sampler.run to its path"):
+    with pytest.raises(SetupError, match="sampler.run: ranxhub:msmarco-passage/bm25 cannot be loaded .* give its path instead"):
         sampler.draw(small, 13, tmp_path)
     assert sampler.fingerprint()["run"] == "ranxhub:msmarco-passage/bm25"
