@@ -59,7 +59,8 @@ def test_every_key_of_a_class_can_be_set_without_a_plus_and_has_the_class_defaul
     for key, value in values.items():
         default = getattr(defaults[key].default, "default", defaults[key].default)  # pydantic's Field holds one as well
         required = default in (dataclasses.MISSING, PydanticUndefined)
-        assert value == default or required, f"{key}: {value!r} here, {default!r} in the class"
+        same = value == (list(default) if isinstance(default, tuple) else default)
+        assert same or required, f"{key}: {value!r} here, {default!r} in the class"
 
 
 def test_every_stage_has_a_choice_and_every_run_is_tried_here() -> None:

@@ -1,0 +1,131 @@
+"""The judged documents and the pool for certain, a ring around the pool with high odds, the rest with low ones."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+from pydantic import Field, StringConstraints, model_validator
+
+from dr_validate.component import component
+from dr_validate.errors import SetupError
+from dr_validate.sampler.drawing import drawn, epoch_seed, fraction_for, num_documents, others, sample_of
+from dr_validate.sampler.epochs import content_of, run_of
+from dr_validate.sampler.fusion import candidates
+from dr_validate.sampler.named_run import NamedRun
+from dr_validate.sampler.runs import Run
+from dr_validate.sampler.strata import LEAST_REST, Population, Shares, divide
+from dr_validate.values import Ranking, Sample, TestSet
+
+log = logging.getLogger(__name__)
+
+
+@component
+class StratifiedSampler:
+    """`fraction` of the whole corpus, judged documents included: those for certain, then `pool_share` of what is left for the
+    pool, for certain, `ring_share` for the ring (the next in pool order, each with odds `ring_inclusion`), the remainder for
+    a simple random sample of all other documents.
+
+    Pool order fuses the runs of `pool`: `bm25` (built in, 1000 deep), paths of TREC or MS MARCO runs, `ranxhub:ID`. Strata
+    depend on the runs alone, the seed only draws within them, and a document's odds are exactly n/N of its stratum.
+
+    Over `fraction`, for equal seed, runs and shares, the judged documents and the pool are nested exactly, and so is the
+    rest sample: what it holds for a smaller fraction is in the pool or the rest sample of a larger one, unless it is in that
+    one's ring. A ring's sample is not: the larger fraction's ring has other members, and so another cut in the same numbers.
+    Without a ring (`ring_share=0`) all is nested.
+    """
+
+    fraction: float = Field(default=0.01, gt=0, le=1)
+    pool: tuple[Annotated[str, StringConstraints(min_length=1)], ...] = Field(default=("bm25",), min_length=1)
+    pool_share: float = Field(default=0.7, gt=0, lt=1)
+    ring_share: float = Field(default=0.1, ge=0, lt=1)
+    ring_inclusion: float = Field(default=1 / 3, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.pool_share + self.ring_share >= 1:
+            raise ValueError(
+                f"pool_share and ring_share: got {self.pool_share} and {self.ring_share}, which leaves nothing for the rest of "
+                "the corpus; their sum must be below 1"
+            )
+        if len(set(self.pool)) < len(self.pool):
+            raise ValueError(f"pool: got {list(self.pool)}, name each run once")
+        return self
+
+    def draw(self, test_set: TestSet, seed: int, cache: Path) -> Sample:
+        """See `Sampler.draw`. Raises SetupError for a run that cannot be read and for a fraction that leaves fewer than 40
+        documents for the rest, naming the smallest one that works."""
+        return self._sample(test_set, seed, self._runs(test_set, cache), {"seed": seed})
+
+    def redraw(self, test_set: TestSet, seed: int, cache: Path, baseline: Ranking, epoch: int = 1) -> Sample:
+        """The sample of a later epoch (1, 2, ...): `baseline`, the full-corpus ranking of an earlier checkpoint, joins the
+        runs, and the draw is a fresh one. `seed` is that of the run. Values of two epochs compare through the baseline only.
+
+        Raises as `draw` does.
+        """
+        assert epoch >= 1, f"redraw: epoch {epoch} is drawn without a baseline"
+        assert len(baseline.documents) == len(test_set.query_ids), "redraw: the baseline has other queries"
+        runs = [*self._runs(test_set, cache), run_of(baseline)]
+        provenance = {"seed": seed, "epoch": epoch, "baseline": content_of(baseline)}
+        return self._sample(test_set, epoch_seed(seed, epoch), runs, provenance)
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """JSON values for the spec; of a file its content counts, not its place. Raises SetupError if there is no such file."""
+        return {
+            "sampler": "stratified",
+            "fraction": self.fraction,
+            "pool": [run.content() for run in self._named],
+            "pool_share": self.pool_share,
+            "ring_share": self.ring_share,
+            "ring_inclusion": self.ring_inclusion,
+        }
+
+    @property
+    def _named(self) -> list[NamedRun]:
+        return [NamedRun(name=name, key="sampler.pool") for name in self.pool]
+
+    def _runs(self, test_set: TestSet, cache: Path) -> list[Run]:
+        if num_documents(test_set, self.fraction) < len(test_set.judged):  # hopeless: said before minutes of BM25
+            raise self._too_small(test_set, _population(test_set, len(test_set.corpus) - len(test_set.judged)))
+        return [run.read(test_set, cache) for run in self._named]
+
+    def _sample(self, test_set: TestSet, seed: int, runs: Sequence[Run], provenance: Mapping[str, Any]) -> Sample:
+        found = candidates(runs, test_set)
+        population = _population(test_set, len(found.documents))
+        strata = divide(num_documents(test_set, self.fraction), population, self._shares)
+        if strata is None:
+            raise self._too_small(test_set, population)
+        log.info("stratified sample of %s: %d judged documents, %s", test_set.name, population.judged, strata)
+        if strata.pool + strata.ring == population.candidates and strata.rest_drawn < strata.rest:
+            log.warning(
+                "the runs %s end in pool or ring, after %d documents that are not judged: the room left goes to the rest",
+                *(", ".join(self.pool), population.candidates),
+            )
+        # The hash orders equal ranks, not the numbers that draw: who is in a stratum must not depend on those.
+        order = found.best(strata.pool + strata.ring, test_set.corpus.id_hash[found.documents])
+        pool, ring = np.split(order, [strata.pool])
+        rest = others(test_set, order)
+        parts = [pool, drawn(ring, strata.ring_drawn, test_set, seed), drawn(rest, strata.rest_drawn, test_set, seed)]
+        odds = np.repeat(strata.odds, [len(part) for part in parts])
+        return sample_of(test_set, np.concatenate(parts), odds, {**self.fingerprint(), **provenance})
+
+    @property
+    def _shares(self) -> Shares:
+        return Shares(pool=self.pool_share, ring=self.ring_share, ring_inclusion=self.ring_inclusion)
+
+    def _too_small(self, test_set: TestSet, population: Population) -> SetupError:
+        """The whole corpus always works, so there is a smallest fraction above ours that does."""
+        documents, total = num_documents(test_set, self.fraction), len(test_set.corpus)
+        larger = (fraction_for(test_set, number) for number in range(max(documents, population.judged), total + 1))
+        least = next(f for f in larger if divide(num_documents(test_set, f), population, self._shares))
+        return SetupError(
+            f"sampler.fraction: got {self.fraction}, which is {documents} of {total} documents of {test_set.name}; its "
+            f"{population.judged} judged documents are always in, and at least {LEAST_REST} of those beyond pool and ring must "
+            f"be, to know what the sample leaves out; set sampler.fraction={least} or more"
+        )
+
+
+def _population(test_set: TestSet, num_candidates: int) -> Population:
+    judged = len(test_set.judged)
+    return Population(judged=judged, others=len(test_set.corpus) - judged, candidates=num_candidates)
