@@ -4,12 +4,13 @@ import importlib.metadata
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dr_validate.config import Run, build
 from dr_validate.errors import DrValidateError, SetupError
 from dr_validate.summary import new_console
+from dr_validate.values import Checkpoint
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "wandb", "hydra-core", "ranx", "datasets", "pyarrow")
 LOW_ON_SPACE_GIB = 5.0
@@ -83,7 +84,10 @@ def _disk(run: Run) -> str:
 
 
 def _tracker(run: Run) -> str:
-    return str(run.tracker.examine())
+    def checkpoints() -> Sequence[Checkpoint]:
+        return run.source.list(run.settings.state_dir).checkpoints
+
+    return str(run.tracker.examine(checkpoints, run.source.training_run))
 
 
 def _source(run: Run) -> str:

@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dr_validate.report_json import report_to_json
-from dr_validate.tracker.rows import report_id
-from dr_validate.tracker.session import Plan, failures
+from dr_validate.tracker.rows import SCHEME, report_id
+from dr_validate.tracker.session import Plan, api, failures
 from dr_validate.values import Report
 
 if TYPE_CHECKING:
     import wandb
 
-SCHEME = "wandb-artifact://"
 MAX_TRIES = 5
 DATASET_KEYS = ("dataset", "dataset_fingerprint", "documents", "queries")
 SAMPLE_KEYS = ("dataset", "dataset_fingerprint", "sampler", "sample_fingerprint", "documents", "encoded", "seed")
@@ -23,12 +22,16 @@ log = logging.getLogger(__name__)
 
 
 class Lineage:
-    """The edges of one open run. Everything here may be repeated: W&B recognises content and edges that it has."""
+    """The edges of one open run. Everything here may be repeated: W&B recognises content and edges that it has.
 
-    def __init__(self, plan: Plan, run: "wandb.Run") -> None:
+    `is_own`: the run is for validation alone. A training run does not use the versions that it makes itself, nor was it
+    trained on the test set: it only gets the Reports.
+    """
+
+    def __init__(self, plan: Plan, run: "wandb.Run", *, is_own: bool) -> None:
         self._plan, self._run = plan, run
         self._tries: Counter[str] = Counter()
-        self._has_inputs = False
+        self._is_own, self._has_inputs = is_own, False
         self._refused_alias = False
 
     def record(self, report: Report, history: Sequence[Report]) -> None:
@@ -43,13 +46,14 @@ class Lineage:
         if self._tries[key] > MAX_TRIES:
             log.warning("wandb: no lineage for %s after %d tries; its row is there", report.checkpoint.name, MAX_TRIES)
             return
-        if not self._has_inputs:
+        if self._is_own and not self._has_inputs:
             self._log_inputs()
             self._has_inputs = True
         if not self._plan.offline and report.checkpoint.uri.startswith(SCHEME):
-            version = self._run.use_artifact(report.checkpoint.uri.removeprefix(SCHEME))
+            name = report.checkpoint.uri.removeprefix(SCHEME)
+            version = self._run.use_artifact(name) if self._is_own else None
             if self._plan.alias_best and is_best(report, history, self._first_metric()):
-                self._move_alias(version)
+                self._move_alias(version or api(self._plan.timeout_s).artifact(name))
         self._log_report(report)
 
     def _log_inputs(self) -> None:
@@ -97,9 +101,7 @@ class Lineage:
         return str(next(iter(self._plan.config.get("metrics", ())), ""))
 
     def _run_is_reachable(self) -> None:
-        import wandb
-
-        wandb.Api(timeout=int(self._plan.timeout_s)).run(self._run.path)
+        api(self._plan.timeout_s).run(self._run.path)
 
 
 def _artifact(name: str, kind: str, about: Mapping[str, Any], *, content: Mapping[str, Any] | None = None) -> "wandb.Artifact":

@@ -1,19 +1,19 @@
 """No tracker but the JSONL file, which is always written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dr_validate.component import component
 from dr_validate.stages import Tracker
-from dr_validate.values import Report
+from dr_validate.values import Checkpoint, Report
 
 
 @component
 class NoTracker:
     """Takes every Report and does nothing with it."""
 
-    def examine(self) -> str:
+    def examine(self, checkpoints: Callable[[], Sequence[Checkpoint]] = tuple, training_run: str = "") -> str:
         """What `task=doctor` says."""
         return "none; reports.jsonl is written"
 

@@ -9,14 +9,16 @@ from dr_validate.values import Report
 
 REPORT = "_report"  # names the Report that a row is of: what is there already is known by it
 STEP = "train/global_step"
-PREFIXES = ("val", "full", "fidelity", "cost", "lag", "status")
-HIGHER_IS_BETTER = ("val", "full")
+SCHEME = "wandb-artifact://"  # of a checkpoint that is a version of an artifact
+SAMPLED, BASELINE = "val", "full"
+PREFIXES = (SAMPLED, BASELINE, "fidelity", "cost", "lag", "status")
+HIGHER_IS_BETTER = (SAMPLED, BASELINE)
 
 
 def row(report: Report, history: Sequence[Report], *, is_baseline: bool) -> dict[str, float]:
     """Keys and numbers of one Report. `history` tells how far the training was when it came; a baseline of a sampled
     spec has its values under `full/` and its costs under `cost/full_`, so that no curve mixes the two."""
-    prefix, cost = ("full", "cost/full_") if is_baseline else ("val", "cost/")
+    prefix, cost = (BASELINE, "cost/full_") if is_baseline else (SAMPLED, "cost/")
     numbers: dict[str, float | None] = {STEP: report.checkpoint.step}
     if report.status != "done":
         return {STEP: report.checkpoint.step, f"status/{report.status}": 1}

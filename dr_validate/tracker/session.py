@@ -1,22 +1,20 @@
-"""How this process talks to W&B: the key, the settings, opening a run, reading back what a run holds."""
+"""How this process talks to W&B: what its runs are called, the key, the settings, the SDK's own process."""
 
 import contextlib
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dr_validate.component import fingerprint
-from dr_validate.errors import Outage, SetupError
-from dr_validate.tracker.rows import HIGHER_IS_BETTER, PREFIXES, REPORT, STEP
+from dr_validate.errors import SetupError
 
 if TYPE_CHECKING:
     import wandb
 
 FINISH_TIMEOUT_S = 60  # for the hook of W&B at the end of the process; `WandbRuns.close` has the limit of its caller
-MAX_TAG_CHARACTERS = 64
 OFFLINE_MODES = ("offline", "dryrun", "disabled")
 WAY_OUT = "run `wandb login`, set WANDB_API_KEY, or set tracker.mode=offline"
 
@@ -30,6 +28,7 @@ class Plan:
     offline: bool
     group: str | None
     alias_best: bool
+    attach: bool
     folder: Path | None
     timeout_s: float
     state_dir: Path
@@ -77,63 +76,24 @@ def user_name(timeout_s: float) -> str:
     return str(viewer.username)
 
 
-def open_run(plan: Plan, training_run: str, group: str) -> "wandb.Run":
-    """Start or, after a restart, go on with the validation run of `training_run`. Raises what the SDK does."""
+def opened(init: "Callable[[], wandb.Run]") -> "wandb.Run":
+    """What `init` opens. Raises SetupError where the key may not, and what the SDK does where it cannot."""
     import wandb
 
-    if not plan.offline:
-        require_key()
-    if plan.folder is not None:
-        plan.folder.mkdir(parents=True, exist_ok=True)
     try:
-        run = _init(plan, training_run, group)
+        return init()
     except wandb.Error as error:
         if "error 401" in str(error) or "error 403" in str(error):
             host = wandb.setup().settings.base_url
             raise SetupError(f"W&B at {host} refuses the key for this project ({error}); {WAY_OUT}") from None
         raise
-    run.define_metric(STEP)
-    for prefix in PREFIXES:
-        # W&B drops rows whose step goes backwards, and late checkpoints do: so we bring our own axis.
-        run.define_metric(f"{prefix}/*", step_metric=STEP, summary="max" if prefix in HIGHER_IS_BETTER else None)
-    return run
 
 
-def _init(plan: Plan, training_run: str, group: str) -> "wandb.Run":
+def api(timeout_s: float) -> "wandb.Api":
+    """What reads from the server, beside the runs that write to it."""
     import wandb
 
-    return wandb.init(
-        entity=plan.entity,
-        project=plan.project,
-        mode="offline" if plan.offline and os.environ.get("WANDB_MODE") != "disabled" else None,
-        dir=plan.folder,
-        id=plan.run_id(training_run),
-        resume=None if plan.offline else "allow",
-        name=f"{training_run} {plan.dataset} {plan.sampler}",
-        group=plan.group or group or training_run,
-        job_type="validate",
-        tags=[tag[:MAX_TAG_CHARACTERS] for tag in (plan.dataset, plan.sampler)],
-        config=dict(plan.config),
-        reinit="create_new",
-        settings=_settings(plan.timeout_s),
-    )
-
-
-def read_back(run: "wandb.Run", *, complete: bool = True) -> set[str]:
-    """Ids of the Reports whose rows the server has.
-
-    The readable history lags behind what was sent. With `complete`, Outage is raised until it holds every row that the run
-    had when it was opened.
-    """
-    found: set[str] = set()
-    last_step = -1
-    for row in _api(run).run(run.path).scan_history(use_cache=False):
-        last_step = max(last_step, int(row.get("_step", -1)))
-        if isinstance(row.get(REPORT), str):
-            found.add(row[REPORT])
-    if complete and last_step < run.starting_step - 1:
-        raise Outage(f"W&B has rows up to {run.starting_step - 1} of {run.path}, but shows them up to {last_step} only so far")
-    return found
+    return wandb.Api(overrides={"base_url": wandb.setup().settings.base_url}, timeout=max(1, int(timeout_s)))
 
 
 def failures() -> tuple[type[Exception], ...]:
@@ -172,16 +132,10 @@ def _service() -> "subprocess.Popen[bytes] | None":
     return getattr(service, "_process", None)
 
 
-def _api(run: "wandb.Run") -> "wandb.Api":
+def settings(timeout_s: float, **others: Any) -> "wandb.Settings":
+    """Of a run. No code, git state, command line or console output leaves this machine: only what is logged on purpose."""
     import wandb
 
-    return wandb.Api(overrides={"base_url": run.settings.base_url}, timeout=max(1, int(run.settings.init_timeout)))
-
-
-def _settings(timeout_s: float) -> "wandb.Settings":
-    import wandb
-
-    # Neither code, git state, command line nor console output leaves this machine: only what is logged on purpose.
     return wandb.Settings(
         console="off",
         disable_code=True,
@@ -191,4 +145,5 @@ def _settings(timeout_s: float) -> "wandb.Settings":
         silent=True,
         init_timeout=timeout_s,
         finish_timeout=FINISH_TIMEOUT_S,
+        **others,
     )

@@ -1,4 +1,4 @@
-"""One W&B run: the rows, tables and lineage of the checkpoints of one training run under one spec."""
+"""The rows, tables and lineage of the checkpoints of one training run under one spec, wherever in W&B their home is."""
 
 import logging
 import time
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dr_validate.errors import Outage
+from dr_validate.tracker.home import Home
 from dr_validate.tracker.lineage import Lineage
-from dr_validate.tracker.rows import REPORT, report_id, row
-from dr_validate.tracker.session import Plan, open_run, read_back
+from dr_validate.tracker.rows import BASELINE, REPORT, SAMPLED, report_id, row
+from dr_validate.tracker.session import Plan
 from dr_validate.tracker.tables import checkpoints_table, fidelity_table, queries_table
 from dr_validate.values import Report
 
@@ -25,8 +26,8 @@ class ValidationRun:
     """Opened by its first Report. What the run held before is read back first, so that nothing is logged twice and what a
     killed process had logged but not sent comes again."""
 
-    def __init__(self, plan: Plan, training_run: str, group: str) -> None:
-        self._plan, self._training_run, self._group = plan, training_run, group
+    def __init__(self, plan: Plan, home: Home) -> None:
+        self._plan, self._home = plan, home
         self._run: wandb.Run | None = None
         self._lineage: Lineage | None = None
         self._is_ready = self._is_finished = False
@@ -45,7 +46,9 @@ class ValidationRun:
             return
         run = self._opened()
         if key not in self._logged:
-            run.log({**row(report, history, is_baseline=report.spec != self._plan.spec), REPORT: key})
+            is_baseline = report.spec != self._plan.spec
+            run.log({**row(report, history, is_baseline=is_baseline), **self._home.mark, REPORT: key})
+            self._home.summarize(run, history, BASELINE if is_baseline else SAMPLED)
             self._logged.add(key)
         self._num_since_tables += 1
         if self._num_since_tables >= TABLES_EVERY:
@@ -68,9 +71,9 @@ class ValidationRun:
             return
         if self._is_ready:
             self._log_tables(run)
-        run.finish()  # waits for the upload; `WandbRuns.close` does not wait longer than its limit
+        self._home.finish(run)  # waits for the upload; `WandbRuns.close` does not wait longer than its limit
         while not self._plan.offline and time.monotonic() < end and not self._logged <= self._arrived:
-            self._arrived |= read_back(run, complete=False)
+            self._arrived |= self._home.read_back(run, complete=False)
             if not self._logged <= self._arrived:
                 time.sleep(CONFIRM_EVERY_S)
 
@@ -88,26 +91,27 @@ class ValidationRun:
 
     def _opened(self) -> "wandb.Run":
         if self._run is None:
-            self._run = open_run(self._plan, self._training_run, self._group)
+            self._run = self._home.open()
             log.info("wandb: %s", f"offline run in {self._run.settings.sync_dir}" if self._run.offline else self._run.url)
         if not self._is_ready:
-            if self._run.starting_step > 0 and not self._plan.offline:
+            if not self._plan.offline:
                 self._look(self._run)
             self._logged |= self._arrived
-            self._lineage = Lineage(self._plan, self._run)
+            self._lineage = Lineage(self._plan, self._run, is_own=self._home.is_own)
             self._is_ready = True
         return self._run
 
     def _look(self, run: "wandb.Run") -> None:
         self._num_looks += 1
         try:
-            self._arrived = read_back(run)
+            self._arrived = self._home.read_back(run, complete=True)
         except Outage as error:
             if self._num_looks < MAX_LOOKS:
                 raise
             log.warning("%s; going on with what can be read", error)
-            self._arrived = read_back(run, complete=False)
-        log.info("wandb: %d reports were there already", len(self._arrived))
+            self._arrived = self._home.read_back(run, complete=False)
+        if self._arrived:
+            log.info("wandb: %d reports were there already", len(self._arrived))
 
     def _log_tables(self, run: "wandb.Run") -> None:
         import wandb

@@ -51,8 +51,9 @@ def main() -> None:
         **dict.fromkeys(("source", "store", "dataset", "encoder", "sampler", "engine", "index", "fidelity"), other),
         raw={},
     )
+    names = {**NAMES, "spec": given.get("spec", NAMES["spec"])}
     with Ledger(state_dir / "ledger.db") as ledger:
-        with Delivery(run, ledger, NAMES, lambda: datetime.now(UTC).isoformat()) as delivery:
+        with Delivery(run, ledger, names, lambda: datetime.now(UTC).isoformat()) as delivery:
             for line in sys.stdin:
                 if line.strip():
                     ledger.finish(report_from_json(json.loads(line)))

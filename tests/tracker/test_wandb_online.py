@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,148 +14,24 @@ from typing import Any
 import pytest
 
 from dr_validate.component import fingerprint
-from dr_validate.ledger import Ledger
-from dr_validate.report_json import report_to_json
-from dr_validate.values import Agreement, Checkpoint, Estimate, Report
+from dr_validate.values import Agreement, Report
+from tests.tracker.watching import (
+    QUICK,
+    REPORTS,
+    RUN,
+    Start,
+    Watcher,
+    report,
+    rows,
+    steps,
+    table,
+    undelivered,
+    versions,
+    wait_for_rows,
+)
 from tests.wandb_server.fixture import KEY, ServerHandle, start_server
 
-DRIVER = Path(__file__).with_name("driver.py")
-QUICK = {
-    f"WANDB_X_{part}_RETRY_WAIT_{end}_SECONDS": "1"
-    for part in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")
-    for end in ("MIN", "MAX")
-}
-QUICK["WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL"] = "1"
 SHORT_EXIT_S = 3
-ONLY_HERE = ("_runtime", "_timestamp")
-RUN = fingerprint({"training_run": "tas-b", "spec": "s1"})
-
-
-def report(step: int, value: float = 0.5, *, second: int = 0, training_run: str = "", uri: str = "somewhere") -> Report:
-    return Report(
-        checkpoint=Checkpoint(
-            name=f"checkpoint-{step}",
-            version="v3",
-            digest=f"sha256:{training_run}{step:04x}",
-            step=step,
-            step_from="folder name",
-            created_at="2026-11-21T03:12:00Z",
-            uri=uri,
-            training_run=training_run,
-            group="sweep-7" if training_run else "",
-        ),
-        dataset="vaswani",
-        sampler="random",
-        spec="s1",
-        status="done",
-        at=f"2026-11-21T03:{15 + second // 60:02}:{second % 60:02}Z",
-        metrics={"mrr@10": Estimate(value=value, low=value - 0.1, high=value, naive=0.9)},
-        corpus={"documents": 11429, "encoded": 1143},
-        seconds={"encode": 20.5, "total": 22.0},
-    )
-
-
-REPORTS = [
-    report(500, 0.25, second=1),
-    report(1500, 0.5, second=2),
-    report(1000, 0.375, second=3),
-    replace(report(2000, second=4), status="failed", metrics={}, error="NaN in the weights"),
-    replace(report(500, 0.125, second=5), spec="full", sampler="full"),
-    report(2500, 0.75, second=6),
-]
-
-
-class Watcher:
-    """A driver process: Reports in, until it is closed or killed."""
-
-    def __init__(self, server: ServerHandle, state_dir: Path, environment: Mapping[str, str], **tracker: Any) -> None:
-        self._server = server
-        limit = tracker.pop("exit_timeout_s", 12)
-        settings = {"state_dir": str(state_dir), "tracker": {"timeout_s": 5, **tracker}, "exit_timeout_s": limit}
-        given = {**server.environment(**QUICK), **environment}
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            [sys.executable, str(DRIVER), json.dumps(settings)],
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
-            text=True,
-            env=given,
-            cwd=given["WANDB_DIR"],
-        )
-
-    def send(self, *reports: Report) -> float:
-        """The longest wait for a delivery, in seconds."""
-        return max((self._say(json.dumps(report_to_json(one))) for one in reports), default=0.0)
-
-    def close(self) -> str:
-        """End it as a stop would; its log."""
-        said: str
-        _, said = self.process.communicate(timeout=60)
-        assert self.process.returncode == 0, said
-        assert "Traceback" not in said, said
-        return said
-
-    def kill(self) -> None:
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.process.communicate(timeout=10)
-
-    def _say(self, line: str) -> float:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        assert answer, self.process.communicate()[1]
-        return float(answer)
-
-
-Start = Callable[..., Watcher]
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[ServerHandle]:
-    with start_server(tmp_path / "server") as handle:
-        yield handle
-
-
-@pytest.fixture
-def state_dir(tmp_path: Path) -> Path:
-    return tmp_path / "state"
-
-
-@pytest.fixture
-def start(server: ServerHandle, state_dir: Path) -> Iterator[Start]:
-    """`start(**tracker settings)`: a watcher on `state_dir`, or on that of `state_dir=`."""
-    watchers: list[Watcher] = []
-
-    def begin(*, environment: Mapping[str, str] | None = None, folder: Path = state_dir, **tracker: Any) -> Watcher:
-        watchers.append(Watcher(server, folder, environment or {}, **tracker))
-        return watchers[-1]
-
-    yield begin
-    for watcher in watchers:
-        watcher.process.kill()
-        watcher.process.communicate()
-
-
-def rows(server: ServerHandle, run: str = RUN) -> list[dict[str, Any]]:
-    """What the server holds of Reports, by Report, without the times and places that any two runs differ in."""
-    history = [row for view in server.runs() if view.id == run for row in view.history() if "_report" in row]
-    plain = [{key: value for key, value in row.items() if key not in (*ONLY_HERE, "_step")} for row in history]
-    return sorted(plain, key=lambda row: str(row["_report"]))
-
-
-def wait_for_rows(server: ServerHandle, num_rows: int) -> None:
-    server.wait_for(lambda: len(rows(server)) >= num_rows)
-
-
-def undelivered(state_dir: Path) -> int:
-    with Ledger(state_dir / "ledger.db") as ledger:
-        return len(ledger.undelivered("wandb:s1", ["s1", "full"]))
-
-
-def steps(server: ServerHandle, run: str = RUN) -> list[int]:
-    return [row["train/global_step"] for row in server.run(run).history("_report", "train/global_step")]
 
 
 @pytest.fixture
@@ -368,14 +244,6 @@ def write_queries(state_dir: Path, of: Report, values: Sequence[float]) -> None:
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
 
 
-def table(server: ServerHandle, name: str) -> list[dict[str, Any]]:
-    """The rows of the last table of this name."""
-    found = [artifact for artifact in server.artifacts(type="run_table") if name in artifact.collection]
-    (path,) = [path for path in found[-1].files if path.endswith(".table.json")]
-    content = json.loads(found[-1].bytes(path))
-    return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
-
-
 def test_tables_stay_readable_with_a_hundred_checkpoints_and_seven_thousand_queries(
     server: ServerHandle, start: Start, state_dir: Path
 ) -> None:
@@ -407,11 +275,6 @@ with wandb.init(project="retrieval", id="t1") as run:
             stream.write(str(n))
         run.log_artifact(version).wait()
 """
-
-
-def versions(values: Sequence[float]) -> list[Report]:
-    uri = "wandb-artifact://tester/retrieval/model-t1:v"
-    return [report(n * 100, v, second=n, training_run="t1", uri=f"{uri}{n}") for n, v in enumerate(values)]
 
 
 def test_lineage_leads_from_model_and_data_to_the_report(server: ServerHandle, start: Start, state_dir: Path) -> None:
