@@ -1,6 +1,5 @@
 """Requests in, answers out, no sockets: GraphQL, the file stream, contents, and the control endpoint."""
 
-import base64
 import json
 import logging
 from collections.abc import Mapping
@@ -79,11 +78,7 @@ class App:
         return refusal(404, f"no route {request.path}")
 
     def _welcome(self, request: Request) -> bool:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme != "Basic":
-            return False
-        key = base64.b64decode(token).decode().partition(":")[2]
-        return key not in self.rejected and "*" not in self.rejected
+        return bool(request.key) and request.key not in self.rejected and "*" not in self.rejected
 
     def _graphql(self, request: Request) -> Answer:
         asked = json.loads(request.body)
@@ -130,7 +125,15 @@ class App:
             self._damage(do, order)
         elif do != "status":
             return refusal(400, f"cannot do {do!r}")
-        return Answer(200, json.dumps({"faults_met": self.faults.num_taken}).encode())
+        return Answer(200, json.dumps({"faults_met": self.faults.num_taken, "faults_left": self.faults.left}).encode())
+
+    def delete_version(self, name: str) -> None:
+        """Delete the version that is `collection:vN`, wherever it is, if it is there still."""
+        collection, _, number = name.partition(":v")
+        with self.store.transaction():
+            for artifact in self.store.all(Artifact):
+                if artifact.collection.endswith(f"/{collection}") and artifact.version == int(number):
+                    forget_artifact(self.store, artifact)
 
     def _damage(self, do: str, order: Mapping[str, Any]) -> None:
         with self.store.transaction():

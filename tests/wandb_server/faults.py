@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-Action = Literal["status", "error", "drop", "cut", "slow", "truncate", "flip", "hang"]
+Action = Literal["status", "error", "drop", "cut", "slow", "truncate", "flip", "hang", "delete"]
 
 
 @dataclass(kw_only=True)
 class Fault:
     """The next `times` requests (all of them if None) that match, after `skip` others, go wrong.
 
-    `route`, `operation`, `method` and `path` are shell patterns. Routes: `graphql`, `file_stream`, `upload`, `file`,
+    `route`, `operation`, `method`, `path` and `key` (the API key that came along, empty for none) are shell patterns;
+    `contains` is text that stands in the URL or the decoded body. Routes: `graphql`, `file_stream`, `upload`, `file`,
     `manifest`, `run_file`, `artifacts_v2`, `other`. What each action does:
 
     status    answer `status` (with `retry_after_s`), the request is not carried out; 403 = an expired URL, 401 = a rejected key
@@ -23,7 +24,8 @@ class Fault:
     slow      the body trickles at `bytes_per_s`
     truncate  `share` of the body under a Content-Length that fits it
     flip      the byte at `share` of the body has all its bits inverted
-    hang      no answer until the fault is cleared, then the connection closes
+    hang      no answer until the fault is cleared, then the connection closes; carried out before that if `carry_out`
+    delete    the version `artifact` (`collection:vN`) is deleted as if by somebody else, then the request is carried out
     """
 
     action: Action
@@ -31,6 +33,8 @@ class Fault:
     operation: str = "*"
     method: str = "*"
     path: str = "*"
+    key: str = "*"
+    contains: str = ""
     times: int | None = 1
     skip: int = 0
     status: int = 503
@@ -39,6 +43,7 @@ class Fault:
     share: float = 0.5
     bytes_per_s: float = 1000.0
     carry_out: bool = False
+    artifact: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -51,14 +56,16 @@ class Fault:
         return cls(**given)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a fault's patterns look at."""
+    """What a fault's patterns look at; `content` is the URL and the decoded body."""
 
     method: str
     route: str
     operation: str
     path: str
+    key: str
+    content: bytes
 
 
 class Faults:
@@ -73,6 +80,15 @@ class Faults:
     def add(self, fault: Fault) -> None:
         with self._lock:
             self._faults.append(fault)
+
+    @property
+    def left(self) -> list[str]:
+        """Those that nothing has used up, in words."""
+        with self._lock:
+            return [
+                f"{f.action} {f.status} {f.route} {f.operation} {f.contains}, {f.times} times after {f.skip}"
+                for f in self._faults
+            ]
 
     def clear(self) -> None:
         """Nothing goes wrong any more, and whoever hangs is let go."""
@@ -101,4 +117,5 @@ class Faults:
 
 def _matches(fault: Fault, kind: Kind) -> bool:
     pairs = [(kind.method, fault.method), (kind.route, fault.route), (kind.operation, fault.operation), (kind.path, fault.path)]
-    return all(fnmatch.fnmatchcase(value, pattern) for value, pattern in pairs)
+    pairs.append((kind.key, fault.key))
+    return fault.contains.encode() in kind.content and all(fnmatch.fnmatchcase(value, pattern) for value, pattern in pairs)

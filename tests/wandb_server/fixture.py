@@ -183,6 +183,10 @@ class ServerHandle:
     def faults_met(self) -> int:
         return int(self.control("status")["faults_met"])
 
+    def faults_left(self) -> list[str]:
+        """Those in force, in words."""
+        return list(self.control("status")["faults_left"])
+
     def store(self) -> Store:
         self._store = self._store or Store(self.folder)
         return self._store

@@ -47,7 +47,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._send(app.control(json.loads(request.body)))
             return
         app.log.capture(request)
-        met = app.faults.take(Kind(request.method, request.route, request.operation, request.path))
+        met = app.faults.take(_kind(request))
         if met is not None:
             self._go_wrong(request, *met)
             return
@@ -93,22 +93,28 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _go_wrong(self, request: Request, fault: Fault, cleared: threading.Event) -> None:
         refused = _refusal_of(fault)
-        untouched = fault.action == "hang" or (fault.action == "drop" and not fault.carry_out)
-        if refused or untouched:
-            self._log(request, refused or Answer(0, b""), fault)
-            if refused:
-                self._send(refused)
-                return
-            if fault.action == "hang":
-                cleared.wait()
-            self._break()
-            return
+        if refused:
+            self._log(request, refused, fault)
+            self._send(refused)
+        elif fault.action in ("hang", "drop"):
+            self._stay_silent(request, fault, cleared)
+        else:
+            self._answer_wrongly(request, fault)
+
+    def _stay_silent(self, request: Request, fault: Fault, cleared: threading.Event) -> None:
+        answer = self.server.app.answer(request) if fault.carry_out else Answer(0)
+        self._log(request, Answer(answer.status, b""), fault)
+        if fault.action == "hang":
+            cleared.wait()
+        self._break()
+
+    def _answer_wrongly(self, request: Request, fault: Fault) -> None:
+        if fault.action == "delete":
+            self.server.app.delete_version(fault.artifact)
         answer = self.server.app.answer(request)
         body = _spoilt(answer.body, fault)
-        self._log(request, Answer(answer.status, b"" if fault.action == "drop" else body), fault)
-        if fault.action == "drop":
-            self._break()
-        elif fault.action == "cut":
+        self._log(request, Answer(answer.status, body), fault)
+        if fault.action == "cut":
             self._head(answer, len(answer.body))
             self.wfile.write(body)
             self.wfile.flush()
@@ -162,6 +168,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
+
+
+def _kind(request: Request) -> Kind:
+    return Kind(
+        method=request.method,
+        route=request.route,
+        operation=request.operation,
+        path=request.path,
+        key=request.key,
+        content=request.target.encode() + b" " + request.body,
+    )
 
 
 def _operation(body: bytes) -> str:

@@ -1,5 +1,6 @@
 """What was asked of the server: one line per request, and on demand every byte."""
 
+import base64
 import json
 import threading
 from collections.abc import Mapping
@@ -27,6 +28,12 @@ class Request:
     def authorized(self) -> bool:
         """Whether credentials came along."""
         return "authorization" in self.headers
+
+    @property
+    def key(self) -> str:
+        """The API key of the credentials; empty where there are none that W&B would understand."""
+        scheme, _, token = self.headers.get("authorization", "").partition(" ")
+        return base64.b64decode(token).decode().partition(":")[2] if scheme == "Basic" else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Faults, one by one, against plain HTTP."""
 
+import base64
 import http.client
 import json
 import threading
@@ -98,3 +99,41 @@ def test_faults_choose_by_operation_and_count(server: ServerHandle) -> None:
     assert ask("Other") == good
     server.fault("status", operation="Wanted*", status=429, retry_after_s=2)
     assert ask("Wanted")[2] == "2"
+
+
+def test_faults_choose_by_key_and_content_and_say_what_is_left(server: ServerHandle) -> None:
+    def ask(key: str, value: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        body = json.dumps({"query": "query Q { viewer { username } }", "variables": {"x": value}})
+        credentials = base64.b64encode(f"api:{key}".encode()).decode()
+        connection.request("POST", "/graphql", body, {"Authorization": f"Basic {credentials}"})
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+    server.fault("status", key="one*", contains="needle")
+    assert [ask("two", "needle"), ask("one", "hay")] == [200, 200] and len(server.faults_left()) == 1
+    assert [ask("one", "needle"), ask("one", "needle")] == [503, 200] and server.faults_left() == []
+
+
+def test_whoever_hangs_or_is_dropped_may_have_been_heard(server: ServerHandle) -> None:
+    put(server, b"old")
+    actions: tuple[Action, ...] = ("drop", "hang")
+    for action in actions:
+        server.fault(action, method="PUT", carry_out=True)
+        with pytest.raises(ConnectionError):
+            put_and_clear(server, action.encode())
+        assert get(server, "/storage/files/x/y")[1] == action.encode()
+
+
+def put_and_clear(server: ServerHandle, content: bytes) -> None:
+    def clear() -> None:
+        server.wait_for(lambda: not server.faults_left())
+        server.clear()
+
+    thread = threading.Thread(target=clear)
+    thread.start()
+    try:
+        put(server, content)
+    finally:
+        thread.join(10)
