@@ -175,7 +175,7 @@ class WandbSource:
 
     def _contents(self, project: Project, checkpoint: Checkpoint, opaque_id: str) -> Contents:
         """Read again, and judged again: what was remembered decides what is listed, not what is written to disk."""
-        _, contents = self._connection.manifest(project, opaque_id)
+        contents = self._connection.manifest(project, opaque_id).contents
         refused = self._refused(Facts.of(contents, "", ""))
         if contents.lacks or refused:
             raise CheckpointError(contents.lacks or str(refused))

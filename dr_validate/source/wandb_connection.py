@@ -3,17 +3,28 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dr_validate.errors import Gone
+from dr_validate.errors import Gone, Outage
 from dr_validate.source.wandb_api import WandbApi
 from dr_validate.source.wandb_http import Downloads
-from dr_validate.source.wandb_manifest import Contents, Entry, read_manifest
+from dr_validate.source.wandb_manifest import Contents, Entry, has_digest, read_manifest
 from dr_validate.source.wandb_project import Origin, Project, run_names
 from dr_validate.source.wandb_versions import Facts, Remembered, Version
 
 WORKERS = 8  # questions at a time about versions not seen before
+MANIFEST_TRIES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a version holds and where it comes from; `is_verified` if it has the digest that W&B names."""
+
+    origin: Origin
+    contents: Contents
+    is_verified: bool
 
 
 class Connection:
@@ -46,10 +57,11 @@ class Connection:
 
         def learn(version: Version) -> tuple[str, Facts] | None:
             try:
-                facts = self._ask(project, version)
+                facts, is_certain = self._ask(project, version)
             except Gone:
                 return None
-            self._remembered.put(folder, version, facts)
+            if is_certain:
+                self._remembered.put(folder, version, facts)
             return version.opaque_id, facts
 
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="wandb-versions") as pool:
@@ -60,7 +72,7 @@ class Connection:
                 raise
         return found | dict(learned)
 
-    def manifest(self, project: Project, opaque_id: str) -> tuple[Origin, Contents]:
+    def manifest(self, project: Project, opaque_id: str) -> "Manifest":
         """Where a version comes from and what is in it. Raises Gone, Outage."""
         origin = project.origin(opaque_id)
         unused = [origin.manifest_url]
@@ -68,8 +80,16 @@ class Connection:
         def fresh_url() -> str:
             return unused.pop() if unused else project.origin(opaque_id).manifest_url
 
-        content = self._manifests.content(fresh_url)
-        return origin, read_manifest(_parsed(content))
+        seen: list[bytes] = []
+        for _ in range(MANIFEST_TRIES):
+            content = self._manifests.content(fresh_url)
+            document = _parsed(content)
+            is_verified = has_digest(document, origin.digest)
+            # The manifest of a version that several processes logged together has another digest, and always the same bytes.
+            if is_verified or content in seen:
+                return Manifest(origin=origin, contents=read_manifest(document), is_verified=is_verified)
+            seen.append(content)
+        raise Outage(f"the manifest of a version comes damaged, each time in another way ({len(seen)} times)")
 
     def bring(self, project: Project, version: tuple[str, str], files: Sequence[Entry], into: Path) -> None:
         """Files of (collection, vN) to their paths under `into`. Raises what Downloads.file raises."""
@@ -91,10 +111,12 @@ class Connection:
 
         return fresh_url
 
-    def _ask(self, project: Project, version: Version) -> Facts:
-        origin, contents = self.manifest(project, version.opaque_id)
-        training_run, group = self._names_of_run(origin.logged_by) if origin.logged_by else ("", "")
-        return Facts.of(contents, training_run, group)
+    def _ask(self, project: Project, version: Version) -> tuple[Facts, bool]:
+        """And whether they may be remembered: what makes a version unusable must not be damage on the way."""
+        found = self.manifest(project, version.opaque_id)
+        logged_by = found.origin.logged_by
+        training_run, group = self._names_of_run(logged_by) if logged_by else ("", "")
+        return Facts.of(found.contents, training_run, group), found.is_verified or not found.contents.lacks
 
 
 def _parsed(content: bytes) -> Any:

@@ -1,5 +1,6 @@
 """What a version's manifest says, before a byte of its files is fetched: what encoding needs of it, and what it lacks."""
 
+import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -65,6 +66,18 @@ def read_manifest(document: Any) -> Contents:
     except BadManifest as error:
         return Contents(files=(), lacks=str(error))
     return Contents(files=found, lacks=_what_is_missing({entry.path for entry in found}, entries) or "")
+
+
+def has_digest(document: Any, digest: str) -> bool:
+    """Whether `digest` (hex, of a version) is that of this manifest (parsed JSON), as the SDK computes it when it logs one."""
+    import xxhash
+
+    contents = document.get("contents") if isinstance(document, dict) else None
+    if not isinstance(contents, dict):
+        return False
+    given = ((path, entry.get("digest") if isinstance(entry, dict) else None) for path, entry in sorted(contents.items()))
+    lines = "".join(["wandb-artifact-manifest-v1\n", *(f"{path}:{one}\n" for path, one in given)]).encode()
+    return digest in (hashlib.md5(lines, usedforsecurity=False).hexdigest(), xxhash.xxh128(lines).hexdigest())
 
 
 def check_path(path: str) -> None:

@@ -47,6 +47,7 @@ query TypesOfProject($entity: String!, $project: String!, $cursor: String, $perP
 _VERSION = """
 query FactsOfVersion($id: ID!) {
   artifact(id: $id) {
+    digest
     currentManifest { file { directUrl } }
     createdBy { __typename ... on Run { name project { name entity { name } } } } }
 }
@@ -75,9 +76,11 @@ COMMITTED = "COMMITTED"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a version's manifest is, for some minutes; and entity, project and id of the run that logged the version."""
+    """Where a version's manifest is, for some minutes, and what its digest should be; and entity, project and id of the run
+    that logged the version."""
 
     manifest_url: str
+    digest: str
     logged_by: tuple[str, str, str] | None
 
 
@@ -142,7 +145,8 @@ class Project:
             raise Gone("it was deleted before it could be looked at")
         place = run.get("project")
         logged_by = (place["entity"]["name"], place["name"], run["name"]) if place else None
-        return Origin(manifest_url=str(manifest["file"]["directUrl"]), logged_by=logged_by)
+        url, digest = str(manifest["file"]["directUrl"]), str(artifact.get("digest"))
+        return Origin(manifest_url=url, digest=digest, logged_by=logged_by)
 
     def pinned(self, collection: str, version: str) -> str:
         """The opaque id of what `collection:vN` is. Raises Gone where it was deleted."""

@@ -13,7 +13,7 @@ import xxhash
 
 from dr_validate.errors import CheckpointError
 from dr_validate.source.wandb_http import Downloads
-from dr_validate.source.wandb_manifest import Entry, read_manifest
+from dr_validate.source.wandb_manifest import Entry, has_digest, read_manifest
 
 PLAIN = ["config.json", "model.safetensors", "tokenizer.json"]
 TOWERS = [f"{tower}/{name}" for tower in ("query_model", "passage_model") for name in ("config.json", "model.safetensors")]
@@ -124,3 +124,13 @@ def test_a_file_is_checked_with_the_digest_that_the_manifest_uses(url: str, tmp_
 
 def _only(given: dict[str, Any]) -> tuple[Entry, ...]:
     return read_manifest({"contents": {"model.safetensors": given}}).files
+
+
+@pytest.mark.parametrize("algorithm", [hashlib.md5, xxhash.xxh128])
+def test_a_manifest_is_known_by_the_digest_of_its_version(algorithm: Any) -> None:
+    document = manifest(PLAIN)
+    lines = "".join(f"{name}:digest of {name}\n" for name in PLAIN)  # sorted, as the SDK has them
+    digest = algorithm(b"wandb-artifact-manifest-v1\n" + lines.encode()).hexdigest()
+    assert has_digest(document, digest) and not has_digest(None, digest) and not has_digest({"contents": []}, digest)
+    document["contents"]["config.json"]["digest"] = "another"
+    assert not has_digest(document, digest)
