@@ -1,0 +1,163 @@
+"""Charts about the values of checkpoints: over the training, and sampled against full."""
+
+from collections.abc import Sequence
+
+from dr_validate.report import plot
+from dr_validate.report.comparison import paired
+from dr_validate.report.gather import Section, Strategy
+from dr_validate.report.markup import Markup, el, join
+from dr_validate.report.queries import best_of
+from dr_validate.report.scales import around
+from dr_validate.report.words import has_interval, is_bound, number, with_interval
+from dr_validate.values import Estimate, Report
+
+MANY_POINTS = 40  # beyond, they are drawn smaller
+LEAST_RANGE = 0.01  # of a metric: smaller differences are not blown up to fill a chart
+
+
+def steps_charts(section: Section, strategy: Strategy) -> Markup:
+    """A metric over training steps, a chart each, under one legend."""
+    full = section.full.done if section.full and strategy is not section.full else ()
+    figures = [_steps_chart(strategy, full, metric) for metric in section.metrics if _with(strategy.done, metric)]
+    return join(plot.legend(_steps_legend(section, strategy)), plot.charts(*figures)) if figures else Markup("")
+
+
+def _steps_chart(strategy: Strategy, full: Sequence[Report], metric: str) -> Markup:
+    done, exact = _with(strategy.done, metric), _with(full, metric)
+    missing = [report for report in strategy.reports if report.status != "done"]
+    every_step = sorted({report.checkpoint.step for report in (*done, *exact, *missing)})
+    estimates = [report.metrics[metric] for report in (*done, *exact)]
+    values = [value for estimate in estimates for value in (estimate.value, *_ends(estimate), *_naive(estimate))]
+    on = plot.frame(around(every_step, least=10), unit_range(values))
+    if len(every_step) == 1:
+        on = plot.Frame(x=on.x, y=on.y, height=on.height, x_ticks=(every_step[0],))
+    own = "full" if strategy.name == "full corpus" else "sampled"
+    marks = [
+        *_bands(on, done, metric),
+        plot.line([(on.x(r.checkpoint.step), on.y(v)) for r in done for v in _naive(r.metrics[metric])], "naive"),
+        plot.line(_places(on, done, metric), f"{own} line"),
+        *(_cross(on, report) for report in missing),
+        *_points(on, done, metric, own),
+        *_points(on, exact, metric, "full"),
+        _ring(on, best_of(done, metric), metric) if len(done) > 1 else Markup(""),
+    ]
+    return plot.chart(on, plot.Labels(title=metric, x="training step", y=metric), *marks)
+
+
+def unit_range(values: Sequence[float]) -> tuple[float, float]:
+    """Some room around values of a metric, which are in 0..1."""
+    low, high = around(values, least=LEAST_RANGE)
+    return max(low, 0.0) if high > 0 else low, min(high, 1.0) if low < 1 else high
+
+
+def _with(reports: Sequence[Report], metric: str) -> list[Report]:
+    return [report for report in reports if metric in report.metrics]
+
+
+def _ends(estimate: Estimate) -> tuple[float, ...]:
+    return (estimate.low, estimate.high) if has_interval(estimate) else ()
+
+
+def _naive(estimate: Estimate) -> tuple[float, ...]:
+    """Where it says more than the value."""
+    return (estimate.naive,) if number(estimate.naive) and estimate.naive != estimate.value else ()
+
+
+def _places(on: plot.Frame, reports: Sequence[Report], metric: str) -> list[plot.Place]:
+    return [(on.x(report.checkpoint.step), on.y(report.metrics[metric].value)) for report in reports]
+
+
+def _bands(on: plot.Frame, done: Sequence[Report], metric: str) -> list[Markup]:
+    """Runs of checkpoints that have an interval; a lone one has a bar."""
+    runs: list[list[Report]] = [[]]
+    for report in done:
+        if has_interval(report.metrics[metric]):
+            runs[-1].append(report)
+        elif runs[-1]:
+            runs.append([])
+    marks = []
+    for run in (run for run in runs if run):
+        ends = [(on.x(r.checkpoint.step), on.y(r.metrics[metric].high), on.y(r.metrics[metric].low)) for r in run]
+        if len(run) == 1:
+            x, high, low = ends[0]
+            marks.append(el("g", plot.upright(x, low, high), class_="sampled"))
+        marks.append(plot.band([(x, high) for x, high, _ in ends], [(x, low) for x, _, low in ends], "band"))
+    return marks
+
+
+def _points(on: plot.Frame, reports: Sequence[Report], metric: str, own: str) -> list[Markup]:
+    size = 3.5 if len(reports) <= MANY_POINTS else 2.2
+    kind = "diamond" if own == "full" else "circle"
+    places = _places(on, reports, metric)
+    return [
+        plot.titled(_told(report, metric, own), plot.shape(kind, place, size), class_=f"{own} point")
+        for report, place in zip(reports, places, strict=True)
+    ]
+
+
+def _told(report: Report, metric: str, own: str) -> str:
+    name = "full corpus" if own == "full" else "sampled"
+    estimate = report.metrics[metric]
+    naive = f", naive {number(estimate.naive)}" if _naive(estimate) else ""
+    checkpoint = report.checkpoint
+    return f"step {checkpoint.step:,} ({checkpoint.label}), {name}: {metric} {with_interval(estimate, 4)}{naive}"
+
+
+def _cross(on: plot.Frame, report: Report) -> Markup:
+    told = f"step {report.checkpoint.step:,} ({report.checkpoint.label}) {report.status}: {report.error}"
+    return plot.titled(told, plot.shape("cross", (on.x(report.checkpoint.step), on.bottom - 7)), class_="missing")
+
+
+def _ring(on: plot.Frame, best: Report, metric: str) -> Markup:
+    place = (on.x(best.checkpoint.step), on.y(best.metrics[metric].value))
+    return el("g", plot.shape("circle", place, 8), class_="ring")
+
+
+def _steps_legend(section: Section, strategy: Strategy) -> list[tuple[str, Markup]]:
+    estimates = [estimate for report in strategy.done for estimate in report.metrics.values()]
+    bounds = bool(estimates) and all(is_bound(estimate) for estimate in estimates)
+    own = "full" if strategy is section.full else "sampled"
+    kind = "diamond" if own == "full" else "circle"
+    point = el("g", plot.shape(kind, (14, 7)), class_=f"{own} point")
+    name = f"{strategy.name}, an upper bound" if bounds else strategy.name
+    entries = [(name, join(plot.line([(1, 7), (27, 7)], f"{own} line"), point))]
+    if any(has_interval(estimate) for estimate in estimates):
+        entries.append(("95% interval", plot.band([(1, 2), (27, 2)], [(1, 12), (27, 12)], "band")))
+    if any(_naive(estimate) for estimate in estimates):
+        entries.append(("naive, an upper bound", plot.line([(1, 7), (27, 7)], "naive")))
+    if own == "sampled" and section.full and section.full.done:
+        entries.append(("full corpus", el("g", plot.shape("diamond", (14, 7)), class_="full point")))
+    if len(strategy.done) > 1:
+        entries.append(("highest", el("g", plot.shape("circle", (14, 7), 6), class_="ring")))
+    if any(report.status != "done" for report in strategy.reports):
+        entries.append(("failed or skipped", el("g", plot.shape("cross", (14, 7)), class_="missing")))
+    return entries
+
+
+def scatter_charts(section: Section, strategy: Strategy) -> Markup:
+    """Sampled against full values, a chart for each metric; nothing without a checkpoint that has both."""
+    pairs = {metric: paired(strategy.done, section.full.done if section.full else (), metric) for metric in section.metrics}
+    figures = [_scatter(found, metric) for metric, found in pairs.items() if found]
+    if not figures:
+        return Markup("")
+    entries = [
+        (f"a checkpoint, {strategy.name}", el("g", plot.shape("circle", (14, 7)), class_="sampled point")),
+        ("sampled = full", plot.line([(1, 12), (27, 2)], "diagonal")),
+    ]
+    if any(has_interval(report.metrics[metric]) for metric, found in pairs.items() for report, _ in found):
+        entries.insert(1, ("95% interval", el("g", plot.upright(14, 1, 13), class_="sampled")))
+    return join(plot.legend(entries), plot.charts(*figures))
+
+
+def _scatter(pairs: Sequence[tuple[Report, Report]], metric: str) -> Markup:
+    both = [(report.metrics[metric], exact.metrics[metric].value) for report, exact in pairs]
+    values = [value for estimate, exact in both for value in (estimate.value, exact, *_ends(estimate))]
+    span = unit_range(values)
+    on = plot.frame(span, span, height=330)
+    marks = [plot.line([(on.x(span[0]), on.y(span[0])), (on.x(span[1]), on.y(span[1]))], "diagonal")]
+    for (report, _), (estimate, exact) in zip(pairs, both, strict=True):
+        told = f"{_told(report, metric, 'sampled')}; full corpus {number(exact)}"
+        bars = [plot.upright(on.x(exact), on.y(estimate.low), on.y(estimate.high))] if has_interval(estimate) else []
+        dot = plot.shape("circle", (on.x(exact), on.y(estimate.value)), 3.5 if len(pairs) <= MANY_POINTS else 2.5)
+        marks.append(plot.titled(told, *bars, dot, class_="sampled point"))
+    return plot.chart(on, plot.Labels(title=metric, x=f"{metric} on the full corpus", y=f"sampled {metric}"), *marks)

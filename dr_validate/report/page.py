@@ -1,0 +1,165 @@
+"""The whole page: a section for each test collection and training run, in the order in which questions come up."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dr_validate.report.costs import change_chart, change_in_words, cost_charts
+from dr_validate.report.curves import scatter_charts, steps_charts
+from dr_validate.report.gather import Section, Strategy
+from dr_validate.report.markup import Markup, el, join
+from dr_validate.report.plot import charts
+from dr_validate.report.queries import Movement
+from dr_validate.report.tables import checkpoints_table, other_metrics_table, queries_table, strategies_table
+from dr_validate.report.verdict import Verdict
+from dr_validate.report.words import count, listed
+
+TITLE = "Validation of checkpoints"
+NOTHING_YET = "Nothing has been validated yet."
+MEANINGS = (
+    "compared: checkpoints with a full-corpus value; bias: mean of sampled minus full; RMSE: its root mean square; "
+    "tau: Kendall\u2019s tau-b, its 95% interval by Fisher\u2019s z, from five checkpoints on; regret: what the full corpus "
+    "loses by the choice that the sample makes; covered: intervals that hold the full-corpus value; "
+)
+COLUMNS = (
+    "95% interval: where the full-corpus value of these queries lies; any queries: the same for other queries like these; "
+    "naive: as if the sample were the corpus; \u2264: an upper bound; crossings: sampled documents above a relevant one; lag: "
+    "from the checkpoint to its report."
+)
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A section with what was found out about it; `texts` of the queries that moved most, where they are known."""
+
+    section: Section
+    verdict: Verdict
+    movement: Movement | None
+    texts: dict[str, str]
+
+
+def page(parts: Sequence[Part], state_dir: str) -> str:
+    """One self-contained HTML file that is XML, too: no server, no network, no script needed to read it.
+
+    The same ledger gives the same page, byte for byte.
+    """
+    ends = [report.at for part in parts for strategy in part.section.strategies for report in strategy.reports]
+    latest = f", as of {max(ends)}" if ends else ""
+    body = [
+        el("header", el("h1", TITLE), el("p", f"{state_dir}{latest}", class_="facts")),
+        _contents(parts),
+        *(_section(part, number) for number, part in enumerate(parts, 1)),
+        None if parts else _nothing_yet(state_dir),
+    ]
+    head = [
+        el("meta", charset="utf-8"),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="color-scheme", content="light dark"),
+        el("title", TITLE),
+        el("style", Markup((HERE / "page.css").read_text(encoding="utf-8"))),
+    ]
+    script = el("script", Markup((HERE / "page.js").read_text(encoding="utf-8")))
+    whole = el("html", el("head", *head), el("body", el("main", *body), script), lang="en")
+    return f"<!DOCTYPE html>\n{whole}\n"
+
+
+def _nothing_yet(state_dir: str) -> Markup:
+    commands = (
+        f"python -m dr_validate source.path=FOLDER dataset=beir dataset.path=COLLECTION sampler=random state_dir={state_dir}\n"
+        f"python -m dr_validate task=report state_dir={state_dir}"
+    )
+    told = "Checkpoints appear here once they are in the ledger of this state_dir. Validate some, then write this page again:"
+    return el("section", el("h2", NOTHING_YET), el("p", told), el("pre", commands))
+
+
+def _contents(parts: Sequence[Part]) -> Markup | None:
+    if len(parts) < 2:
+        return None
+    rows = [
+        el("li", el("a", part.section.title, href=f"#part-{number}"), f" {part.verdict.headline}")
+        for number, part in enumerate(parts, 1)
+    ]
+    return el("nav", el("ul", *rows), aria_label="Contents")
+
+
+def _section(part: Part, number: int) -> Markup:
+    section = part.section
+    sizes = ((section.documents, "document"), (section.queries, "query"))
+    facts = [count(how_many, noun) for how_many, noun in sizes if how_many]
+    facts += [f"training run {section.run}"] if section.run else []
+    return el(
+        "section",
+        el("h2", section.title),
+        el("p", ", ".join(facts), class_="facts"),
+        el("p", part.verdict.headline, class_="headline"),
+        el("ul", *(el("li", sentence) for sentence in part.verdict.sentences), class_="verdict"),
+        _each_strategy(
+            "Over the training", section, section.strategies if not section.sampled else section.sampled, steps_charts
+        ),
+        _each_strategy("Sampled against full corpus", section, section.sampled, scatter_charts),
+        _strategies(section),
+        _queries(part),
+        _checkpoints(section),
+        id=f"part-{number}",
+    )
+
+
+def _each_strategy(
+    heading: str, section: Section, strategies: Sequence[Strategy], draw: Callable[[Section, Strategy], Markup]
+) -> Markup | None:
+    """The first strategy at once, the others on demand."""
+    drawn = [(strategy, figures) for strategy in strategies if (figures := draw(section, strategy))]
+    if not drawn:
+        return None
+    others = [_folded(strategy.name, figures) for strategy, figures in drawn[1:]]
+    return join(el("h3", heading), drawn[0][1], *others)
+
+
+def _folded(summary: str, *content: Markup) -> Markup:
+    return el("details", el("summary", summary), *content)
+
+
+def _strategies(section: Section) -> Markup | None:
+    if not any(strategy.done for strategy in section.sampled):
+        return None
+    compared = section.metric and any(section.comparison(strategy, section.metric) for strategy in section.sampled)
+    note = f"{MEANINGS if compared else ''}seconds: the median over checkpoints."
+    return join(
+        el("h3", "Error and cost of the strategies"),
+        cost_charts(section),
+        strategies_table(section),
+        el("p", note, class_="note"),
+    )
+
+
+def _queries(part: Part) -> Markup | None:
+    movement = part.movement
+    if movement is None:
+        return None
+    before, after = movement.before.checkpoint.step, movement.after.checkpoint.step
+    tables = [queries_table(movement, sign, part.texts) for sign in (1, -1)]
+    return join(
+        el("h3", f"Queries that moved from step {before:,} to {after:,}"),
+        el("p", f"{movement.metric}, {movement.strategy.name}. {change_in_words(movement)}"),
+        charts(change_chart(movement)),
+        el("div", *tables, class_="moved"),
+    )
+
+
+def _checkpoints(section: Section) -> Markup | None:
+    shown = [strategy for strategy in section.strategies if strategy.reports or strategy.unfinished]
+    if not shown:
+        return None
+    rest = other_metrics_table(section, shown[0])
+    others = [
+        _folded(strategy.name, checkpoints_table(section, strategy), other_metrics_table(section, strategy))
+        for strategy in shown[1:]
+    ]
+    return join(
+        el("h3", "All checkpoints"),
+        checkpoints_table(section, shown[0]),
+        el("p", COLUMNS, class_="note"),
+        _folded(listed(section.metrics[1:]), rest) if rest else None,
+        *others,
+    )

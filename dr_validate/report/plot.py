@@ -1,0 +1,133 @@
+"""A chart as inline SVG: its frame with ticks and labels, and the marks that are drawn in it. Colours come from page.css."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dr_validate.report.markup import Markup, el, join
+from dr_validate.report.scales import Scale
+from dr_validate.report.words import axis_number
+
+WIDTH = 420
+LEFT, RIGHT, TOP, BOTTOM = 52.0, 16.0, 26.0, 40.0
+TICK_PIXELS = 64  # one tick in so many, not to let labels meet
+CAP = 3.0
+Place = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """Where a value is in the picture; `x_ticks` instead of round numbers where there are few values."""
+
+    x: Scale
+    y: Scale
+    height: int
+    x_ticks: tuple[float, ...] | None = None
+
+    @property
+    def bottom(self) -> float:
+        return self.height - BOTTOM
+
+
+def frame(x: tuple[float, float], y: tuple[float, float], *, height: int = 270, log_x: bool = False) -> Frame:
+    """The picture of x[0]..x[1] by y[0]..y[1]."""
+    return Frame(
+        x=Scale(low=x[0], high=x[1], start=LEFT, end=WIDTH - RIGHT, log=log_x),
+        y=Scale(low=y[0], high=y[1], start=height - BOTTOM, end=TOP),
+        height=height,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """`title` stands above the picture; `x` and `y` name the axes, with their units."""
+
+    title: str
+    x: str
+    y: str
+
+
+def chart(on: Frame, labels: Labels, *marks: Markup) -> Markup:
+    """A figure: title, axes, and the marks in their order, later ones on top."""
+    svg = el(
+        "svg",
+        _grid(on),
+        el("text", labels.y, x=LEFT, y=TOP - 11, class_="axis-name") if labels.y != labels.title else None,
+        el("text", labels.x, x=(LEFT + WIDTH - RIGHT) / 2, y=on.height - 6, class_="axis-name middle"),
+        *marks,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {WIDTH} {on.height}",
+        role="img",
+        aria_label=f"{labels.title}: {labels.y} by {labels.x}",
+    )
+    return el("figure", el("figcaption", labels.title), svg)
+
+
+def _grid(on: Frame) -> Markup:
+    right, bottom = WIDTH - RIGHT, on.bottom
+    y_ticks = on.y.ticks(6)
+    x_ticks = on.x_ticks if on.x_ticks is not None else on.x.ticks(int((right - LEFT) / TICK_PIXELS))
+    lines = [el("line", x1=LEFT, x2=right, y1=on.y(tick), y2=on.y(tick), class_="grid") for tick in y_ticks]
+    rows = [el("text", axis_number(tick), x=LEFT - 7, y=on.y(tick) + 4, class_="tick end") for tick in y_ticks]
+    stubs = [el("line", x1=on.x(tick), x2=on.x(tick), y1=bottom, y2=bottom + 4, class_="axis") for tick in x_ticks]
+    columns = [el("text", axis_number(tick), x=on.x(tick), y=bottom + 17, class_="tick middle") for tick in x_ticks]
+    return join(*lines, el("line", x1=LEFT, x2=right, y1=bottom, y2=bottom, class_="axis"), *rows, *stubs, *columns)
+
+
+def titled(title: str, *shapes: Markup, class_: str) -> Markup:
+    """Shapes that belong together and say `title` when pointed at."""
+    return el("g", el("title", title), *shapes, class_=class_)
+
+
+def line(places: Sequence[Place], class_: str) -> Markup:
+    """Through all places; nothing where there are fewer than two."""
+    return el("path", d=_path(places), class_=class_) if len(places) > 1 else Markup("")
+
+
+def band(upper: Sequence[Place], lower: Sequence[Place], class_: str) -> Markup:
+    """The area between two lines over the same x."""
+    if len(upper) < 2:
+        return Markup("")
+    return el("path", d=f"{_path([*upper, *reversed(lower)])}Z", class_=class_)
+
+
+def upright(x: float, low: float, high: float, class_: str = "bar") -> Markup:
+    """An interval as an upright bar with caps."""
+    strokes = [f"M{x:.1f} {low:.1f}V{high:.1f}", *(f"M{x - CAP:.1f} {end:.1f}h{2 * CAP:.1f}" for end in (low, high))]
+    return el("path", d="".join(strokes), class_=class_)
+
+
+def shape(kind: str, place: Place, size: float = 3.5) -> Markup:
+    """A `circle`, `diamond`, `square`, `triangle` or `cross` around a place."""
+    x, y = place
+    wide = size * 1.3
+    if kind == "circle":
+        return el("circle", cx=x, cy=y, r=size)
+    if kind == "square":
+        return el("path", d=f"M{x - size:.1f} {y - size:.1f}h{2 * size:.1f}v{2 * size:.1f}h{-2 * size:.1f}Z")
+    if kind == "triangle":
+        return el("path", d=f"M{x:.1f} {y - wide:.1f}L{x + wide:.1f} {y + size:.1f}H{x - wide:.1f}Z")
+    if kind == "cross":
+        return el(
+            "path",
+            d=f"M{x - size:.1f} {y - size:.1f}l{2 * size:.1f} {2 * size:.1f}m0 {-2 * size:.1f}l{-2 * size:.1f} {2 * size:.1f}",
+        )
+    assert kind == "diamond", f"no shape {kind!r}"
+    return el("path", d=f"M{x:.1f} {y - wide:.1f}L{x + wide:.1f} {y:.1f}L{x:.1f} {y + wide:.1f}L{x - wide:.1f} {y:.1f}Z")
+
+
+def legend(entries: Sequence[tuple[str, Markup]]) -> Markup:
+    """A line of samples (drawn around (14, 7)) and their names."""
+    items = [
+        el("li", el("svg", sample, xmlns="http://www.w3.org/2000/svg", viewBox="0 0 28 14", aria_hidden="true"), name)
+        for name, sample in entries
+    ]
+    return el("ul", *items, class_="legend")
+
+
+def charts(*figures: Markup) -> Markup:
+    """Side by side as far as there is room."""
+    return el("div", *figures, class_="charts")
+
+
+def _path(places: Sequence[Place]) -> str:
+    return "".join(f"{'L' if number else 'M'}{x:.1f} {y:.1f}" for number, (x, y) in enumerate(places))

@@ -1,0 +1,142 @@
+"""Which queries moved between two checkpoints, and by how much, from the values per query beside the ledger."""
+
+import csv
+import json
+import logging
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dr_validate.report.comparison import Z_95
+from dr_validate.report.gather import Section, Strategy
+from dr_validate.values import Float64, Report
+
+MOST_SHOWN = 10  # queries that gained most, and as many that lost most
+LARGEST_FILE_BYTES = 64 << 20  # a longer list of queries is not read for a page
+csv.field_size_limit(1 << 24)
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Movement:
+    """From checkpoint `before` to the later `after`: `metric` of each query that both have, in the same order."""
+
+    metric: str
+    strategy: Strategy
+    before: Report
+    after: Report
+    query_ids: tuple[str, ...]
+    values_before: Float64  # (num_queries,)
+    values_after: Float64  # (num_queries,)
+
+    @property
+    def changes(self) -> Float64:
+        """(num_queries,) after minus before."""
+        return self.values_after - self.values_before
+
+    @property
+    def mean(self) -> float:
+        return float(self.changes.mean())
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95% for the mean change over other queries like these (paired, normal); None from fewer than ten queries."""
+        if len(self.query_ids) < 10:
+            return None
+        reach = Z_95 * float(self.changes.std(ddof=1)) / math.sqrt(len(self.query_ids))
+        return self.mean - reach, self.mean + reach
+
+    def largest(self, sign: int) -> list[int]:
+        """Places of the queries that gained (`sign` 1) or lost (-1) most, the largest first, ties by id."""
+        moved = [place for place, change in enumerate(self.changes) if sign * change > 0]
+        return sorted(moved, key=lambda place: (-sign * self.changes[place], self.query_ids[place]))[:MOST_SHOWN]
+
+
+def movement(section: Section, state_dir: Path) -> Movement | None:
+    """Between the best checkpoint and the last one, or the one before where the best is the last.
+
+    On the full corpus where both have values there, else on the first sample that has; None where no values are kept.
+    """
+    judge, metric = section.judge, section.metric
+    done = [report for report in judge.done if metric in report.metrics] if judge else []
+    if metric is None or len(done) < 2:
+        return None
+    best = best_of(done, metric)
+    other = done[-1] if done[-1] is not best else done[-2]
+    pair = sorted((best, other), key=lambda report: report.checkpoint.step)
+    for strategy in [strategy for strategy in (section.full, *section.sampled) if strategy]:
+        found = {report.checkpoint.digest: report for report in strategy.done}
+        if all(report.checkpoint.digest in found for report in pair):
+            before, after = (found[report.checkpoint.digest] for report in pair)
+            old, new = (_values(report, metric, state_dir) for report in (before, after))
+            if shared := [query for query in old if query in new]:
+                return Movement(
+                    metric=metric,
+                    strategy=strategy,
+                    before=before,
+                    after=after,
+                    query_ids=tuple(shared),
+                    values_before=np.array([old[query] for query in shared]),
+                    values_after=np.array([new[query] for query in shared]),
+                )
+    return None
+
+
+def best_of(done: Sequence[Report], metric: str) -> Report:
+    """The highest value, the earliest of several."""
+    return max(done, key=lambda report: (report.metrics[metric].value, -report.checkpoint.step))
+
+
+def _values(report: Report, metric: str, state_dir: Path) -> Mapping[str, float]:
+    path = state_dir / "queries" / report.spec / f"{report.checkpoint.digest.replace(':', '-')}.parquet"
+    if not path.is_file():
+        return {}
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        filters = [("metric", "==", metric)]
+        table = pyarrow.parquet.read_table(path, columns=["query_id", "value"], filters=filters, use_threads=False)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        log.warning("%s: cannot be read (%s); the page goes without the queries that moved", path, error)
+        return {}
+    pairs = zip(table.column("query_id").to_pylist(), table.column("value").to_pylist(), strict=True)
+    return {query: value for query, value in pairs if value is not None}
+
+
+def query_texts(wanted: Collection[str], state_dir: Path, dataset: Mapping[str, Any]) -> Mapping[str, str]:
+    """Texts of the queries, as far as a file with them is near: the one that `dataset` of the configuration points at, or the
+    one in the state_dir. A file that does not know every one of `wanted` is of another collection; none is no text at all.
+    """
+    for path in _candidates(state_dir, dataset):
+        if not path.is_file() or path.stat().st_size > LARGEST_FILE_BYTES:
+            continue
+        try:
+            texts = {query: text for query, text in _rows(path) if query in wanted}
+        except (OSError, ValueError, csv.Error):  # a file of another form: the page shows ids
+            continue
+        if texts.keys() >= set(wanted):
+            return texts
+    return {}
+
+
+def _candidates(state_dir: Path, dataset: Mapping[str, Any]) -> list[Path]:
+    own, folder = dataset.get("queries"), dataset.get("path")
+    named = [Path(str(own)).expanduser()] if own else []
+    names = ("queries.jsonl", "queries.dev.small.tsv", "queries.dev.tsv")
+    inside = [Path(str(folder)).expanduser() / name for name in names] if folder else []
+    return [*named, *inside, *sorted(state_dir.glob("datasets/*/queries.jsonl"))]
+
+
+def _rows(path: Path) -> Iterator[tuple[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        if path.suffix == ".tsv":
+            yield from ((row[0], row[1]) for row in csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if len(row) > 1)
+        elif path.suffix == ".jsonl":
+            rows = (json.loads(line) for line in stream if line.strip())
+            pairs = ((row.get("_id"), row.get("text")) for row in rows if isinstance(row, dict))
+            yield from ((str(query), text) for query, text in pairs if isinstance(text, str))

@@ -1,0 +1,187 @@
+"""The tables of the page: strategies, queries that moved most, all checkpoints."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from dr_validate.ledger_schema import State
+from dr_validate.report.comparison import Comparison
+from dr_validate.report.gather import Section, Strategy
+from dr_validate.report.grid import EMPTY, Cell, Column, Row, numeric, table, text
+from dr_validate.report.markup import Markup, el, join
+from dr_validate.report.queries import Movement
+from dr_validate.report.verdict import crossings_of
+from dr_validate.report.words import duration, has_interval, interval, is_bound, number, percent, signed
+from dr_validate.values import Estimate, Report
+
+
+def strategies_table(section: Section) -> Markup:
+    """What each strategy costs and how far its values are off, on the first metric."""
+    metric = section.metric or ""
+    heads = (
+        "documents",
+        "share",
+        "seconds",
+        "validated",
+        "compared",
+        "bias",
+        "RMSE",
+        "tau",
+        "95% interval",
+        "regret",
+        "covered",
+    )
+    columns = [Column(name="strategy", number=False), *(Column(name=head) for head in heads)]
+    rows = [_strategy_row(strategy, section.comparison(strategy, metric)) for strategy in section.strategies]
+    return table(columns, rows, f"Strategies, {metric}")
+
+
+def _strategy_row(strategy: Strategy, found: Comparison | None) -> Row:
+    documents, fraction, seconds = strategy.documents, strategy.fraction, strategy.seconds
+    cost = [
+        text(strategy.name),
+        numeric(documents, f"{documents or 0:,.0f}"),
+        numeric(fraction, percent(fraction or 0)),
+        numeric(seconds, f"{seconds or 0:,.1f}"),
+        numeric(len(strategy.done), f"{len(strategy.done):,}"),
+    ]
+    if found is None:
+        return [*cost, *[EMPTY] * 7]
+    tau = "undefined" if found.tau is None and found.checkpoints > 1 else number(found.tau, 2)
+    reach, share = found.tau_interval, found.covered / found.with_interval if found.with_interval else None
+    return [
+        *cost,
+        numeric(found.checkpoints, f"{found.checkpoints:,}"),
+        numeric(found.bias, signed(found.bias)),
+        numeric(found.rmse, number(found.rmse)),
+        Cell(shown=tau, sort=found.tau if found.tau is not None else -2.0),
+        numeric(reach[0], interval(*reach, 2)) if reach else EMPTY,
+        numeric(found.regret, number(found.regret)) if found.checkpoints > 1 else EMPTY,
+        numeric(share, f"{found.covered:,} of {found.with_interval:,}"),
+    ]
+
+
+def queries_table(movement: Movement, sign: int, texts: Mapping[str, str]) -> Markup:
+    """The queries that gained (`sign` 1) or lost (-1) most; nothing where none did."""
+    rows = []
+    for place in movement.largest(sign):
+        before, after, change = (float(v[place]) for v in (movement.values_before, movement.values_after, movement.changes))
+        query = movement.query_ids[place]
+        numbers = [numeric(before, number(before)), numeric(after, number(after)), numeric(change, signed(change))]
+        rows.append([_query(query, texts.get(query)), *numbers])
+    if not rows:
+        return Markup("")
+    steps = (f"step {movement.before.checkpoint.step:,}", f"step {movement.after.checkpoint.step:,}", "change")
+    names = [Column(name="query", number=False), *(Column(name=step) for step in steps)]
+    return table(names, rows, "Largest gains" if sign > 0 else "Largest losses")
+
+
+def _query(identity: str, known: str | None) -> Cell:
+    """The text over the id, the id alone where no text is known."""
+    shown = identity if known is None else join(known, el("small", identity))
+    return Cell(shown=shown, sort=known or identity, look="text")
+
+
+def checkpoints_table(section: Section, strategy: Strategy) -> Markup:
+    """Every checkpoint under one strategy: its numbers on the first metric, or why it has none."""
+    metrics, exact = section.metrics[:1], _exact(section, strategy)
+    numbers = [Column(name=name, group=metric) for metric in metrics for name in _METRIC_COLUMNS]
+    columns = [
+        *_WHICH,
+        *numbers,
+        *(Column(name=name) for name in ("documents", "seconds", "lag", "attempts", "crossings")),
+        Column(name="status", number=False),
+        Column(name="why", number=False),
+    ]
+    rows = [_checkpoint_row(report, exact.get(report.checkpoint.digest), metrics) for report in strategy.reports]
+    rows += [_unfinished_row(state, len(columns)) for state in strategy.unfinished]
+    return table(columns, rows, f"Checkpoints, {strategy.name}")
+
+
+def other_metrics_table(section: Section, strategy: Strategy) -> Markup:
+    """The remaining metrics of the checkpoints that have them; nothing where there is one metric only."""
+    metrics, exact = section.metrics[1:], _exact(section, strategy)
+    if not metrics or not strategy.done:
+        return Markup("")
+    columns = [*_WHICH, *(Column(name=name, group=metric) for metric in metrics for name in _METRIC_COLUMNS)]
+    rows = [
+        [*_which(report), *(c for m in metrics for c in _metric_cells(report, exact.get(report.checkpoint.digest), m))]
+        for report in strategy.done
+    ]
+    return table(columns, rows, f"Other metrics, {strategy.name}")
+
+
+_WHICH = (Column(name="step"), Column(name="checkpoint", number=False))
+_METRIC_COLUMNS = ("value", "95% interval", "any queries", "naive", "full", "difference")
+
+
+def _which(report: Report) -> Row:
+    made = report.checkpoint
+    return [numeric(made.step, f"{made.step:,}"), text(made.label, "name")]
+
+
+def _exact(section: Section, strategy: Strategy) -> Mapping[str, Report]:
+    """Full-corpus Reports to put beside those of a sampled strategy."""
+    full = section.full.done if section.full and strategy is not section.full else ()
+    return {report.checkpoint.digest: report for report in full}
+
+
+def _checkpoint_row(report: Report, exact: Report | None, metrics: Sequence[str]) -> Row:
+    encoded, total, lag = report.corpus.get("encoded"), report.seconds.get("total"), _lag_s(report)
+    done = report.status == "done"
+    crossings = crossings_of(report, metrics[0]) if metrics else None
+    return [
+        *_which(report),
+        *(cell for metric in metrics for cell in _metric_cells(report, exact, metric)),
+        numeric(encoded, f"{encoded or 0:,.0f}"),
+        numeric(total, f"{total or 0:,.1f}"),
+        numeric(lag if done else None, duration(lag)),
+        numeric(report.attempts, str(report.attempts)) if report.attempts > 1 else EMPTY,
+        numeric(crossings, number(crossings, 1)),
+        text(report.status, report.status),
+        text(report.error, "why"),
+    ]
+
+
+def _metric_cells(report: Report, exact: Report | None, metric: str) -> Row:
+    estimate = report.metrics.get(metric)
+    if estimate is None:
+        return [EMPTY] * len(_METRIC_COLUMNS)
+    full = exact.metrics.get(metric) if exact else None
+    value, naive = number(estimate.value), number(estimate.naive)
+    return [
+        Cell(shown=f"\u2264 {value}" if is_bound(estimate) else value, sort=estimate.value, look="value"),
+        numeric(estimate.low, interval(estimate.low, estimate.high)) if has_interval(estimate) else EMPTY,
+        _population(report, metric),
+        numeric(estimate.naive, naive) if estimate.naive != estimate.value else EMPTY,
+        numeric(full.value, number(full.value)) if full else EMPTY,
+        _difference(estimate, full),
+    ]
+
+
+def _difference(estimate: Estimate, full: Estimate | None) -> Cell:
+    return numeric(estimate.value - full.value, signed(estimate.value - full.value)) if full else EMPTY
+
+
+def _population(report: Report, metric: str) -> Cell:
+    """The interval for other queries like these, where the estimator gave one."""
+    estimate = report.notes.get("estimate")
+    ranges = estimate.get("population") if isinstance(estimate, dict) else None
+    ends = ranges.get(metric) if isinstance(ranges, dict) else None
+    if not isinstance(ends, (list, tuple)) or len(ends) != 2 or None in ends:
+        return EMPTY
+    return numeric(float(ends[0]), interval(float(ends[0]), float(ends[1])))
+
+
+def _unfinished_row(state: State, width: int) -> Row:
+    again = "running" if state.state == "running" else "waiting"
+    blank = [EMPTY] * (width - 4)
+    return [numeric(state.step, f"{state.step:,}"), text(state.name, "name"), *blank, text(again), text(state.detail, "why")]
+
+
+def _lag_s(report: Report) -> float | None:
+    """From the birth of the checkpoint to its Report."""
+    try:
+        born, told = datetime.fromisoformat(report.checkpoint.created_at), datetime.fromisoformat(report.at)
+        return max(0.0, (told - born).total_seconds())
+    except (ValueError, TypeError):  # a source without a usable time has no lag to show
+        return None

@@ -1,0 +1,210 @@
+"""What the numbers say, in plain words: one headline and a few sentences for a test collection."""
+
+from dataclasses import dataclass
+
+from dr_validate.report.comparison import Comparison, paired
+from dr_validate.report.gather import Section, Strategy
+from dr_validate.report.queries import Movement, best_of
+from dr_validate.report.words import (
+    count,
+    has_interval,
+    interval,
+    is_bound,
+    listed,
+    number,
+    percent,
+    signed,
+    steps,
+    with_interval,
+)
+from dr_validate.values import Report
+
+# Kendall's tau from which an order is called the same, mostly the same, or roughly so.
+SAME, MOSTLY, ROUGHLY = 0.9, 0.7, 0.4
+FEW_CROSSINGS = 3  # below this a corrected value is extrapolation, not evidence
+DIGITS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """`headline` names the best checkpoint, or why there is none; `sentences` say how far that can be trusted."""
+
+    headline: str
+    sentences: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return " ".join((self.headline, *self.sentences))
+
+
+def verdict(section: Section, movement: Movement | None = None) -> Verdict:
+    """On the first metric of the section."""
+    judge, metric = section.judge, section.metric
+    if judge is None or metric is None:
+        return Verdict(headline="No checkpoint is validated yet.", sentences=tuple(_troubles(section)))
+    done = [report for report in judge.done if metric in report.metrics]
+    best = best_of(done, metric)
+    parts = [*_rivals(done, best, metric), *_course(done, best, metric, movement), *_moved(movement)]
+    sentences = (*parts, *_fidelity(section, metric), *_cost(section), *_troubles(section))
+    return Verdict(headline=_headline(section, judge, best, metric), sentences=sentences)
+
+
+def _headline(section: Section, judge: Strategy, best: Report, metric: str) -> str:
+    estimate, step = best.metrics[metric], best.checkpoint.step
+    value = f"{metric} {with_interval(estimate, DIGITS)}"
+    exact = " on the full corpus" if judge is section.full else ""
+    if len(judge.done) == 1:
+        return f"One checkpoint so far: step {step:,}, {value}{exact}."
+    return f"Best of {len(judge.done):,} checkpoints: step {step:,} ({value}{exact})."
+
+
+def _rivals(done: list[Report], best: Report, metric: str) -> list[str]:
+    """Checkpoints that the values do not tell from the best."""
+    top = best.metrics[metric]
+    others = [report for report in done if report is not best]
+    if not others:
+        return []
+    if same := [report.checkpoint.step for report in others if report.metrics[metric].value == top.value]:
+        return [f"{steps(same).capitalize()} {'has' if len(same) == 1 else 'have'} the very same value."]
+    if is_bound(top):
+        return []
+    near = [r for r in others if has_interval(r.metrics[metric]) and r.metrics[metric].high >= top.low]
+    if not near:
+        return ["No other interval reaches into its own."] if has_interval(top) else []
+    near.sort(key=lambda report: -report.metrics[metric].value)
+    theirs = f"{'that' if len(near) == 1 else 'those'} of {steps([report.checkpoint.step for report in near])}"
+    return [f"Its interval overlaps with {theirs}: these intervals cannot tell them apart."]
+
+
+def _course(done: list[Report], best: Report, metric: str, movement: Movement | None) -> list[str]:
+    """Whether the training has gone past its best: only if neither the sample nor the choice of queries explains it."""
+    last = done[-1]
+    if last is best or last.checkpoint.step <= best.checkpoint.step:
+        return ["The last checkpoint is the best: the training may still be getting better."] if len(done) > 2 else []
+    top, end = best.metrics[metric], last.metrics[metric]
+    lost = top.value - end.value
+    begin = f"The last checkpoint (step {last.checkpoint.step:,}) is {number(lost, DIGITS)} lower"
+    if lost <= 0:
+        return []
+    if is_bound(end) or is_bound(top):
+        return [f"{begin} on the sample."]
+    if end.high >= top.low:
+        return [f"{begin}, within the intervals."]
+    later = sum(report.checkpoint.step > best.checkpoint.step for report in done)
+    if later < 2 or movement is None or movement.interval is None or movement.interval[1] >= 0:
+        return [f"{begin}."]
+    return [f"{begin}: the training seems to overfit since step {best.checkpoint.step:,}."]
+
+
+def _moved(movement: Movement | None) -> list[str]:
+    if movement is None or movement.interval is None:
+        return []
+    low, high = movement.interval
+    change = f"{signed(movement.mean, DIGITS)} {interval(low, high, DIGITS)}"
+    before, after = movement.before.checkpoint.step, movement.after.checkpoint.step
+    span = f"From step {before:,} to {after:,} the mean change of a query is {change}"
+    if low <= 0 <= high:
+        return [f"{span}: with other queries it could have gone the other way."]
+    return [f"{span}, more than the choice of these {len(movement.query_ids):,} queries explains."]
+
+
+def _fidelity(section: Section, metric: str) -> list[str]:
+    if not section.sampled:
+        return ["Every document was encoded: the values are exact for these queries."]
+    first = section.sampled[0]
+    found = section.comparison(first, metric)
+    if found is None:
+        return [
+            f"No full-corpus baseline of these checkpoints yet, so how far {first.name} can be trusted is not known "
+            "(fidelity.baseline=idle computes one while nothing is waiting, always for each checkpoint).",
+            *_extrapolated(first, metric),
+        ]
+    sentences = [_order(first, found), *_choice(found), _error(found), *_extrapolated(first, metric)]
+    return [*sentences, *_best_strategy(section, metric)]
+
+
+def _order(strategy: Strategy, found: Comparison) -> str:
+    checkpoints = count(found.checkpoints, "checkpoint")
+    if found.checkpoints < 2:
+        return f"{checkpoints} has a full-corpus value, too: for an order there must be two."
+    if found.tau is None:
+        return f"Over {checkpoints} one side has the same value everywhere, so there is no order to compare."
+    tau = f"tau {number(found.tau, 2)}"
+    if found.tau_interval is None:
+        return f"The sample ({strategy.name}) has {tau} with the full corpus over {checkpoints}: too few to say."
+    tau += f" {interval(*found.tau_interval, 2)}"
+    if found.tau_interval[0] <= 0:
+        return f"Whether the sample ({strategy.name}) orders {checkpoints} as the full corpus does is not known yet: {tau}."
+    grades = {SAME: "as", MOSTLY: "mostly as", ROUGHLY: "only roughly as"}
+    grade = next((words for least, words in grades.items() if found.tau >= least), None)
+    if grade is None:
+        return f"The sample ({strategy.name}) does not order {checkpoints} as the full corpus does: {tau}."
+    return f"The sample ({strategy.name}) orders {checkpoints} {grade} the full corpus does: {tau}."
+
+
+def _choice(found: Comparison) -> list[str]:
+    if found.checkpoints < 2:
+        return []
+    if found.regret == 0:
+        return [f"Of these it picks the one that is best on the full corpus, step {found.chosen.checkpoint.step:,}."]
+    chosen, best = found.chosen.checkpoint.step, found.best.checkpoint.step
+    return [
+        f"Of these it picks step {chosen:,}, which on the full corpus is {number(found.regret)} below the best, step {best:,}."
+    ]
+
+
+def _error(found: Comparison) -> str:
+    if abs(found.bias) < 0.0005:
+        return f"Sampled values are right on average (RMSE {number(found.rmse, DIGITS)})."
+    side = "high" if found.bias > 0 else "low"
+    text = f"Sampled values are {number(abs(found.bias), DIGITS)} too {side} on average (RMSE {number(found.rmse, DIGITS)})"
+    if not found.with_interval:
+        return f"{text}."
+    return f"{text}; {found.covered:,} of {found.with_interval:,} intervals hold the full-corpus value."
+
+
+def _extrapolated(strategy: Strategy, metric: str) -> list[str]:
+    crossings = crossings_of(strategy.done[-1], metric) if strategy.done else None
+    if crossings is None or crossings >= FEW_CROSSINGS:
+        return []
+    return [f"Only {crossings:.1f} sampled crossings: the corrected values are extrapolation, not evidence."]
+
+
+def crossings_of(report: Report, metric: str) -> float | None:
+    """How many sampled documents stood above a relevant one, which is what an estimator learns from; None without one."""
+    estimate = report.notes.get("estimate")
+    found = estimate.get("crossings") if isinstance(estimate, dict) else None
+    found = found.get(metric) if isinstance(found, dict) else found
+    return float(found) if isinstance(found, (int, float)) else None
+
+
+def _best_strategy(section: Section, metric: str) -> list[str]:
+    found = [(strategy, section.comparison(strategy, metric)) for strategy in section.sampled]
+    known = [(strategy, comparison) for strategy, comparison in found if comparison and comparison.checkpoints > 1]
+    if len(known) < 2:
+        return []
+    strategy, comparison = min(known, key=lambda pair: pair[1].rmse)
+    return [f"Of {len(known)} strategies {strategy.name} has the smallest error (RMSE {number(comparison.rmse, DIGITS)})."]
+
+
+def _cost(section: Section) -> list[str]:
+    first, full = next(iter(section.sampled), None), section.full
+    if first is None or first.fraction is None:
+        return []
+    share = f"The sample has {percent(first.fraction)} of the documents"
+    both = paired(first.done, full.done, section.metrics[0]) if full else []
+    spent = [(a.seconds["total"], b.seconds["total"]) for a, b in both if "total" in a.seconds and "total" in b.seconds]
+    exact = sum(seconds for _, seconds in spent)
+    if not exact:
+        return [f"{share}."]
+    return [f"{share} and takes {percent(sum(seconds for seconds, _ in spent) / exact)} of the time."]
+
+
+def _troubles(section: Section) -> list[str]:
+    sampled = section.sampled or section.strategies
+    reports = {r.checkpoint.label: r for strategy in sampled for r in strategy.reports}
+    by_status = {status: sum(r.status == status for r in reports.values()) for status in ("failed", "skipped")}
+    parts = [f"{how_many:,} {status}" for status, how_many in by_status.items() if how_many]
+    if waiting := len({state.digest for strategy in sampled for state in strategy.unfinished}):
+        parts.append(f"{waiting:,} not finished")
+    return [f"Of the other checkpoints {listed(parts)}; the table says why."] if parts else []

@@ -1,0 +1,67 @@
+"""The numbers about fidelity: the same as everywhere else, with intervals that do not promise too much."""
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+
+from dr_validate.fidelity.against_full import AgainstFull
+from dr_validate.report.comparison import compare, kendall_tau_b, tau_interval
+from tests.report.training import FULL, SAMPLE, Training, bound, exact, within
+
+
+def test_tau_is_scipys_with_and_without_ties() -> None:
+    rng = np.random.default_rng(0)
+    for size in (2, 3, 10, 60):
+        x, y = rng.integers(0, 6, size).astype(float), rng.integers(0, 6, size) + rng.random(size).round(1)
+        expected = float(kendalltau(x, y).statistic)
+        found = kendall_tau_b(x, y)
+        assert (np.isnan(expected) and found is None) or found == pytest.approx(expected)
+
+
+def test_tau_is_undefined_where_one_side_is_constant() -> None:
+    assert kendall_tau_b(np.array([1.0, 1.0, 1.0]), np.array([1.0, 2.0, 3.0])) is None
+
+
+def test_the_numbers_are_those_of_the_fidelity_stage(training: Training) -> None:
+    values = np.random.default_rng(1).random((9, 2)).round(1)  # with ties
+    for step, (sampled, full) in enumerate(values, 1):
+        training.done(step, bound(float(sampled)))
+        training.done(step, exact(float(full)), FULL)
+    sampled_reports, full_reports = training.ledger.reports(SAMPLE), training.ledger.reports(FULL)
+    found = compare(sampled_reports, full_reports, "mrr@10")
+    expected = AgainstFull().compare(sampled_reports, full_reports, "mrr@10")
+    assert found and expected
+    assert (found.bias, found.rmse) == pytest.approx((expected.bias, expected.rmse))
+    assert (found.tau, found.regret) == pytest.approx((expected.kendall_tau, expected.regret))
+
+
+def test_intervals_that_hold_the_full_value_are_counted_and_bounds_are_not(training: Training) -> None:
+    training.sample(within(0.30, 0.02), within(0.40, 0.02), bound(0.5))
+    training.full(0.31, 0.45, 0.2)
+    found = compare(training.ledger.reports(SAMPLE), training.ledger.reports(FULL), "mrr@10")
+    assert found and (found.covered, found.with_interval) == (1, 2)
+
+
+def test_a_perfect_order_is_not_called_certain_and_few_checkpoints_have_no_interval() -> None:
+    assert tau_interval(1.0, 4) is None
+    five, twenty = tau_interval(1.0, 5), tau_interval(1.0, 20)
+    assert five and twenty
+    assert five[0] < 0 < 0.9 < twenty[0] < 1
+    assert five[1] == twenty[1] == 1.0
+    middle = tau_interval(0.0, 50)
+    assert middle and middle[0] == pytest.approx(-middle[1])
+
+
+@pytest.mark.parametrize(("checkpoints", "tau"), [(6, 0.9), (12, 0.9), (12, 0.5), (30, 0.8)])
+def test_the_interval_of_tau_holds_the_truth_in_at_least_nine_cases_of_ten(checkpoints: int, tau: float) -> None:
+    rng = np.random.default_rng(2)
+    correlation = np.sin(np.pi / 2 * tau)  # of a normal pair with this tau
+    held = 0
+    for _ in range(300):
+        x, noise = rng.standard_normal((2, checkpoints))
+        found = kendall_tau_b(x, correlation * x + np.sqrt(1 - correlation**2) * noise)
+        assert found is not None
+        ends = tau_interval(found, checkpoints)
+        assert ends is not None
+        held += ends[0] <= tau <= ends[1]
+    assert held >= 270

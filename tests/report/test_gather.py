@@ -1,0 +1,73 @@
+"""From the ledger to sections: which Report counts, what belongs together, what is told apart."""
+
+from tests.report.training import FULL, SAMPLE, Training, bound, exact
+
+OTHER = "b" * 16
+
+
+def test_what_was_skipped_first_and_validated_later_counts_once(training: Training) -> None:
+    training.strategy()
+    training.ended(100, "skipped", "incomplete", at="2026-11-21T03:00:00Z")
+    training.done(100, bound(0.3), at="2026-11-21T04:00:00Z")
+    (sampled,) = training.section().sampled
+    assert [(report.status, report.checkpoint.step) for report in sampled.reports] == [("done", 100)]
+
+
+def test_what_waits_for_another_attempt_is_unfinished_and_a_withdrawn_failure_is_gone(training: Training) -> None:
+    training.strategy()
+    failed = training.ended(100, "failed", "out of memory")
+    training.ledger.retry(failed.checkpoint.digest, SAMPLE)
+    training.ledger.begin(failed.checkpoint, SAMPLE, "2026-11-21T05:00:00Z")
+    training.ledger.retry_later(failed.checkpoint.digest, SAMPLE, "out of memory again", "2026-11-21T05:01:00Z")
+    (sampled,) = training.section().sampled
+    assert not sampled.reports
+    assert [(state.state, state.error) for state in sampled.unfinished] == [("waiting", "out of memory again")]
+
+
+def test_each_training_run_has_a_section_and_what_names_none_is_of_the_only_one(training: Training) -> None:
+    training.strategy()
+    training.done(100, bound(0.3), run="first")
+    training.ended(50, "skipped", "incomplete")
+    assert [len(strategy.reports) for strategy in training.section().sampled] == [2]
+    training.done(100, bound(0.4), run="second", name="other-100")
+    titles = [section.title for section in training.sections()]
+    assert titles == ["vaswani, first", "vaswani, second", "vaswani"]  # whose the skipped one is, is not known any more
+
+
+def test_two_samples_of_one_kind_are_told_apart_and_the_full_corpus_is_its_own(training: Training) -> None:
+    for spec in (SAMPLE, OTHER):
+        training.strategy(spec)
+        training.done(100, bound(0.3), spec)
+    training.full(0.1)
+    section = training.section()
+    assert {strategy.name for strategy in section.sampled} == {"random 5% (aaaaaa)", "random 5% (bbbbbb)"}
+    assert section.full and (section.full.name, section.full.spec, section.full.fraction) == ("full corpus", FULL, 1.0)
+
+
+def test_the_strategy_with_most_checkpoints_comes_first_then_the_one_with_the_smaller_error(training: Training) -> None:
+    training.full(0.1, 0.2)
+    for spec, values in ((SAMPLE, [0.5, 0.6]), (OTHER, [0.11, 0.21]), ("c" * 16, [0.1])):
+        training.strategy(spec, f"by-{spec[0]}")
+        for number, value in enumerate(values, 1):
+            training.done(100 * number, bound(value), spec)
+    assert [strategy.name for strategy in training.section().sampled] == ["by-b 5%", "by-a 5%", "by-c 5%"]
+
+
+def test_one_collection_under_two_lists_of_metrics_has_two_titles(training: Training) -> None:
+    training.strategy()
+    training.done(100, bound(0.3))
+    training.strategy(OTHER, full_spec="e" * 16)
+    training.done(100, {"ndcg@10": bound(0.3)}, OTHER)
+    assert [section.title for section in training.sections()] == ["vaswani, spec ffffff", "vaswani, spec eeeeee"]
+
+
+def test_a_spec_without_reports_is_shown_as_nothing_yet(training: Training) -> None:
+    training.strategy()
+    section = training.section()
+    assert (section.strategies, section.metric, section.judge) == ((), None, None)
+
+
+def test_metrics_keep_their_order(training: Training) -> None:
+    training.strategy()
+    training.done(100, {"recall@100": exact(0.5), "mrr@10": exact(0.3)})
+    assert training.section().metrics == ("recall@100", "mrr@10")

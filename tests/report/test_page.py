@@ -1,0 +1,228 @@
+"""The whole page, from a real ledger."""
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from dr_validate.errors import SetupError
+from dr_validate.report import words
+from dr_validate.report.settings import ReportSettings
+from dr_validate.report.write import write_report
+from dr_validate.values import Estimate
+from tests.report.training import DOCUMENTS, FULL, SAMPLE, Training, bound, exact, within
+
+SVG = "{http://www.w3.org/2000/svg}"
+HOSTILE = '"><script>alert(1)</script>&amp;<b>'
+
+
+def written(training: Training) -> str:
+    return write_report(training.state_dir, ReportSettings(), {}).read_text(encoding="utf-8")
+
+
+def parsed(page: str) -> ElementTree.Element:
+    return ElementTree.fromstring(page)
+
+
+def shown(page: str) -> str:
+    """All text of the body, without the script."""
+    body = parsed(page).find("body")
+    assert body is not None
+    main = body.find("main")
+    assert main is not None
+    return " ".join(main.itertext())
+
+
+@pytest.fixture
+def rich(training: Training) -> Training:
+    """Two strategies and full values of eight checkpoints on two metrics, one failed, values per query of the last two."""
+    rng_values = [0.111, 0.152, 0.203, 0.257, 0.241, 0.289, 0.303, 0.299]
+    training.strategy()
+    training.strategy("b" * 16, "run_pool", encoded=2_000)
+    training.strategy(FULL, "full")
+    for number, value in enumerate(rng_values, 1):
+        step = 1000 * number
+        estimates = {"mrr@10": within(value + 0.0012, 0.0234), "recall@100": within(value + 0.3, 0.0111)}
+        training.done(step, estimates, notes={"estimate": {"crossings": 12.3, "population": {"mrr@10": [0.0123, 0.7654]}}})
+        training.done(step, {"mrr@10": bound(value + 0.1), "recall@100": bound(value + 0.4)}, "b" * 16)
+        report = training.done(step, {"mrr@10": exact(value), "recall@100": exact(value + 0.31)}, FULL)
+        training.queries(report, {"mrr@10": [value + 0.01 * ((n * number) % 7) for n in range(30)]})
+    training.ended(9000, "failed", "encoder.pooling: not stated")
+    return training
+
+
+def test_the_page_is_one_file_of_well_formed_markup_that_asks_for_nothing_else(rich: Training) -> None:
+    page = written(rich)
+    tree = parsed(page)
+    assert tree.tag == "html"
+    assert not [element.tag for element in tree.iter() if element.tag in ("link", "img", "iframe") or element.get("src")]
+    addresses = set(re.findall(r"\w+://[^\s\"')]+", page))
+    assert addresses == {"http://www.w3.org/2000/svg"}
+    assert "url(" not in page and "@import" not in page
+    links = {element.get("href", "") for element in tree.iter("a")}
+    assert all(link.startswith("#") for link in links)
+
+
+def test_every_number_of_the_ledger_is_in_the_page(rich: Training) -> None:
+    text = shown(written(rich))
+    for spec in (SAMPLE, "b" * 16, FULL):
+        for report in rich.ledger.reports(spec):
+            assert f"{report.checkpoint.step:,}" in text
+            assert report.status in text and (report.error or "") in text
+            for estimate in report.metrics.values():
+                assert words.number(estimate.value) in text
+                assert words.number(estimate.naive) in text
+                assert not words.has_interval(estimate) or words.interval(estimate.low, estimate.high) in text
+            if report.status == "done":
+                assert f"{report.corpus['encoded']:,.0f}" in text
+                assert f"{report.seconds['total']:,.1f}" in text
+    assert words.interval(0.0123, 0.7654) in text
+    assert "12.3" in text
+
+
+def test_every_question_has_its_place_in_the_given_order(rich: Training) -> None:
+    headings = [heading.text or "" for heading in parsed(written(rich)).iter() if heading.tag in ("h1", "h2", "h3")]
+    assert headings == [
+        "Validation of checkpoints",
+        "vaswani",
+        "Over the training",
+        "Sampled against full corpus",
+        "Error and cost of the strategies",
+        "Queries that moved from step 7,000 to 8,000",
+        "All checkpoints",
+    ]
+
+
+def test_every_chart_has_axes_with_ticks_and_every_mark_says_what_it_is(rich: Training) -> None:
+    figures = list(parsed(written(rich)).iter("figure"))
+    assert len(figures) == 4 + 4 + 3 + 1  # two strategies by two metrics, twice; cost; queries
+    for figure in figures:
+        svg = figure.find(f"{SVG}svg")
+        assert svg is not None and svg.get("aria-label")
+        kinds = [str(text.get("class")) for text in svg.iter(f"{SVG}text")]
+        assert kinds.count("tick end") >= 2 and kinds.count("tick middle") >= 1 and "axis-name middle" in kinds
+        titles = [title.text for title in svg.iter(f"{SVG}title")]
+        assert titles and all(titles)
+        _, _, width, height = map(float, str(svg.get("viewBox")).split())
+        for circle in svg.iter(f"{SVG}circle"):
+            assert 0 <= float(str(circle.get("cx"))) <= width and 0 <= float(str(circle.get("cy"))) <= height
+
+
+def test_a_point_stands_where_its_value_is(training: Training) -> None:
+    training.strategy()
+    for step, value in ((100, 0.2), (200, 0.3), (300, 0.4)):
+        training.done(step, bound(value))
+    svg = next(svg for svg in parsed(written(training)).iter(f"{SVG}svg") if svg.get("role"))  # without it: the legend's
+    points = [group.find(f"{SVG}circle") for group in svg.iter(f"{SVG}g") if group.get("class") == "sampled point"]
+    places = [(float(str(p.get("cx"))), float(str(p.get("cy")))) for p in points if p is not None]
+    assert len(places) == 3
+    (x1, y1), (x2, y2), (x3, y3) = places
+    assert x2 - x1 == pytest.approx(x3 - x2, abs=0.05) and y1 - y2 == pytest.approx(y2 - y3, abs=0.05)
+    assert x1 < x2 and y1 > y2  # a higher value is further up
+
+
+def test_hostile_names_are_shown_and_not_obeyed(training: Training) -> None:
+    training.strategy(sampler=HOSTILE, dataset=HOSTILE)
+    for step in (100, 200):
+        report = training.done(step, bound(0.001 * step), run=HOSTILE, name=f"{HOSTILE}{step}")
+        training.queries(report, {"mrr@10": [0.5, 0.001 * step]})
+    training.ended(300, "failed", f"{HOSTILE}\x00\x1b[31m")
+    page = written(training)
+    tree = parsed(page)
+    assert len(list(tree.iter("script"))) == 1
+    assert not list(tree.iter("b"))
+    text = shown(page)
+    assert text.count(HOSTILE) >= 5
+    assert f"{HOSTILE}\ufffd\ufffd[31m" in text
+
+
+def test_the_same_ledger_gives_the_same_page(rich: Training) -> None:
+    assert written(rich) == written(rich)
+
+
+def test_a_ledger_without_a_checkpoint_says_what_to_run(training: Training) -> None:
+    text = shown(written(training))
+    assert "Nothing has been validated yet." in text
+    assert f"python -m dr_validate task=report state_dir={training.state_dir}" in text
+
+
+def test_one_checkpoint_makes_a_page_without_empty_charts(training: Training) -> None:
+    training.sample(bound(0.3))
+    tree = parsed(written(training))
+    assert [heading.text for heading in tree.iter("h3")] == [
+        "Over the training",
+        "Error and cost of the strategies",
+        "All checkpoints",
+    ]
+    assert len(list(tree.iter("figure"))) == 1
+
+
+def test_failures_alone_make_a_page_that_shows_their_reasons(training: Training) -> None:
+    training.strategy()
+    training.ended(100, "failed", "weights are not finite")
+    page = written(training)
+    assert "weights are not finite" in shown(page) and "No checkpoint is validated yet." in shown(page)
+    assert not list(parsed(page).iter("figure"))
+
+
+def test_a_checkpoint_between_two_attempts_is_shown_with_its_last_error(training: Training) -> None:
+    training.sample(bound(0.3))
+    waiting = training.ledger.reports(SAMPLE)[0].checkpoint
+    training.strategy("b" * 16, "run_pool")
+    training.ledger.begin(waiting, "b" * 16, "2026-11-21T05:00:00Z")
+    training.ledger.retry_later(waiting.digest, "b" * 16, "out of memory", "2026-11-21T05:01:00Z")
+    text = shown(written(training))
+    assert "waiting" in text and "out of memory" in text
+    assert "1 not finished" in text
+
+
+def test_several_collections_have_a_list_of_contents(training: Training) -> None:
+    training.sample(bound(0.3))
+    training.strategy("b" * 16, dataset="nq", full_spec="e" * 16)
+    training.done(100, bound(0.4), "b" * 16)
+    tree = parsed(written(training))
+    targets = [str(link.get("href")) for nav in tree.iter("nav") for link in nav.iter("a")]
+    assert targets == ["#part-1", "#part-2"]
+    assert {f"#{section.get('id')}" for section in tree.iter("section")} == set(targets)
+
+
+def test_a_hundred_checkpoints_stay_one_light_page(training: Training) -> None:
+    training.strategy()
+    for number in range(1, 101):
+        value = 0.3 - 0.2 / number
+        training.done(
+            500 * number, {m: Estimate(value=value, low=value - 0.01, high=value + 0.01, naive=value + 0.02) for m in "ab"}
+        )
+    page = written(training)
+    assert len(page) < 300_000
+    assert page.count("<tr>") >= 200  # a row for each in both tables
+
+
+def test_the_page_goes_where_it_is_asked_to_and_nowhere_if_that_cannot_be(rich: Training, tmp_path: Path) -> None:
+    out = tmp_path / "elsewhere" / "page.html"
+    assert write_report(rich.state_dir, ReportSettings(out=out), {}) == out
+    assert out.read_text().startswith("<!DOCTYPE html>")
+    assert not (rich.state_dir / "report.html").exists()
+    with pytest.raises(SetupError, match=r"report\.out: .* cannot be written .*; set report\.out to a file elsewhere"):
+        write_report(rich.state_dir, ReportSettings(out=tmp_path), {})
+    with pytest.raises(SetupError, match="no such ledger"):
+        write_report(tmp_path / "nowhere", ReportSettings(), {})
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_corpus_size_is_told(rich: Training) -> None:
+    assert f"{DOCUMENTS:,} documents, 93 queries" in shown(written(rich))
+
+
+def test_query_texts_are_those_of_the_collection_of_that_name_only(rich: Training, tmp_path: Path) -> None:
+    folder = tmp_path / "vaswani"
+    folder.mkdir()
+    (folder / "queries.jsonl").write_text("".join(f'{{"_id": "q{n}", "text": "query number {n}"}}\n' for n in range(30)))
+
+    def with_texts(**dataset: str | None) -> bool:
+        out = write_report(rich.state_dir, ReportSettings(), {"path": str(folder), **dataset})
+        return "query number" in out.read_text()
+
+    assert with_texts(name=None) and with_texts(name="vaswani")
+    assert not with_texts(name="another")  # its queries may have the same ids

@@ -1,0 +1,70 @@
+"""Which queries moved, and what they say."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dr_validate.report.queries import movement, query_texts
+from tests.report.training import FULL, Training, bound
+
+
+def test_the_change_is_from_the_best_to_the_last_checkpoint_query_by_query(training: Training) -> None:
+    training.sample(bound(0.2), bound(0.4), bound(0.3))
+    first, best, last = training.ledger.reports("a" * 16)
+    for report, values in ((first, [1.0, 1.0]), (best, [0.2, 0.5, None, 0.5]), (last, [0.7, 0.25, 0.1, 0.5])):
+        training.queries(report, {"mrr@10": values, "ndcg@10": [0.9] * len(values)})
+    found = movement(training.section(), training.state_dir)
+    assert found and (found.before, found.after) == (best, last)
+    assert found.query_ids == ("q0", "q1", "q3")  # q2 has no relevant document in one of them
+    assert found.changes == pytest.approx([0.5, -0.25, 0.0])
+    assert ([*found.largest(1)], [*found.largest(-1)]) == ([0], [1])
+    assert found.interval is None  # three queries say nothing about others
+
+
+def test_where_the_last_is_the_best_the_change_is_from_the_one_before_and_full_values_come_first(training: Training) -> None:
+    training.sample(bound(0.2), bound(0.3))
+    training.full(0.1, 0.2)
+    rng = np.random.default_rng(0)
+    for report in (*training.ledger.reports("a" * 16), *training.ledger.reports(FULL)):
+        training.queries(report, {"mrr@10": rng.random(50).tolist()})
+    found = movement(training.section(), training.state_dir)
+    assert found and (found.before.checkpoint.step, found.after.checkpoint.step) == (100, 200)
+    assert found.strategy.spec == FULL
+    reach = 1.96 * found.changes.std(ddof=1) / 50**0.5
+    assert found.interval == pytest.approx((found.changes.mean() - reach, found.changes.mean() + reach), rel=1e-4)
+
+
+def test_a_file_that_is_missing_or_broken_costs_only_this_part(training: Training, caplog: pytest.LogCaptureFixture) -> None:
+    training.sample(bound(0.2), bound(0.3))
+    assert movement(training.section(), training.state_dir) is None
+    for report in training.ledger.reports("a" * 16):
+        path = training.queries(report, {"mrr@10": [0.5, 0.5]})
+    path.write_bytes(path.read_bytes()[:100])
+    with caplog.at_level(logging.WARNING):
+        assert movement(training.section(), training.state_dir) is None
+    assert f"{path}: cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("queries.jsonl", '{"_id": "q1", "text": "first"}\n\n{"_id": "q2", "text": "second"}\n'),
+        ("queries.dev.small.tsv", 'q1\tfirst\nq2\tsecond\nq3\t"third\n'),
+    ],
+)
+def test_texts_come_from_the_collection_that_the_configuration_points_at(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    expected = {"q1": "first", "q2": "second"}
+    assert query_texts({"q1", "q2"}, tmp_path, {"path": str(tmp_path), "queries": None}) == expected
+    assert query_texts({"q1", "q2"}, tmp_path, {"queries": str(tmp_path / name)}) == expected
+
+
+def test_texts_of_another_collection_or_another_form_are_not_shown(tmp_path: Path) -> None:
+    kept = tmp_path / "datasets" / "pydoc-1" / "queries.jsonl"
+    kept.parent.mkdir(parents=True)
+    kept.write_text('{"_id": "q1", "text": "first"}\n')
+    (tmp_path / "queries.jsonl").write_text("not JSON\n")
+    assert query_texts({"q1", "q2"}, tmp_path, {"path": str(tmp_path)}) == {}
+    assert query_texts({"q1"}, tmp_path, {"path": str(tmp_path)}) == {"q1": "first"}

@@ -1,0 +1,104 @@
+"""`task=report` as a user calls it, and the page in a real browser."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dr_validate.report.settings import ReportSettings
+from dr_validate.report.write import write_report
+from tests.report.training import Training, within
+
+HEAVY = {"torch", "faiss", "transformers", "wandb", "ranx", "scipy.stats", "pandas", "datasets"}
+LONG = "a-name-without-any-space-that-is-far-wider-than-a-telephone-" * 3
+
+# In the page: what went wrong, whether it is wider than its window, and what the script makes of a table.
+PROBE = """
+<script>
+addEventListener("load", function () {
+  const heads = document.querySelectorAll("table.sortable tr.names th button");
+  const table = [...document.querySelectorAll("table.sortable")].find(t => t.caption.textContent.startsWith("Checkpoints"));
+  const column = name => [...table.querySelectorAll("tr.names th")].findIndex(th => th.textContent === name);
+  const cells = name => [...table.tBodies[0].rows].map(row => row.cells[column(name)].textContent);
+  const press = name => table.querySelectorAll("tr.names th")[column(name)].querySelector("button").click();
+  press("value"); const up = cells("value");
+  press("value"); const down = cells("value");
+  press("step"); const steps = cells("step");
+  dispatchEvent(new Event("beforeprint"));
+  const open = [...document.querySelectorAll("details")].map(d => d.open);
+  const root = document.documentElement;
+  const told = {problems, up, down, steps, open, heads: heads.length, width: root.scrollWidth, window: innerWidth};
+  parent.postMessage(JSON.stringify(told), "*");
+});
+</script>
+"""
+FRAMES = """<!DOCTYPE html><html><body><script>
+addEventListener("message", function (event) {
+  const told = document.createElement("pre");
+  told.textContent = event.data;
+  document.body.append(told);
+});
+</script>WIDTHS</body></html>"""
+
+
+@pytest.fixture
+def filled(training: Training) -> Training:
+    training.sample(*(within(value, 0.02) for value in (0.2, 0.35, 0.3)))
+    training.full(0.21, 0.33, 0.31)
+    training.ended(400, "failed", LONG, name=LONG)
+    return training
+
+
+def test_the_command_writes_the_page_says_so_and_loads_nothing_heavy(filled: Training, tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "dr_validate", "task=report", f"state_dir={filled.state_dir}"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert f"report: {filled.state_dir / 'report.html'}" in result.stderr
+    assert "vaswani: Best of 3 checkpoints: step 200 (mrr@10 0.330 on the full corpus)." in result.stderr
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
+    assert not imported & HEAVY
+    assert (filled.state_dir / "report.html").is_file()
+
+
+def in_browser(page: Path, widths: list[int], folder: Path) -> tuple[list[dict[str, Any]], str]:
+    """What the page tells about itself in frames of these widths, and what the browser logged."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium on this machine (apt-get install chromium)")
+    watch = "<script>const problems = []; addEventListener('error', e => problems.push(e.message));</script>"
+    probed = page.read_text().replace("<head>", f"<head>{watch}").replace("</body>", f"{PROBE}</body>")
+    (folder / "probed.html").write_text(probed)
+    frames = "".join(f'<iframe src="probed.html" style="border:0;width:{width}px;height:900px"></iframe>' for width in widths)
+    (folder / "frames.html").write_text(FRAMES.replace("WIDTHS", frames))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+    options += [f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=4000", "--enable-logging=stderr"]
+    options += [f"--screenshot={folder / 'page.png'}", "--window-size=1300,1000", "--dump-dom"]
+    command = [browser, *options, (folder / "frames.html").as_uri()]
+    environment = {**os.environ, "HOME": str(folder)}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    told = [json.loads(text.replace("&amp;", "&")) for text in re.findall(r"<pre>(.*?)</pre>", result.stdout, re.S)]
+    assert len(told) == len(widths), result.stderr[-2000:]
+    return told, result.stderr
+
+
+def test_the_page_fits_a_telephone_and_its_script_sorts(filled: Training, tmp_path: Path) -> None:
+    page = write_report(filled.state_dir, ReportSettings(), {})
+    told, log = in_browser(page, [400, 1200], tmp_path)
+    assert "CONSOLE" not in log
+    assert sorted(one["window"] for one in told) == [400, 1200]
+    for one in told:
+        assert one["problems"] == []
+        assert one["width"] == one["window"]
+        assert one["up"] == ["0.2000", "0.3000", "0.3500", ""]
+        assert one["down"] == ["0.3500", "0.3000", "0.2000", ""]  # what has no value stays at the end
+        assert one["steps"] == ["100", "200", "300", "400"]
+        assert one["open"] and all(one["open"])
+        assert one["heads"] > 10
+    assert (tmp_path / "page.png").stat().st_size > 10_000

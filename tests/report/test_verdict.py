@@ -1,0 +1,171 @@
+"""The verdict: each thing it can say, from a ledger that has it."""
+
+import pytest
+
+from dr_validate.report.queries import movement
+from dr_validate.report.verdict import verdict
+from tests.report.training import FULL, Training, bound, exact, within
+
+
+def said(training: Training) -> str:
+    section = training.section()
+    return verdict(section, movement(section, training.state_dir)).text
+
+
+def test_the_best_comes_first_with_its_interval(training: Training) -> None:
+    training.sample(within(0.2, 0.01), within(0.312, 0.01), within(0.25, 0.01))
+    assert said(training).startswith("Best of 3 checkpoints: step 200 (mrr@10 0.312 [0.302, 0.322]). No other interval reaches")
+
+
+def test_a_mere_bound_is_called_one(training: Training) -> None:
+    training.sample(bound(0.2), bound(0.3))
+    text = said(training)
+    assert "step 200 (mrr@10 at most 0.300)" in text
+    assert "interval" not in text
+
+
+def test_one_checkpoint_is_not_called_best(training: Training) -> None:
+    training.sample(within(0.2, 0.01))
+    assert said(training).startswith("One checkpoint so far: step 100, mrr@10 0.200 [0.190, 0.210].")
+
+
+def test_checkpoints_whose_intervals_overlap_are_named(training: Training) -> None:
+    training.sample(within(0.20, 0.01), within(0.31, 0.01), within(0.30, 0.01), within(0.295, 0.01))
+    assert "Its interval overlaps with those of steps 300 and 400: these intervals cannot tell them apart." in said(training)
+
+
+def test_equal_values_are_named(training: Training) -> None:
+    training.full(0.2, 0.3, 0.3)
+    assert "Step 300 has the very same value." in said(training)
+
+
+def test_without_a_baseline_it_says_how_to_get_one(training: Training) -> None:
+    training.sample(within(0.2, 0.01), within(0.3, 0.01))
+    assert "No full-corpus baseline of these checkpoints yet" in said(training)
+    assert "fidelity.baseline=idle" in said(training)
+
+
+@pytest.mark.parametrize(
+    ("sampled", "expected"),
+    [
+        ([0.2], "1 checkpoint has a full-corpus value, too: for an order there must be two."),
+        ([0.2, 0.3], "has tau 1.00 with the full corpus over 2 checkpoints: too few to say."),
+        ([0.3, 0.3, 0.3], "Over 3 checkpoints one side has the same value everywhere"),
+        (
+            [0.2, 0.3, 0.4, 0.5, 0.6],
+            "Whether the sample (random 5%) orders 5 checkpoints as the full corpus does is not known yet",
+        ),
+        ([0.1 * n for n in range(1, 10)], "orders 9 checkpoints as the full corpus does: tau 1.00 [0.83, 1.00]."),
+        ([0.2, 0.1, 0.3, 0.5, 0.4, 0.6, 0.7, 0.9, 0.8], "orders 9 checkpoints mostly as the full corpus does: tau 0.83"),
+        ([0.4, 0.3, 0.2, 0.1, 0.6, 0.5, 0.7, 0.9, 0.8, 0.95], "orders 10 checkpoints only roughly as the full corpus does"),
+    ],
+)
+def test_how_the_sample_orders_checkpoints(training: Training, sampled: list[float], expected: str) -> None:
+    training.sample(*(bound(value) for value in sampled))
+    training.full(*(0.01 * n for n in range(1, len(sampled) + 1)))
+    assert expected in said(training)
+
+
+def test_a_sample_that_orders_otherwise_is_said_not_to_order(training: Training) -> None:
+    sampled = [(n * 17 % 40 + n / 2) / 100 for n in range(40)]
+    training.sample(*(bound(value) for value in sampled))
+    training.full(*(0.01 * n for n in range(1, 41)))
+    assert "does not order 40 checkpoints as the full corpus does: tau 0." in said(training)
+
+
+def test_the_choice_and_its_regret_are_told(training: Training) -> None:
+    training.sample(bound(0.5), bound(0.4))
+    training.full(0.25, 0.3)
+    assert "Of these it picks step 100, which on the full corpus is 0.0500 below the best, step 200." in said(training)
+    assert "Sampled values are 0.175 too high on average (RMSE 0.190)." in said(training)
+
+
+def test_a_right_choice_is_told_with_the_share_of_covered_values(training: Training) -> None:
+    training.sample(within(0.2, 0.01), within(0.3, 0.01))
+    training.full(0.2, 0.3)
+    text = said(training)
+    assert "Of these it picks the one that is best on the full corpus, step 200." in text
+    assert "Sampled values are right on average (RMSE 0.000)." in text
+    training.done(300, within(0.40, 0.01))
+    training.done(300, exact(0.3), FULL)
+    assert "too high on average (RMSE 0.058); 2 of 3 intervals hold the full-corpus value." in said(training)
+
+
+def test_the_full_corpus_decides_only_where_it_knows_every_checkpoint(training: Training) -> None:
+    training.sample(bound(0.5), bound(0.4))
+    training.full(0.25, 0.3)
+    assert said(training).startswith("Best of 2 checkpoints: step 200 (mrr@10 0.300 on the full corpus).")
+    training.done(300, bound(0.6))
+    assert said(training).startswith("Best of 3 checkpoints: step 300 (mrr@10 at most 0.600).")
+
+
+def test_the_cost_is_told_in_documents_and_time(training: Training) -> None:
+    training.sample(bound(0.5), bound(0.4))
+    assert "The sample has 5% of the documents." in said(training)
+    training.full(0.25, 0.3)
+    assert "The sample has 5% of the documents and takes 5% of the time." in said(training)
+
+
+def fall(training: Training, lost: float) -> str:
+    """Best at step 200, and from there on each of 40 queries loses about as much."""
+    training.strategy()
+    reports = [
+        training.done(step, within(value, 0.002)) for step, value in ((100, 0.2), (200, 0.4), (300, 0.38), (400, 0.4 - lost))
+    ]
+    before = [0.4 + 0.01 * (n % 5) for n in range(40)]
+    training.queries(reports[1], {"mrr@10": before})
+    training.queries(reports[3], {"mrr@10": [value - lost * (n % 3) for n, value in enumerate(before)]})
+    return said(training)
+
+
+def test_a_training_that_falls_is_said_to_overfit(training: Training) -> None:
+    text = fall(training, 0.1)
+    assert "The last checkpoint (step 400) is 0.100 lower: the training seems to overfit since step 200." in text
+    assert "From step 200 to 400 the mean change of a query is \u22120.098" in text
+    assert "more than the choice of these 40 queries explains" in text
+
+
+def test_a_fall_within_the_intervals_is_no_overfitting(training: Training) -> None:
+    text = fall(training, 0.003)
+    assert "is 0.003 lower, within the intervals." in text
+    assert "overfit" not in text
+
+
+def test_a_fall_that_other_queries_could_turn_is_no_overfitting(training: Training) -> None:
+    training.full(0.2, 0.4, 0.38, 0.3)
+    reports = training.ledger.reports(FULL)
+    training.queries(reports[1], {"mrr@10": [0.4] * 12})
+    training.queries(reports[3], {"mrr@10": [0.9] * 4 + [0.0] * 8})
+    text = said(training)
+    assert "The last checkpoint (step 400) is 0.100 lower." in text
+    assert "with other queries it could have gone the other way" in text
+
+
+def test_a_training_that_still_gains_may_go_on(training: Training) -> None:
+    training.full(0.2, 0.3, 0.4)
+    text = said(training)
+    assert "The last checkpoint is the best" in text
+    assert "Every document was encoded: the values are exact for these queries." in text
+
+
+def test_failures_are_counted_and_nothing_at_all_is_said(training: Training) -> None:
+    training.strategy()
+    training.ended(100, "failed", "broken")
+    training.ended(200, "skipped", "gone")
+    text = said(training)
+    assert text == "No checkpoint is validated yet. Of the other checkpoints 1 failed and 1 skipped; the table says why."
+
+
+def test_the_strategy_with_the_smallest_error_is_named(training: Training) -> None:
+    training.sample(bound(0.5), bound(0.6))
+    training.strategy("b" * 16, "run_pool")
+    for step, value in ((100, 0.21), (200, 0.31)):
+        training.done(step, bound(value), "b" * 16)
+    training.full(0.2, 0.3)
+    assert "Of 2 strategies run_pool 5% has the smallest error (RMSE 0.010)." in said(training)
+
+
+def test_an_extrapolated_value_is_called_one(training: Training) -> None:
+    training.strategy()
+    training.done(100, within(0.3, 0.1), notes={"estimate": {"crossings": 0.4, "population": {}, "checkpoints": 1}})
+    assert "Only 0.4 sampled crossings: the corrected values are extrapolation, not evidence." in said(training)
