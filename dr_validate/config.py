@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 from dr_validate.component import component
 from dr_validate.errors import ConfigError, DrValidateError
 from dr_validate.metrics.ranx import deepest_cutoff, parse_metric
+from dr_validate.report.settings import ReportSettings
 from dr_validate.stages import Dataset, Encoder, Engine, Fidelity, Index, Sampler, Source
 
 STAGES = ("source", "store", "dataset", "encoder", "sampler", "engine", "index", "fidelity", "tracker")
@@ -35,7 +36,7 @@ class Watch:
 class Settings:
     """The values that stages share."""
 
-    task: Literal["validate", "status", "doctor"] = "validate"
+    task: Literal["validate", "status", "doctor", "report"] = "validate"
     device: str = "auto"
     state_dir: Path = Path(".dr_validate")
     seed: int = Field(default=13, ge=0)
@@ -75,7 +76,8 @@ def build(config: Mapping[str, Any]) -> Run:
     problems: list[str] = []
     built = {stage: _build_stage(stage, config.get(stage), problems) for stage in STAGES}
     built["watch"] = _construct(Watch, "watch", config.get("watch") or {}, problems)
-    shared = {key: value for key, value in config.items() if key not in (*STAGES, "watch")}
+    _construct(ReportSettings, "report", config.get("report") or {}, problems)
+    shared = {key: value for key, value in config.items() if key not in (*STAGES, "watch", "report")}
     settings = _construct(Settings, "", shared, problems)
     if settings is not None:
         problems.extend(_metric_problems(settings))
@@ -142,6 +144,15 @@ def _metric_problems(settings: Settings) -> list[str]:
 def _first_choice(stage: str) -> str:
     choices = sorted(file.stem for file in (conf_dir() / stage).glob("*.yaml"))
     return choices[0] if choices else "NAME"
+
+
+def report_settings(config: Mapping[str, Any]) -> ReportSettings:
+    """The keys of `report`. Raises ConfigError with all problems; what else may be wrong with a configuration is no matter."""
+    problems: list[str] = []
+    settings: ReportSettings | None = _construct(ReportSettings, "report", config.get("report") or {}, problems)
+    if settings is None:
+        raise ConfigError(problems)
+    return settings
 
 
 def source_if_any(config: Mapping[str, Any]) -> Source | None:

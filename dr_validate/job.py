@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dr_validate import sweep
-from dr_validate.config import Run, build
+from dr_validate.config import Run, build, report_settings
 from dr_validate.errors import ConfigError, DrValidateError
 from dr_validate.files import locked
 from dr_validate.logs import set_up_logging
@@ -75,6 +75,13 @@ def _answer(config: Mapping[str, Any]) -> int | None:
         from dr_validate.doctor import examine
 
         return examine(config)
+    if task == "report":
+        from dr_validate.report.write import write_report
+
+        dataset = config.get("dataset")
+        settings = report_settings(config)
+        write_report(Path(str(config["state_dir"])), settings, dataset if isinstance(dataset, Mapping) else {})
+        return 0
     return None
 
 

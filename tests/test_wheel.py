@@ -34,7 +34,8 @@ def test_the_wheel_carries_every_yaml_file(installed: Path) -> None:
     assert {
         path.relative_to(installed / "dr_validate/conf") for path in (installed / "dr_validate/conf").rglob("*.yaml")
     } == ours
-    assert (installed / "dr_validate" / "py.typed").exists()
+    others = ("py.typed", "report/page.css", "report/page.js")
+    assert all((installed / "dr_validate" / name).exists() for name in others)
 
 
 def test_the_msmarco_run_composes_from_an_installed_wheel_anywhere(installed: Path, tmp_path: Path) -> None:
