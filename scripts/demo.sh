@@ -38,5 +38,6 @@ echo "  python -m dr_validate +run=$run"
 status=0
 .venv/bin/python -m dr_validate +run=$run || status=$?
 wait $training || { tail -n 20 runs/demo/training.log; exit 1; }
+.venv/bin/python -m dr_validate +run=$run task=report
 [ $run = demo ] || .venv/bin/python scripts/show_dashboard.py
 exit $status
