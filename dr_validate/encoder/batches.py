@@ -1,32 +1,66 @@
-"""Batches of texts of nearly equal length, so that next to nothing is padding."""
+"""Which texts go through the model together: longest first, full batches, next to no padding."""
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from dr_validate.values import Int64, TokenBlock
 
+SHARES = 4  # of the work that is left, a thread takes one in so many at a time, so that all end together
+SMALLEST_SHARE = 256  # tokens; below it the matrix products lose more than the threads win
+UNLIKE = 0.9  # padded texts of one batch are at least so long, as parts of the longest ...
+TOO_FEW = 8  # ... unless the batch would have fewer tokens than one in so many of the budget
 
-def longest_first(lengths: Int64) -> Int64:
-    """(num_texts,) positions by descending length: what needs most memory comes first, so it fails at once if at all."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Some texts of a block, by descending length, and their token ids one text after the other."""
+
+    rows: Int64  # (num_texts,) positions in the block
+    lengths: Int64  # (num_texts,) at least 1
+    ids: Int64  # (num_tokens,)
+
+    @property
+    def places(self) -> Int64:
+        """(num_tokens,) place of each token in its text, from 0."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        places: Int64 = np.arange(len(self.ids)) - np.repeat(starts, self.lengths)
+        return places
+
+
+def plan(lengths: Int64, max_tokens: int, threads: int, *, pad: bool) -> list[Int64]:
+    """Positions of the texts that are not empty, in batches of at most `max_tokens` tokens, or of one text that is longer.
+
+    What needs most memory comes first, so that it fails at once if at all. With `pad`, tokens count padding.
+    """
     order: Int64 = np.argsort(-lengths, kind="stable")
-    return order
+    order = order[lengths[order] > 0]
+    ends = np.cumsum(lengths[order])
+    batches, start = [], 0
+    while start < len(order):
+        before = int(ends[start - 1]) if start else 0
+        share = -(-(int(ends[-1]) - before) // (SHARES * threads)) if threads > 1 else max_tokens
+        budget = min(max_tokens, max(share, SMALLEST_SHARE))
+        if pad:
+            stop = start + _similar(lengths[order[start:]], budget)
+        else:
+            stop = int(np.searchsorted(ends, before + budget, side="right"))
+        stop = max(stop, start + 1)
+        batches.append(order[start:stop])
+        start = stop
+    return batches
 
 
-def batch_size(longest: int, max_tokens: int) -> int:
-    """How many texts padded to `longest` fit into `max_tokens`; at least one."""
-    return max(1, max_tokens // max(1, longest))
+def _similar(lengths: Int64, budget: int) -> int:
+    """How many of the first texts are padded together."""
+    longest = int(lengths[0])
+    alike = int(np.searchsorted(-lengths, -UNLIKE * longest, side="right"))
+    return min(len(lengths), budget // longest, max(alike, budget // TOO_FEW // longest))
 
 
-def padded(tokens: TokenBlock, rows: Int64, pad_id: int) -> tuple[Int64, Int64]:
-    """Ids (num_rows, longest) padded on the right, and lengths (num_rows,), of some texts of a block."""
-    lengths = tokens.lengths[rows]
-    ids = np.full((len(rows), int(lengths.max())), pad_id, dtype=np.int64)
-    inside = np.arange(ids.shape[1]) < lengths[:, None]
-    ids[inside] = np.asarray(tokens.ids)[_flat(tokens.offsets[rows], lengths)]
-    return ids, lengths
-
-
-def _flat(starts: Int64, lengths: Int64) -> Int64:
-    """Positions of all tokens of the texts, one text after the other."""
+def take(tokens: TokenBlock, rows: Int64) -> Batch:
+    """The texts at `rows` of a block, none of them empty."""
+    lengths, starts = tokens.lengths[rows], tokens.offsets[rows]
     ends = np.cumsum(lengths)
-    places: Int64 = np.arange(int(ends[-1])) + np.repeat(starts - (ends - lengths), lengths)
-    return places
+    flat = np.arange(int(ends[-1])) + np.repeat(starts - (ends - lengths), lengths)
+    return Batch(rows=rows, lengths=lengths, ids=np.asarray(tokens.ids)[flat].astype(np.int64))

@@ -14,7 +14,6 @@ from torch import nn
 
 from dr_validate.encoder.backbone import ENCODER_OF
 from dr_validate.encoder.checks import read_object
-from dr_validate.encoder.linears import pack_linears
 from dr_validate.encoder.terms import Tower
 from dr_validate.errors import CheckpointError
 
@@ -33,16 +32,7 @@ def load_transformer(tower: Tower, dtype: torch.dtype, device: str) -> Any:
             model = _load_adapter(model, tower.adapter, dtype)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # keys and values are for a generation that never comes
-    model = model.to(device).eval().requires_grad_(False)
-    if device == "cpu" and dtype == torch.float32 and pack_linears(model, lambda: _hidden(model)):
-        log.debug("%s: linear layers run through oneDNN", tower.weights.name)
-    return model
-
-
-def _hidden(model: Any) -> torch.Tensor:
-    ids = torch.arange(1, 17).reshape(2, 8) % int(model.get_input_embeddings().num_embeddings)
-    with torch.inference_mode():
-        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state  # type: ignore[no-any-return]  # untyped
+    return model.to(device).eval().requires_grad_(False)
 
 
 def _load_base(folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -99,10 +99,13 @@ def small_config(name: str) -> Any:
         sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 66}
     if name == "T5Config":
         sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-    if name.startswith("Qwen"):
+    if name.startswith(("Qwen", "Llama", "Mistral")):
         sizes |= {"num_key_value_heads": 2, "head_dim": 8}
+    if name == "MistralConfig":
+        sizes |= {"sliding_window": 7}  # shorter than the longest text
     if name == "ModernBertConfig":
         common |= {"cls_token_id": 0, "sep_token_id": 2}
+        sizes |= {"local_attention": 12, "global_attn_every_n_layers": 2}
     return getattr(transformers, name)(**common, **sizes)
 
 

@@ -12,30 +12,38 @@ from dr_validate.encoder.auto import AutoEncoder
 from dr_validate.values import Float32
 
 Pooling = Literal["cls", "mean", "max", "last", "weighted_mean"]
-FAMILIES = [
-    "BertConfig",
-    "RobertaConfig",
-    "XLMRobertaConfig",
-    "DistilBertConfig",
-    "MPNetConfig",
-    "ModernBertConfig",
-    "Qwen2Config",
-    "Qwen3Config",
-    "T5Config",
-]
+FAMILIES = {  # and how their texts go through them
+    "BertConfig": "packed",
+    "RobertaConfig": "packed",
+    "XLMRobertaConfig": "packed",
+    "DistilBertConfig": "packed",
+    "ElectraConfig": "packed",
+    "MPNetConfig": "padded",  # attention of its own, with relative positions
+    "ModernBertConfig": "packed",
+    "Qwen2Config": "packed",
+    "Qwen3Config": "packed",
+    "MistralConfig": "packed",
+    "LlamaConfig": "packed",
+    "T5Config": "padded",
+}
 
 
-def one_at_a_time(folder: Path, texts: list[str], pooling: Pooling) -> Float32:
+def unit(vectors: Float32) -> Float32:
+    rows: Float32 = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return rows
+
+
+def one_at_a_time(folder: Path, texts: list[str], pooling: Pooling, dtype: torch.dtype = torch.float32) -> Float32:
     import transformers
 
     family: Any = transformers.T5EncoderModel if folder.name == "T5Config" else transformers.AutoModel
-    model = family.from_pretrained(str(folder), dtype=torch.float32).eval()
+    model = family.from_pretrained(str(folder), dtype=dtype).eval()
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(folder))
     rows = []
     for text in texts:
         ids = tokenizer(text, truncation=True, max_length=64, return_tensors="pt")
         with torch.inference_mode():
-            hidden = model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]).last_hidden_state[0]
+            hidden = model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]).last_hidden_state[0].float()
         weights = torch.arange(1, len(hidden) + 1).float()[:, None]
         pooled = {
             "cls": hidden[0],
@@ -57,8 +65,36 @@ def test_vectors_are_those_of_one_text_at_a_time(
     expected = one_at_a_time(folder, texts, pooling)
     with AutoEncoder(pooling=pooling, normalize=False, max_tokens_per_batch=256).load(folder, "cpu") as model:
         vectors = model.encode(model.tokenizer("document").tokenize(texts), "document")
+        assert model.contract["batches"] == FAMILIES[family]
     scale = np.abs(expected).max()
     assert np.abs(vectors - expected).max() < 1e-5 * max(1.0, float(scale))
+
+
+@pytest.mark.parametrize("family", ["BertConfig", "ModernBertConfig", "Qwen3Config", "MPNetConfig"])
+def test_bfloat16_vectors_are_as_far_from_float32_as_those_of_transformers(
+    make_model: Callable[[str], Path], texts: list[str], family: str
+) -> None:
+    folder = make_model(family)
+    exact = unit(one_at_a_time(folder, texts, "mean"))
+    theirs = unit(one_at_a_time(folder, texts, "mean", torch.bfloat16))
+    with AutoEncoder(pooling="mean", normalize=True, dtype="bfloat16").load(folder, "cpu") as model:
+        ours = model.encode(model.tokenizer("document").tokenize(texts), "document")
+        assert (model.contract["batches"], model.contract["dtype"]) == (FAMILIES[family], "bfloat16")
+    assert 0 < np.abs(ours - exact).max() < 2 * np.abs(theirs - exact).max()
+
+
+def test_padding_that_stands_in_a_text_is_numbered_as_roberta_numbers_it(make_model: Callable[[str], Path]) -> None:
+    import transformers
+
+    folder = make_model("RobertaConfig")
+    texts = [[0, 7, 1, 8, 2], [1, 1, 9], [5, 6, 7, 8, 9, 2]]
+    plain: Any = transformers.AutoModel.from_pretrained(str(folder), dtype=torch.float32).eval()
+    with torch.inference_mode():
+        expected = [plain(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(dim=0).numpy() for ids in texts]
+    with AutoEncoder(pooling="mean", normalize=False).load(folder, "cpu") as model:
+        vectors = model.encode(model.tokenizer("document").tokenize(texts), "document")
+        assert model.contract["batches"] == "packed"
+    assert np.abs(vectors - np.stack(expected)).max() < 1e-5 * np.abs(vectors).max()
 
 
 @pytest.mark.parametrize("pooling", ["cls", "max", "weighted_mean"])

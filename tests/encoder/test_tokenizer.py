@@ -4,10 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from dr_validate.encoder.auto import AutoEncoder
-from dr_validate.encoder.transformer import TransformerModel
 from dr_validate.errors import CheckpointError
 from dr_validate.stages import Tokenizer
 from dr_validate.values import TokenBlock
@@ -73,34 +71,3 @@ def test_token_ids_of_another_vocabulary_are_refused(bert: Path) -> None:
 def test_a_length_without_room_for_text_is_refused(bert: Path) -> None:
     with pytest.raises(CheckpointError, match="no room"):
         tokenizer(bert, document_max_length=2)
-
-
-class ScarceMemory:
-    """Raises what torch raises when more than `tokens` are in a batch: a machine with little memory."""
-
-    def __init__(self, transformer: Any, tokens: int) -> None:
-        self.transformer = transformer
-        self.tokens = tokens
-        self.config = transformer.config
-
-    def __call__(self, **inputs: Any) -> Any:
-        if inputs["input_ids"].numel() > self.tokens:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return self.transformer(**inputs)
-
-
-def test_running_out_of_memory_halves_the_batches_until_they_fit(
-    bert: Path, texts: list[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    with AutoEncoder(**STATED).load(bert, "cpu") as model:
-        assert isinstance(model, TransformerModel)
-        block = model.tokenizer("document").tokenize(texts)
-        expected = model.encode(block, "document")
-        tower = model._towers["document"]
-        whole = tower._transformer
-        tower._transformer = ScarceMemory(whole, 150)
-        assert np.abs(model.encode(block, "document") - expected).max() < 1e-5
-        assert "out of memory" in caplog.text
-        tower._transformer = ScarceMemory(whole, 10)
-        with pytest.raises(CheckpointError, match="no memory on cpu for one text of 64 tokens"):
-            model.encode(block, "document")

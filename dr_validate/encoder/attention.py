@@ -1,0 +1,118 @@
+"""Attention within each text of a packed batch, for every transformer that takes its attention from transformers' registry.
+
+On a CPU texts of equal length are computed together; on a GPU one fused kernel takes them all (torch's flash attention with
+variable lengths). Imports torch: only imported when a model is loaded.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface
+
+from dr_validate.values import Int64
+
+NAME = "dr_validate_packed"
+# What some architectures add to attention and this one does not have: refused, never ignored.
+REFUSED = ("softcap", "s_aux", "position_bias", "head_mask", "cache", "block_sequence_ids")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """Where the texts of a packed batch lie; `bounds` (num_texts + 1,) int32 on the device, only for a GPU."""
+
+    groups: tuple[tuple[int, int, int], ...]  # first token, texts, tokens of each: of texts of equal length
+    longest: int
+    bounds: Tensor | None
+
+
+def packing(lengths: Int64, device: str) -> Packing:
+    """How texts of these lengths lie one after the other; equal lengths are neighbours in a batch."""
+    firsts = np.flatnonzero(np.diff(lengths, prepend=-1))
+    counts = np.diff(np.append(firsts, len(lengths)))
+    starts = np.cumsum(lengths) - lengths
+    groups = tuple((int(starts[first]), int(n), int(lengths[first])) for first, n in zip(firsts, counts, strict=True))
+    bounds = None
+    if device.startswith("cuda"):
+        ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        bounds = torch.from_numpy(ends).pin_memory().to(device, non_blocking=True)
+    return Packing(groups=groups, longest=int(lengths.max()), bounds=bounds)
+
+
+def register() -> None:
+    """Make NAME known to transformers; no mask is ever made for it."""
+    AttentionInterface.register(NAME, attend)
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """(1, num_tokens, heads, head_dim) from query, key and value (1, heads, num_tokens, head_dim).
+
+    `options` are what transformers passes: `packing` (ours, through the model's forward), scaling, is_causal, sliding_window.
+    Raises TypeError for an option that this attention does not have.
+    """
+    refused = [name for name in REFUSED if options.get(name) is not None]
+    layout = options.get("packing")
+    if refused or attention_mask is not None or not isinstance(layout, Packing):
+        raise TypeError(f"packed attention: no {refused or 'mask'}, and with a packing (got {type(layout).__name__})")
+    causal = options.get("is_causal")
+    if causal is None:
+        causal = getattr(module, "is_causal", True)
+    rule = _Rule(scale=options.get("scaling"), causal=bool(causal), window=options.get("sliding_window"))
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (num_tokens, heads, head_dim)
+    if layout.bounds is not None:
+        return _attend_fused(query, key, value, (layout, rule))[None], None
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    for first, texts, length in layout.groups:
+        part = slice(first, first + texts * length)
+        shape = (texts, length, -1, query.shape[-1])
+        q, k, v = (tensor[part].view(shape).transpose(1, 2) for tensor in (query, key, value))
+        out[part].view(shape).copy_(rule.attend(q, k, v).transpose(1, 2))
+    return out[None], None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rule:
+    scale: float | None
+    causal: bool
+    window: int | None  # a token sees those that are fewer places away
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(texts, heads, length, head_dim) for texts of equal length."""
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:
+            key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+        length = query.shape[2]
+        mask = None
+        if self.window is not None and length > self.window:
+            places = torch.arange(length, device=query.device)
+            distance = places[:, None] - places
+            mask = (distance < self.window) & (distance >= 0 if self.causal else distance > -self.window)
+        causal = self.causal and mask is None
+        return functional.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=self.scale)
+
+
+def _attend_fused(query: Tensor, key: Tensor, value: Tensor, how: tuple[Packing, _Rule]) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    layout, rule = how
+    assert layout.bounds is not None
+    back = -1 if rule.window is None else rule.window - 1
+    out = varlen_attn(
+        query,
+        key,
+        value,
+        layout.bounds,
+        layout.bounds,
+        layout.longest,
+        layout.longest,
+        scale=rule.scale,
+        window_size=(back, 0 if rule.causal else back),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(out, Tensor)
+    return out

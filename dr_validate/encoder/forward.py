@@ -1,0 +1,171 @@
+"""A batch of texts through the transformer: packed into one row where the architecture allows it, else padded.
+
+Imports torch: only imported when a model is loaded.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dr_validate.encoder import attention
+from dr_validate.encoder.batches import Batch
+from dr_validate.encoder.lengths import PADDING_OFFSET_MODELS, positions
+from dr_validate.encoder.linears import pack_linears
+from dr_validate.values import Int64
+
+log = logging.getLogger(__name__)
+
+# Largest difference of hidden states, relative to the largest of them, between two ways of computing the same.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+CHECKED_LENGTHS = (9, 3, 3)
+LARGEST_CHECKED_WINDOW = 512
+# What a transformer raises that does not know packed batches.
+CANNOT = (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, AssertionError)
+
+
+class Forward(Protocol):
+    """Hidden states of texts, without padding."""
+
+    name: str
+    pads: bool
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """(num_tokens, width) on the device, one text after the other, in the model's own type."""
+        ...
+
+
+def to_device(array: Int64, device: str) -> Tensor:
+    """A copy on the device; to a GPU from pinned memory and without waiting for it."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor
+
+
+class Padded:
+    """Every text padded to the longest of its batch: works for every architecture."""
+
+    name, pads = "padded", True
+
+    def __init__(self, model: Any, device: str) -> None:
+        self._model = model
+        self._device = device
+        pad_id = getattr(model.config, "pad_token_id", None)
+        size = int(model.get_input_embeddings().num_embeddings)
+        self._pad_id = pad_id if isinstance(pad_id, int) and 0 <= pad_id < size else 0
+
+    def __call__(self, batch: Batch) -> Tensor:
+        longest = int(batch.lengths.max())
+        ids = np.full((len(batch.lengths), longest), self._pad_id, dtype=np.int64)
+        inside = np.arange(longest) < batch.lengths[:, None]
+        ids[inside] = batch.ids
+        # Without padding no mask: attention is faster, and nothing has to look whether the mask is full.
+        mask = None if inside.all() else to_device(inside.astype(np.int64), self._device)
+        hidden = self._model(input_ids=to_device(ids, self._device), attention_mask=mask).last_hidden_state
+        flat: Tensor = hidden.reshape(-1, hidden.shape[-1])
+        return flat if mask is None else flat[to_device(np.flatnonzero(inside), self._device)]
+
+
+class Packed:
+    """Texts in one row, no token is padding; attention stays within a text (`attention.py`)."""
+
+    name, pads = "packed", False
+
+    def __init__(self, model: Any, device: str) -> None:
+        self._model = model
+        self._device = device
+        self._pad_id = None
+        if model.config.model_type in PADDING_OFFSET_MODELS:
+            self._pad_id = 1 if model.config.pad_token_id is None else int(model.config.pad_token_id)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        hidden = self._model(
+            input_ids=to_device(batch.ids[None], self._device),
+            position_ids=to_device(self._positions(batch)[None], self._device),
+            packing=attention.packing(batch.lengths, self._device),
+        ).last_hidden_state
+        states: Tensor = hidden[0]
+        return states
+
+    def _positions(self, batch: Batch) -> Int64:
+        if self._pad_id is None:
+            return batch.places
+        # As RoBERTa counts: from the padding's number on, and padding that stands in the text itself does not count.
+        counts = np.cumsum(batch.ids != self._pad_id)
+        firsts = np.cumsum(batch.lengths) - batch.lengths
+        before = np.repeat(counts[firsts] - (batch.ids[firsts] != self._pad_id), batch.lengths)
+        places: Int64 = (counts - before) * (batch.ids != self._pad_id) + self._pad_id
+        return places
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """A transformer and the fastest way through it that changes nothing."""
+
+    model: Any
+    forward: Forward
+    packed_linears: int  # how many of its layers run through oneDNN
+
+    def describe(self) -> dict[str, str]:
+        """For the Report: what was computed how."""
+        return {"batches": self.forward.name, "linear_layers": "oneDNN" if self.packed_linears else "torch"}
+
+
+def choose_forward(load: Callable[[], Any], dtype: torch.dtype, device: str) -> Chosen:
+    """Load the model and choose. Every change is checked against the padded forward of the model as it came, or undone."""
+    model = load()
+    padded = Padded(model, device)
+    batch = _example(model)
+    with torch.inference_mode():
+        expected = padded(batch)
+        if not bool(expected.isfinite().all()):  # nothing to compare with; encoding says what is wrong
+            return Chosen(model=model, forward=padded, packed_linears=0)
+        packs = pack_linears(model) if device == "cpu" else 0
+        if packs and not _same(padded, batch, expected):
+            log.info("%s computes with the weights of its linear layers: they stay as they are", type(model).__name__)
+            del model, padded  # never two at a time
+            model, packs = load(), 0
+            padded = Padded(model, device)
+        packed = _packed(model, dtype, device)
+        if packed is not None and not _same(packed, batch, expected):
+            model.set_attn_implementation("sdpa")
+            packed = None
+    if packed is None:
+        log.info("%s in %s on %s: no packed batches, they are padded", type(model).__name__, dtype, device)
+    return Chosen(model=model, forward=packed or padded, packed_linears=packs)
+
+
+def _packed(model: Any, dtype: torch.dtype, device: str) -> Packed | None:
+    """For the architectures that let their attention be replaced; on a GPU for the types that its fused kernel takes."""
+    fused = device == "cpu" or dtype in (torch.float16, torch.bfloat16)
+    if not fused or not getattr(model, "_supports_attention_backend", False):
+        return None
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    return Packed(model, device)
+
+
+def _same(forward: Forward, batch: Batch, expected: Tensor) -> bool:
+    try:
+        difference = (forward(batch).float() - expected.float()).abs().max()
+    except CANNOT as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        log.info("another way through the model: %s: %s", type(error).__name__, error)
+        return False
+    return bool(difference <= TOLERANCES[expected.dtype] * expected.float().abs().max().clamp(min=1e-6))
+
+
+def _example(model: Any) -> Batch:
+    """Texts of several lengths, one beyond the window where attention is local and the window small."""
+    longest = positions(model.config.to_dict()) or LARGEST_CHECKED_WINDOW
+    lengths = [min(length, longest) for length in CHECKED_LENGTHS]
+    window = getattr(model.config, "sliding_window", None)
+    if isinstance(window, int) and window <= LARGEST_CHECKED_WINDOW:
+        lengths.insert(0, min(2 * window + 3, longest))
+    size = int(model.get_input_embeddings().num_embeddings)
+    total = sum(lengths)
+    return Batch(rows=np.arange(len(lengths)), lengths=np.array(lengths), ids=np.arange(total) * 7 % size)

@@ -1,0 +1,157 @@
+"""The ways through a transformer: each gives the hidden states of the padded forward, or is not taken."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dr_validate.encoder import attention, linears
+from dr_validate.encoder.auto import AutoEncoder
+from dr_validate.encoder.batches import Batch
+from dr_validate.encoder.forward import Forward, choose_forward
+from dr_validate.encoder.linears import PackedLinear, pack_linears
+from dr_validate.encoder.tower import LoadedTower
+from dr_validate.encoder.transformer import TransformerModel
+from dr_validate.errors import CheckpointError
+
+
+def load_bert(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    import transformers
+
+    return transformers.AutoModel.from_pretrained(str(folder), dtype=dtype, attn_implementation="sdpa").eval()
+
+
+class ReadsWeights(nn.Module):
+    """A layer that computes with the weight of its linear layer, as some models do: it must not be replaced."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.dense = linear
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.nn.functional.linear(inputs, self.dense.weight, self.dense.bias)
+
+
+@pytest.fixture
+def _packing_pays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever this processor is like."""
+    monkeypatch.setattr(linears, "PAYS", 1e9)
+    linears._pays.cache_clear()
+    yield
+    linears._pays.cache_clear()
+
+
+@pytest.mark.usefixtures("_packing_pays")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_linear_layers_give_the_same_and_hold_no_second_copy(bert: Path, dtype: torch.dtype) -> None:
+    model = load_bert(bert, dtype)
+    ids = torch.arange(2, 34).reshape(2, 16)
+    with torch.inference_mode():
+        before = model(input_ids=ids).last_hidden_state.float()
+        assert pack_linears(model) == 13  # six in each layer, one in the pooler
+        after = model(input_ids=ids).last_hidden_state.float()
+    assert not any(type(module) is nn.Linear for module in model.modules())
+    assert all(module.weight.numel() == 0 for module in model.modules() if isinstance(module, PackedLinear))
+    assert (after - before).abs().max() <= (1e-5 if dtype == torch.float32 else 0.1) * before.abs().max()
+
+
+@pytest.mark.usefixtures("_packing_pays")
+def test_a_shared_linear_layer_stays_shared() -> None:
+    shared = nn.Linear(8, 8).requires_grad_(False)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    assert pack_linears(model) == 2
+    assert model[0] is model[2]
+
+
+@pytest.mark.usefixtures("_packing_pays")
+def test_a_model_that_computes_with_the_weights_of_its_layers_keeps_them(bert: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def load() -> Any:
+        model = load_bert(bert)
+        output = model.encoder.layer[1].output
+        output.dense = ReadsWeights(output.dense)
+        return model
+
+    with caplog.at_level("INFO"):
+        chosen = choose_forward(load, torch.float32, "cpu")
+    assert chosen.describe() == {"batches": "packed", "linear_layers": "torch"}
+    assert "they stay as they are" in caplog.text
+    assert type(chosen.model.encoder.layer[1].output.dense.dense) is nn.Linear
+
+
+def test_an_architecture_whose_texts_would_see_each_other_is_padded(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load() -> Any:
+        model = load_bert(bert)
+        attend = model.encoder.layer[0].attention.self.forward
+
+        def of_its_own(hidden: Tensor, **options: Any) -> Any:  # every token sees the whole row, whatever the packing
+            if packing := options.get("packing"):
+                options["packing"] = attention.packing(np.array([hidden.shape[1]]), "cpu")
+                assert packing.longest < hidden.shape[1]
+            return attend(hidden, **options)
+
+        model.encoder.layer[0].attention.self.forward = of_its_own
+        return model
+
+    chosen = choose_forward(load, torch.float32, "cpu")
+    assert chosen.describe()["batches"] == "padded"
+    assert chosen.model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("option", ["softcap", "position_bias"])
+def test_an_attention_with_more_to_it_is_refused(option: str) -> None:
+    states = torch.ones(1, 2, 3, 4)
+    layout = attention.packing(np.array([3]), "cpu")
+    with pytest.raises(TypeError, match=option):
+        attention.attend(nn.Module(), states, states, states, None, packing=layout, **{option: 1.0})
+
+
+class ScarceMemory:
+    """Raises what torch raises when more than `tokens` are in a batch: a machine with little memory."""
+
+    def __init__(self, forward: Forward, tokens: int) -> None:
+        self.forward, self.tokens = forward, tokens
+        self.name, self.pads = forward.name, forward.pads
+        self.batches: list[int] = []
+
+    def __call__(self, batch: Batch) -> Tensor:
+        if len(batch.ids) > self.tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.batches.append(len(batch.ids))
+        return self.forward(batch)
+
+
+def test_running_out_of_memory_halves_the_batches_until_they_fit(
+    bert: Path, texts: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with AutoEncoder(pooling="mean", normalize=True).load(bert, "cpu") as model:
+        assert isinstance(model, TransformerModel)
+        block = model.tokenizer("document").tokenize(texts)
+        expected = model.encode(block, "document")
+        tower: LoadedTower = model._towers["document"]
+        scarce = ScarceMemory(tower._forward, 150)
+        monkeypatch.setattr(tower, "_forward", scarce)
+        assert np.abs(model.encode(block, "document") - expected).max() < 1e-5
+        assert "out of memory" in caplog.text
+        assert sum(scarce.batches) == len(block.ids)
+        scarce.tokens = 10
+        with pytest.raises(CheckpointError, match="no memory on cpu for one text of 64 tokens"):
+            model.encode(block, "document")
+
+
+def test_two_threads_give_the_vectors_of_one(make_model: Callable[[str], Path], texts: list[str]) -> None:
+    folder = make_model("BertConfig")
+    with AutoEncoder(pooling="mean", normalize=True).load(folder, "cpu") as model:
+        block = model.tokenizer("document").tokenize(texts * 40)
+        assert isinstance(model, TransformerModel)
+        alone = model.encode(block, "document")
+        torch.set_num_threads(2)
+        try:
+            together = model.encode(block, "document")
+            assert torch.get_num_threads() == 2  # what comes after the encoding has its threads again
+        finally:
+            torch.set_num_threads(1)
+    assert np.abs(together - alone).max() < 1e-5
