@@ -1,10 +1,14 @@
 """Metrics per query by ranx, fed with arrays of ordinals: no dictionaries of strings, and our own order among ties."""
 
+import importlib
 import importlib.util
 import logging
 import os
+import sys
 import tempfile
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,9 +34,8 @@ class RanxMetrics:
 
     def warm_up(self) -> None:
         """Compile: about a minute the first time on a machine, a second once numba has it on disk."""
-        # ranx goes down to one thread, for good, when it sees fewer than ten queries.
-        ten = np.zeros((10, 1, 2))
-        _evaluate(ten, ten, self.names)
+        one = np.zeros((1, 1, 2))
+        _evaluate(one, one, self.names)
 
     def score(self, ranking: Ranking, qrels: Qrels) -> Scores:
         """See `Metrics.score`. A name without a cutoff looks at the whole ranking."""
@@ -70,17 +73,46 @@ def _retrieved(ranking: Ranking) -> Float64:
 
 
 def _evaluate(judged: Float64, retrieved: Float64, names: tuple[str, ...]) -> dict[str, Float64]:
-    # With one metric ranx looks its answer up by the name without the cutoff and fails; twice the same is not one.
-    asked = names * 2 if len(names) == 1 else names
-    values = _import_ranx().evaluate(judged, retrieved, list(asked), return_mean=False)
-    return {name: np.array(values[name], dtype=np.float64) for name in names}
+    """What `ranx.evaluate` computes from arrays."""
+    function_of = _import_metrics().metric_switch
+    values = {}
+    for name in names:
+        metric = parse(name)
+        scores = function_of(metric.base)(judged, retrieved, metric.cutoff or 0, metric.relevant_from)
+        values[name] = np.array(scores, dtype=np.float64)
+    return values
 
 
-def _import_ranx() -> Any:
+def _import_metrics() -> Any:
+    """ranx's metrics without the package around them.
+
+    `import ranx` also imports matplotlib, pandas, scipy.stats and ir_datasets, for what is not used here: 1.6 of 2 CPU seconds
+    in every process. Until somebody asks the package for more, an empty one stands in for it.
+    """
     _choose_numba_cache()
-    import ranx
+    spec = importlib.util.find_spec("ranx")
+    if spec is not None and "ranx" not in sys.modules:
+        import numba
 
-    return ranx
+        numba.config.THREADING_LAYER = "workqueue"  # as the package does
+        sys.modules.setdefault("ranx", _Postponed(spec))  # another thread may be importing it
+    return importlib.import_module("ranx.metrics")
+
+
+class _Postponed(ModuleType):
+    """A package that is run when something is asked of it that it does not have yet; its submodules are there at once."""
+
+    def __init__(self, spec: ModuleSpec) -> None:
+        super().__init__(spec.name)
+        self.__spec__ = spec
+        self.__path__ = list(spec.submodule_search_locations or ())
+
+    def __getattr__(self, name: str) -> Any:
+        spec = self.__spec__
+        assert spec is not None and spec.loader is not None
+        self.__class__ = ModuleType  # type: ignore[assignment]  # from now on a module like any other
+        spec.loader.exec_module(self)
+        return getattr(self, name)
 
 
 def _choose_numba_cache() -> None:

@@ -1,5 +1,7 @@
 """Parity with trec_eval, per query, on everything that tends to differ."""
 
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -118,3 +120,18 @@ def test_queries_without_a_relevant_document_are_left_out_of_the_mean(metrics: R
 def test_one_metric_alone_gives_the_same_values(metrics: RanxMetrics) -> None:
     alone = RanxMetrics(names=("recall@10",)).score(ranking_of(6), qrels_of(6)).per_query["recall@10"]
     np.testing.assert_array_equal(alone, metrics.score(ranking_of(6), qrels_of(6)).per_query["recall@10"])
+
+
+def test_scoring_imports_only_the_metrics_of_ranx_and_leaves_the_package_to_others() -> None:
+    code = """if True:
+        import sys
+        from dr_validate.metrics.ranx import RanxMetrics
+        RanxMetrics(names=("mrr@10",)).warm_up()
+        heavy = {"pandas", "matplotlib", "seaborn", "ir_datasets", "scipy.stats"} & set(sys.modules)
+        assert not heavy, heavy
+        import ranx
+        from ranx import Run
+        assert Run({"q": {"d": 1.0}}).keys() == {"q"}
+        assert ranx.evaluate({"q": {"d": 1}}, {"q": {"d": 1.0}}, "mrr") == 1.0
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
