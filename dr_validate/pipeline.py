@@ -3,7 +3,8 @@
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import numpy as np
 from dr_validate import results
 from dr_validate.component import fingerprint
 from dr_validate.config import Run
+from dr_validate.lazy import LazyBlocks, LazyModel
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.sampler.full import FullSampler
-from dr_validate.stages import Control, Model, Workload
+from dr_validate.stages import Control, Model, TextBlocks, Vectors, Workload
 from dr_validate.tokens import TokenCache
-from dr_validate.values import Checkpoint, Estimate, Ranking, Report, Sample, Scores, TestSet
+from dr_validate.values import Checkpoint, Estimate, Ranking, Report, Sample, Scores, Side, TestSet
 
+SIDES: tuple[Side, Side] = ("query", "document")
 log = logging.getLogger(__name__)
 
 
@@ -55,18 +58,18 @@ class Pipeline:
         """Encode, search, score, report. `full` encodes the whole corpus whatever the sampler says (a baseline)."""
         plan = self.plans[full]
         clock = _Clock()
-        with self.run.encoder.load(folder, self.device) as model:
-            clock.lap("load")
-            workload = self._workload(checkpoint, plan, model)
-            clock.lap("tokenize")
+        with self._kept_vectors(checkpoint) as vectors, LazyModel(lambda: self.run.encoder.load(folder, self.device)) as model:
+            texts = {side: self._texts(side, plan.sample, model) for side in SIDES}
+            workload = self._workload(checkpoint, plan, texts, vectors)
             ranked = self.run.engine.rank(model, workload, self.run.index, control, self.device)
-            contract = dict(model.contract)
+            contract = dict(vectors.contract(lambda: model.contract))
         clock.lap("rank")
         self._warm_up.join()
         scores = self.metrics.score(ranked.ranking, self.test_set.qrels)
         clock.lap("score")
         self._keep(checkpoint, plan, ranked.ranking, scores)
-        seconds = {**clock.seconds(), **ranked.seconds}
+        tokenize_s = sum(blocks.tokenize_s for blocks in texts.values())
+        seconds = {"load": model.load_s, "tokenize": tokenize_s, **ranked.seconds, **clock.seconds()}
         del seconds["rank"]
         return Report(
             checkpoint=checkpoint,
@@ -111,28 +114,38 @@ class Pipeline:
         )
         return Plan(spec=spec, sampler=type(sampler).__module__.rpartition(".")[2], sample=sample)
 
-    def _workload(self, checkpoint: Checkpoint, plan: Plan, model: Model) -> Workload:
-        test_set, sample = self.test_set, plan.sample
-        queries = self.tokens.open(
-            tokenizer=model.tokenizer("query"),
-            texts_key=f"queries-{test_set.fingerprint}",
-            num_texts=len(test_set.query_ids),
-            read=lambda part: test_set.query_texts[part],
-            block_size=max(1, len(test_set.query_ids)),
-        )
-        documents = self.tokens.open(
-            tokenizer=model.tokenizer("document"),
-            texts_key=f"documents-{test_set.fingerprint}-{'full' if sample.is_full else sample.fingerprint}",
-            num_texts=len(sample.ordinals),
-            read=lambda part: test_set.corpus.texts(sample.ordinals[part]),
-            block_size=self.run.settings.block_documents,
-        )
+    def _kept_vectors(self, checkpoint: Checkpoint) -> AbstractContextManager[Vectors]:
+        terms = {"encoder": dict(self.run.encoder.fingerprint()), "test_set": self.test_set.fingerprint}
+        counts: dict[Side, int] = {"query": len(self.test_set.query_ids), "document": len(self.test_set.corpus)}
+        kept: AbstractContextManager[Vectors] = self.run.store.vectors(checkpoint.digest, terms, counts, self.state_dir)
+        return kept
+
+    def _texts(self, side: Side, sample: Sample, model: Model) -> LazyBlocks:
+        test_set = self.test_set
+        if side == "query":
+            key, number, block_size = f"queries-{test_set.fingerprint}", len(test_set.query_ids), len(test_set.query_ids)
+        else:
+            part = "full" if sample.is_full else sample.fingerprint
+            key, number = f"documents-{test_set.fingerprint}-{part}", len(sample.ordinals)
+            block_size = self.run.settings.block_documents
+
+        def read(part: slice) -> Sequence[str] | Sequence[list[int]]:
+            return test_set.query_texts[part] if side == "query" else test_set.corpus.texts(sample.ordinals[part])
+
+        def open_blocks() -> TextBlocks:
+            tokenizer = model.tokenizer(side)
+            return self.tokens.open(tokenizer=tokenizer, texts_key=key, num_texts=number, read=read, block_size=block_size)
+
+        return LazyBlocks(open_blocks, num_texts=number, block_size=block_size)
+
+    def _workload(self, checkpoint: Checkpoint, plan: Plan, texts: Mapping[Side, LazyBlocks], vectors: Vectors) -> Workload:
         return Workload(
-            queries=queries.all(),
-            documents=documents,
-            ordinals=sample.ordinals,
-            own_documents=test_set.own_documents,
-            tie_rank=test_set.corpus.tie_rank,
+            queries=texts["query"],
+            documents=texts["document"],
+            vectors=vectors,
+            ordinals=plan.sample.ordinals,
+            own_documents=self.test_set.own_documents,
+            tie_rank=self.test_set.corpus.tie_rank,
             top_k=self.run.settings.top_k,
             progress_file=self.state_dir / "progress" / f"{plan.spec}-{_file_name(checkpoint.digest)}.npz",
         )

@@ -4,7 +4,7 @@ Every component also has `fingerprint() -> Mapping[str, Any]` where its settings
 part of the spec. What cannot change a score (device, batch size, folder) stays out of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,15 +130,32 @@ class Index(Protocol):
         ...
 
 
-class DocumentBlocks(Protocol):
-    """The sample's tokens in blocks of consecutive sample positions; made on demand, memory-mapped once made."""
+class TextBlocks(Protocol):
+    """Tokens of texts in blocks of consecutive positions; made on demand, memory-mapped once made."""
 
     def __len__(self) -> int: ...
 
     def block(self, number: int) -> TokenBlock: ...
 
     def positions(self, number: int) -> slice:
-        """Which positions of the sample the block holds."""
+        """Which texts the block holds."""
+        ...
+
+
+Encode = Callable[[Int64], Float32]
+"""From positions to vectors (len(positions), dim)."""
+
+
+class Vectors(Protocol):
+    """Vectors of one checkpoint: of documents by ordinal, of queries by row. Kept between calls as far as there is room."""
+
+    def get(self, side: Side, ordinals: Int64, encode: Encode) -> Float32:
+        """(len(ordinals), dim) float32. `encode` is called with the positions in `ordinals` of those that are not kept, and
+        what it returns is kept. Ordinals are ascending, each once. Raises what `encode` raises."""
+        ...
+
+    def contract(self, read: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        """The model's contract as it was when the first of these were made; read and kept if need be."""
         ...
 
 
@@ -154,10 +171,11 @@ class Control(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What an engine ranks: tokens of all queries and of the sample's documents."""
+    """What an engine ranks: all queries and the sample's documents, as tokens and as far as they are kept as vectors."""
 
-    queries: TokenBlock
-    documents: DocumentBlocks
+    queries: TextBlocks
+    documents: TextBlocks
+    vectors: Vectors
     ordinals: Int64  # (num_encoded,) of the sample, in the order of `documents`
     own_documents: Int64  # (num_queries,) ordinal that must not be returned for a query, -1 for none
     tie_rank: Int64  # (num_documents,) see Corpus.tie_rank
@@ -167,7 +185,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranked:
-    """An engine's answer: the ranking, what was encoded for it in this call, and seconds by phase (encode, search)."""
+    """An engine's answer: the ranking, how many documents were encoded for it in this call, and seconds by phase."""
 
     ranking: Ranking
     encoded_now: int

@@ -55,7 +55,7 @@ class TokenCache:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBlocks:
-    """DocumentBlocks over a cache folder. Only the block in use is mapped into memory, and it is checked on its first use."""
+    """TextBlocks over a cache folder. Only the block in use is mapped into memory, and it is checked on its first use."""
 
     folder: Path
     tokenizer: Tokenizer

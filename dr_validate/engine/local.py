@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,10 @@ from pydantic import Field
 
 from dr_validate.component import component
 from dr_validate.engine import progress
+from dr_validate.engine.texts import Texts
 from dr_validate.errors import Interrupted
 from dr_validate.stages import Control, Index, Model, Ranked, Search, Workload
-from dr_validate.values import Float32, Int64, Ranking, TokenBlock, TopK
+from dr_validate.values import Float32, Ranking, TopK
 
 log = logging.getLogger(__name__)
 
@@ -37,76 +38,71 @@ class LocalEngine:
 class _Ranking:
     def __init__(self, engine: LocalEngine, model: Model, workload: Workload, control: Control) -> None:
         self._engine = engine
-        self._model = model
-        self._workload = workload
+        self._workload = work = workload
         self._control = control
+        every_query = np.arange(len(work.own_documents))
+        self._queries = Texts("query", work.queries, every_query, work.vectors, model)
+        self._documents = Texts("document", work.documents, work.ordinals, work.vectors, model)
         # The document that is the query itself takes a place until it is dropped.
-        self._searched_k = workload.top_k + int(np.any(workload.own_documents >= 0))
-        self._seconds = {"encode": 0.0, "search": 0.0}
+        self._searched_k = work.top_k + int(np.any(work.own_documents >= 0))
+        self._search_s = 0.0
 
     def run(self, index: Index, device: str) -> Ranked:
-        work, file = self._workload, self._workload.progress_file
-        search = index.open(self._encode_queries(), self._searched_k, work.tie_rank, device)
-        key = self._key(index)
-        start = saved = 0
-        if unfinished := progress.load(file, key):
-            start, top = unfinished
-            saved = start
-            search.restore(top)
-            log.info("ranking goes on after %d of %d documents", start, len(work.ordinals))
-        done, saved_at = start, 0.0
+        work, file, size = self._workload, self._workload.progress_file, self._engine.slice_documents
+        queries = self._query_vectors(size)
+        search = index.open(queries, self._searched_k, work.tie_rank, device)
+        key = self._key(index, queries)
+        start = self._restore(search, key)
+        done = saved = start
+        saved_at = time.monotonic()
         try:
-            for part, tokens in self._slices(start):
+            for number, part in self._documents.slices(size, start):
                 self._control.check()
-                self._add(search, tokens, work.ordinals[part])
+                self._add(search, number, part)
                 done = part.stop
                 self._control.progress("encode", done, len(work.ordinals))
-                if self._seconds["encode"] - saved_at >= self._engine.save_every_s:
+                if time.monotonic() - saved_at >= self._engine.save_every_s:
                     progress.save(file, key, done, search.top())
-                    saved, saved_at = done, self._seconds["encode"]
+                    saved, saved_at = done, time.monotonic()
         except Interrupted:
             if done > saved:
                 progress.save(file, key, done, search.top())
             raise
         ranking = _ranking_of(search.top(), work)
         file.unlink(missing_ok=True)
-        return Ranked(ranking=ranking, encoded_now=len(work.ordinals) - start, seconds=self._seconds)
+        return Ranked(ranking=ranking, encoded_now=self._documents.encoded_now, seconds=self._seconds())
 
-    def _encode_queries(self) -> Float32:
-        queries, size = self._workload.queries, self._engine.slice_documents
+    def _query_vectors(self, size: int) -> Float32:
         vectors = []
-        for start in range(0, len(queries), size):
+        for number, part in self._queries.slices(size):
             self._control.check()
-            began = time.monotonic()
-            vectors.append(self._model.encode(_cut(queries, start, min(start + size, len(queries))), "query"))
-            self._seconds["encode"] += time.monotonic() - began
+            vectors.append(self._queries.vectors(number, part))
         return np.concatenate(vectors)
 
-    def _slices(self, done: int) -> Iterator[tuple[slice, TokenBlock]]:
-        """Positions in the sample and their tokens, from the first position that is not done; a cut never crosses a block."""
-        for number in range(len(self._workload.documents)):
-            block = self._workload.documents.positions(number)
-            if block.stop <= done:
-                continue
-            self._control.check()
-            tokens = self._workload.documents.block(number)
-            for start in range(block.start, block.stop, self._engine.slice_documents):
-                stop = min(start + self._engine.slice_documents, block.stop)
-                if stop > done:
-                    yield slice(start, stop), _cut(tokens, start - block.start, stop - block.start)
+    def _restore(self, search: Search, key: Mapping[str, Any]) -> int:
+        unfinished = progress.load(self._workload.progress_file, key)
+        if unfinished is None:
+            return 0
+        done, top = unfinished
+        search.restore(top)
+        log.info("ranking goes on after %d of %d documents", done, len(self._workload.ordinals))
+        return done
 
-    def _add(self, search: Search, tokens: TokenBlock, ordinals: Int64) -> None:
+    def _add(self, search: Search, number: int, part: slice) -> None:
+        vectors = self._documents.vectors(number, part)
         began = time.monotonic()
-        vectors = self._model.encode(tokens, "document")
-        encoded = time.monotonic()
-        search.add(vectors, ordinals)
-        self._seconds["encode"] += encoded - began
-        self._seconds["search"] += time.monotonic() - encoded
+        search.add(vectors, self._workload.ordinals[part])
+        self._search_s += time.monotonic() - began
 
-    def _key(self, index: Index) -> Mapping[str, Any]:
+    def _seconds(self) -> Mapping[str, float]:
+        sides = (self._queries.seconds, self._documents.seconds)
+        return {phase: sum(seconds[phase] for seconds in sides) for phase in sides[0]} | {"search": self._search_s}
+
+    def _key(self, index: Index, queries: Float32) -> Mapping[str, Any]:
+        # Which weights and texts these are is in the file's name: the vectors' bits depend on the batches they were in.
         work = self._workload
         digest = hashlib.sha256()
-        for array in (work.ordinals, work.own_documents, work.queries.ids, work.queries.offsets):
+        for array in (work.ordinals, work.own_documents):
             digest.update(np.ascontiguousarray(array).tobytes())
         blocks = [work.documents.positions(number).stop for number in range(len(work.documents))]
         return {
@@ -114,13 +110,8 @@ class _Ranking:
             "top_k": self._searched_k,
             "blocks": hashlib.sha256(str((self._engine.slice_documents, blocks)).encode()).hexdigest(),
             "index": dict(index.fingerprint()),
-            "dim": self._model.dim,
+            "queries": list(queries.shape),
         }
-
-
-def _cut(tokens: TokenBlock, start: int, stop: int) -> TokenBlock:
-    first, last = int(tokens.offsets[start]), int(tokens.offsets[stop])
-    return TokenBlock(ids=tokens.ids[first:last], offsets=tokens.offsets[start : stop + 1] - first)
 
 
 def _ranking_of(top: TopK, workload: Workload) -> Ranking:

@@ -12,6 +12,7 @@ from dr_validate.engine.local import LocalEngine
 from dr_validate.errors import GaveWay, Stopped
 from dr_validate.index.torch import TorchIndex
 from dr_validate.stages import Ranked, Tokenizer, Workload
+from dr_validate.store.kept import NothingKept
 from dr_validate.values import Float32, Int64, Side, TokenBlock
 
 NUM_DOCUMENTS, NUM_QUERIES, VOCABULARY = 200, 7, 50
@@ -80,8 +81,9 @@ def tokens_of(num_texts: int, seed: int) -> TokenBlock:
 def workload_of(folder: Path, *, block: int = 64, top_k: int = 20, own: Int64 | None = None) -> Workload:
     num_corpus = NUM_DOCUMENTS * 3
     return Workload(
-        queries=tokens_of(NUM_QUERIES, 1),
+        queries=Blocks(tokens_of(NUM_QUERIES, 1), NUM_QUERIES),
         documents=Blocks(tokens_of(NUM_DOCUMENTS, 2), block),
+        vectors=NothingKept(),
         ordinals=np.sort(np.random.default_rng(3).choice(num_corpus, NUM_DOCUMENTS, replace=False)),
         own_documents=np.full(NUM_QUERIES, -1) if own is None else own,
         tie_rank=np.random.default_rng(4).permutation(num_corpus),
@@ -105,12 +107,12 @@ def test_every_query_gets_its_best_documents(tmp_path: Path) -> None:
     model = SumOfEmbeddings()
     blocks = workload.documents
     vectors = np.concatenate([model.encode(blocks.block(number), "document") for number in range(len(blocks))])
-    scores = model.encode(workload.queries, "query") @ vectors.T
+    scores = model.encode(workload.queries.block(0), "query") @ vectors.T
     for row in range(NUM_QUERIES):
         order = np.lexsort((workload.tie_rank[workload.ordinals], -scores[row]))[:20]
         np.testing.assert_array_equal(found.ranking.documents[row], workload.ordinals[order])
     assert found.encoded_now == NUM_DOCUMENTS
-    assert set(found.seconds) == {"encode", "search"}
+    assert set(found.seconds) == {"encode", "vectors", "search"}
 
 
 def test_block_and_slice_sizes_do_not_change_the_ranking(tmp_path: Path) -> None:

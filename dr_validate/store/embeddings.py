@@ -1,0 +1,96 @@
+"""Vectors worth keeping: each document of a checkpoint is encoded once, whatever samples it is in."""
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dr_validate.component import fingerprint
+from dr_validate.stages import Vectors
+from dr_validate.store.kept import KeptVectors, NothingKept
+from dr_validate.store.shelf import Shelf, key_of
+from dr_validate.values import Side
+
+FORMAT = 1  # to be raised when encoding changes in this package: older vectors are then not found
+RESERVED_SHARE = 0.05  # of the disk, left to everything else ...
+RESERVED_BYTES = 2 * 2**30  # ... but no more than this
+SHARE_AT_ONCE = 1 / 16  # of the limit, between two looks at the disk and at what other processes keep
+log = logging.getLogger(__name__)
+
+
+class EmbeddingStore:
+    """A folder with one sub-folder for each (checkpoint, encoder contract, test set), at most about `max_gib` in all.
+
+    What was used longest ago goes first; what is in use never does, and takes no more once the limit is reached.
+    """
+
+    def __init__(self, root: Path, *, max_gib: float, dtype: str) -> None:
+        self._shelf = Shelf(root)
+        self._limit = max_gib * 2**30
+        self._dtype = dtype
+
+    @contextlib.contextmanager
+    def open(self, digest: str, terms: Mapping[str, Any], counts: Mapping[Side, int]) -> Iterator[Vectors]:
+        """See `CheckpointStore.vectors`. Where the disk does not let us, nothing is kept, which is logged."""
+        key = f"{key_of(digest)}-{fingerprint({'format': FORMAT, **terms})}"
+        with contextlib.ExitStack() as stack:
+            vectors: Vectors = NothingKept()
+            if self._limit == 0:
+                self._shelf.evict(0)
+            else:
+                try:
+                    vectors = stack.enter_context(self._opened(key, counts))
+                except OSError as error:
+                    log.warning("vectors are not kept: %s", error)
+            yield vectors
+
+    def clear(self) -> bool:
+        """Remove all that nobody uses; whether there was something."""
+        return bool(self._shelf.evict(0))
+
+    def describe(self) -> str:
+        """How much is kept, in words."""
+        sizes = [size for size in self._shelf.sizes().values() if size]
+        what = "1 checkpoint" if len(sizes) == 1 else f"{len(sizes)} checkpoints"
+        return f"{sum(sizes) / 2**30:.2f} GiB for {what}, at most {self._limit / 2**30:g} (store.embeddings_max_gib)"
+
+    @contextlib.contextmanager
+    def _opened(self, key: str, counts: Mapping[Side, int]) -> Iterator[Vectors]:
+        with self._shelf.lease(key) as folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._shelf.used(key)
+            room = _Room(self._shelf, self._limit)
+            room.take(0)  # the limit may be lower than it was
+            vectors = KeptVectors(folder, counts, dtype=self._dtype, take=room.take)
+            try:
+                yield vectors
+            finally:
+                vectors.close()
+                with contextlib.suppress(OSError):
+                    self._shelf.used(key)
+
+
+class _Room:
+    """How much one user of the store may still keep, as far as the limit, the other users and the disk allow."""
+
+    def __init__(self, shelf: Shelf, limit: float) -> None:
+        self._shelf, self._limit = shelf, limit
+        self._left = -1.0
+
+    def take(self, size: int) -> bool:
+        """Set this many bytes aside; what was used longest ago makes room. False where there is none."""
+        if size > self._left:
+            self._left = self._look(size)
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
+
+    def _look(self, wanted: int) -> float:
+        disk = shutil.disk_usage(self._shelf.root)
+        reserved = min(RESERVED_SHARE * disk.total, RESERVED_BYTES)
+        allowed = min(self._limit, sum(self._shelf.sizes().values()) + disk.free - reserved)
+        self._shelf.evict(allowed - wanted)
+        return min(allowed - sum(self._shelf.sizes().values()), max(wanted, self._limit * SHARE_AT_ONCE))
