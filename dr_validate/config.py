@@ -160,3 +160,8 @@ def source_if_any(config: Mapping[str, Any]) -> Source | None:
     problems: list[str] = []
     source: Source | None = _build_stage("source", config.get("source"), problems)
     return source
+
+
+def store_if_any(config: Mapping[str, Any]) -> Any:
+    """The store alone, or None where its configuration is wrong."""
+    return _build_stage("store", config.get("store"), [])

@@ -80,7 +80,7 @@ def _disk(run: Run) -> str:
     free = shutil.disk_usage(state_dir).free / 2**30
     if free < LOW_ON_SPACE_GIB:
         raise SetupError(f"state_dir {state_dir}: {free:.1f} GiB free; checkpoints are copied there, free some space")
-    return f"{state_dir}: writable, {free:.0f} GiB free"
+    return f"{state_dir}: writable, {free:.0f} GiB free; kept vectors: {run.store.describe_vectors(state_dir)}"
 
 
 def _tracker(run: Run) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dr_validate.config import source_if_any
+from dr_validate.config import source_if_any, store_if_any
 from dr_validate.ledger import Ledger
 from dr_validate.summary import new_console
 from dr_validate.values import Listing
@@ -38,6 +38,8 @@ def show_status(config: Mapping[str, Any]) -> int:
             console.print()
     for part in listing.incomplete:
         console.print(f"incomplete: {part.name}: {part.lacks}", highlight=False, soft_wrap=True)
+    if (store := store_if_any(config)) is not None:
+        console.print(f"kept vectors: {store.describe_vectors(state_dir)}", highlight=False, soft_wrap=True)
     return 0
 
 

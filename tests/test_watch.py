@@ -209,7 +209,8 @@ def test_status_tells_what_is_done_failed_and_pending(
     assert dr_validate(*arguments).returncode == 1
     write_checkpoint(checkpoints / "checkpoint-700", seed=11, step=700)
     out = dr_validate("task=status", f"source.path={checkpoints}").stdout
-    for part in ("checkpoint-700", "pending", "checkpoint-50", "failed", "encoder.tokenizer", "done", "mrr@10"):
+    kept = "kept vectors: 0.00 GiB for 5 checkpoints, at most 20 (store.embeddings_max_gib)"
+    for part in ("checkpoint-700", "pending", "checkpoint-50", "failed", "encoder.tokenizer", "done", "mrr@10", kept):
         assert part in out
 
 
@@ -217,6 +218,7 @@ def test_doctor_names_every_problem_and_its_way_out(dr_validate: Any, arguments:
     well = dr_validate(*arguments, "task=doctor")
     assert well.returncode == 0, well.stdout + well.stderr
     assert "48 documents, 12 queries" in well.stdout
+    assert "kept vectors: 0.00 GiB for 0 checkpoints" in well.stdout
     ill = dr_validate(*arguments, "task=doctor", "device=cuda:7", "dataset.path=nowhere")
     assert ill.returncode == 2
     assert ill.stdout.count("problem") == 2
