@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,14 +12,17 @@ from typing import Any
 
 from dr_validate.attempt import Target
 from dr_validate.config import Run, build
+from dr_validate.errors import Outage, SetupError
 from dr_validate.files import write_atomically
 from dr_validate.ledger import Ledger
+from dr_validate.strategies import Strategy, Sweep
 from dr_validate.summary import show_outcome
 from dr_validate.sweep import JobRecord, records, worst_exit_code
 from dr_validate.values import Agreement, Report
 from dr_validate.watch import Outcome
 
 LOG_WIDTH = 140  # characters, where standard output is not a terminal
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +86,50 @@ def show_sweep(folder: Path) -> int:
             console = _console()
             console.print(sweep_table(rows))
             console.print(f"Rows: {folder / 'sweep.csv'}", highlight=False, soft_wrap=True)
+            _log_to_tracker(rows)
     return worst_exit_code(jobs)
+
+
+def _log_to_tracker(rows: Sequence[Row]) -> None:
+    """Through the tracker of the first job that has one; an outage there costs the sweep nothing."""
+    known = [(row, run) for row in rows if (run := _run_of(row.job))]
+    if not known or any(row.job.stopped for row in rows):
+        return
+    run = known[0][1]
+    groups = {report.checkpoint.group for row, _ in known for report in row.reports}
+    sweep = Sweep(
+        training_run=run.source.training_run,
+        group=groups.pop() if len(groups) == 1 else "",
+        dataset=next(row.job.target["dataset"] for row, _ in known if row.job.target),
+        specs=tuple(row.job.target["spec"] for row, _ in known if row.job.target),
+        strategies=tuple(map(_strategy, rows)),
+        state_dir=run.settings.state_dir,
+    )
+    try:
+        if said := run.tracker.log_sweep(sweep):
+            log.info("the table of the sweep is in W&B: %s", said)
+    except (Outage, SetupError) as error:
+        log.warning(
+            "the table of the sweep is not in W&B (%s); it is in sweep.csv, and the same command again logs it without "
+            "validating anything twice",
+            error,
+        )
+
+
+def _strategy(row: Row) -> Strategy:
+    best, agreement = row.best, row.agreement
+    estimate = best.metrics[row.metric] if best else None
+    values = {name: getattr(estimate, name, None) for name in ("value", "low", "high", "naive")}
+    return Strategy(
+        strategy=row.overrides,
+        metric=row.metric,
+        **values,
+        tau=agreement.kendall_tau if agreement else None,
+        **{name: getattr(agreement, name, None) for name in ("rmse", "bias", "regret", "checkpoints")},
+        documents=int(best.corpus["encoded"]) if best else None,
+        seconds=round(row.seconds, 3),
+        status=row.status,
+    )
 
 
 def _console() -> Any:

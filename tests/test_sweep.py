@@ -1,112 +1,210 @@
 """Sweeps as a user meets them: real launchers, real jobs in their processes, one table at the end."""
 
 import csv
+import json
+import logging
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from dr_validate import sweep
+from dr_validate.attempt import Target
+from dr_validate.config import build
+from dr_validate.summary import show_outcome
 from dr_validate.sweep import JobRecord
-from dr_validate.sweep_table import rows_as_csv, sweep_rows, sweep_table
+from dr_validate.sweep_table import rows_as_csv, show_sweep, sweep_rows, sweep_table
+from dr_validate.watch import Outcome
+from tests.wandb_server.fixture import ServerHandle, start_server
 
 LAUNCHERS = ("hydra_plugins.hydra_joblib_launcher", "hydra_plugins.hydra_submitit_launcher")
 
 
+class Sweeps(NamedTuple):
+    """The command line, and what every sweep here is told first."""
+
+    command: Any
+    arguments: list[str]
+    checkpoints: Path
+
+    @property
+    def folder(self) -> Path:
+        """Of the only sweep so far."""
+        (found,) = (self.command.folder / "state" / "multirun").iterdir()
+        return Path(found)
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        with (self.folder / "sweep.csv").open(newline="") as stream:
+            return list(csv.DictReader(stream))
+
+    def __call__(self, *overrides: str) -> "subprocess.CompletedProcess[str]":
+        done: subprocess.CompletedProcess[str] = self.command("-m", *self.arguments, *overrides)
+        assert {path.name for path in self.command.folder.iterdir()} == {"state"}, done.stderr
+        return done
+
+
 @pytest.fixture
-def checkpoints(tmp_path: Path, write_checkpoint: Callable[..., Path]) -> Path:
+def sweeps(dr_validate: Any, tmp_path: Path, wide_collection: Path, write_checkpoint: Callable[..., Path]) -> Sweeps:
     folder = tmp_path / "checkpoints"
     for number in (1, 2):
         write_checkpoint(folder / f"checkpoint-{number * 100}", seed=number, step=number * 100)
-    return folder
+    arguments = [f"source.path={folder}", "dataset=beir", f"dataset.path={wide_collection}", "state_dir=state", "tracker=none"]
+    arguments += ["watch.mode=once", "encoder.pooling=mean", "encoder.normalize=true"]
+    return Sweeps(dr_validate, arguments, folder)
 
 
 @pytest.fixture
-def arguments(checkpoints: Path, wide_collection: Path) -> list[str]:
-    return [
-        f"source.path={checkpoints}",
-        "dataset=beir",
-        f"dataset.path={wide_collection}",
-        "tracker=none",
-        "watch.mode=once",
-        "encoder.pooling=mean",
-        "encoder.normalize=true",
-        "state_dir=state",
-    ]
+def server(tmp_path: Path, dr_validate: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerHandle]:
+    """For the command line, and for this process."""
+    import wandb
+
+    with start_server(tmp_path / "server") as handle:
+        for environment in (handle.environment(), handle.environment()):
+            dr_validate.environment.update(environment)
+        for name, value in environment.items():
+            if name.startswith("WANDB_") or name == "NO_PROXY":
+                monkeypatch.setenv(name, value)
+        wandb.teardown()  # the SDK reads its settings once in a process
+        yield handle
+        wandb.teardown()
 
 
-def only_sweep(folder: Path) -> Path:
-    (found,) = folder.iterdir()
+def strategies(server: ServerHandle) -> list[list[dict[str, Any]]]:
+    """The tables of the summary run, the oldest first."""
+    found = []
+    for artifact in server.artifacts(type="run_table"):
+        (path,) = [path for path in artifact.files if path.endswith(".table.json")]
+        content = json.loads(artifact.bytes(path))
+        if "strategies" in artifact.collection:
+            found.append([dict(zip(content["columns"], row, strict=True)) for row in content["data"]])
     return found
 
 
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    with (folder / "sweep.csv").open(newline="") as stream:
-        return list(csv.DictReader(stream))
+def edit_jobs(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    for path in folder.glob("job-*.json"):
+        job = json.loads(path.read_text())
+        change(job)
+        path.write_text(json.dumps(job))
 
 
-def test_jobs_side_by_side_share_a_state_dir_a_spec_and_baselines(dr_validate: Any, arguments: list[str]) -> None:
+def test_jobs_side_by_side_share_a_state_dir_a_spec_and_baselines_and_one_table(
+    sweeps: Sweeps, server: ServerHandle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip(LAUNCHERS[0])
+    tracker = ["tracker=wandb", "tracker.project=retrieval", "tracker.timeout_s=5"]
     parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"]
-    result = dr_validate("-m", *arguments, *parallel, "sampler=random,full", "index=flat,torch")
+    result = sweeps(*tracker, *parallel, "sampler=random,full,full")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("A sweep of 4 jobs") == 1
+    assert result.stdout.count("A sweep of 3 jobs") == 1
     assert "by training step" not in result.stdout  # one table, not one for each job
-    reports = dr_validate.reports("state")
+    reports = sweeps.command.reports("state")
     values = {(r["sampler"], r["checkpoint"]["step"]): r["metrics"]["mrr@10"]["value"] for r in reports}
     assert len(values) == len(reports) == 4  # two jobs of one spec validated each checkpoint once
     off = [values["random", step] - values["full", step] for step in (100, 200)]
-    rows = {row["overrides"]: row for row in rows_of(only_sweep(dr_validate.folder / "state" / "multirun"))}
-    assert set(rows) == {f"sampler={s} index={i}" for s in ("random", "full") for i in ("flat", "torch")}
-    for name in ("sampler=random index=flat", "sampler=random index=torch"):
-        row = rows[name]
-        assert float(row["bias"]) == pytest.approx(sum(off) / 2)
-        assert row["checkpoints"] == "2"
-        assert float(row["value"]) == max(values["random", step] for step in (100, 200))
-        assert (row["encoded"], row["status"], row["exit_code"]) == ("40", "2 done", "0")
-        assert name in result.stdout
-    assert rows["sampler=full index=flat"]["bias"] == ""
-    assert {path.name for path in dr_validate.folder.iterdir()} == {"state"}
+    row, full, again = sweeps.rows
+    assert [one["overrides"] for one in sweeps.rows] == ["sampler=random", "sampler=full", "sampler=full"]
+    assert float(row["bias"]) == pytest.approx(sum(off) / 2)
+    assert row["checkpoints"] == "2"
+    assert float(row["value"]) == max(values["random", step] for step in (100, 200))
+    assert (row["status"], row["exit_code"]) == ("2 done", "0")
+    assert 0 <= int(row["encoded"]) <= 40  # fewer where a job on the full corpus has kept their vectors
+    assert "sampler=random" in result.stdout
+    assert full["bias"] == again["bias"] == ""
+    the_table_is_in_one_run_however_often_it_is_logged(sweeps, server, row)
+    a_table_that_cannot_be_logged_is_kept_and_said(sweeps, server, caplog)
+    an_offline_table_is_handed_over_once(sweeps, server, monkeypatch)
 
 
-def test_a_mistake_in_one_job_of_many_machines_is_shown_and_decides_the_exit_code(
-    dr_validate: Any, arguments: list[str]
+def the_table_is_in_one_run_however_often_it_is_logged(sweeps: Sweeps, server: ServerHandle, row: dict[str, str]) -> None:
+    (run,) = [run for run in server.runs() if run.job_type == "validate-sweep"]
+    (table,) = strategies(server)
+    assert [one["strategy"] for one in table] == ["sampler=random", "sampler=full", "sampler=full"]
+    names = {"value": "value", "low": "low", "high": "high", "naive": "naive", "rmse": "rmse", "bias": "bias"}
+    for column, name in {**names, "tau": "kendall_tau", "regret": "regret"}.items():
+        assert table[0][column] == (pytest.approx(float(row[name])) if row[name] else None), column
+    assert [one["documents"] for one in table] == [20, 200, 200]
+    assert table[1]["bias"] is None and {one["status"] for one in table} == {"2 done"}
+    assert run.group == server.runs()[0].group == "checkpoints" and run.state == "finished"
+    assert show_sweep(sweeps.folder) == 0  # as a repeated sweep does
+    assert len(strategies(server)) == 1 and len(server.run(run.id).history("_table")) == 1
+    edit_jobs(sweeps.folder, lambda job: job.update(error="a note"))
+    assert show_sweep(sweeps.folder) == 0
+    assert [one["status"] for one in strategies(server)[1]] == ["2 done, a note"] * 3
+    assert [one.id for one in server.runs() if one.job_type == "validate-sweep"] == [run.id]
+
+
+def a_table_that_cannot_be_logged_is_kept_and_said(
+    sweeps: Sweeps, server: ServerHandle, caplog: pytest.LogCaptureFixture
 ) -> None:
+    edit_jobs(sweeps.folder, lambda job: job.update(error="another note"))
+    edit_jobs(sweeps.folder, lambda job: job["config"]["tracker"].update(timeout_s=1))
+    for hinder in (server.reject_key, server.kill):
+        hinder()
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert show_sweep(sweeps.folder) == 0
+        assert "the table of the sweep is not in W&B" in caplog.text and "the same command again" in caplog.text
+        assert {row["status"] for row in sweeps.rows} == {"2 done, another note"}
+    server.start()
+    assert show_sweep(sweeps.folder) == 0
+    assert len(strategies(server)) == 3
+
+
+def an_offline_table_is_handed_over_once(sweeps: Sweeps, server: ServerHandle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_DIR")
+    edit_jobs(sweeps.folder, lambda job: job["config"]["tracker"].update(mode="offline"))
+    edit_jobs(sweeps.folder, lambda job: job["config"].update(seed=14))
+    before = len(server.requests())
+    for _ in range(2):
+        assert show_sweep(sweeps.folder) == 0
+    (folder,) = (sweeps.command.folder / "state").glob("wandb/offline-run-*")
+    assert len(server.requests()) == before
+    done = subprocess.run([sys.executable, "-m", "wandb", "sync", str(folder)], env={**os.environ}, capture_output=True)
+    assert done.returncode == 0 and len([run for run in server.runs() if run.job_type == "validate-sweep"]) == 1
+
+
+def test_a_mistake_in_one_job_of_many_machines_is_shown_and_decides_the_exit_code(sweeps: Sweeps) -> None:
     pytest.importorskip(LAUNCHERS[1])
-    swept = ["hydra/launcher=submitit_local", "sampler=random", "sampler.fraction=0.5,2"]
-    result = dr_validate("-m", *arguments, *swept)
+    result = sweeps("hydra/launcher=submitit_local", "sampler=random", "sampler.fraction=0.5,2")
     assert result.returncode == 2, result.stderr
-    good, bad = rows_of(only_sweep(dr_validate.folder / "state" / "multirun"))
+    good, bad = sweeps.rows
     assert (good["overrides"], good["status"], good["exit_code"]) == ("sampler.fraction=0.5", "2 done", "0")
     assert "sampler.fraction: Input should be less than or equal to 1 (got 2)" in bad["status"]
     assert (bad["exit_code"], bad["value"]) == ("2", "")
     assert "(got 2)" in result.stdout
-    assert {path.name for path in dr_validate.folder.iterdir()} == {"state"}
 
 
-def test_a_sweep_of_one_job_ends_like_a_plain_run(dr_validate: Any, arguments: list[str], checkpoints: Path) -> None:
-    (checkpoints / "checkpoint-200" / "tokenizer.json").unlink()
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        (checkpoints / "checkpoint-200" / name).unlink(missing_ok=True)
-    swept = dr_validate("-m", *arguments)
-    plain = dr_validate(*arguments)
-    assert swept.returncode == plain.returncode == 1, swept.stderr
-    assert swept.stdout == plain.stdout
-    assert "mrr@10 by training step" in plain.stdout
+def test_a_sweep_of_one_job_ends_like_a_plain_run(
+    sweeps: Sweeps, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (sweeps.checkpoints / "checkpoint-200" / name).unlink(missing_ok=True)
+    result = sweeps()
+    assert result.returncode == 1, result.stderr
+    (job,) = sweep.records(sweeps.folder)
+    assert job.config is not None and job.target is not None
+    monkeypatch.chdir(sweeps.command.folder)
+    show_outcome(build(job.config), Outcome(target=Target(**job.target), exit_code=1))  # what a plain run ends with
+    assert result.stdout == capsys.readouterr().out
+    assert "mrr@10 by training step" in result.stdout
 
 
-def test_a_wish_to_stop_reaches_the_jobs_and_none_begins_after_it(dr_validate: Any, arguments: list[str]) -> None:
+def test_a_wish_to_stop_reaches_the_jobs_and_none_begins_after_it(sweeps: Sweeps) -> None:
     pytest.importorskip(LAUNCHERS[0])
     # One job at a time, in a process of its own: with n_jobs=1 joblib would run it in the launching process.
     swept = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.pre_dispatch=1", "sampler=full,random"]
-    process = dr_validate.start("-m", *arguments, *swept)
+    process = sweeps.command.start("-m", *sweeps.arguments, *swept)
     try:
         end = time.monotonic() + 60
-        while not list((dr_validate.folder / "state").glob("claims/*.lock")):  # at work on the first checkpoint
+        while not list((sweeps.command.folder / "state").glob("claims/*.lock")):  # at work on the first checkpoint
             assert time.monotonic() < end and process.poll() is None, "no job came to its work"
             threading.Event().wait(0.02)
         process.send_signal(signal.SIGTERM)
@@ -114,7 +212,7 @@ def test_a_wish_to_stop_reaches_the_jobs_and_none_begins_after_it(dr_validate: A
     finally:
         process.kill()
     assert process.returncode == 0, err
-    first, second = rows_of(only_sweep(dr_validate.folder / "state" / "multirun"))
+    first, second = sweeps.rows
     assert first["status"] in ("stopped", "1 done, stopped")
     assert first["exit_code"] == second["exit_code"] == "0"
     assert second["status"] == "not run: the sweep was stopped"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dr_validate.errors import SetupError
 from dr_validate.tracker.home import require_shown
 from dr_validate.tracker.rows import HIGHER_IS_BETTER, PREFIXES, REPORT, SCHEME, STEP
-from dr_validate.tracker.session import Plan, api, failures, opened, require_key, settings
+from dr_validate.tracker.session import Plan, api, failures, marked_rows, opened, require_key, settings
 from dr_validate.values import Checkpoint, Report
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class TrainingRun:
         """Join it. Raises NotShared, before anything is written, where that would do harm."""
         require_key()
         found = look_at(self._place, self._plan.timeout_s)
-        others = {row[SPEC] for row in found.scan_history(keys=[REPORT, SPEC], use_cache=False)} - {self._plan.spec}
+        others = {row[SPEC] for row in marked_rows(found, [REPORT, SPEC])} - {self._plan.spec}
         if others:
             raise NotShared(
                 f"tracker.attach: {self._place.path} has rows of another spec ({min(others)}; this one is {self._plan.spec}) "
@@ -111,7 +111,7 @@ class TrainingRun:
             last = max(0, found.historyLineCount - 1)
             rows = found.scan_history(min_step=last, use_cache=False) if found.historyLineCount else ()
             require_shown(run, found.historyLineCount, max((int(row["_step"]) for row in rows), default=-1))
-        return {row[REPORT] for row in found.scan_history(keys=[REPORT, SPEC], use_cache=False)}
+        return {row[REPORT] for row in marked_rows(found, [REPORT, SPEC])}
 
     def summarize(self, run: "wandb.Run", history: Sequence[Report], prefix: str) -> None:
         """See Home. In shared mode the SDK knows nothing of the values of an earlier process."""

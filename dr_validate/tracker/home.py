@@ -98,7 +98,7 @@ class OwnRun:
         return wandb.init(
             entity=plan.entity,
             project=plan.project,
-            mode=_mode(plan),
+            mode=wandb_mode(offline=plan.offline),
             dir=plan.folder,
             id=plan.run_id(self._training_run),
             resume=None if plan.offline else "allow",
@@ -118,7 +118,8 @@ def require_shown(run: "wandb.Run", num_rows: int, last_step: int) -> None:
         raise Outage(f"W&B has rows up to {num_rows - 1} of {run.path}, but shows them up to {last_step} only so far")
 
 
-def _mode(plan: Plan) -> Literal["online", "offline"] | None:
+def wandb_mode(*, offline: bool) -> Literal["online", "offline"] | None:
+    """Of a run that is ours alone."""
     if os.environ.get("WANDB_MODE") == "disabled":
         return None
-    return "offline" if plan.offline else "online"  # never shared: that is for runs that several processes write to
+    return "offline" if offline else "online"  # never shared: that is for runs that several processes write to

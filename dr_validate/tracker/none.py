@@ -6,6 +6,7 @@ from typing import Any
 
 from dr_validate.component import component
 from dr_validate.stages import Tracker
+from dr_validate.strategies import Sweep
 from dr_validate.values import Checkpoint, Report
 
 
@@ -22,6 +23,10 @@ class NoTracker:
     ) -> Tracker:
         """See WandbTracker.start."""
         return self
+
+    def log_sweep(self, sweep: Sweep) -> str:
+        """See WandbTracker.log_sweep; nowhere."""
+        return ""
 
     def deliver(self, report: Report, history: Sequence[Report]) -> None:
         pass

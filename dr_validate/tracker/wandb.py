@@ -12,10 +12,12 @@ from pydantic import Field, model_validator
 
 from dr_validate.component import component
 from dr_validate.errors import SetupError
+from dr_validate.strategies import Sweep
 from dr_validate.tracker.attached import NotShared, Place, TrainingRun, look_at
 from dr_validate.tracker.home import Home, OwnRun
 from dr_validate.tracker.rows import allowed
 from dr_validate.tracker.session import Plan, abandon, failures, has_died, is_offline, user_name
+from dr_validate.tracker.summary_run import SummaryRun
 from dr_validate.tracker.validation_run import ValidationRun
 from dr_validate.values import Checkpoint, Report
 
@@ -70,6 +72,14 @@ class WandbTracker:
         found = f"{found}, logged in as {user_name(self.timeout_s)}"
         return f"{found}; {self._examine_attached(checkpoints(), training_run)}" if self.attach else found
 
+    def log_sweep(self, sweep: Sweep) -> str:
+        """Log the table of a sweep to a run of its own; where it went. Raises Outage or SetupError where it did not arrive."""
+        place = {"entity": self.entity, "project": self.project, "group": self.group, "folder": self._folder(sweep.state_dir)}
+        return SummaryRun(sweep, place, offline=is_offline(self.mode), timeout_s=self.timeout_s).log()
+
+    def _folder(self, state_dir: Path) -> Path | None:
+        return self.dir or (None if os.environ.get("WANDB_DIR") else state_dir)  # W&B adds wandb/ to it
+
     def _examine_attached(self, checkpoints: Sequence[Checkpoint], training_run: str) -> str:
         default = Place(entity=self.entity, project=self.project, run=training_run)
         places = sorted({Place.of(checkpoint, default) for checkpoint in checkpoints}, key=lambda place: place.path)
@@ -102,7 +112,7 @@ class WandbTracker:
             group=self.group,
             alias_best=self.alias_best,
             attach=self.attach,
-            folder=self.dir or (None if os.environ.get("WANDB_DIR") else state_dir),  # W&B adds wandb/ to it
+            folder=self._folder(state_dir),
             timeout_s=self.timeout_s,
             state_dir=state_dir,
             training_run=training_run,

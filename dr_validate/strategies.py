@@ -1,0 +1,49 @@
+"""What the end of a sweep tells a tracker: a row per job, and whose rows they are."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from dr_validate.component import fingerprint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strategy:
+    """A row: one job, its best checkpoint's value, and how well its sample of `documents` stood in for the corpus."""
+
+    strategy: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    naive: float | None
+    tau: float | None
+    rmse: float | None
+    bias: float | None
+    regret: float | None
+    checkpoints: int | None
+    documents: int | None
+    seconds: float
+    status: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """What the summary run is about; `group` as for the validation runs of the sweep ("" for that of the training run)."""
+
+    training_run: str
+    group: str
+    dataset: str
+    specs: tuple[str, ...]
+    strategies: tuple[Strategy, ...]
+    state_dir: Path
+
+    @property
+    def run_id(self) -> str:
+        """The same for the same specs of the same training: a repeated sweep goes on with it."""
+        return fingerprint({"training_run": self.training_run, "sweep": sorted(set(self.specs))})
+
+    @property
+    def key(self) -> str:
+        """Changes with the table."""
+        return fingerprint({"rows": [dataclasses.asdict(one) for one in self.strategies]})
