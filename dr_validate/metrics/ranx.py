@@ -105,9 +105,12 @@ class _Postponed(ModuleType):
     def __init__(self, spec: ModuleSpec) -> None:
         super().__init__(spec.name)
         self.__spec__ = spec
+        self.__file__ = spec.origin
         self.__path__ = list(spec.submodule_search_locations or ())
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # inspect asks every module for such names, and means nothing by it
+            raise AttributeError(name)
         spec = self.__spec__
         assert spec is not None and spec.loader is not None
         self.__class__ = ModuleType  # type: ignore[assignment]  # from now on a module like any other
