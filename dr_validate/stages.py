@@ -45,6 +45,10 @@ class Source(Protocol):
         `checkpoint.digest`. Raises CheckpointError if it is gone or can never be used, OSError if it is worth another try."""
         ...
 
+    def still_has(self, checkpoint: Checkpoint) -> bool:
+        """Whether one that was listed once is there (a filter may leave it out now). Raises OSError if that is unknown."""
+        ...
+
 
 class Dataset(Protocol):
     """A test collection on disk, on a hub, or made from what is installed."""

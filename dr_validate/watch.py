@@ -25,7 +25,8 @@ from dr_validate.lookout import Lookout
 from dr_validate.prefetch import Prefetch
 from dr_validate.progress import Progress
 from dr_validate.signals import stop_on_signals
-from dr_validate.values import Checkpoint, Report
+from dr_validate.values import Checkpoint, Listing, Report
+from dr_validate.vanished import DELETED, Vanished
 from dr_validate.worker_client import WorkerClient
 
 STOP_FILE_EVERY_S = 1.0
@@ -73,6 +74,7 @@ class _Watcher:
         sampler = names["sampler"]
         self.target = Target(dataset=names["dataset"], sampler=sampler, spec=spec, sampled_spec=spec, full_spec=full_spec)
         self.full_target = dataclasses.replace(self.target, spec=full_spec)
+        self.vanished = Vanished(self.run, spec)
         for target in {self.target, self.full_target}:
             baseline = {"baseline": target.is_baseline, "sampler": "full" if target.is_baseline else sampler}
             description = {**names, "spec": target.spec, **baseline}
@@ -143,6 +145,15 @@ class _Watcher:
             for old, newest in schedule.stale(listing, self.ledger.settled(self.target.spec)):
                 if old.digest not in self.attempts.stale(self.target):
                     self.attempts.skip(old, self.target, f"{STALE}overtaken by {newest.label} at step {newest.step}")
+        self._report_vanished(listing)
+
+    def _report_vanished(self, listing: Listing) -> None:
+        settled, skips = self.ledger.settled(self.target.spec), self.ledger.skips(self.target.spec)
+        for checkpoint in self.vanished.since_last_look(listing, {*settled, *skips}):
+            self.attempts.skip(checkpoint, self.target, DELETED)
+            self._not_before.pop(checkpoint.digest, None)
+        waiting = schedule.waiting(listing, settled, self.run.watch.order)
+        self.vanished.remember(c for c in waiting if c.digest not in skips)
 
     def _next(self) -> Checkpoint | None:
         waiting = self._waiting()

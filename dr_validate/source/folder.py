@@ -76,6 +76,10 @@ class FolderSource:
                 raise Gone(f"{_deleted(folder)} ({missing})")
             raise OSError(f"{folder} changed while it was copied")
 
+    def still_has(self, checkpoint: Checkpoint) -> bool:
+        """Whether its folder is there."""
+        return Path(checkpoint.uri).is_dir()
+
     def _folders(self) -> dict[str, Path]:
         """Candidates by name."""
         if not self.path.exists():

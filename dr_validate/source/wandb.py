@@ -76,10 +76,9 @@ class WandbSource:
         Raises Gone if the version or its files were deleted, CheckpointError if its bytes are never those of its manifest,
         Outage where W&B is out of reach, OSError where the disk is full.
         """
-        place, _, pinned = checkpoint.uri.removeprefix(SCHEME).rpartition("/")
-        entity, _, name = place.partition("/")
+        project, pinned = self._place(checkpoint)
         collection, _, version = pinned.rpartition(":")
-        project = Project(api=self._connection.api, entity=entity, name=name)
+        entity, name = project.entity, project.name
         try:
             contents = self._contents(project, checkpoint, project.pinned(collection, version))
             check_room(contents.num_bytes, into)
@@ -91,6 +90,21 @@ class WandbSource:
             raise CheckpointError(f"{pinned} of {entity}/{name}: {error}") from error
         if missing := what_is_missing(into, siblings_have_state=False):
             raise CheckpointError(f"{pinned} of {entity}/{name}: {missing}")
+
+    def still_has(self, checkpoint: Checkpoint) -> bool:
+        """Whether the version is committed. Raises Outage."""
+        project, pinned = self._place(checkpoint)
+        collection, _, version = pinned.rpartition(":")
+        try:
+            project.pinned(collection, version)
+        except Gone:
+            return False
+        return True
+
+    def _place(self, checkpoint: Checkpoint) -> tuple[Project, str]:
+        place, _, pinned = checkpoint.uri.removeprefix(SCHEME).rpartition("/")
+        entity, _, name = place.partition("/")
+        return Project(api=self._connection.api, entity=entity, name=name), pinned
 
     @functools.cached_property
     def _connection(self) -> Connection:

@@ -427,6 +427,7 @@ def test_a_version_deleted_before_it_is_fetched_is_gone(
     server.delete_version(server.artifact("fleeting:v1"))
     with pytest.raises(Gone, match=r"fleeting:v1 of tester/p: it was deleted before it could be fetched"):
         made.fetch(deleted)
+    assert [made.source.still_has(one) for one in (purged, deleted)] == [True, False]
     server.purge(server.artifact("fleeting:v0"), "model.safetensors")
     for _ in range(2):  # whoever fetched it ahead says nothing of it; whoever needs it reports it
         assert made.names() == ("fleeting:v0",)
