@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface
 
 from dr_validate.values import Int64
 
@@ -44,10 +43,35 @@ def packing(lengths: Int64, device: str) -> Packing:
 
 def register() -> None:
     """Make NAME known to transformers; no mask is ever made for it."""
-    AttentionInterface.register(NAME, attend)
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, _attend_for_transformers)
 
 
-def attend(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """What a token sees of its text: what comes after it only if not `causal`, and what is fewer than `window` places away."""
+
+    scale: float | None
+    causal: bool
+    window: int | None
+
+
+def attend(states: tuple[Tensor, Tensor, Tensor], layout: Packing, rule: Rule) -> Tensor:
+    """(num_tokens, heads, head_dim) from query, key and value of that shape, the latter two perhaps with fewer heads."""
+    if layout.bounds is not None:
+        return _attend_fused(states, layout, rule)
+    query = states[0]
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    for first, texts, length in layout.groups:
+        part = slice(first, first + texts * length)
+        shape = (texts, length, -1, query.shape[-1])
+        alike = [tensor[part].view(shape).transpose(1, 2) for tensor in states]
+        out[part].view(shape).copy_(_attend_alike(*alike, rule=rule).transpose(1, 2))
+    return out
+
+
+def _attend_for_transformers(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """(1, num_tokens, heads, head_dim) from query, key and value (1, heads, num_tokens, head_dim).
@@ -62,44 +86,30 @@ def attend(
     causal = options.get("is_causal")
     if causal is None:
         causal = getattr(module, "is_causal", True)
-    rule = _Rule(scale=options.get("scaling"), causal=bool(causal), window=options.get("sliding_window"))
-    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (num_tokens, heads, head_dim)
-    if layout.bounds is not None:
-        return _attend_fused(query, key, value, (layout, rule))[None], None
-    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    for first, texts, length in layout.groups:
-        part = slice(first, first + texts * length)
-        shape = (texts, length, -1, query.shape[-1])
-        q, k, v = (tensor[part].view(shape).transpose(1, 2) for tensor in (query, key, value))
-        out[part].view(shape).copy_(rule.attend(q, k, v).transpose(1, 2))
-    return out[None], None
+    rule = Rule(scale=options.get("scaling"), causal=bool(causal), window=options.get("sliding_window"))
+    states = (query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1))
+    return attend(states, layout, rule)[None], None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Rule:
-    scale: float | None
-    causal: bool
-    window: int | None  # a token sees those that are fewer places away
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(texts, heads, length, head_dim) for texts of equal length."""
-        groups = query.shape[1] // key.shape[1]
-        if groups > 1:
-            key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-        length = query.shape[2]
-        mask = None
-        if self.window is not None and length > self.window:
-            places = torch.arange(length, device=query.device)
-            distance = places[:, None] - places
-            mask = (distance < self.window) & (distance >= 0 if self.causal else distance > -self.window)
-        causal = self.causal and mask is None
-        return functional.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=self.scale)
+def _attend_alike(query: Tensor, key: Tensor, value: Tensor, *, rule: Rule) -> Tensor:
+    """(texts, heads, length, head_dim) for texts of equal length."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    length = query.shape[2]
+    mask = None
+    if rule.window is not None and length > rule.window:
+        places = torch.arange(length, device=query.device)
+        distance = places[:, None] - places
+        mask = (distance < rule.window) & (distance >= 0 if rule.causal else distance > -rule.window)
+    causal = rule.causal and mask is None
+    return functional.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=rule.scale)
 
 
-def _attend_fused(query: Tensor, key: Tensor, value: Tensor, how: tuple[Packing, _Rule]) -> Tensor:
+def _attend_fused(states: tuple[Tensor, Tensor, Tensor], layout: Packing, rule: Rule) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    layout, rule = how
+    query, key, value = states
     assert layout.bounds is not None
     back = -1 if rule.window is None else rule.window - 1
     out = varlen_attn(

@@ -54,8 +54,7 @@ class Padded:
         self._model = model
         self._device = device
         pad_id = getattr(model.config, "pad_token_id", None)
-        size = int(model.get_input_embeddings().num_embeddings)
-        self._pad_id = pad_id if isinstance(pad_id, int) and 0 <= pad_id < size else 0
+        self._pad_id = pad_id if isinstance(pad_id, int) and 0 <= pad_id < _vocabulary_size(model) else 0
 
     def __call__(self, batch: Batch) -> Tensor:
         longest = int(batch.lengths.max())
@@ -82,11 +81,12 @@ class Packed:
             self._pad_id = 1 if model.config.pad_token_id is None else int(model.config.pad_token_id)
 
     def __call__(self, batch: Batch) -> Tensor:
-        hidden = self._model(
-            input_ids=to_device(batch.ids[None], self._device),
-            position_ids=to_device(self._positions(batch)[None], self._device),
-            packing=attention.packing(batch.lengths, self._device),
-        ).last_hidden_state
+        ids = to_device(batch.ids, self._device)
+        positions = to_device(self._positions(batch), self._device)
+        return self._run(ids, positions, attention.packing(batch.lengths, self._device))
+
+    def _run(self, ids: Tensor, positions: Tensor, layout: attention.Packing) -> Tensor:
+        hidden = self._model(input_ids=ids[None], position_ids=positions[None], packing=layout).last_hidden_state
         states: Tensor = hidden[0]
         return states
 
@@ -101,17 +101,38 @@ class Packed:
         return places
 
 
+class OwnPacked(Packed):
+    """The same through a model of ours (`bert.py`)."""
+
+    def _run(self, ids: Tensor, positions: Tensor, layout: attention.Packing) -> Tensor:
+        states: Tensor = self._model(ids, positions, layout)
+        return states
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
     """A transformer and the fastest way through it that changes nothing."""
 
-    model: Any
     forward: Forward
+    vocabulary_size: int
     packed_linears: int  # how many of its layers run through oneDNN
 
     def describe(self) -> dict[str, str]:
         """For the Report: what was computed how."""
         return {"batches": self.forward.name, "linear_layers": "oneDNN" if self.packed_linears else "torch"}
+
+
+def takes_packed(dtype: torch.dtype, device: str) -> bool:
+    """Whether attention over packed texts is fast here: on a GPU for the types that its fused kernel takes."""
+    return device == "cpu" or dtype in (torch.float16, torch.bfloat16)
+
+
+def choose_own(model: Any, device: str) -> Chosen:
+    """The way through a model of ours."""
+    model = model.to(device)
+    packs = pack_linears(model) if device == "cpu" else 0
+    size = model.embeddings["word_embeddings"].num_embeddings
+    return Chosen(forward=OwnPacked(model, device), vocabulary_size=size, packed_linears=packs)
 
 
 def choose_forward(load: Callable[[], Any], dtype: torch.dtype, device: str) -> Chosen:
@@ -122,7 +143,7 @@ def choose_forward(load: Callable[[], Any], dtype: torch.dtype, device: str) -> 
     with torch.inference_mode():
         expected = padded(batch)
         if not bool(expected.isfinite().all()):  # nothing to compare with; encoding says what is wrong
-            return Chosen(model=model, forward=padded, packed_linears=0)
+            return Chosen(forward=padded, vocabulary_size=_vocabulary_size(model), packed_linears=0)
         packs = pack_linears(model) if device == "cpu" else 0
         if packs and not _same(padded, batch, expected):
             log.info("%s computes with the weights of its linear layers: they stay as they are", type(model).__name__)
@@ -135,13 +156,12 @@ def choose_forward(load: Callable[[], Any], dtype: torch.dtype, device: str) -> 
             packed = None
     if packed is None:
         log.info("%s in %s on %s: no packed batches, they are padded", type(model).__name__, dtype, device)
-    return Chosen(model=model, forward=packed or padded, packed_linears=packs)
+    return Chosen(forward=packed or padded, vocabulary_size=_vocabulary_size(model), packed_linears=packs)
 
 
 def _packed(model: Any, dtype: torch.dtype, device: str) -> Packed | None:
-    """For the architectures that let their attention be replaced; on a GPU for the types that its fused kernel takes."""
-    fused = device == "cpu" or dtype in (torch.float16, torch.bfloat16)
-    if not fused or not getattr(model, "_supports_attention_backend", False):
+    """For the architectures that let their attention be replaced."""
+    if not takes_packed(dtype, device) or not getattr(model, "_supports_attention_backend", False):
         return None
     attention.register()
     model.set_attn_implementation(attention.NAME)
@@ -166,6 +186,9 @@ def _example(model: Any) -> Batch:
     window = getattr(model.config, "sliding_window", None)
     if isinstance(window, int) and window <= LARGEST_CHECKED_WINDOW:
         lengths.insert(0, min(2 * window + 3, longest))
-    size = int(model.get_input_embeddings().num_embeddings)
-    total = sum(lengths)
-    return Batch(rows=np.arange(len(lengths)), lengths=np.array(lengths), ids=np.arange(total) * 7 % size)
+    ids = np.arange(sum(lengths)) * 7 % _vocabulary_size(model)
+    return Batch(rows=np.arange(len(lengths)), lengths=np.array(lengths), ids=ids)
+
+
+def _vocabulary_size(model: Any) -> int:
+    return int(model.get_input_embeddings().num_embeddings)

@@ -40,6 +40,16 @@ class PackedLinear(nn.Module):
         return self._apply_linear(inputs, self._packed, self.bias, "none", [], "")  # type: ignore[no-any-return]  # torch.ops is untyped
 
 
+def linear_of(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A layer around weights that exist: the constructor would draw random ones first, and on "meta" import a compiler."""
+    linear = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(linear)
+    linear.out_features, linear.in_features = weight.shape
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.bias = nn.Parameter(bias, requires_grad=False)
+    return linear
+
+
 def pack_linears(model: nn.Module) -> int:
     """Replace the linear layers of `model` in place where that pays on this processor; how many.
 
@@ -94,9 +104,7 @@ def _most_common(linears: list[nn.Linear]) -> tuple[int, int, torch.dtype]:
 def _pays(in_features: int, out_features: int, dtype: torch.dtype) -> bool:
     """Whether the packed layer is faster on one thread, by a race of a fraction of a second."""
     inputs = _inputs(PROBE_TOKENS, in_features, dtype)
-    linear = nn.Linear(in_features, out_features, dtype=dtype, device="meta")  # takes nothing from the global generator
-    linear.weight = nn.Parameter(_inputs(out_features, in_features, dtype), requires_grad=False)
-    linear.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype), requires_grad=False)
+    linear = linear_of(_inputs(out_features, in_features, dtype), torch.zeros(out_features, dtype=dtype))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -33,7 +33,7 @@ class LoadedTower:
         self._max_tokens = max_tokens
         self._skip = 0 if tower.include_prompt else tokenizer.prefix_length
         self._heads: tuple[Step, ...] = load_heads(tower.heads, device)
-        self._vocabulary_size = int(chosen.model.get_input_embeddings().num_embeddings)
+        self._vocabulary_size = chosen.vocabulary_size
         self.dim = self._probe()
 
     def encode(self, tokens: TokenBlock) -> Float32:

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from dr_validate.encoder.forward import Chosen, choose_forward
+from dr_validate.encoder.bert import load_bert
+from dr_validate.encoder.forward import Chosen, choose_forward, choose_own, takes_packed
 from dr_validate.encoder.terms import Contract, Tower
 from dr_validate.encoder.threads import keep_heap
 from dr_validate.encoder.tokenizer import FastTokenizer
 from dr_validate.encoder.tower import LoadedTower, or_cannot
-from dr_validate.encoder.weights import load_transformer
 from dr_validate.errors import CheckpointError
 from dr_validate.values import Float32, Side, TokenBlock
 
@@ -75,4 +75,11 @@ _SIDES: tuple[Side, Side] = ("query", "document")
 
 
 def _choose(tower: Tower, dtype: torch.dtype, device: str) -> Chosen:
-    return or_cannot(lambda: choose_forward(lambda: load_transformer(tower, dtype, device), dtype, device), tower, device)
+    def choose() -> Chosen:
+        if takes_packed(dtype, device) and (own := load_bert(tower, dtype)) is not None:
+            return choose_own(own, device)
+        from dr_validate.encoder.weights import load_transformer  # transformers' models are slow to import
+
+        return choose_forward(lambda: load_transformer(tower, dtype, device), dtype, device)
+
+    return or_cannot(choose, tower, device)

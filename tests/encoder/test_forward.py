@@ -19,7 +19,7 @@ from dr_validate.encoder.transformer import TransformerModel
 from dr_validate.errors import CheckpointError
 
 
-def load_bert(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+def load_transformers(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     import transformers
 
     return transformers.AutoModel.from_pretrained(str(folder), dtype=dtype, attn_implementation="sdpa").eval()
@@ -48,7 +48,7 @@ def _packing_pays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("_packing_pays")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_linear_layers_give_the_same_and_hold_no_second_copy(bert: Path, dtype: torch.dtype) -> None:
-    model = load_bert(bert, dtype)
+    model = load_transformers(bert, dtype)
     ids = torch.arange(2, 34).reshape(2, 16)
     with torch.inference_mode():
         before = model(input_ids=ids).last_hidden_state.float()
@@ -69,8 +69,11 @@ def test_a_shared_linear_layer_stays_shared() -> None:
 
 @pytest.mark.usefixtures("_packing_pays")
 def test_a_model_that_computes_with_the_weights_of_its_layers_keeps_them(bert: Path, caplog: pytest.LogCaptureFixture) -> None:
+    loaded = []
+
     def load() -> Any:
-        model = load_bert(bert)
+        model = load_transformers(bert)
+        loaded.append(model)
         output = model.encoder.layer[1].output
         output.dense = ReadsWeights(output.dense)
         return model
@@ -79,12 +82,15 @@ def test_a_model_that_computes_with_the_weights_of_its_layers_keeps_them(bert: P
         chosen = choose_forward(load, torch.float32, "cpu")
     assert chosen.describe() == {"batches": "packed", "linear_layers": "torch"}
     assert "they stay as they are" in caplog.text
-    assert type(chosen.model.encoder.layer[1].output.dense.dense) is nn.Linear
+    assert type(loaded[-1].encoder.layer[1].output.dense.dense) is nn.Linear
 
 
 def test_an_architecture_whose_texts_would_see_each_other_is_padded(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+
     def load() -> Any:
-        model = load_bert(bert)
+        model = load_transformers(bert)
+        loaded.append(model)
         attend = model.encoder.layer[0].attention.self.forward
 
         def of_its_own(hidden: Tensor, **options: Any) -> Any:  # every token sees the whole row, whatever the packing
@@ -98,7 +104,7 @@ def test_an_architecture_whose_texts_would_see_each_other_is_padded(bert: Path, 
 
     chosen = choose_forward(load, torch.float32, "cpu")
     assert chosen.describe()["batches"] == "padded"
-    assert chosen.model.config._attn_implementation == "sdpa"
+    assert loaded[-1].config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("option", ["softcap", "position_bias"])
@@ -106,7 +112,7 @@ def test_an_attention_with_more_to_it_is_refused(option: str) -> None:
     states = torch.ones(1, 2, 3, 4)
     layout = attention.packing(np.array([3]), "cpu")
     with pytest.raises(TypeError, match=option):
-        attention.attend(nn.Module(), states, states, states, None, packing=layout, **{option: 1.0})
+        attention._attend_for_transformers(nn.Module(), states, states, states, None, packing=layout, **{option: 1.0})
 
 
 class ScarceMemory:
