@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dr_validate.errors import SetupError
-from dr_validate.tracker.home import require_shown
+from dr_validate.tracker.home import best_values, require_shown
 from dr_validate.tracker.rows import HIGHER_IS_BETTER, PREFIXES, REPORT, SCHEME, STEP
 from dr_validate.tracker.session import Plan, api, failures, marked_rows, opened, require_key, settings
 from dr_validate.values import Checkpoint, Report
@@ -113,11 +113,14 @@ class TrainingRun:
             require_shown(run, found.historyLineCount, max((int(row["_step"]) for row in rows), default=-1))
         return {row[REPORT] for row in marked_rows(found, [REPORT, SPEC])}
 
+    def log(self, run: "wandb.Run", row: Mapping[str, Any]) -> None:
+        """See Home."""
+        run.log(dict(row))
+
     def summarize(self, run: "wandb.Run", history: Sequence[Report], prefix: str) -> None:
         """See Home. In shared mode the SDK knows nothing of the values of an earlier process."""
-        for metric in self._plan.config.get("metrics", ()):
-            if values := [one.metrics[metric].value for one in history if metric in one.metrics]:
-                run.summary[f"{prefix}/{self._plan.dataset}/{metric}"] = {"max": max(values)}
+        for key, value in best_values(history, prefix).items():
+            run.summary[key] = {"max": value}
 
     def finish(self, run: "wandb.Run") -> None:
         """Leave it as it was found: running, or ended as it had."""
@@ -154,7 +157,8 @@ class TrainingRun:
         for prefix in PREFIXES:
             run.define_metric(f"{prefix}/*", step_metric=STEP)
             for metric in self._plan.config.get("metrics", ()) if prefix in HIGHER_IS_BETTER else ():
-                run.define_metric(f"{prefix}/{self._plan.dataset}/{metric}", step_metric=STEP, summary="none")
+                for end in ("", "/low", "/high", "/naive"):
+                    run.define_metric(f"{prefix}/{self._plan.dataset}/{metric}{end}", step_metric=STEP, summary="none")
 
 
 def _features(config: Mapping[str, Any]) -> Sequence[int]:

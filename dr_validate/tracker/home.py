@@ -1,10 +1,12 @@
 """Where rows go in W&B: what a run of its own and the training run itself have in common, and the run of its own."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dr_validate.errors import Outage
+from dr_validate.files import write_atomically
 from dr_validate.tracker.rows import HIGHER_IS_BETTER, PREFIXES, REPORT, STEP
 from dr_validate.tracker.session import Plan, api, opened, require_key, settings
 from dr_validate.values import Report
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     import wandb
 
 MAX_TAG_CHARACTERS = 64
+ROWS_PER_START = 1_000_000
 
 
 class Home(Protocol):
@@ -38,6 +41,10 @@ class Home(Protocol):
         """
         ...
 
+    def log(self, run: "wandb.Run", row: Mapping[str, Any]) -> None:
+        """Log a row."""
+        ...
+
     def summarize(self, run: "wandb.Run", history: Sequence[Report], prefix: str) -> None:
         """See to it that the best values of `history`, whose keys begin with `prefix`, stand in the run's summary."""
         ...
@@ -55,6 +62,7 @@ class OwnRun:
 
     def __init__(self, plan: Plan, training_run: str, group: str) -> None:
         self._plan, self._training_run, self._group = plan, training_run, group
+        self._first_step: int | None = None
 
     def open(self) -> "wandb.Run":
         """Start or, after a restart, go on with it."""
@@ -64,11 +72,18 @@ class OwnRun:
         if plan.folder is not None:
             plan.folder.mkdir(parents=True, exist_ok=True)
         run = opened(self._init)
+        if plan.offline:
+            self._first_step = self._num_starts() * ROWS_PER_START
         run.define_metric(STEP)
         for prefix in PREFIXES:
             # W&B drops rows whose step goes backwards, and late checkpoints do: so we bring our own axis.
             run.define_metric(f"{prefix}/*", step_metric=STEP, summary="max" if prefix in HIGHER_IS_BETTER else None)
         return run
+
+    def log(self, run: "wandb.Run", row: Mapping[str, Any]) -> None:
+        """See Home."""
+        run.log(dict(row), step=self._first_step, commit=True)
+        self._first_step = None  # from here on the SDK counts
 
     def read_back(self, run: "wandb.Run", *, complete: bool) -> set[str]:
         """See Home. Nobody else writes here: the last of the rows that it had shows that all are there."""
@@ -85,11 +100,25 @@ class OwnRun:
         return found
 
     def summarize(self, run: "wandb.Run", history: Sequence[Report], prefix: str) -> None:
-        """See Home. The SDK does it, after a restart too: `summary="max"`."""
+        """See Home. The SDK does it by itself, after a restart too where it can ask for what there was: `summary="max"`."""
+        if self._plan.offline:
+            for key, value in best_values(history, prefix).items():
+                run.summary[key] = {"max": value}
 
     def finish(self, run: "wandb.Run") -> None:
         """See Home."""
         run.finish()
+
+    def _num_starts(self) -> int:
+        """Offline folders that came before this one. Each counts its rows from 0, and of two rows with one number the server
+        keeps one: so each gets numbers of its own."""
+        path = self._plan.state_dir / "offline" / f"{self._plan.run_id(self._training_run)}.json"
+        try:
+            before = int(json.loads(path.read_bytes())["starts"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            before = 0
+        write_atomically(path, json.dumps({"starts": before + 1}))
+        return before
 
     def _init(self) -> "wandb.Run":
         import wandb
@@ -110,6 +139,17 @@ class OwnRun:
             reinit="create_new",
             settings=settings(plan.timeout_s),
         )
+
+
+def best_values(history: Sequence[Report], prefix: str) -> dict[str, float]:
+    """The highest of each value by its key."""
+    best: dict[str, float] = {}
+    for report in history:
+        for name, estimate in report.metrics.items():
+            key = f"{prefix}/{report.dataset}/{name}"
+            parts = {"": estimate.value, "/low": estimate.low, "/high": estimate.high, "/naive": estimate.naive}
+            best |= {f"{key}{end}": max(value, best.get(f"{key}{end}", value)) for end, value in parts.items()}
+    return best
 
 
 def require_shown(run: "wandb.Run", num_rows: int, last_step: int) -> None:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from dr_validate.errors import Outage, SetupError
@@ -71,7 +72,7 @@ class SummaryRun:
         self._log_table(run)
         run.finish()
         write_atomically(self._marker, json.dumps({"key": self._sweep.key}))
-        return f"offline run in {run.settings.sync_dir}"
+        return f"offline, to upload: wandb sync {quote(str(run.settings.sync_dir))}"
 
     def _is_there(self, run: "wandb.Run") -> bool:
         if not run.starting_step:

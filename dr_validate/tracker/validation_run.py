@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dr_validate.errors import Outage
@@ -47,7 +48,7 @@ class ValidationRun:
         run = self._opened()
         if key not in self._logged:
             is_baseline = report.spec != self._plan.spec
-            run.log({**row(report, history, is_baseline=is_baseline), **self._home.mark, REPORT: key})
+            self._home.log(run, {**row(report, history, is_baseline=is_baseline), **self._home.mark, REPORT: key})
             self._home.summarize(run, history, BASELINE if is_baseline else SAMPLED)
             self._logged.add(key)
         self._num_since_tables += 1
@@ -78,6 +79,11 @@ class ValidationRun:
                 time.sleep(CONFIRM_EVERY_S)
 
         self._is_finished = True
+
+    @property
+    def offline_folder(self) -> Path | None:
+        """Where the rows lie that are to be uploaded later; None where they have been."""
+        return Path(self._run.settings.sync_dir) if self._run is not None and self._run.offline else None
 
     @property
     def is_open(self) -> bool:
@@ -126,10 +132,11 @@ class ValidationRun:
         }
         found = {f"tables/{name}": table for name, table in tables.items() if table.rows}
         if found:
-            run.log(
+            self._home.log(
+                run,
                 {
                     name: wandb.Table(columns=[*table.columns], data=table.rows, allow_mixed_types=True)
                     for name, table in found.items()
-                }
+                },
             )
         self._num_since_tables = 0

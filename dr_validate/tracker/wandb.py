@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -171,6 +172,8 @@ class WandbRuns:
             thread.join(max(0.0, end - time.monotonic()))
         if not all(run.is_complete for run in runs):
             abandon()
+        for place in sorted({folder.parent for run in runs if (folder := run.offline_folder)}):
+            log.info("wandb: to upload what was logged offline, now or before: wandb sync %s/offline-run-*", quote(str(place)))
 
     def run_id(self, training_run: str = "") -> str:
         """Of the W&B run for a training run; empty means that of the source."""

@@ -191,7 +191,7 @@ def test_group_and_folder_can_be_chosen(state_dir: Path, tmp_path: Path) -> None
     close(run)
     (said,) = [record.run for record in records(tmp_path / "elsewhere") if record.WhichOneof("record_type") == "run"]
     assert said.run_group == "sweep"
-    assert not state_dir.exists()
+    assert not (state_dir / "wandb").exists()
 
 
 def test_no_tracker_takes_everything(tmp_path: Path) -> None:

@@ -277,13 +277,20 @@ with wandb.init(project="retrieval", id="t1") as run:
 """
 
 
-def test_lineage_leads_from_model_and_data_to_the_report(server: ServerHandle, start: Start, state_dir: Path) -> None:
+def test_lineage_leads_from_model_and_data_to_the_report_and_the_best_has_an_alias_if_asked_for(
+    server: ServerHandle, start: Start, state_dir: Path
+) -> None:
     server.python(TRAIN)
     sample = state_dir / "samples" / "f1.parquet"
     sample.parent.mkdir(parents=True)
     sample.write_bytes(b"ids and odds")
     watcher = start()
-    watcher.send(*versions([0.5, 0.75, 0.25]))
+    watcher.send(*versions([0.5, 0.25]))
+    watcher.close()
+    assert all(artifact.aliases in ([], ["latest"]) for artifact in server.artifacts(type="model"))
+    watcher = start(alias_best=True)
+    for one in versions([0.5, 0.25, 0.75, 0.5])[2:]:  # nobody logged the last one: its lineage is lost, its row is not
+        watcher.send(one)
     watcher.close()
     run = fingerprint({"training_run": "t1", "spec": "s1"})
     assert [artifact.used_by for artifact in server.artifacts(type="model")] == [[run]] * 3
@@ -294,24 +301,8 @@ def test_lineage_leads_from_model_and_data_to_the_report(server: ServerHandle, s
     validations = server.artifacts(type="validation")
     assert [json.loads(one.bytes("validation.json"))["checkpoint"]["step"] for one in validations] == [0, 100, 200]
     assert {one.logged_by for one in validations} == {run}
-    assert all(artifact.aliases in ([], ["latest"]) for artifact in server.artifacts(type="model"))
-
-
-def test_the_best_version_has_the_alias_if_asked_for(server: ServerHandle, start: Start) -> None:
-    server.python(TRAIN)
-    watcher = start(alias_best=True)
-    for one in versions([0.5, 0.75, 0.25]):
-        watcher.send(one)
-    watcher.close()
-    alias = "best-vaswani-mrr@10"
-    assert [alias in artifact.aliases for artifact in server.artifacts(type="model")] == [False, True, False]
-
-
-def test_lost_lineage_loses_no_row(server: ServerHandle, start: Start) -> None:
-    watcher = start()
-    watcher.send(*versions([0.5]))  # of an artifact that nobody logged
-    watcher.close()
-    assert steps(server, fingerprint({"training_run": "t1", "spec": "s1"})) == [0]
+    assert ["best-vaswani-mrr@10" in artifact.aliases for artifact in server.artifacts(type="model")] == [False, False, True]
+    assert steps(server, run) == [0, 100, 200, 300]
 
 
 def test_a_refused_key_keeps_the_reports(
@@ -356,18 +347,26 @@ def test_the_doctor_says_whose_key_it_is_or_that_it_is_refused(server: ServerHan
     assert said.startswith("problem: ") and "wandb login" in said and KEY not in said
 
 
-def test_a_synced_offline_run_has_the_same_rows(
+def test_synced_offline_runs_of_several_starts_are_one_dashboard(
     server: ServerHandle, start: Start, expected: Sequence[Mapping[str, Any]], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "offline"
-    watcher = start(mode="offline", dir=str(folder))
-    watcher.send(*REPORTS)
-    watcher.close()
-    assert not server.requests()
-    (run,) = folder.glob("wandb/offline-run-*")
-    command = [sys.executable, "-m", "wandb", "sync", str(run)]
-    subprocess.run(command, env=server.environment(), check=True, stdout=subprocess.DEVNULL)
-    assert rows(server) == expected
+    folder = tmp_path / "off line"
+    for part in (REPORTS[4:], REPORTS[:1], REPORTS[1:4]):  # the best one first: the last folder knows of it
+        watcher = start(mode="offline", dir=str(folder))
+        watcher.send(*part)
+        said = watcher.close()
+    assert not server.requests() and len(list(folder.glob("wandb/offline-run-*"))) == 3
+    (command,) = [line.partition("before: ")[2] for line in said.splitlines() if "wandb sync" in line]
+    command = f"{sys.executable} -m {command}"
+    for _ in range(2):  # what is synced already stays as it is
+        done = subprocess.run(["sh", "-c", command], env=server.environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (run,) = server.runs()
+        assert [row["_report"] for row in rows(server)] == [row["_report"] for row in expected]
+        numbers = [row["_step"] for row in run.history()]
+        assert numbers == sorted(set(numbers))  # of two rows with one number W&B keeps one
+    assert run.summary["val/vaswani/mrr@10"] == {"max": 0.75} and run.summary["val/vaswani/mrr@10/high"] == {"max": 0.75}
+    assert (run.state, len(table(server, "checkpoints"))) == ("finished", 5)
 
 
 def test_a_real_watcher_killed_and_started_again_fills_one_run(
