@@ -30,7 +30,9 @@ class AutoEncoder:
 
     `tokenizer` and `base_model` are folders, for checkpoints that came without. Lengths count special tokens and the prefix.
     `append_eos`: every text ends with the end-of-text token (Tevatron's flag); None: as the tokenizer does.
-    `max_tokens_per_batch` counts padding; None: 2048 on the CPU, 32768 elsewhere. It is halved when memory runs out.
+    `max_tokens_per_batch` counts padding where there is any; None: 2048 on the CPU, where each thread has a batch of its own,
+    32768 elsewhere. It is halved when memory runs out. The Report's contract says how texts went through: `packed` without
+    padding, or `padded` for architectures whose attention cannot be replaced.
     """
 
     pooling: Literal["cls", "mean", "max", "last", "weighted_mean"] | None = None
