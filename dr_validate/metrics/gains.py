@@ -1,0 +1,74 @@
+"""Every metric as a sum over the relevant documents of a query, each a falling function of its rank (FIDELITY, section 1)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dr_validate.metrics.names import parse
+from dr_validate.values import Float64, Int64, Qrels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gains:
+    """`weight[row] * value(rank)` is what a relevant document at a rank (1 is the first) within its query's cutoff adds."""
+
+    rows: Int64  # (num_rows,) positions among the relevant documents given
+    weight: Float64  # (num_rows,)
+    cutoff: Int64  # (num_rows,)
+    value: Callable[[Float64], Float64]
+    scored: Int64  # queries that have a relevant document, ascending
+
+
+def gains(name: str, query: Int64, gain: Int64, qrels: Qrels, depth: int) -> Gains:
+    """`query` and `gain` of the relevant documents in the ranking, by ascending (query, rank); `depth` of the ranking is the
+    cutoff of a metric without one."""
+    metric = parse(name)
+    judged = np.repeat(np.arange(len(qrels.offsets) - 1), np.diff(qrels.offsets))
+    relevant = qrels.gains >= metric.relevant_from
+    number = np.bincount(judged[relevant], minlength=len(qrels.offsets) - 1)
+    rows = np.flatnonzero(gain >= metric.relevant_from)
+    of_query = query[rows]
+    starts = np.flatnonzero(np.diff(of_query, prepend=-1) != 0)
+    place = np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows)))) + 1  # among relevant ones, from 1
+    cutoff = np.full(len(rows), metric.cutoff or depth, dtype=np.int64)
+    weight, value = np.ones(len(rows)), _one
+    if metric.base in ("mrr", "hit_rate"):
+        rows, cutoff, weight = rows[place == 1], cutoff[place == 1], weight[place == 1]
+        value = _reciprocal if metric.base == "mrr" else _one
+    elif metric.base == "precision":
+        weight = weight / cutoff
+    elif metric.base in ("recall", "r-precision"):
+        weight = weight / number[of_query]
+        cutoff = cutoff if metric.base == "recall" else number[of_query]
+    elif metric.base == "map":
+        weight, value = place / number[of_query], _reciprocal
+    else:
+        assert metric.base == "ndcg", metric.base
+        weight, value = gain[rows] / _ideal(judged, qrels, metric.cutoff)[of_query], _discount
+    return Gains(rows=rows, weight=weight, cutoff=cutoff, value=value, scored=np.flatnonzero(number))
+
+
+def _ideal(judged: Int64, qrels: Qrels, cutoff: int | None) -> Float64:
+    """(num_queries,) discounted gain of the best possible ranking."""
+    keep = qrels.gains >= 1
+    query, gain = judged[keep], qrels.gains[keep]
+    order = np.lexsort((-gain, query))
+    query, gain = query[order], gain[order]
+    starts = np.flatnonzero(np.diff(query, prepend=-1) != 0)
+    rank = np.arange(len(query)) - np.repeat(starts, np.diff(np.append(starts, len(query)))) + 1
+    within = rank <= (cutoff or len(qrels.gains) + 1)
+    discounted = gain[within] * _discount(rank[within].astype(np.float64))
+    return np.bincount(query[within], discounted, len(qrels.offsets) - 1).astype(np.float64)
+
+
+def _one(rank: Float64) -> Float64:
+    return np.ones_like(rank)
+
+
+def _reciprocal(rank: Float64) -> Float64:
+    return 1 / rank
+
+
+def _discount(rank: Float64) -> Float64:
+    return 1 / np.log2(1 + rank)
