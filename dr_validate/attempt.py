@@ -11,6 +11,7 @@ from pathlib import Path
 from dr_validate.config import Run
 from dr_validate.errors import CheckpointError, Gone, Interrupted, Outage, SetupError, TimedOut
 from dr_validate.ledger import Attempt, Ledger
+from dr_validate.patience import Patience
 from dr_validate.values import Agreement, Checkpoint, Incomplete, Report
 from dr_validate.worker_client import Tick, WorkerClient
 
@@ -35,10 +36,10 @@ class Target:
 
 
 class Attempts:
-    """Runs attempts and keeps their books; `now` gives ISO 8601 times."""
+    """Runs attempts and keeps their books; `fetching` learns how the source brings files, `now` gives ISO 8601 times."""
 
-    def __init__(self, run: Run, ledger: Ledger, worker: WorkerClient, now: Callable[[], str]) -> None:
-        self.run, self.ledger, self.worker, self.now = run, ledger, worker, now
+    def __init__(self, run: Run, ledger: Ledger, worker: WorkerClient, fetching: Patience, now: Callable[[], str]) -> None:
+        self.run, self.ledger, self.worker, self.fetching, self.now = run, ledger, worker, fetching, now
         self._skipped: set[tuple[str, ...]] = set()  # told in this process; the ledger keeps each skip once, ever
 
     def validate(self, checkpoint: Checkpoint, target: Target, tick: Tick) -> Report | None:
@@ -51,9 +52,8 @@ class Attempts:
             if attempt.interruptions > MAX_INTERRUPTIONS_PER_ATTEMPT * self.run.watch.max_attempts:
                 raise CheckpointError(f"interrupted {attempt.interruptions} times: does it bring the whole process down?")
             report = self._run(checkpoint, target, tick)
-        except Outage as error:  # nobody's fault: later, and no attempt less
+        except Outage:  # nobody's fault: later, and no attempt less
             self.ledger.release(checkpoint.digest, target.spec)
-            log.warning("%s: %s; will try again", checkpoint.label, error)
             return None
         except Gone as error:
             return self._gone(checkpoint, target, str(error), attempt)
@@ -107,11 +107,19 @@ class Attempts:
     def _run(self, checkpoint: Checkpoint, target: Target, tick: Tick) -> Report:
         started = time.monotonic()
         state_dir = self.run.settings.state_dir
-        with self.run.store.lease(checkpoint, self.run.source.fetch, state_dir) as folder:
+        with self.run.store.lease(checkpoint, self._fetch, state_dir) as folder:
             download = time.monotonic() - started
             report = self.worker.validate(checkpoint, Path(folder), full=target.is_baseline, tick=tick)
         total = report.seconds["total"] + download
         return dataclasses.replace(report, seconds={"download": download, **report.seconds, "total": total})
+
+    def _fetch(self, checkpoint: Checkpoint, into: Path) -> None:
+        try:
+            self.run.source.fetch(checkpoint, into)
+        except Outage as error:
+            self.fetching.failed(error)
+            raise
+        self.fetching.answered()
 
     def _finish(self, report: Report, target: Target) -> Report:
         report = dataclasses.replace(report, agreement=self._agreement(report, target))

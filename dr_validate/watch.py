@@ -61,9 +61,9 @@ def watch(run: Run) -> Outcome:
 class _Watcher:
     def __init__(self, run: Run, ledger: Ledger, worker: WorkerClient, stop: threading.Event) -> None:
         self.run, self.ledger, self.stop = run, ledger, stop
-        self.attempts = Attempts(run, ledger, worker, now)
-        self.progress = Progress()
         self.lookout = Lookout(run)
+        self.attempts = Attempts(run, ledger, worker, self.lookout.fetching, now)
+        self.progress = Progress()
         self.prefetch = Prefetch(run)
         self._deadline = float("inf")
         self._not_before: dict[str, float] = {}  # digest -> when a failed attempt may be repeated
@@ -155,16 +155,17 @@ class _Watcher:
         waiting = schedule.waiting(listing, settled, self.run.watch.order)
         self.vanished.remember(c for c in waiting if c.digest not in skips)
 
-    def _next(self) -> Checkpoint | None:
-        waiting = self._waiting()
-        return waiting[0] if waiting else None
+    def _left(self) -> list[Checkpoint]:
+        """What is still to be validated, in order."""
+        settled = self.ledger.settled(self.target.spec)
+        left = schedule.waiting(self.lookout.listing, settled, self.run.watch.order)
+        if self.run.watch.skip == "stale":
+            left = [c for c in left if c.digest not in self.attempts.stale(self.target)]
+        return left
 
     def _waiting(self) -> list[Checkpoint]:
         """What can be validated now, in order."""
-        settled = self.ledger.settled(self.target.spec)
-        waiting = schedule.waiting(self.lookout.listing, settled, self.run.watch.order)
-        if self.run.watch.skip == "stale":
-            waiting = [c for c in waiting if c.digest not in self.attempts.stale(self.target)]
+        waiting = self.lookout.in_reach(self._left())
         due = schedule.due(waiting, self._not_before, time.monotonic())
         if not due and self.run.watch.mode == "once":
             return waiting  # nothing else is left to do: repeat failed attempts at once
@@ -186,7 +187,7 @@ class _Watcher:
         settled, full = self.ledger.settled(self.target.spec), self.ledger.settled(self.full_target.spec)
         wanted = [place for place in range(len(settled)) if self.run.fidelity.wants_baseline(place)]
         missing = schedule.missing_baselines(self.lookout.listing, settled, full, wanted, self.run.watch.order)
-        due = schedule.due(missing, self._baseline_not_before, time.monotonic())
+        due = schedule.due(self.lookout.in_reach(missing), self._baseline_not_before, time.monotonic())
         return due[0] if due else None
 
     def _run_baseline(self, checkpoint: Checkpoint) -> None:
@@ -208,30 +209,34 @@ class _Watcher:
         self.tick(progress)
         if time.monotonic() > self.lookout.next_look:
             self._look()
-            if self._next():
+            if self._waiting():
                 raise GaveWay
 
     def _after(self, checkpoint: Checkpoint, report: Report | None, not_before: dict[str, float]) -> None:
         if report is None:
-            not_before[checkpoint.digest] = time.monotonic() + self.run.watch.poll_s
+            if not self.lookout.fetching.failures:  # in an outage it keeps its turn
+                not_before[checkpoint.digest] = time.monotonic() + self.run.watch.poll_s
         else:
             not_before.pop(checkpoint.digest, None)
             self.delivery.deliver()
 
     def _is_over(self) -> bool:
-        if self.lookout.failures:
+        if self.lookout.failures or self._left():
             return False
         if self.run.watch.mode == "once":
             return True
-        stop_file = self.run.watch.stop_file
-        if stop_file is None or not stop_file.exists() or self._not_before:
+        if not self._is_told_to_end():
             return False
         self._look()  # what came between the last look and the stop file counts
-        return not self._next() and not self._next_baseline()
+        return not self._left() and not self._next_baseline()
+
+    def _is_told_to_end(self) -> bool:
+        return self.run.watch.stop_file is not None and self.run.watch.stop_file.exists()
 
     def _wait(self) -> None:
-        while (rest := self.lookout.next_look - time.monotonic()) > 0 and not self.stop.is_set():
-            if self.run.watch.stop_file is not None and self.run.watch.stop_file.exists() and not self.lookout.failures:
+        is_idle = not self.lookout.failures and not self._left()
+        while (rest := self.lookout.next_try - time.monotonic()) > 0 and not self.stop.is_set():
+            if is_idle and self._is_told_to_end():
                 return
             self.stop.wait(min(rest, STOP_FILE_EVERY_S))
 
