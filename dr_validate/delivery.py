@@ -6,6 +6,7 @@ The JSONL file is written at once. What may be far away is served by a thread of
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -69,7 +70,8 @@ class Round:
 
     def __init__(self, name: str, tracker: Tracker, delivery: Delivery) -> None:
         self.name, self.tracker, self.delivery = name, tracker, delivery
-        self._said = ""
+        self._said: set[str] = set()
+        self._num_tries: Counter[int] = Counter()
         self._is_closed = False
 
     def go(self, is_urgent: Callable[[], bool] = lambda: False) -> bool:
@@ -85,7 +87,9 @@ class Round:
                 return False
             self._warn(str(error) or type(error).__name__)
             return False
-        self._said = ""
+        if self._said:
+            log.info("tracker %s: it works again", self.name)
+            self._said.clear()
         return True
 
     def close(self, timeout_s: float) -> None:
@@ -102,16 +106,19 @@ class Round:
             self._warn(str(error) or type(error).__name__)
 
     def _settle(self, waiting: list[tuple[int, Any]], is_urgent: Callable[[], bool]) -> None:
-        for report_id, report in waiting:
+        # The one tried least comes first: what W&B will not take must not keep the others waiting.
+        for report_id, report in sorted(waiting, key=lambda one: self._num_tries[one[0]]):
             if is_urgent():
                 return
+            self._num_tries[report_id] += 1
             if self.tracker.settle(report):
                 self.delivery.delivered(report_id, self.name)
 
     def _warn(self, message: str) -> None:
-        level = logging.DEBUG if message == self._said else logging.WARNING  # one line per outage, not one per try
+        message = " ".join(message.split())
+        level = logging.DEBUG if message in self._said else logging.WARNING  # one line per outage, not one per try
         log.log(level, "tracker %s: %s; the reports are kept and delivered later", self.name, message)
-        self._said = message
+        self._said.add(message)
 
 
 class DeliveryThread:
@@ -153,7 +160,7 @@ class DeliveryThread:
 
     def _is_urgent(self) -> bool:
         # New rows go before the lineage of old ones; at the end, finishing goes before it.
-        return time.monotonic() > self._end if self._closing.is_set() else self._woken.is_set()
+        return self._woken.is_set() or (self._closing.is_set() and time.monotonic() > self._end)
 
 
 def _uploadable(run: Run, names: Mapping[str, Any]) -> dict[str, Any]:
