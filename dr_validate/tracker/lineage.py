@@ -50,11 +50,19 @@ class Lineage:
             self._log_inputs()
             self._has_inputs = True
         if not self._plan.offline and report.checkpoint.uri.startswith(SCHEME):
-            name = report.checkpoint.uri.removeprefix(SCHEME)
+            self._use_version(report, history)
+        self._log_report(report)
+
+    def _use_version(self, report: Report, history: Sequence[Report]) -> None:
+        name = report.checkpoint.uri.removeprefix(SCHEME)
+        try:
             version = self._run.use_artifact(name) if self._is_own else None
             if self._plan.alias_best and is_best(report, history, self._first_metric()):
                 self._move_alias(version or api(self._plan.timeout_s).artifact(name))
-        self._log_report(report)
+        except failures() as error:
+            if "not found" not in str(error):
+                raise
+            log.info("wandb: %s is there no more, so nothing leads from it to its report", name)
 
     def _log_inputs(self) -> None:
         plan, config = self._plan, self._plan.config

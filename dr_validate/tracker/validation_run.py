@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dr_validate.errors import Outage
+from dr_validate.tracker.arrivals import Arrivals
 from dr_validate.tracker.home import Home
 from dr_validate.tracker.lineage import Lineage
 from dr_validate.tracker.rows import BASELINE, REPORT, SAMPLED, report_id, row
-from dr_validate.tracker.session import Plan
+from dr_validate.tracker.session import Plan, failures
 from dr_validate.tracker.tables import checkpoints_table, fidelity_table, queries_table
 from dr_validate.values import Report
 
@@ -33,8 +34,7 @@ class ValidationRun:
         self._lineage: Lineage | None = None
         self._is_ready = self._is_finished = False
         self._num_looks = 0
-        self._logged: set[str] = set()  # by this process or before it
-        self._arrived: set[str] = set()  # the server has shown it to us
+        self._rows = Arrivals()
         self._linked: set[str] = set()
         self._histories: dict[str, Sequence[Report]] = {}
         self._num_since_tables = 0
@@ -43,27 +43,38 @@ class ValidationRun:
         """Log the row of a Report at its training step, unless it is there."""
         self._histories[report.spec] = history
         key = report_id(report)
-        if key in self._logged:
+        if key in self._rows:
             return
         run = self._opened()
-        if key not in self._logged:
+        if key not in self._rows:
             is_baseline = report.spec != self._plan.spec
             self._home.log(run, {**row(report, history, is_baseline=is_baseline), **self._home.mark, REPORT: key})
             self._home.summarize(run, history, BASELINE if is_baseline else SAMPLED)
-            self._logged.add(key)
+            self._rows.log(key)
         self._num_since_tables += 1
         if self._num_since_tables >= TABLES_EVERY:
             self._log_tables(run)
 
     def settle(self, report: Report) -> bool:
-        """Record the lineage of a delivered Report; whether all of it is known to be at its place."""
+        """Record the lineage of a delivered Report; whether all of it is known to be at its place.
+
+        Raises Lost where rows do not arrive: the SDK sends them only once the run is opened again.
+        """
         key = report_id(report)
-        if key not in self._logged:
+        if key not in self._rows:
             return False
         if self._lineage is not None and key not in self._linked:
             self._lineage.record(report, self._histories.get(report.spec, ()))
             self._linked.add(key)
-        return key in self._linked and (self._plan.offline or key in self._arrived)
+        if self._run is not None and not self._plan.offline and self._rows.is_time_to_look():
+            self._rows.arrived |= self._home.read_back(self._run, complete=False)
+            self._rows.require()
+        return key in self._linked and (self._plan.offline or key in self._rows.arrived)
+
+    def let_go(self) -> None:
+        """Finish it as it is, so that it can be opened again."""
+        if self._run is not None:
+            self._home.finish(self._run)
 
     def close(self, end: float) -> None:
         """Log the tables, finish, and look what has arrived, until `end` (monotonic seconds)."""
@@ -73,12 +84,14 @@ class ValidationRun:
         if self._is_ready:
             self._log_tables(run)
         self._home.finish(run)  # waits for the upload; `WandbRuns.close` does not wait longer than its limit
-        while not self._plan.offline and time.monotonic() < end and not self._logged <= self._arrived:
-            self._arrived |= self._home.read_back(run, complete=False)
-            if not self._logged <= self._arrived:
-                time.sleep(CONFIRM_EVERY_S)
-
         self._is_finished = True
+        while not self._plan.offline and time.monotonic() < end and not self._rows.is_complete:
+            try:
+                self._rows.arrived |= self._home.read_back(run, complete=False)
+            except failures() as error:
+                log.debug("wandb: %s", error)  # it may pass before the end
+            if not self._rows.is_complete:
+                time.sleep(CONFIRM_EVERY_S)
 
     @property
     def offline_folder(self) -> Path | None:
@@ -93,7 +106,7 @@ class ValidationRun:
     @property
     def is_complete(self) -> bool:
         """Whether it is finished, and all that was logged is known to have arrived."""
-        return self._is_finished and (self._plan.offline or self._logged <= self._arrived)
+        return self._is_finished and (self._plan.offline or self._rows.is_complete)
 
     def _opened(self) -> "wandb.Run":
         if self._run is None:
@@ -102,7 +115,6 @@ class ValidationRun:
         if not self._is_ready:
             if not self._plan.offline:
                 self._look(self._run)
-            self._logged |= self._arrived
             self._lineage = Lineage(self._plan, self._run, is_own=self._home.is_own)
             self._is_ready = True
         return self._run
@@ -110,14 +122,14 @@ class ValidationRun:
     def _look(self, run: "wandb.Run") -> None:
         self._num_looks += 1
         try:
-            self._arrived = self._home.read_back(run, complete=True)
+            self._rows.arrived = self._home.read_back(run, complete=True)
         except Outage as error:
             if self._num_looks < MAX_LOOKS:
                 raise
             log.warning("%s; going on with what can be read", error)
-            self._arrived = self._home.read_back(run, complete=False)
-        if self._arrived:
-            log.info("wandb: %d reports were there already", len(self._arrived))
+            self._rows.arrived = self._home.read_back(run, complete=False)
+        if self._rows.arrived:
+            log.info("wandb: %d reports were there already", len(self._rows.arrived))
 
     def _log_tables(self, run: "wandb.Run") -> None:
         import wandb

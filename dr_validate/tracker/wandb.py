@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from dr_validate.component import component
 from dr_validate.errors import SetupError
 from dr_validate.strategies import Sweep
+from dr_validate.tracker.arrivals import Lost
 from dr_validate.tracker.attached import NotShared, Place, TrainingRun, look_at
 from dr_validate.tracker.home import Home, OwnRun
 from dr_validate.tracker.rows import allowed
@@ -158,8 +159,16 @@ class WandbRuns:
 
     def settle(self, report: Report) -> bool:
         """Record its lineage, and say whether the server is known to have all of it."""
-        run = self._runs.get(self._training_run(report))
-        return run is not None and run.settle(report)
+        training_run = self._training_run(report)
+        run = self._runs.get(training_run)
+        try:
+            return run is not None and run.settle(report)
+        except Lost as error:
+            assert run is not None
+            log.warning("wandb: %s; opening the run again to send them", error)
+            del self._runs[training_run]
+            run.let_go()
+            return False
 
     def close(self, timeout_s: float) -> None:
         """Log the tables and finish all runs; what has not arrived by then is delivered at the next start."""

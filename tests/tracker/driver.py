@@ -17,6 +17,7 @@ from dr_validate.config import Run, Settings, Watch
 from dr_validate.delivery import Delivery
 from dr_validate.ledger import Ledger
 from dr_validate.report_json import report_from_json
+from dr_validate.tracker import arrivals
 from dr_validate.tracker.wandb import WandbTracker
 
 NAMES = {
@@ -43,6 +44,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     given: dict[str, Any] = json.loads(sys.argv[1])
     state_dir = Path(given["state_dir"])
+    for name, seconds in given.get("arrivals", {}).items():
+        setattr(arrivals, name, seconds)
     other: Any = Nothing()
     run = Run(
         settings=Settings(state_dir=state_dir, metrics=("mrr@10",)),

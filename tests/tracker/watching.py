@@ -68,6 +68,7 @@ class Watcher:
     def __init__(self, server: ServerHandle, state_dir: Path, environment: Mapping[str, str], **tracker: Any) -> None:
         self._server = server
         others = {"exit_timeout_s": tracker.pop("exit_timeout_s", 12), "spec": tracker.pop("spec", "s1")}
+        others["arrivals"] = tracker.pop("arrivals", {})
         settings = {"state_dir": str(state_dir), "tracker": {"timeout_s": 5, **tracker}, **others}
         given = {**server.environment(**QUICK), **environment}
         pipe = subprocess.PIPE
@@ -84,6 +85,10 @@ class Watcher:
     def send(self, *reports: Report) -> float:
         """The longest wait for a delivery, in seconds."""
         return max((self._say(json.dumps(report_to_json(one))) for one in reports), default=0.0)
+
+    def poll(self) -> None:
+        """What a look at the source does: deliver what is left."""
+        self._say("")
 
     def close(self) -> str:
         """End it as a stop would; its log."""
