@@ -35,16 +35,16 @@ def minilm() -> Path:
 @pytest.fixture
 def collection(tmp_path: Path) -> Path:
     """A BEIR folder with 48 documents and 12 queries; document d<n> is about word n, so that a query finds it."""
-    return _write_collection(tmp_path / "collection", 48)
+    return write_collection(tmp_path / "collection", 48)
 
 
 @pytest.fixture
 def wide_collection(tmp_path: Path) -> Path:
     """The same with 200 documents, most of which no query shares a word with."""
-    return _write_collection(tmp_path / "wide", 200)
+    return write_collection(tmp_path / "wide", 200)
 
 
-def _write_collection(folder: Path, num_documents: int) -> Path:
+def write_collection(folder: Path, num_documents: int) -> Path:
     (folder / "qrels").mkdir(parents=True)
     texts = [f"{WORDS[n % 12]} {WORDS[(n * 5 + 1) % 12]} number {n}" for n in range(48)]
     texts += [f"number {n}" for n in range(48, num_documents)]  # no query finds these by its words
