@@ -161,13 +161,13 @@ def a_table_that_cannot_be_logged_is_kept_and_said(
 def an_offline_table_is_handed_over_once(sweeps: Sweeps, server: ServerHandle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_DIR")
     edit_jobs(sweeps.folder, lambda job: job["config"]["tracker"].update(mode="offline"))
-    edit_jobs(sweeps.folder, lambda job: job["config"].update(seed=14))
     before = len(server.requests())
     for _ in range(2):
         assert show_sweep(sweeps.folder) == 0
     (folder,) = (sweeps.command.folder / "state").glob("wandb/offline-run-*")
     assert len(server.requests()) == before
-    done = subprocess.run([sys.executable, "-m", "wandb", "sync", str(folder)], env={**os.environ}, capture_output=True)
+    command = [sys.executable, "-m", "wandb", "sync", str(folder)]
+    done = subprocess.run(command, env={**os.environ}, cwd=folder.parent, capture_output=True)  # it leaves logs where it is
     assert done.returncode == 0 and len([run for run in server.runs() if run.job_type == "validate-sweep"]) == 1
 
 

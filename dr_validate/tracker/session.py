@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import wandb
 
 FINISH_TIMEOUT_S = 60  # for the hook of W&B at the end of the process; `WandbRuns.close` has the limit of its caller
+KILLED_WITHIN_S = 5
 OFFLINE_MODES = ("offline", "dryrun", "disabled")
 WAY_OUT = "run `wandb login`, set WANDB_API_KEY, or set tracker.mode=offline"
 
@@ -129,6 +130,8 @@ def abandon() -> None:
     process = _service()
     if process is not None:
         process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(KILLED_WITHIN_S)
         with contextlib.suppress(SystemExit, *failures()):  # it tells us that the process was killed
             wandb.teardown()
 
