@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 # Largest difference of hidden states, relative to the largest of them, between two ways of computing the same.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+ROUND_TO = 64
 CHECKED_LENGTHS = (9, 3, 3)
 LARGEST_CHECKED_WINDOW = 512
 # What a transformer raises that does not know packed batches.
@@ -69,7 +70,11 @@ class Padded:
 
 
 class Packed:
-    """Texts in one row, no token is padding; attention stays within a text (`attention.py`)."""
+    """Texts in one row, without padding between them; attention stays within a text (`attention.py`).
+
+    The row ends with a text of less than ROUND_TO tokens that nobody asked for, so that rows have few different lengths: for
+    each, oneDNN keeps a program and its memory, up to 1024 of them (measured: 0.3 GiB in 300 batches, for 1% fewer tokens).
+    """
 
     name, pads = "packed", False
 
@@ -81,9 +86,13 @@ class Packed:
             self._pad_id = 1 if model.config.pad_token_id is None else int(model.config.pad_token_id)
 
     def __call__(self, batch: Batch) -> Tensor:
-        ids = to_device(batch.ids, self._device)
-        positions = to_device(self._positions(batch), self._device)
-        return self._run(ids, positions, attention.packing(batch.lengths, self._device))
+        ids, positions, lengths = batch.ids, self._positions(batch), batch.lengths
+        if extra := -len(ids) % ROUND_TO:
+            ids, positions = (np.append(array, np.full(extra, array[0])) for array in (ids, positions))
+            lengths = np.append(lengths, extra)
+        layout = attention.packing(lengths, self._device)
+        hidden = self._run(to_device(ids, self._device), to_device(positions, self._device), layout)
+        return hidden[: len(batch.ids)]
 
     def _run(self, ids: Tensor, positions: Tensor, layout: attention.Packing) -> Tensor:
         hidden = self._model(input_ids=ids[None], position_ids=positions[None], packing=layout).last_hidden_state

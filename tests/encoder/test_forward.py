@@ -148,6 +148,21 @@ def test_running_out_of_memory_halves_the_batches_until_they_fit(
             model.encode(block, "document")
 
 
+def test_rows_of_packed_batches_have_few_lengths(bert: Path) -> None:
+    model = load_transformers(bert)
+    rows: list[int] = []
+    model.register_forward_pre_hook(lambda _, __, inputs: rows.append(inputs["input_ids"].shape[1]), with_kwargs=True)
+    forward = choose_forward(lambda: model, torch.float32, "cpu").forward
+    assert forward.name == "packed"
+    rows.clear()
+    for length in range(1, 60, 7):
+        lengths = np.array([length, length, 1])
+        batch = Batch(rows=np.arange(3), lengths=lengths, ids=np.arange(2 * length + 1) % 300)
+        with torch.inference_mode():
+            assert len(forward(batch)) == 2 * length + 1
+    assert set(rows) == {64, 128}
+
+
 def test_two_threads_give_the_vectors_of_one(make_model: Callable[[str], Path], texts: list[str]) -> None:
     folder = make_model("BertConfig")
     with AutoEncoder(pooling="mean", normalize=True).load(folder, "cpu") as model:
