@@ -14,13 +14,15 @@ import numpy as np
 from dr_validate import results
 from dr_validate.component import fingerprint
 from dr_validate.config import Run
+from dr_validate.estimates import Estimates
 from dr_validate.lazy import LazyBlocks, LazyModel
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.sampler.full import FullSampler
 from dr_validate.stages import Control, Model, TextBlocks, Vectors, Workload
 from dr_validate.tokens import TokenCache
-from dr_validate.values import Checkpoint, Estimate, Ranking, Report, Sample, Scores, Side, TestSet
+from dr_validate.values import Checkpoint, Float64, Ranking, Report, Sample, Scores, Side, TestSet
 
+PerQuery = Mapping[str, Float64]  # metric -> (num_queries,)
 SIDES: tuple[Side, Side] = ("query", "document")
 log = logging.getLogger(__name__)
 
@@ -67,7 +69,9 @@ class Pipeline:
         self._warm_up.join()
         scores = self.metrics.score(ranked.ranking, self.test_set.qrels)
         clock.lap("score")
-        self._keep(checkpoint, plan, ranked.ranking, scores)
+        outcome = self._estimates(plan).of(checkpoint.digest, ranked.ranking, scores)
+        clock.lap("estimate")
+        self._keep(checkpoint, plan, ranked.ranking, (outcome.per_query, scores.per_query))
         tokenize_s = sum(blocks.tokenize_s for blocks in texts.values())
         seconds = {"load": model.load_s, "tokenize": tokenize_s, **ranked.seconds, **clock.seconds()}
         del seconds["rank"]
@@ -78,10 +82,10 @@ class Pipeline:
             spec=plan.spec,
             status="done",
             at=checkpoint.created_at,  # the watcher, which owns the clock, puts the real time here
-            metrics=self._estimates(scores, plan),
+            metrics=outcome.metrics,
             corpus=self._counts(plan, ranked.encoded_now),
             seconds=seconds,
-            notes={"encoder": contract, "device": self.device, **self._query_notes(scores)},
+            notes={"encoder": contract, "device": self.device, **self._query_notes(scores), **outcome.notes},
         )
 
     def describe(self) -> Mapping[str, Any]:
@@ -150,12 +154,8 @@ class Pipeline:
             progress_file=self.state_dir / "progress" / f"{plan.spec}-{_file_name(checkpoint.digest)}.npz",
         )
 
-    def _estimates(self, scores: Scores, plan: Plan) -> dict[str, Estimate]:
-        # Leaving documents out can only lift the judged ones: the sampled value is a certain upper bound, and without an
-        # estimator nothing but 0 is a certain lower one.
-        means = {name: scores.mean(name) for name in self.run.settings.metrics}
-        full = plan.sample.is_full
-        return {name: Estimate(value=v, low=v if full else 0.0, high=v, naive=v) for name, v in means.items()}
+    def _estimates(self, plan: Plan) -> Estimates:
+        return Estimates(self.state_dir / "estimates" / plan.spec, self.test_set, plan.sample, self.run.settings.top_k)
 
     def _counts(self, plan: Plan, encoded_now: int) -> dict[str, float]:
         documents, encoded = plan.sample.num_documents, len(plan.sample.ordinals)
@@ -165,9 +165,9 @@ class Pipeline:
         left_out = int(np.isnan(next(iter(scores.per_query.values()))).sum())
         return {"queries": len(self.test_set.query_ids), "queries_without_relevant_documents": left_out}
 
-    def _keep(self, checkpoint: Checkpoint, plan: Plan, ranking: Ranking, scores: Scores) -> None:
+    def _keep(self, checkpoint: Checkpoint, plan: Plan, ranking: Ranking, values: tuple[PerQuery, PerQuery]) -> None:
         place = f"{plan.spec}/{_file_name(checkpoint.digest)}"
-        results.write_query_values(self.state_dir / "queries" / f"{place}.parquet", self.test_set, scores)
+        results.write_query_values(self.state_dir / "queries" / f"{place}.parquet", self.test_set, *values)
         if self.run.settings.write_ranking:
             results.write_ranking(self.state_dir / "rankings" / f"{place}.trec", self.test_set, ranking, checkpoint.name)
 

@@ -1,11 +1,12 @@
 """Files beside the ledger: the sample, per-query values, retrieved lists. Written atomically, for other tools to read."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from dr_validate.files import atomic_file
-from dr_validate.values import Ranking, Sample, Scores, TestSet
+from dr_validate.values import Float64, Ranking, Sample, TestSet
 
 
 def write_sample(state_dir: Path, test_set: TestSet, sample: Sample) -> Path | None:
@@ -19,17 +20,16 @@ def write_sample(state_dir: Path, test_set: TestSet, sample: Sample) -> Path | N
     return path
 
 
-def write_query_values(path: Path, test_set: TestSet, scores: Scores) -> None:
+def write_query_values(path: Path, test_set: TestSet, values: Mapping[str, Float64], naive: Mapping[str, Float64]) -> None:
     """One row per query and metric: query_id, metric, value, naive (null for a query without a relevant document)."""
-    names = list(scores.per_query)
-    values = np.concatenate([scores.per_query[name] for name in names])
+    names = list(values)
     _write_parquet(
         path,
         {
             "query_id": list(test_set.query_ids) * len(names),
             "metric": np.repeat(names, len(test_set.query_ids)),
-            "value": values,
-            "naive": values,
+            "value": np.concatenate([values[name] for name in names]),
+            "naive": np.concatenate([naive[name] for name in names]),
         },
     )
 

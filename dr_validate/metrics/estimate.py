@@ -1,6 +1,6 @@
 """What a metric would be on the whole corpus, and how far off that may be, from a sample with known odds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,10 @@ from dr_validate.metrics.gains import Gains, gains
 from dr_validate.values import Float64, Int64, Qrels
 
 Z = 1.96
-MISFIT, OWN_MISFIT = 0.08, 0.05  # standard deviations of the correction's error, as shares of it: all alike, and one alone
-TOGETHER = 0.5  # how much of two checkpoints' own errors is the same: they see the same documents
+MISFIT, OWN_MISFIT = 0.08, 0.10  # standard deviations of the correction's error, as shares of it: all alike, and one alone
+TOGETHER = 0.3  # how much of two checkpoints' own errors is the same: they see the same documents
 PULL = 0.15  # how much a correction may differ from the others before it is believed, as a share of their mean
-BLOCK = 4_000_000  # numbers held at once
+BLOCK = 2_000  # rows whose chances are held at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ def estimate(history: Sequence[Crossings], qrels: Qrels, name: str, depth: int) 
     if len(history[0].odds):
         fits = {cutoff: calibrate(history, cutoff) for cutoff in {table.cutoff for table in tables}}
     made = [_estimate(each, table, fits.get(table.cutoff)) for each, table in zip(history, tables, strict=True)]
-    return _drawn_together(made)
+    return _drawn_together(made, [_naive(each, table) for each, table in zip(history, tables, strict=True)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,21 +83,27 @@ class _Table:
         return sums
 
 
+def _naive(crossings: Crossings, table: _Table) -> Float64:
+    """(num_queries,) of the metric on the sample as if it were the corpus."""
+    gained, first = table.gains, crossings.rank[table.rows] + 1
+    contributions = gained.weight * np.where(first <= gained.cutoff, gained.value(first.astype(np.float64)), 0)
+    return table.per_query(contributions, crossings.query[table.rows])
+
+
 def _estimate(crossings: Crossings, table: _Table, calibration: Calibration | None) -> Estimated:
     query = crossings.query[table.rows]
     first = crossings.rank[table.rows] + 1
     kept = first <= table.gains.cutoff
-    naive = table.gains.weight * np.where(kept, table.gains.value(first.astype(np.float64)), 0)
-    naive_mean = float(np.nanmean(table.per_query(naive, query)))
+    naive = _naive(crossings, table)
+    naive_mean = float(np.nanmean(naive))
     above = int(crossings.crossed[:, :, table.rows[kept]].sum())
     if calibration is None:
-        per_query = table.per_query(naive, query)
-        return Estimated(value=naive_mean, naive=naive_mean, shared=0.0, own=0.0, per_query=per_query, crossed=0)
+        return Estimated(value=naive_mean, naive=naive_mean, shared=0.0, own=0.0, per_query=naive, crossed=0)
     strata = range(len(crossings.odds))
     owns = [own_intercept(crossings, stratum, calibration, table.cutoff) for stratum in strata]
     predictor = _Predictor(crossings, table, calibration, [own for own, _ in owns])
     mean, sd = predictor.expect(0.0)
-    per_query = table.per_query(mean, query)
+    per_query = np.minimum(table.per_query(mean, query), naive)  # chances that sum to 1 do so but for rounding
     value = float(np.nanmean(per_query))
     common, mine = predictor.spread(), float(np.mean([spread for _, spread in owns]))
     slope = 0.0
@@ -130,11 +136,13 @@ class _Predictor:
     def expect(self, shift: float) -> tuple[Float64, Float64]:
         """(num_rows,) mean and standard deviation of each contribution, with the intercepts moved by `shift`."""
         first, second = np.zeros(len(self._table.rows)), np.zeros(len(self._table.rows))
-        for fold in range(NUM_FOLDS):
-            mean, form = self._unsampled(fold, shift)
-            once, squared = self._moments(mean, form)
-            first += once / NUM_FOLDS
-            second += squared / NUM_FOLDS
+        unsampled = [self._unsampled(fold, shift) for fold in range(NUM_FOLDS)]
+        for part, worth in self._worth():
+            chances = np.zeros_like(worth)
+            for mean, form in unsampled:
+                chances += negative_binomial(mean[part], form[part], len(worth)).T / NUM_FOLDS
+            first[part] = np.einsum("ij,ij->j", chances, worth)
+            second[part] = np.einsum("ij,ij,ij->j", chances, worth, worth)
         return first, np.sqrt(np.maximum(second - first**2, 0))
 
     def _unsampled(self, fold: int, shift: float) -> tuple[Float64, Float64]:
@@ -151,55 +159,57 @@ class _Predictor:
             square += left**2 / (form + seen)
         return total, total**2 / np.maximum(square, 1e-300)
 
-    def _moments(self, mean: Float64, form: Float64) -> tuple[Float64, Float64]:
-        """Mean of a contribution and of its square under a negative binomial number of further documents above."""
+    def _worth(self) -> Iterator[tuple[Int64, Float64]]:
+        """Blocks of rows, each with (number, len(block)) of what a row adds when 0, 1, ... further documents are above it."""
         gained, rank = self._table.gains, self._crossings.rank[self._table.rows] + 1
-        first, second = np.zeros(len(rank)), np.zeros(len(rank))
-        deepest = int(np.max(gained.cutoff - rank, initial=-1)) + 1
-        size = max(1, BLOCK // max(1, deepest))
-        for start in range(0, len(rank), size):
-            part = slice(start, start + size)
-            further = np.arange(deepest)
-            chances = negative_binomial(mean[part], form[part], deepest)
-            ranks = rank[part, None] + further
-            value = np.where(ranks <= gained.cutoff[part, None], gained.value(ranks.astype(np.float64)), 0)
-            first[part] = gained.weight[part] * (chances * value).sum(axis=1)
-            second[part] = gained.weight[part] ** 2 * (chances * value**2).sum(axis=1)
-        return first, second
+        value = gained.value(np.arange(1, self._table.cutoff + 1, dtype=np.float64))
+        further = gained.cutoff - rank  # (num_rows,) documents that may come above before it adds nothing
+        order = np.argsort(further)  # like beside like, so that a block is only as wide as its rows need
+        order = order[np.searchsorted(further[order], 0) :]
+        for part in np.array_split(order, 1 + len(order) // BLOCK):
+            count = np.arange(int(further[part].max(initial=-1)) + 1)[:, None]
+            worth = value[np.minimum(rank[part] + count, len(value)) - 1]
+            yield part, np.where(count <= further[part], gained.weight[part] * worth, 0)
 
 
 def negative_binomial(mean: Float64, form: Float64, number: int) -> Float64:
     """(num_rows, number) chances of 0, 1, ... by the recursion p(u + 1) = p(u) (form + u) / (u + 1) mean / (mean + form)."""
     share = mean / (mean + form)
-    steps = np.empty((len(mean), number))
+    chances = np.empty((number, len(mean)))  # this way round for speed: each step runs over all rows
     if number:
-        steps[:, 0] = np.exp(form * np.log1p(-np.minimum(share, 1 - 1e-15)))
-        further = np.arange(number - 1)
-        steps[:, 1:] = (form[:, None] + further) / (further + 1) * share[:, None]
-    return np.asarray(np.cumprod(steps, axis=1), dtype=np.float64)
+        chances[0] = np.exp(form * np.log1p(-np.minimum(share, 1 - 1e-15)))
+    for count in range(number - 1):
+        np.multiply(chances[count], (form + count) * (share / (count + 1)), out=chances[count + 1])
+    return chances.T
 
 
-def _drawn_together(made: Sequence[Estimated]) -> list[Estimated]:
+def _drawn_together(made: Sequence[Estimated], naive_per_query: Sequence[Float64]) -> list[Estimated]:
     """Corrections that differ less between checkpoints than their own error are drawn towards their mean (James and Stein)."""
-    corrections = np.array([each.naive - each.value for each in made])
-    mean, naive = float(corrections.mean()), float(np.mean([each.naive for each in made]))
+    naive_of_each = np.array([each.naive for each in made])
+    corrections = naive_of_each - np.array([each.value for each in made])
+    mean, naive = float(corrections.mean()), float(naive_of_each.mean())
     if len(made) < 4 or mean <= 0 or naive <= 0:
         return list(made)
     noise = PULL * (1 - mean / naive) * mean
     kept = max(0.0, 1 - noise**2 / max(float(corrections.var(ddof=1)), 1e-300))
-    return [
-        _moved(each, each.naive - mean - kept * (correction - mean)) for each, correction in zip(made, corrections, strict=True)
-    ]
+    values = naive_of_each - mean - kept * (corrections - mean)
+    return [_moved(each, value, bound) for each, value, bound in zip(made, values.tolist(), naive_per_query, strict=True)]
 
 
-def _moved(estimated: Estimated, value: float) -> Estimated:
+def _moved(estimated: Estimated, value: float, naive_per_query: Float64) -> Estimated:
+    """The queries move with their mean and, as it does, stay between 0 and the sampled value."""
     value = min(max(value, 0.0), estimated.naive)
-    scale = value / estimated.value if estimated.value > 0 else 1.0
+    per_query = estimated.per_query
+    if value > estimated.value:
+        share = (value - estimated.value) / (estimated.naive - estimated.value)
+        per_query = np.minimum(per_query + share * (naive_per_query - per_query), naive_per_query)
+    elif value < estimated.value:
+        per_query = per_query * (value / estimated.value)
     return Estimated(
         value=value,
         naive=estimated.naive,
         shared=estimated.shared,
         own=estimated.own,
-        per_query=estimated.per_query * scale,
+        per_query=per_query,
         crossed=estimated.crossed,
     )

@@ -1,0 +1,57 @@
+"""Whether two checkpoints can be told apart on the same sample."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dr_validate.metrics.estimate import TOGETHER, Estimated, Z
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Corrected value of one checkpoint minus another's, with its 95% interval for these queries, and for the population of
+    queries; `p` is two-sided and corrected (Holm) over all that were compared with the same checkpoint."""
+
+    value: float
+    low: float
+    high: float
+    population_low: float
+    population_high: float
+    p: float
+
+
+def differences(one: Estimated, others: Sequence[Estimated]) -> list[Difference]:
+    """`one` against each of the others. The queries and the documents are the same: what they share cancels."""
+    errors = [_error(one, other) for other in others]
+    chances = _holm([_two_sided(one.value - other.value, error) for other, error in zip(others, errors, strict=True)])
+    made = []
+    for other, error, p in zip(others, errors, chances, strict=True):
+        value = one.value - other.value
+        change = one.per_query - other.per_query
+        change = change[~np.isnan(change)]
+        queries = float(change.var(ddof=1)) / len(change) if len(change) > 1 else 0.0
+        half, wide = Z * error, Z * math.sqrt(error**2 + queries)
+        low, high = value - half, value + half
+        made.append(Difference(value=value, low=low, high=high, population_low=value - wide, population_high=value + wide, p=p))
+    return made
+
+
+def _error(one: Estimated, other: Estimated) -> float:
+    return math.sqrt((one.shared - other.shared) ** 2 + (1 - TOGETHER) * (one.own**2 + other.own**2))
+
+
+def _two_sided(value: float, error: float) -> float:
+    if error == 0:
+        return 1.0 if value == 0 else 0.0
+    return math.erfc(abs(value) / error / math.sqrt(2))
+
+
+def _holm(chances: Sequence[float]) -> list[float]:
+    """Holm (1979): multiplied by the number of those not smaller, never falling."""
+    corrected, most = [0.0] * len(chances), 0.0
+    for place, number in enumerate(sorted(range(len(chances)), key=lambda n: chances[n])):
+        most = max(most, min(1.0, chances[number] * (len(chances) - place)))
+        corrected[number] = most
+    return corrected
