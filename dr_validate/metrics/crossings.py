@@ -1,6 +1,7 @@
 """What an estimate needs from one checkpoint's ranking: around each threshold, how many sampled documents of each stratum score
 higher, and how many its score tail lets expect. See metrics/ESTIMATE.md for the reasoning."""
 
+import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -45,9 +46,12 @@ class Crossings:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Raises OSError, ValueError or KeyError for a file that is missing or damaged."""
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            values: dict[str, Any] = {field.name: file[field.name] for field in fields(cls)}
+        """Raises OSError for a file that cannot be read, ValueError for one that is damaged."""
+        try:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+                values: dict[str, Any] = {field.name: file[field.name] for field in fields(cls)}
+        except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: not the crossings of a checkpoint ({error}); delete it") from error
         return cls(**{**values, "quality": float(values["quality"])})
 
 
