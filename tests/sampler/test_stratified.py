@@ -18,7 +18,12 @@ from dr_validate.values import Ranking, Sample, TestSet
 WriteRun = Callable[[str, str], Path]
 
 # At 0.4 of 600 documents: 13 judged, 158 in the pool, 23 of 69 in the ring, 46 of the other 360.
-SAMPLER = StratifiedSampler(fraction=0.4)
+SAMPLER = StratifiedSampler(fraction=0.4, ring_share=0.1)
+
+
+def ringed(**values: Any) -> StratifiedSampler:
+    """With a ring, which the default leaves out."""
+    return StratifiedSampler(**{"ring_share": 0.1, **values})
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,7 @@ def test_the_pool_is_certain_the_ring_and_the_rest_have_known_odds(medium: TestS
 def test_the_budget_is_filled_exactly_and_the_sample_stands_for_the_whole_corpus(
     medium: TestSet, cache: Path, number: int, seed: int
 ) -> None:
-    sample = StratifiedSampler(fraction=number / 600).draw(medium, seed, cache)
+    sample = ringed(fraction=number / 600).draw(medium, seed, cache)
     assert len(sample.ordinals) == number
     assert np.all(np.isin(medium.judged, list(certain(sample))))
     assert (1 / sample.inclusion).sum() == pytest.approx(600)  # n documents with odds n/N stand for N
@@ -95,7 +100,7 @@ def test_equal_settings_draw_the_same_whatever_the_order_of_the_corpus(
 @settings(max_examples=25, deadline=None)
 @given(less=st.integers(209, 330), step=st.integers(1, 60), seed=st.integers(0, 1000))
 def test_pool_and_rest_are_nested_over_budgets(medium: TestSet, cache: Path, less: int, step: int, seed: int) -> None:
-    small, large = (StratifiedSampler(fraction=n / 600).draw(medium, seed, cache) for n in (less, less + step))
+    small, large = (ringed(fraction=n / 600).draw(medium, seed, cache) for n in (less, less + step))
     reached_by_the_ring = set(pool_order(medium, cache)[: less + step - 13])  # by default, pool and ring are that many
     assert certain(small) <= certain(large)
     rest = with_odds(small, 0, 0.32)  # the ring has 0.333
@@ -104,13 +109,13 @@ def test_pool_and_rest_are_nested_over_budgets(medium: TestSet, cache: Path, les
 
 
 def test_without_a_ring_all_is_nested(medium: TestSet, cache: Path) -> None:
-    samplers = [StratifiedSampler(fraction=n / 600, ring_share=0) for n in (150, 151, 200, 300, 500, 599, 600)]
+    samplers = [ringed(fraction=n / 600, ring_share=0) for n in (150, 151, 200, 300, 500, 599, 600)]
     drawn = [set(sampler.draw(medium, 13, cache).ordinals.tolist()) for sampler in samplers]
     assert all(less < more for less, more in zip(drawn, drawn[1:], strict=False))
 
 
 def test_the_whole_corpus_is_a_full_sample(medium: TestSet, cache: Path) -> None:
-    sample = StratifiedSampler(fraction=1).draw(medium, 13, cache)
+    sample = ringed(fraction=1).draw(medium, 13, cache)
     assert sample.is_full
     assert np.all(sample.inclusion == 1)
 
@@ -120,7 +125,7 @@ def test_runs_are_fused_and_what_they_cannot_fill_goes_to_the_rest(
 ) -> None:
     first = write_run("first.trec", "".join(f"q0 Q0 d{n} 1 {999 - n} t\n" for n in range(100, 180)))
     second = write_run("second.tsv", "".join(f"q1\td{n}\t{n}\n" for n in range(200, 210)))
-    sampler = StratifiedSampler(fraction=0.4, pool=(str(first), str(second)))
+    sampler = ringed(fraction=0.4, pool=(str(first), str(second)))
     sample = sampler.draw(medium, 13, cache)
     named = set(medium.corpus.find([f"d{n}" for n in (*range(100, 180), *range(200, 210))]).tolist())
     assert certain(sample) == named | set(medium.judged.tolist())
@@ -132,25 +137,25 @@ def test_the_smallest_fraction_that_works_is_named(medium: TestSet, cache: Path,
     message = r"sampler\.fraction: got {}, which is {} of 600 .* 13 judged .* at least 40 .* set sampler\.fraction=0\.346667 or"
     for fraction, documents in ((0.01, 6), (0.3, 180)):
         with pytest.raises(SetupError, match=message.format(fraction, documents)):
-            StratifiedSampler(fraction=fraction).draw(medium, 13, cache)
-    least = StratifiedSampler(fraction=0.346667).draw(medium, 13, cache)
+            ringed(fraction=fraction).draw(medium, 13, cache)
+    least = ringed(fraction=0.346667).draw(medium, 13, cache)
     assert len(with_odds(least, 0, 0.32)) == 40
     with pytest.raises(SetupError, match=r"set sampler\.fraction=0\.346667"):
-        StratifiedSampler(fraction=208 / 600).draw(medium, 13, cache)
+        ringed(fraction=208 / 600).draw(medium, 13, cache)
     short = str(write_run("short", "q0 Q0 d100 1 1 t\n"))  # one document in the pool: 40 of the rest come sooner
     with pytest.raises(SetupError, match=r"set sampler\.fraction=0\.088334 or more"):
-        StratifiedSampler(fraction=0.05, pool=(short,)).draw(medium, 13, cache)
-    assert len(StratifiedSampler(fraction=0.088334, pool=(short,)).draw(medium, 13, cache).ordinals) == 54
+        ringed(fraction=0.05, pool=(short,)).draw(medium, 13, cache)
+    assert len(ringed(fraction=0.088334, pool=(short,)).draw(medium, 13, cache).ordinals) == 54
 
 
 def test_a_run_that_cannot_be_read_is_named_with_its_key(medium: TestSet, cache: Path, write_run: WriteRun) -> None:
     with pytest.raises(
         SetupError, match=r"^sampler\.pool: got 'absent', which is no file; give the path of a run, ranxhub:ID or"
     ):
-        StratifiedSampler(fraction=0.4, pool=("bm25", "absent")).draw(medium, 13, cache)
+        ringed(fraction=0.4, pool=("bm25", "absent")).draw(medium, 13, cache)
     other = str(write_run("other", "x Q0 y 1 1 t\n"))
     with pytest.raises(SetupError, match=r"^sampler\.pool: .*other has 1 lines, and none of them names both"):
-        StratifiedSampler(fraction=0.4, pool=(other,)).draw(medium, 13, cache)
+        ringed(fraction=0.4, pool=(other,)).draw(medium, 13, cache)
 
 
 def test_the_fingerprint_follows_contents_and_every_number(write_run: WriteRun) -> None:
@@ -158,9 +163,9 @@ def test_the_fingerprint_follows_contents_and_every_number(write_run: WriteRun) 
     a, moved, b = (str(write_run(*pair)) for pair in (("a", run), ("moved", run), ("b", run + run)))
     settings: list[dict[str, Any]] = [{"pool": (a,)}, {"pool": (b,)}, {"pool": (a, "bm25")}, {}]
     settings += [{"fraction": 0.02}, {"pool_share": 0.6}, {"ring_share": 0.05}, {"ring_inclusion": 0.5}]
-    prints = [StratifiedSampler(**each).fingerprint() for each in settings]
+    prints = [ringed(**each).fingerprint() for each in settings]
     assert all(prints[i] != prints[j] for i in range(len(prints)) for j in range(i))
-    assert StratifiedSampler(pool=(moved,)).fingerprint() == prints[0]
+    assert ringed(pool=(moved,)).fingerprint() == prints[0]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +182,7 @@ def test_the_fingerprint_follows_contents_and_every_number(write_run: WriteRun) 
 )
 def test_settings_that_make_no_design_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        StratifiedSampler(**values)
+        ringed(**values)
 
 
 @pytest.fixture(scope="module")
