@@ -131,7 +131,7 @@ def test_a_secret_in_the_wrong_place_is_not_shown() -> None:
     ("arguments", "code", "said"),
     [
         (["--help"], 0, "dr_validate validates dense-retrieval checkpoints"),
-        (["--cfg", "job", "+run=demo"], 0, "fraction: 0.2"),
+        (["--cfg", "job", "+run=demo"], 0, "fraction: 0.1"),
         (["sampler=nonsense"], 2, "nonsense"),
         (["+run=nonsense"], 2, "nonsense"),
         (["nonsense=1"], 2, "nonsense"),
