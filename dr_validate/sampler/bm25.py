@@ -50,6 +50,8 @@ def bm25_run(test_set: TestSet, depth: int, cache: Path) -> Run:
 def _hits(test_set: TestSet, depth: int) -> Iterator[tuple[str, str, int, str]]:
     import bm25s
 
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets DEBUG for itself
+
     tokens = _Tokens(test_set)
     if not tokens.vocab:
         raise SetupError(f"bm25 found no words in the documents of {test_set.name}; give another run")
