@@ -1,0 +1,74 @@
+"""With everything included an estimate is the metric itself: ranx's and trec_eval's, query by query."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from dr_validate.metrics.crossings import Crossings, can_be_estimated, crossings
+from dr_validate.metrics.estimate import estimate
+from dr_validate.metrics.ranx import RanxMetrics
+from dr_validate.values import Float64, Qrels, Ranking, Sample
+from tests.metrics.synthetic import everything
+from tests.metrics.test_ranx import NUM_DOCUMENTS, NUM_QUERIES, TOP_K, TREC_EVAL, qrels_of, ranking_of, relevant, trec_eval
+
+WITHOUT_LEVELS = ("ndcg@10", "ndcg")
+WITH_LEVELS = ("mrr@10", "mrr", "recall@100", "recall@10", "precision@10", "hit_rate@10", "map@100", "map", "r-precision")
+NAMES = (*WITHOUT_LEVELS, *WITH_LEVELS, *(f"{name}-l2" for name in WITH_LEVELS))
+
+
+def certain(ranking: Ranking, qrels: Qrels, sample: Sample) -> Crossings:
+    id_hash = np.random.default_rng(7).integers(0, 2**63, len(sample.ordinals)).astype(np.uint64)
+    return crossings(ranking, qrels, sample, id_hash)
+
+
+def without_the_odd(ranking: Ranking, qrels: Qrels) -> tuple[Ranking, Sample]:
+    """Only the judged documents and those with an even ordinal, all for certain, as if no others existed."""
+    kept = np.unique(np.concatenate([qrels.documents, np.arange(0, NUM_DOCUMENTS, 2)]))
+    left_out = ~np.isin(ranking.documents, kept)
+    order = np.argsort(left_out, axis=1, kind="stable")  # the others move up
+    documents = np.take_along_axis(np.where(left_out, -1, ranking.documents), order, axis=1)
+    scores = np.take_along_axis(np.where(left_out, -np.inf, ranking.scores), order, axis=1).astype(np.float32)
+    sample = Sample(ordinals=kept, inclusion=np.ones(len(kept)), num_documents=NUM_DOCUMENTS, fingerprint="even")
+    return Ranking(documents=documents, scores=scores), sample
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_an_estimate_of_everything_is_ranxs_metric_for_every_query_and_in_the_mean(seed: int) -> None:
+    ranking, qrels = ranking_of(seed), qrels_of(seed)
+    scores = RanxMetrics(names=NAMES).score(ranking, qrels)
+    known = certain(ranking, qrels, everything(NUM_DOCUMENTS))
+    for name in NAMES:
+        (estimated,) = estimate([known], qrels, name, TOP_K)
+        assert_allclose(estimated.per_query, scores.per_query[name], rtol=0, atol=1e-12, err_msg=name)
+        assert estimated.value == pytest.approx(scores.mean(name), abs=1e-12), name
+        assert estimated.interval == (estimated.value, estimated.value) == (estimated.naive, estimated.naive), name
+        assert estimated.crossed == 0
+    varied = {name: np.nanstd(scores.per_query[name]) for name in NAMES}
+    assert min(varied.values()) > 0, varied  # constants would prove nothing
+
+
+def test_an_estimate_of_everything_is_trec_evals_metric_for_every_query() -> None:
+    ranking, qrels = ranking_of(4), qrels_of(4)
+    known = certain(ranking, qrels, everything(NUM_DOCUMENTS))
+    for level in (1, 2):
+        expected = trec_eval(ranking, qrels, level)
+        kept = relevant(qrels, level) > 0
+        for name in NAMES:
+            measure = "map" if name.startswith("map@100") else TREC_EVAL.get(name.removesuffix("-l2"))  # TOP_K is under 100
+            if measure is None or name.endswith("-l2") != (level == 2):
+                continue
+            values: Float64 = np.array([expected[str(row)][measure] for row in range(NUM_QUERIES)])
+            found = estimate([known], qrels, name, TOP_K)[0].per_query
+            np.testing.assert_array_equal(np.isnan(found), ~kept, err_msg=name)
+            assert_allclose(found[kept], values[kept], rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_a_sample_without_chance_is_estimated_at_its_sampled_value() -> None:
+    qrels = qrels_of(5)
+    ranking, sample = without_the_odd(ranking_of(5), qrels)
+    assert not can_be_estimated(sample)
+    scores = RanxMetrics(names=NAMES).score(ranking, qrels)
+    for name in NAMES:
+        (estimated,) = estimate([certain(ranking, qrels, sample)], qrels, name, TOP_K)
+        assert_allclose(estimated.per_query, scores.per_query[name], rtol=0, atol=1e-12, err_msg=name)
+        assert estimated.interval == (estimated.naive, estimated.naive)
