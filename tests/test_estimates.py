@@ -1,0 +1,135 @@
+"""Corrected metrics from checkpoint to checkpoint, over real rankings of made-up scores."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dr_validate.estimates import Estimates, Outcome
+from dr_validate.metrics.ranx import RanxMetrics
+from dr_validate.values import Float32, Int64, Qrels, Ranking, Sample, TestSet
+
+NUM_DOCUMENTS, NUM_QUERIES, NUM_POOL, NUM_DRAWN, TOP_K = 4000, 80, 240, 200, 100
+NAMES = ("mrr@10", "recall@100")
+
+
+class Documents:
+    """A corpus of ids alone: nothing here reads a text."""
+
+    def __len__(self) -> int:
+        return NUM_DOCUMENTS
+
+    def ids(self, ordinals: Int64) -> list[str]:
+        return [f"d{ordinal}" for ordinal in ordinals]
+
+    def texts(self, ordinals: Int64) -> list[str] | list[list[int]]:
+        return self.ids(ordinals)
+
+    def find(self, ids: Sequence[str]) -> Int64:
+        return np.array([int(name[1:]) for name in ids])
+
+    @property
+    def tie_rank(self) -> Int64:
+        return np.arange(NUM_DOCUMENTS)
+
+    @property
+    def id_hash(self) -> NDArray[np.uint64]:
+        return np.random.default_rng(1).integers(0, 2**63, NUM_DOCUMENTS).astype(np.uint64)
+
+
+@pytest.fixture(scope="module")
+def test_set() -> TestSet:
+    relevant = np.random.default_rng(2).choice(NUM_DOCUMENTS, NUM_QUERIES, replace=False)
+    qrels = Qrels(offsets=np.arange(NUM_QUERIES + 1), documents=relevant, gains=np.ones(NUM_QUERIES, dtype=np.int64))
+    ids = tuple(f"q{row}" for row in range(NUM_QUERIES))
+    own = np.full(NUM_QUERIES, -1)
+    return TestSet(
+        name="made", corpus=Documents(), query_ids=ids, query_texts=ids, qrels=qrels, own_documents=own, fingerprint="made"
+    )
+
+
+def scores_of(test_set: TestSet, quality: float, seed: int) -> Float32:
+    """(num_queries, num_documents): what all retrievers share, and noise of this one's own."""
+    scores = np.random.default_rng(3).normal(size=(NUM_QUERIES, NUM_DOCUMENTS))
+    scores[np.arange(NUM_QUERIES), test_set.qrels.documents] += 3.2
+    noise = np.random.default_rng([4, seed]).normal(size=scores.shape)
+    mixed: Float32 = (quality * scores + (1 - quality**2) ** 0.5 * noise).astype(np.float32)
+    return mixed
+
+
+@pytest.fixture(scope="module")
+def sample(test_set: TestSet) -> Sample:
+    inclusion = np.zeros(NUM_DOCUMENTS)
+    other = scores_of(test_set, 0.6, 99)
+    inclusion[np.argsort(-other.max(axis=0))[:NUM_POOL]] = 1
+    inclusion[test_set.qrels.documents] = 1
+    rest = np.flatnonzero(inclusion == 0)
+    inclusion[np.random.default_rng(5).choice(rest, NUM_DRAWN, replace=False)] = NUM_DRAWN / len(rest)
+    chosen = np.flatnonzero(inclusion)
+    return Sample(ordinals=chosen, inclusion=inclusion[chosen], num_documents=NUM_DOCUMENTS, fingerprint="drawn")
+
+
+def ranking_of(scores: Float32, ordinals: Int64) -> Ranking:
+    part = scores[:, ordinals]
+    order = np.argsort(-part, axis=1, kind="stable")[:, :TOP_K]
+    return Ranking(documents=ordinals[order], scores=np.take_along_axis(part, order, axis=1))
+
+
+def outcome(estimates: Estimates, test_set: TestSet, sample: Sample, number: int) -> Outcome:
+    """Of checkpoint `number`; the later, the better."""
+    ranking = ranking_of(scores_of(test_set, 0.5 + 0.05 * number, number), sample.ordinals)
+    return estimates.of(f"sha256:{number:04}", ranking, RanxMetrics(names=NAMES).score(ranking, test_set.qrels))
+
+
+def test_each_checkpoint_is_corrected_by_all_before_it(test_set: TestSet, sample: Sample, tmp_path: Path) -> None:
+    estimates = Estimates(tmp_path, test_set, sample, TOP_K)
+    outcomes = [outcome(estimates, test_set, sample, number) for number in range(6)]
+    errors, naive_errors = [], []
+    for number, made in enumerate(outcomes):
+        full = ranking_of(scores_of(test_set, 0.5 + 0.05 * number, number), np.arange(NUM_DOCUMENTS))
+        truth = RanxMetrics(names=NAMES).score(full, test_set.qrels)
+        for name, estimate in made.metrics.items():
+            assert 0 <= estimate.low <= estimate.value <= estimate.high <= estimate.naive
+            assert np.nanmean(made.per_query[name]) == pytest.approx(estimate.value, abs=1e-9)
+            assert truth.mean(name) <= estimate.naive + 1e-12
+            errors.append(estimate.value - truth.mean(name))
+            naive_errors.append(estimate.naive - truth.mean(name))
+        assert made.notes["estimate"]["checkpoints"] == number + 1
+        assert list(made.notes["estimate"]["differences"]) == [f"sha256:{earlier:04}" for earlier in range(number)]
+        for difference in made.notes["estimate"]["differences"].values():
+            assert difference["low"] <= difference["value"] <= difference["high"]
+            assert difference["population"][0] <= difference["low"]
+            assert 0 <= difference["p"] <= 1
+    assert abs(np.mean(errors)) < np.mean(naive_errors) / 3
+
+
+def test_a_restart_goes_on_with_what_was_kept(test_set: TestSet, sample: Sample, tmp_path: Path) -> None:
+    one = Estimates(tmp_path / "one", test_set, sample, TOP_K)
+    for number in range(3):
+        outcome(one, test_set, sample, number)
+    before = outcome(one, test_set, sample, 3)
+    again = outcome(Estimates(tmp_path / "one", test_set, sample, TOP_K), test_set, sample, 3)
+    assert again.metrics == before.metrics
+    assert again.notes == before.notes
+
+
+def test_a_damaged_file_is_left_out_and_named(
+    test_set: TestSet, sample: Sample, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    estimates = Estimates(tmp_path, test_set, sample, TOP_K)
+    outcome(estimates, test_set, sample, 0)
+    (tmp_path / "sha256-0000.npz").write_bytes(b"PK\x03\x04 and no more")
+    made = outcome(estimates, test_set, sample, 1)
+    assert made.notes["estimate"]["checkpoints"] == 1
+    assert "sha256-0000.npz is damaged" in caplog.text
+
+
+def test_a_pool_alone_gives_an_upper_bound(test_set: TestSet, sample: Sample, tmp_path: Path) -> None:
+    certain = sample.ordinals[sample.inclusion == 1]
+    pool = Sample(ordinals=certain, inclusion=np.ones(len(certain)), num_documents=NUM_DOCUMENTS, fingerprint="pool")
+    made = outcome(Estimates(tmp_path, test_set, pool, TOP_K), test_set, pool, 2)
+    assert all(each.low == 0 and each.value == each.high == each.naive for each in made.metrics.values())
+    assert not made.notes
+    assert not list(tmp_path.iterdir())
