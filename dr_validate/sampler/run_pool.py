@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from dr_validate.component import component
 from dr_validate.sampler.drawing import budget, permanent_random_numbers, sample_of
-from dr_validate.sampler.fusion import candidates
+from dr_validate.sampler.fusion import Candidates, candidates
 from dr_validate.sampler.named_run import BM25, BM25_DEPTH, NamedRun
 from dr_validate.values import Sample, TestSet
 
@@ -49,8 +49,11 @@ class RunPoolSampler:
 
         With `fraction`, the seed decides which documents of the last, partial depth come in.
         """
+        return self.draw_from(candidates([self._run.read(test_set, cache)], test_set), test_set, seed)
+
+    def draw_from(self, pool: Candidates, test_set: TestSet, seed: int) -> Sample:
+        """`draw` with the candidates of `run` as they were found before: for whoever draws many times."""
         room = None if self.fraction is None else budget(test_set, self.fraction) - len(test_set.judged)
-        pool = candidates([self._run.read(test_set, cache)], test_set)
         if room is None:
             chosen = pool.documents[pool.ranks < self._depth]
         else:

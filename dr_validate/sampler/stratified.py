@@ -1,7 +1,7 @@
 """The judged documents and the pool for certain, a ring around the pool with high odds, the rest with low ones."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -12,7 +12,7 @@ from dr_validate.component import component
 from dr_validate.errors import SetupError
 from dr_validate.sampler.drawing import drawn, epoch_seed, fraction_for, num_documents, others, sample_of
 from dr_validate.sampler.epochs import content_of, run_of
-from dr_validate.sampler.fusion import candidates
+from dr_validate.sampler.fusion import Candidates, candidates
 from dr_validate.sampler.named_run import NamedRun
 from dr_validate.sampler.runs import Run
 from dr_validate.sampler.strata import LEAST_REST, Population, Shares, divide
@@ -56,7 +56,11 @@ class StratifiedSampler:
     def draw(self, test_set: TestSet, seed: int, cache: Path) -> Sample:
         """See `Sampler.draw`. Raises SetupError for a run that cannot be read and for a fraction that leaves fewer than 40
         documents for the rest, naming the smallest one that works."""
-        return self._sample(test_set, seed, self._runs(test_set, cache), {"seed": seed})
+        return self.draw_from(candidates(self._runs(test_set, cache), test_set), test_set, seed)
+
+    def draw_from(self, found: Candidates, test_set: TestSet, seed: int) -> Sample:
+        """`draw` with the candidates of `pool` as they were found before: for whoever draws many times."""
+        return self._sample(test_set, seed, found, {"seed": seed})
 
     def redraw(self, test_set: TestSet, seed: int, cache: Path, baseline: Ranking, epoch: int = 1) -> Sample:
         """The sample of a later epoch (1, 2, ...): `baseline`, the full-corpus ranking of an earlier checkpoint, joins the
@@ -68,7 +72,7 @@ class StratifiedSampler:
         assert len(baseline.documents) == len(test_set.query_ids), "redraw: the baseline has other queries"
         runs = [*self._runs(test_set, cache), run_of(baseline)]
         provenance = {"seed": seed, "epoch": epoch, "baseline": content_of(baseline)}
-        return self._sample(test_set, epoch_seed(seed, epoch), runs, provenance)
+        return self._sample(test_set, epoch_seed(seed, epoch), candidates(runs, test_set), provenance)
 
     def fingerprint(self) -> Mapping[str, Any]:
         """JSON values for the spec; of a file its content counts, not its place. Raises SetupError if there is no such file."""
@@ -90,8 +94,7 @@ class StratifiedSampler:
             raise self._too_small(test_set, _population(test_set, len(test_set.corpus) - len(test_set.judged)))
         return [run.read(test_set, cache) for run in self._named]
 
-    def _sample(self, test_set: TestSet, seed: int, runs: Sequence[Run], provenance: Mapping[str, Any]) -> Sample:
-        found = candidates(runs, test_set)
+    def _sample(self, test_set: TestSet, seed: int, found: Candidates, provenance: Mapping[str, Any]) -> Sample:
         population = _population(test_set, len(found.documents))
         strata = divide(num_documents(test_set, self.fraction), population, self._shares)
         if strata is None:
