@@ -139,15 +139,16 @@ def test_names_are_in_natural_order_and_only_those_of_one_suffix(vectors: Path, 
 
 def test_errors_of_levels_are_counted_by_hand() -> None:
     truth = np.array([0.1, 0.3, 0.2])
-    values = np.array([[0.2, 0.3, 0.2], [0.2, 0.3, 0.4]])  # the second draw takes the third for the best
+    values = np.array([[0.2, 0.3, 0.2], [0.2, 0.4, 0.4], [0.2, 0.3, 0.4]])  # the best tie in the second draw
     found = levels(values, truth)
-    errors = np.array([0.1, 0, 0, 0.1, 0, 0.2])
-    assert found.bias == pytest.approx(0.4 / 6)
-    assert found.worst_bias == pytest.approx(0.1)
-    assert found.rmse == pytest.approx(float(np.sqrt((errors**2).mean())))
-    assert found.difference_rmse == pytest.approx(float(np.sqrt((0.01 + 0.01 + 0 + 0.01 + 0.01 + 0.04) / 6)))
-    assert found.tau == pytest.approx((2 / np.sqrt(2 * 3) + 1 / 3) / 2)  # one tied pair; one of three the wrong way
-    assert found.regret == pytest.approx(0.05)
+    assert found.bias == pytest.approx(0.8 / 9)
+    assert found.worst_bias == pytest.approx(0.4 / 3)
+    assert found.rmse == pytest.approx(float(np.sqrt(0.12 / 9)))
+    assert found.difference_rmse == pytest.approx(float(np.sqrt(0.1 / 9)))
+    assert found.tau == pytest.approx(
+        (2 * 2 / np.sqrt(2 * 3) + 1 / 3) / 3
+    )  # a tied pair in two draws, a wrong one in the third
+    assert found.regret == pytest.approx(0.2 / 3)
 
 
 def test_coverage_and_decisions_are_counted_by_hand() -> None:
