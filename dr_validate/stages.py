@@ -6,10 +6,11 @@ part of the spec. What cannot change a score (device, batch size, folder) stays 
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from dr_validate.messages import Share, Team
 from dr_validate.values import (
     Agreement,
     Checkpoint,
@@ -194,12 +195,15 @@ class Ranked:
     ranking: Ranking
     encoded_now: int
     seconds: Mapping[str, float]
+    contract: Mapping[str, Any] = field(default_factory=dict)  # of the model, where other processes loaded it
 
 
 class Engine(Protocol):
-    """Blocks of documents to one Ranking, on one device or many machines."""
+    """Blocks of documents to one Ranking, on one device; or on several, with a `share` in each process of a team."""
 
     def rank(self, model: Model, workload: Workload, index: Index, control: Control, device: str) -> Ranked: ...
+    def share(self, model: Model, workload: Workload, index: Index, device: str) -> Share: ...
+    def rank_shared(self, team: Team, workload: Workload, index: Index, control: Control) -> Ranked: ...
 
 
 class Metrics(Protocol):

@@ -1,7 +1,6 @@
 """Vectors of texts in slices: kept ones as they are, the others through the model."""
 
 import time
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -19,16 +18,6 @@ class Texts:
         self._side, self._blocks, self._ordinals, self._vectors, self._model = side, blocks, ordinals, vectors, model
         self.encoded_now = 0
         self.seconds = {"encode": 0.0, "vectors": 0.0}
-
-    def slices(self, size: int, done: int = 0) -> Iterator[tuple[int, slice]]:
-        """Numbers of blocks and positions in them, `size` texts at a time, from the first slice that is not done; a cut
-        never crosses a block."""
-        for number in range(len(self._blocks)):
-            block = self._blocks.positions(number)
-            for start in range(block.start, block.stop, size):
-                stop = min(start + size, block.stop)
-                if stop > done:
-                    yield number, slice(start, stop)
 
     def vectors(self, number: int, part: slice) -> Float32:
         """(num_texts, dim) of positions `part`, which lie in block `number`."""

@@ -1,0 +1,52 @@
+"""Exact top-k of parts of a collection to the exact top-k of all of it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dr_validate.stages import Workload
+from dr_validate.values import Int64, Ranking, TopK
+
+ROWS_AT_ONCE = 256  # stays in the processor's cache
+
+
+def merge(tops: Sequence[TopK], tie_rank: Int64) -> TopK:
+    """The best of all of them, in the order of `TopK`; no document may be in two. Scores are canonical, so no bit depends on
+    who had which documents."""
+    parts = [
+        _merge_rows(tops, slice(start, start + ROWS_AT_ONCE), tie_rank) for start in range(0, len(tops[0].scores), ROWS_AT_ONCE)
+    ]
+    return TopK(
+        documents=np.concatenate([part.documents for part in parts]), scores=np.concatenate([part.scores for part in parts])
+    )
+
+
+def _merge_rows(tops: Sequence[TopK], rows: slice, tie_rank: Int64) -> TopK:
+    documents = np.concatenate([top.documents[rows] for top in tops], axis=1)
+    scores = np.concatenate([top.scores[rows] for top in tops], axis=1)
+    # A stable sort is a merge of sorted runs, which these are: four times as fast as another one.
+    best = np.argsort(_places(documents, scores, tie_rank), axis=1, kind="stable")[:, : tops[0].scores.shape[1]]
+    return TopK(documents=np.take_along_axis(documents, best, axis=1), scores=np.take_along_axis(scores, best, axis=1))
+
+
+def ranking_of(top: TopK, workload: Workload) -> Ranking:
+    """Own documents dropped, everything below them one place up, cut to top_k."""
+    own = (top.documents == workload.own_documents[:, None]) & (top.documents >= 0)
+    order = np.argsort(own, axis=1, kind="stable")[:, : workload.top_k]
+    documents = np.take_along_axis(top.documents, order, axis=1)
+    return Ranking(documents=documents, scores=np.take_along_axis(top.scores, order, axis=1))
+
+
+def searched_k(workload: Workload) -> int:
+    """How deep to search: the document that is the query itself takes a place until it is dropped."""
+    return workload.top_k + int(np.any(workload.own_documents >= 0))
+
+
+def _places(documents: Int64, scores: NDArray[np.float32], tie_rank: Int64) -> Int64:
+    """Numbers that ascend as scores descend and, where those are equal, as tie ranks ascend; one sort instead of two."""
+    bits = np.ascontiguousarray(scores).view(np.int32).astype(np.int64)
+    ascending = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # as integers, floats below zero run backwards
+    ties = np.where(documents < 0, np.int64(2**32 - 1), tie_rank[documents])
+    places: Int64 = -ascending * 2**32 + ties
+    return places
