@@ -4,11 +4,12 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from dr_validate.component import component
+from dr_validate.devices import check_devices
 from dr_validate.errors import ConfigError, DrValidateError
 from dr_validate.metrics.ranx import deepest_cutoff, parse_metric
 from dr_validate.report.settings import ReportSettings
@@ -37,7 +38,7 @@ class Settings:
     """The values that stages share."""
 
     task: Literal["validate", "status", "doctor", "report"] = "validate"
-    device: str = "auto"
+    device: Annotated[str | tuple[str, ...], BeforeValidator(check_devices)] = "auto"  # several share each checkpoint
     state_dir: Path = Path(".dr_validate")
     seed: int = Field(default=13, ge=0)
     top_k: int = Field(default=100, ge=1)

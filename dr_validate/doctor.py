@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dr_validate.config import Run, build
+from dr_validate.devices import Device
 from dr_validate.errors import DrValidateError, SetupError
 from dr_validate.summary import new_console
 from dr_validate.values import Checkpoint
@@ -52,17 +53,18 @@ def _packages(run: Run) -> str:
 
 
 def _device(run: Run) -> str:
-    from dr_validate.devices import resolve_device
+    from dr_validate.devices import resolve_devices
 
-    device = resolve_device(run.settings.device)
-    if not device.startswith("cuda"):
-        import torch
+    return "; ".join(_one_device(device) for device in resolve_devices(run.settings.device))
 
-        return f"{device}, {torch.get_num_threads()} threads"
+
+def _one_device(device: Device) -> str:
+    if not device.place.startswith("cuda"):
+        return f"{device.name}, {device.threads} thread{'s' if device.threads != 1 else ''}"
     import torch
 
-    free, total = torch.cuda.mem_get_info(device)
-    return f"{device}, {torch.cuda.get_device_name(device)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    free, total = torch.cuda.mem_get_info(device.place)
+    return f"{device.name}, {torch.cuda.get_device_name(device.place)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
 
 
 def _search(run: Run) -> str:

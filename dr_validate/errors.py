@@ -7,6 +7,7 @@
     └── CheckpointError    this checkpoint can never be validated: one failed Report, no retry
         └── Gone           it was deleted, or its files were, before it could be fetched: reported as skipped
     Outage(OSError)        a source or tracker is out of reach; it may pass
+    DeviceFailure(RuntimeError)  one of several devices failed, or its process died: an attempt less
     Interrupted(Exception)
     ├── GaveWay            a baseline stopped for something more urgent; it goes on later
     ├── Stopped            the user stopped the run; the next start goes on
@@ -54,6 +55,10 @@ class Outage(OSError):
     def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class DeviceFailure(RuntimeError):
+    """The process of one of several devices died, or met what nobody expected; the message names the device."""
 
 
 class Interrupted(Exception):

@@ -1,9 +1,10 @@
 """One checkpoint, from its folder to its Report: the whole story. The worker process keeps it between checkpoints."""
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from dr_validate.sampler.full import FullSampler
 from dr_validate.stages import Control, Model, TextBlocks, Vectors, Workload
 from dr_validate.tokens import TokenCache
 from dr_validate.values import Checkpoint, Float64, Ranking, Report, Sample, Scores, Side, TestSet
+from dr_validate.worker_team import WorkerTeam
 
 PerQuery = Mapping[str, Float64]  # metric -> (num_queries,)
 SIDES: tuple[Side, Side] = ("query", "document")
@@ -36,12 +38,31 @@ class Plan:
     sample: Sample
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A checkpoint in hand: its model and tokens, lazy, and what is to be ranked with them."""
+
+    model: LazyModel
+    texts: Mapping[Side, LazyBlocks]
+    workload: Workload
+
+    def contract(self) -> Mapping[str, Any]:
+        """The model's, as it was when the first of its vectors was made."""
+        return dict(self.workload.vectors.contract(lambda: self.model.contract))
+
+    def seconds(self) -> dict[str, float]:
+        """What loading and tokenizing took so far."""
+        return {"load": self.model.load_s, "tokenize": sum(blocks.tokenize_s for blocks in self.texts.values())}
+
+
 class Pipeline:
     """`open()` once, then `validate()` per checkpoint; nothing that two checkpoints share is done twice."""
 
-    def __init__(self, run: Run, device: str) -> None:
+    def __init__(self, run: Run, device: str, team: WorkerTeam | None = None) -> None:
+        """`team`: the processes that do the work where `device` names several; this one only deals and merges."""
         self.run = run
         self.device = device
+        self.team = team
         self.state_dir = run.settings.state_dir
         self.metrics = RanxMetrics(names=run.settings.metrics)
         self.tokens = TokenCache(self.state_dir / "tokens")
@@ -49,22 +70,38 @@ class Pipeline:
 
     def open(self) -> None:
         """Read the test set and draw the sample. Raises SetupError where either cannot be used."""
+        if self.team:
+            self.team.start()  # they import what they need meanwhile
         self._warm_up.start()
+        self.open_data()
+        results.write_sample(self.state_dir, self.test_set, self.plans[False].sample)
+        if self.team:
+            self.team.open(self.specs)
+
+    def close(self) -> None:
+        """End the processes of a team, if there is one."""
+        if self.team:
+            self.team.close()
+
+    def open_data(self) -> None:
+        """What a member of a team needs: it neither scores nor writes."""
         self.test_set: TestSet = self.run.dataset.open(self.state_dir / "datasets")
         self.plans = {False: self._plan(self.run.sampler), True: self._plan(FullSampler())}
         if self.plans[False].sample.is_full:  # every document is in: it is the full corpus, whatever it is called
             self.plans[True] = self.plans[False]
-        results.write_sample(self.state_dir, self.test_set, self.plans[False].sample)
 
     def validate(self, checkpoint: Checkpoint, folder: Path, *, full: bool, control: Control) -> Report:
         """Encode, search, score, report. `full` encodes the whole corpus whatever the sampler says (a baseline)."""
         plan = self.plans[full]
         clock = _Clock()
-        with self._kept_vectors(checkpoint) as vectors, LazyModel(lambda: self.run.encoder.load(folder, self.device)) as model:
-            texts = {side: self._texts(side, plan.sample, model) for side in SIDES}
-            workload = self._workload(checkpoint, plan, texts, vectors)
-            ranked = self.run.engine.rank(model, workload, self.run.index, control, self.device)
-            contract = dict(vectors.contract(lambda: model.contract))
+        with self.prepare(checkpoint, folder, full=full) as work:
+            if self.team is None:
+                ranked = self.run.engine.rank(work.model, work.workload, self.run.index, control, self.device)
+                contract, seconds = work.contract(), {**work.seconds(), **ranked.seconds}
+            else:
+                with self.team.at_work(checkpoint, folder, full=full):
+                    ranked = self.run.engine.rank_shared(self.team, work.workload, self.run.index, control)
+                contract, seconds = ranked.contract, dict(ranked.seconds)
         clock.lap("rank")
         self._warm_up.join()
         scores = self.metrics.score(ranked.ranking, self.test_set.qrels)
@@ -72,8 +109,7 @@ class Pipeline:
         outcome = self._estimates(plan).of(checkpoint.digest, ranked.ranking, scores)
         clock.lap("estimate")
         self._keep(checkpoint, plan, ranked.ranking, (outcome.per_query, scores.per_query))
-        tokenize_s = sum(blocks.tokenize_s for blocks in texts.values())
-        seconds = {"load": model.load_s, "tokenize": tokenize_s, **ranked.seconds, **clock.seconds()}
+        seconds |= clock.seconds()
         del seconds["rank"]
         return Report(
             checkpoint=checkpoint,
@@ -87,6 +123,19 @@ class Pipeline:
             seconds=seconds,
             notes={"encoder": contract, "device": self.device, **self._query_notes(scores), **outcome.notes},
         )
+
+    @contextlib.contextmanager
+    def prepare(self, checkpoint: Checkpoint, folder: Path, *, full: bool) -> Iterator[Work]:
+        """All that ranking a checkpoint takes; nothing is loaded before it is used."""
+        plan = self.plans[full]
+        with self._kept_vectors(checkpoint) as vectors, LazyModel(lambda: self.run.encoder.load(folder, self.device)) as model:
+            texts = {side: self._texts(side, plan.sample, model) for side in SIDES}
+            yield Work(model=model, texts=texts, workload=self._workload(checkpoint, plan, texts, vectors))
+
+    @property
+    def specs(self) -> Sequence[str]:
+        """Of the sample and of the full corpus: equal in processes that do the same work."""
+        return [self.plans[full].spec for full in (False, True)]
 
     def describe(self) -> Mapping[str, Any]:
         """What the watcher needs to know: names, specs and sizes (JSON values)."""

@@ -18,12 +18,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from dr_validate.errors import INTERRUPTS, CheckpointError, Interrupted, SetupError
+from dr_validate.errors import INTERRUPTS, CheckpointError, DeviceFailure, Interrupted, SetupError
 from dr_validate.logs import set_up_logging
 
 PR_SET_PDEATHSIG = 1
@@ -32,43 +32,48 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    _die_with_parent()
-    for number in (signal.SIGINT, signal.SIGTERM):  # the terminal signals the whole group; the watcher decides what it means
-        signal.signal(number, signal.SIG_IGN)
-    channel = _Channel(_private_stdout())
+    live_and_die_with_parent()
+    channel = _Channel(os.fdopen(private_stdout(), "w", encoding="utf-8"))
     config = json.loads(sys.stdin.readline())
     set_up_logging()
     requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
     control = _WorkerControl(channel)
     threading.Thread(target=_read_requests, args=(requests, control), daemon=True).start()
-    with _errors_to(channel) as failed:
+    with errors_to(channel.send) as failed:
         pipeline = _open_pipeline(config)
         channel.send({"ready": pipeline.describe()})
     while not failed and (request := requests.get()) is not None:
         control.request = request["request"]
-        with _errors_to(channel):
+        with errors_to(channel.send):
             channel.send({"report": _validate(pipeline, request, control)})
+    if not failed:
+        pipeline.close()
     channel.stream.close()
 
 
 def _open_pipeline(config: Mapping[str, Any]) -> Any:
     from dr_validate.config import build
-    from dr_validate.devices import resolve_device
+    from dr_validate.devices import Device, hold, label, resolve_devices
     from dr_validate.pipeline import Pipeline
+    from dr_validate.worker_team import WorkerTeam
 
     run = build(config)
     problems = []
     try:
-        device = resolve_device(run.settings.device)
+        devices = resolve_devices(run.settings.device)
     except SetupError as error:
         problems.append(str(error))
-        device = "cpu"  # go on, so that what is wrong with the data is said in the same message
-    pipeline = Pipeline(run, device)
+        # Go on, so that what is wrong with the data is said in the same message.
+        devices = [Device(name="cpu", place="cpu", threads=1)]
+    if len(devices) == 1:
+        hold(devices[0].place)
+    pipeline = Pipeline(run, label(devices), WorkerTeam(config, devices) if len(devices) > 1 else None)
     try:
         pipeline.open()
     except SetupError as error:
         problems.append(str(error))
     if problems:
+        pipeline.close()
         raise SetupError("\n".join(problems))
     return pipeline
 
@@ -84,7 +89,7 @@ def _validate(pipeline: Any, request: Mapping[str, Any], control: "_WorkerContro
 
 
 @contextlib.contextmanager
-def _errors_to(channel: "_Channel") -> Any:
+def errors_to(send: Callable[[Mapping[str, Any]], None]) -> Iterator[list[str]]:
     """Turn whatever is raised into one `error` message; the list that it yields tells whether something was."""
     failed: list[str] = []
     try:
@@ -95,7 +100,7 @@ def _errors_to(channel: "_Channel") -> Any:
             log.exception("the worker met an unexpected error")
         failed.append(kind)
         message = str(error) if kind != "unexpected" else f"{type(error).__name__}: {error}"
-        channel.send({"error": {"kind": kind, "message": message}})
+        send({"error": {"kind": kind, "message": message}})
 
 
 def _kind(error: Exception) -> str:
@@ -106,6 +111,8 @@ def _kind(error: Exception) -> str:
             return name
     if isinstance(error, CheckpointError):
         return "checkpoint"
+    if isinstance(error, DeviceFailure):
+        return "device"
     return "setup" if isinstance(error, SetupError) else "unexpected"
 
 
@@ -150,14 +157,17 @@ class _WorkerControl:
             self._channel.send({"progress": {"phase": phase, "done": done, "total": total}})
 
 
-def _private_stdout() -> IO[str]:
+def private_stdout() -> int:
     """Keep the real standard output for messages; whatever a library prints goes to standard error."""
     mine = os.dup(1)
     os.dup2(2, 1)
-    return os.fdopen(mine, "w", encoding="utf-8")
+    return mine
 
 
-def _die_with_parent() -> None:
+def live_and_die_with_parent() -> None:
+    """Be killed when the parent ends, however it does, and by no signal that is meant for it."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the terminal signals the whole group; the watcher decides what it means
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -130,16 +130,21 @@ class WorkerClient:
     def _death(self) -> WorkerFailure:
         code = self._process.wait() if self._process is not None else 0
         self.kill()
-        if code >= 0:
-            return WorkerFailure(f"the worker process ended with exit code {code}; its last words are in the log")
-        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-        return WorkerFailure(f"the worker process was ended by {signal.Signals(-code).name}{hint}")
+        return WorkerFailure(f"the worker process {how_it_ended(code)}")
 
     def _send(self, message: Mapping[str, Any]) -> None:
         assert self._process is not None and self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died: the reader says so next
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
+
+
+def how_it_ended(code: int) -> str:
+    """The exit code of a process in words."""
+    if code >= 0:
+        return f"ended with exit code {code}; its last words are in the log"
+    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+    return f"was ended by {signal.Signals(-code).name}{hint}"
 
 
 def _read(process: subprocess.Popen[str], messages: queue.Queue[dict[str, Any] | None]) -> None:

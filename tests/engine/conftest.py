@@ -10,8 +10,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from dr_validate.config import build, conf_dir
+from dr_validate.devices import label, resolve_devices
 from dr_validate.pipeline import Pipeline
 from dr_validate.values import Checkpoint
+from dr_validate.worker_team import WorkerTeam
 
 STATED = ["dataset=beir", "tracker=none", "encoder.pooling=mean", "encoder.normalize=true", "source.path=unused"]
 
@@ -30,7 +32,7 @@ class Unhurried:
 
 
 @pytest.fixture
-def open_pipeline(tmp_path: Path, wide_collection: Path) -> Callable[..., Pipeline]:
+def open_pipeline(tmp_path: Path, wide_collection: Path) -> Iterator[Callable[..., Pipeline]]:
     """`open_pipeline("sampler=random", ...)`: on the wide collection, with state in `tmp_path / "state"`."""
 
     def opened(*overrides: str) -> Pipeline:
@@ -39,11 +41,17 @@ def open_pipeline(tmp_path: Path, wide_collection: Path) -> Callable[..., Pipeli
             config = compose("config", stated)
         plain = OmegaConf.to_container(config, resolve=True)
         assert isinstance(plain, dict)
-        pipeline = Pipeline(build({str(key): value for key, value in plain.items()}), "cpu")
-        pipeline.open()
-        return pipeline
+        run = build({str(key): value for key, value in plain.items()})
+        devices = resolve_devices(run.settings.device)
+        team = WorkerTeam(run.raw, devices) if len(devices) > 1 else None
+        pipelines.append(Pipeline(run, label(devices), team))
+        pipelines[-1].open()
+        return pipelines[-1]
 
-    return opened
+    pipelines: list[Pipeline] = []
+    yield opened
+    for pipeline in pipelines:
+        pipeline.close()
 
 
 @pytest.fixture
