@@ -2,13 +2,13 @@
 
 import logging
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dr_validate.metrics.crossings import Crossings, can_be_estimated, crossings
-from dr_validate.metrics.differences import differences
+from dr_validate.metrics.differences import Gap, gap, judged
 from dr_validate.metrics.estimate import Estimated, estimate
 from dr_validate.values import Estimate, Float64, Ranking, Sample, Scores, TestSet
 
@@ -25,28 +25,51 @@ class Outcome:
     notes: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """An earlier sample of the same spec: what is known there of the first metric, by digest. `anchor` has met the sample that
+    came after it as well."""
+
+    anchor: str
+    estimated: Mapping[str, Estimated]
+
+
 class Estimates:
-    """One per spec: `folder` keeps one file for each checkpoint."""
+    """One per sample: `folder` keeps one file for each checkpoint that met it; those of `anchors` are never too old."""
 
-    def __init__(self, folder: Path, test_set: TestSet, sample: Sample, top_k: int) -> None:
+    def __init__(self, folder: Path, test_set: TestSet, sample: Sample, top_k: int, anchors: Collection[str] = ()) -> None:
         self._folder, self._test_set, self._sample, self._top_k = folder, test_set, sample, top_k
-        self._possible = not sample.is_full and can_be_estimated(sample)
+        self._anchors = anchors
+        self.possible = has_intervals(sample)
 
-    def of(self, digest: str, ranking: Ranking, scores: Scores) -> Outcome:
-        """Corrected by all that is known so far; where the sample says nothing of the rest, the value is an upper bound."""
-        if not self._possible:
+    def of(self, digest: str, ranking: Ranking, scores: Scores, pasts: Sequence[Past] = ()) -> Outcome:
+        """Corrected by all that is known so far; where the sample says nothing of the rest, the value is an upper bound.
+
+        `pasts`: the latest first.
+        """
+        if not self.possible:
             return self._uncorrected(scores)
-        id_hash = self._test_set.corpus.id_hash[self._sample.ordinals]
-        mine = crossings(ranking, self._test_set.qrels, self._sample, id_hash)
-        mine.save(self._folder / f"{digest.replace(':', '-')}.npz")
-        earlier = self._earlier(digest)
+        mine = self.meet(digest, ranking)
+        earlier = _crossings_in(self._folder, self._anchors, but=digest)
         history = [*earlier.values(), mine]
         made = {name: estimate(history, self._test_set.qrels, name, self._top_k) for name in scores.per_query}
+        first = dict(zip([*earlier, digest], next(iter(made.values())), strict=True))
         return Outcome(
             metrics={name: _as_estimate(estimated[-1], scores.mean(name)) for name, estimated in made.items()},
             per_query={name: estimated[-1].per_query for name, estimated in made.items()},
-            notes={"estimate": _notes(made, list(earlier))},
+            notes={"estimate": {**_notes(made), "differences": _differences(digest, first, pasts)}},
         )
+
+    def meet(self, digest: str, ranking: Ranking) -> Crossings:
+        """Keep what the ranking of a checkpoint over this sample shows."""
+        id_hash = self._test_set.corpus.id_hash[self._sample.ordinals]
+        mine = crossings(ranking, self._test_set.qrels, self._sample, id_hash)
+        mine.save(self._folder / _file_name(digest))
+        return mine
+
+    def has_met(self, digest: str) -> bool:
+        """Whether this checkpoint's crossings are kept."""
+        return (self._folder / _file_name(digest)).exists()
 
     def _uncorrected(self, scores: Scores) -> Outcome:
         # Leaving documents out can only lift the judged ones: the sampled value is a certain upper bound, and where nothing is
@@ -56,19 +79,35 @@ class Estimates:
         metrics = {name: Estimate(value=v, low=v if full else 0.0, high=v, naive=v) for name, v in means.items()}
         return Outcome(metrics=metrics, per_query=scores.per_query, notes={})
 
-    def _earlier(self, digest: str) -> dict[str, Crossings]:
-        """The latest other checkpoints, oldest first, by digest."""
-        own = f"{digest.replace(':', '-')}.npz"
-        files = sorted(
-            (path for path in self._folder.glob("*.npz") if path.name != own), key=lambda path: path.stat().st_mtime_ns
-        )
-        found = {}
-        for path in files[-(MOST_CHECKPOINTS - 1) :]:
-            try:
-                found[path.stem.replace("-", ":", 1)] = Crossings.load(path)
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                log.warning("%s is damaged (%s) and left out of the estimates", path, error)
-        return found
+
+def learnt(folder: Path, test_set: TestSet, metric: str, top_k: int, anchors: Collection[str] = ()) -> dict[str, Estimated]:
+    """Every checkpoint whose crossings are in `folder`, as far as they are learnt from, by digest."""
+    history = _crossings_in(folder, anchors)
+    made = estimate(list(history.values()), test_set.qrels, metric, top_k) if history else []
+    return dict(zip(history, made, strict=True))
+
+
+def _crossings_in(folder: Path, anchors: Collection[str], but: str = "") -> dict[str, Crossings]:
+    """The latest checkpoints and the anchors, oldest first, by digest."""
+    others = (path for path in folder.glob("*.npz") if path.name != _file_name(but))
+    files = sorted(others, key=lambda path: path.stat().st_mtime_ns)
+    recent, kept = files[-(MOST_CHECKPOINTS - 1) :], {_file_name(digest) for digest in anchors}
+    found = {}
+    for path in [*(path for path in files if path.name in kept and path not in recent), *recent]:
+        try:
+            found[path.stem.replace("-", ":", 1)] = Crossings.load(path)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            log.warning("%s is damaged (%s) and left out of the estimates", path, error)
+    return found
+
+
+def has_intervals(sample: Sample) -> bool:
+    """Whether values over this sample can be corrected, and come with an interval."""
+    return not sample.is_full and can_be_estimated(sample)
+
+
+def _file_name(digest: str) -> str:
+    return f"{digest.replace(':', '-')}.npz"
 
 
 def _as_estimate(estimated: Estimated, naive: float) -> Estimate:
@@ -77,23 +116,46 @@ def _as_estimate(estimated: Estimated, naive: float) -> Estimate:
     return Estimate(value=value, low=min(low, value), high=min(max(high, value), naive), naive=naive)
 
 
-def _notes(made: Mapping[str, Sequence[Estimated]], earlier: Sequence[str]) -> dict[str, Any]:
-    """How much stands behind the numbers, and what the first metric says of this checkpoint against the others."""
-    first = next(iter(made.values()))
-    against = {
-        digest: {
+def _notes(made: Mapping[str, Sequence[Estimated]]) -> dict[str, Any]:
+    """How much stands behind the numbers."""
+    return {
+        "checkpoints": len(next(iter(made.values()))),
+        "crossings": {name: estimated[-1].crossed for name, estimated in made.items()},
+        "population": {name: list(estimated[-1].population_interval) for name, estimated in made.items()},
+        "metric": next(iter(made)),
+    }
+
+
+def _differences(digest: str, here: Mapping[str, Estimated], pasts: Sequence[Past]) -> dict[str, dict[str, Any]]:
+    """What the first metric says of this checkpoint against the others, those of earlier samples by way of the anchors."""
+    gaps = {other: gap(here[digest], estimated) for other, estimated in here.items() if other != digest}
+    through = {other: each for other, each in _through(here[digest], here, pasts).items() if other not in here}
+    found = judged([*gaps.values(), *through.values()])
+    anchor = pasts[0].anchor if pasts else ""
+    return {
+        other: {
             "value": difference.value,
             "low": difference.low,
             "high": difference.high,
             "population": [difference.population_low, difference.population_high],
             "p": difference.p,
+            **({"through": anchor} if other in through else {}),
         }
-        for digest, difference in zip(earlier, differences(first[-1], first[:-1]), strict=True)
+        for other, difference in zip([*gaps, *through], found, strict=True)
     }
-    return {
-        "checkpoints": len(first),
-        "crossings": {name: estimated[-1].crossed for name, estimated in made.items()},
-        "population": {name: list(estimated[-1].population_interval) for name, estimated in made.items()},
-        "metric": next(iter(made)),
-        "differences": against,
-    }
+
+
+def _through(mine: Estimated, here: Mapping[str, Estimated], pasts: Sequence[Past]) -> dict[str, Gap]:
+    """(mine - anchor) on this sample, + (anchor - other) on an earlier one, and so on back as far as anchors met both."""
+    found: dict[str, Gap] = {}
+    reach: Gap | None = None
+    for past in pasts:
+        if past.anchor not in here or past.anchor not in past.estimated:
+            break
+        step = gap(mine, here[past.anchor])
+        reach = step if reach is None else reach + step
+        mine, here = past.estimated[past.anchor], past.estimated
+        for other, estimated in here.items():
+            if other != past.anchor:
+                found.setdefault(other, reach + gap(mine, estimated))
+    return found

@@ -1,4 +1,4 @@
-"""Whether two checkpoints can be told apart on the same sample."""
+"""Whether two checkpoints can be told apart on the same sample, or on two by way of a checkpoint that has met both."""
 
 import math
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dr_validate.metrics.estimate import TOGETHER, Estimated, Z
+from dr_validate.values import Float64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,17 +23,40 @@ class Difference:
     p: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """One checkpoint minus another: `error` is a standard deviation, `change` (num_queries,) that of each query.
+
+    Gaps over samples that were drawn independently add up: their variances do, and so do the changes.
+    """
+
+    value: float
+    error: float
+    change: Float64
+
+    def __add__(self, other: "Gap") -> "Gap":
+        error = math.hypot(self.error, other.error)
+        return Gap(value=self.value + other.value, error=error, change=self.change + other.change)
+
+
+def gap(one: Estimated, other: Estimated) -> Gap:
+    """`one` minus `other`, over one sample: the queries and the documents are the same, and what they share cancels."""
+    return Gap(value=one.value - other.value, error=_error(one, other), change=one.per_query - other.per_query)
+
+
 def differences(one: Estimated, others: Sequence[Estimated]) -> list[Difference]:
-    """`one` against each of the others. The queries and the documents are the same: what they share cancels."""
-    errors = [_error(one, other) for other in others]
-    chances = _holm([_two_sided(one.value - other.value, error) for other, error in zip(others, errors, strict=True)])
+    """`one` against each of the others, over one sample."""
+    return judged([gap(one, other) for other in others])
+
+
+def judged(gaps: Sequence[Gap]) -> list[Difference]:
+    """What can be said of each gap where all of them were looked at."""
+    chances = _holm([_two_sided(each.value, each.error) for each in gaps])
     made = []
-    for other, error, p in zip(others, errors, chances, strict=True):
-        value = one.value - other.value
-        change = one.per_query - other.per_query
-        change = change[~np.isnan(change)]
+    for each, p in zip(gaps, chances, strict=True):
+        value, change = each.value, each.change[~np.isnan(each.change)]
         queries = float(change.var(ddof=1)) / len(change) if len(change) > 1 else 0.0
-        half, wide = Z * error, Z * math.sqrt(error**2 + queries)
+        half, wide = Z * each.error, Z * math.sqrt(each.error**2 + queries)
         low, high = value - half, value + half
         made.append(Difference(value=value, low=low, high=high, population_low=value - wide, population_high=value + wide, p=p))
     return made
