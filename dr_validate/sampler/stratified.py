@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, StringConstraints, model_validator
@@ -11,13 +11,15 @@ from pydantic import Field, StringConstraints, model_validator
 from dr_validate.component import component
 from dr_validate.errors import SetupError
 from dr_validate.sampler.drawing import drawn, epoch_seed, fraction_for, num_documents, others, sample_of
-from dr_validate.sampler.epochs import content_of, run_of
+from dr_validate.sampler.epochs import content_of, drift, run_of
 from dr_validate.sampler.fusion import Candidates, candidates
+from dr_validate.sampler.levels import Decide, draw_at_levels, early_rules
 from dr_validate.sampler.named_run import NamedRun
 from dr_validate.sampler.runs import Run
 from dr_validate.sampler.strata import LEAST_REST, Population, Shares, divide
 from dr_validate.values import Ranking, Sample, TestSet
 
+DRIFT = 0.3
 log = logging.getLogger(__name__)
 
 
@@ -34,6 +36,12 @@ class StratifiedSampler:
     rest sample: what it holds for a smaller fraction is in the pool or the rest sample of a larger one, unless it is in that
     one's ring. A ring's sample is not: the larger fraction's ring has other members, and so another cut in the same numbers.
     Without a ring (`ring_share=0`) all is nested.
+
+    `precision` ends the encoding of a checkpoint at a quarter or half of the budget where the 95% interval of the first metric
+    is at most that much to either side; `decide=best` where it is surely worse than the best so far. Both change scores.
+
+    `epochs=drift` has a full-corpus baseline redraw the pool once more than `drift` of its first 10 places are held by
+    documents that the sample does not hold for certain; checkpoints validated later meet the new sample.
     """
 
     fraction: float = Field(default=0.01, gt=0, le=1)
@@ -41,6 +49,10 @@ class StratifiedSampler:
     pool_share: float = Field(default=0.7, gt=0, lt=1)
     ring_share: float = Field(default=0.0, ge=0, lt=1)  # metrics/ESTIMATE.md: a ring gained nothing
     ring_inclusion: float = Field(default=1 / 3, gt=0, lt=1)
+    precision: float | None = Field(default=None, gt=0)
+    decide: Decide = "never"
+    epochs: Literal["never", "drift"] = "never"
+    drift: float = Field(default=DRIFT, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -51,16 +63,23 @@ class StratifiedSampler:
             )
         if len(set(self.pool)) < len(self.pool):
             raise ValueError(f"pool: got {list(self.pool)}, name each run once")
+        if self.drift != DRIFT and self.epochs == "never":
+            raise ValueError(f"drift: got {self.drift}, which has no effect with epochs=never; set epochs=drift")
         return self
 
     def draw(self, test_set: TestSet, seed: int, cache: Path) -> Sample:
         """See `Sampler.draw`. Raises SetupError for a run that cannot be read and for a fraction that leaves fewer than 40
         documents for the rest, naming the smallest one that works."""
-        return self.draw_from(candidates(self._runs(test_set, cache), test_set), test_set, seed)
+        return self.draw_from(self._candidates(test_set, cache), test_set, seed)
 
     def draw_from(self, found: Candidates, test_set: TestSet, seed: int) -> Sample:
         """`draw` with the candidates of `pool` as they were found before: for whoever draws many times."""
         return self._sample(test_set, seed, found, {"seed": seed})
+
+    def draw_levels(self, test_set: TestSet, seed: int, cache: Path) -> Mapping[int, Sample]:
+        """Samples by level, smaller ones first; the deepest is that of `draw`. Raises as `draw` does."""
+        found = self._candidates(test_set, cache)
+        return draw_at_levels(self, self.rules(), lambda part: part.draw_from(found, test_set, seed))
 
     def redraw(self, test_set: TestSet, seed: int, cache: Path, baseline: Ranking, epoch: int = 1) -> Sample:
         """The sample of a later epoch (1, 2, ...): `baseline`, the full-corpus ranking of an earlier checkpoint, joins the
@@ -68,14 +87,33 @@ class StratifiedSampler:
 
         Raises as `draw` does.
         """
+        return list(self.redraw_levels(test_set, seed, cache, baseline, epoch).values())[-1]
+
+    def redraw_levels(
+        self, test_set: TestSet, seed: int, cache: Path, baseline: Ranking, epoch: int = 1
+    ) -> Mapping[int, Sample]:
+        """Samples of a later epoch by level; the deepest is that of `redraw`."""
         assert epoch >= 1, f"redraw: epoch {epoch} is drawn without a baseline"
         assert len(baseline.documents) == len(test_set.query_ids), "redraw: the baseline has other queries"
-        runs = [*self._runs(test_set, cache), run_of(baseline)]
+        found = self._candidates(test_set, cache, run_of(baseline))
         provenance = {"seed": seed, "epoch": epoch, "baseline": content_of(baseline)}
-        return self._sample(test_set, epoch_seed(seed, epoch), candidates(runs, test_set), provenance)
+        fresh = epoch_seed(seed, epoch)
+        return draw_at_levels(self, self.rules(), lambda part: part._sample(test_set, fresh, found, provenance))
+
+    def drifted(self, sample: Sample, baseline: Ranking) -> float | None:
+        """The drift (see `sampler.epochs`) where `baseline` calls for a new epoch, None where it does not."""
+        if self.epochs == "never":
+            return None
+        found = drift(sample, baseline)
+        return found if found > self.drift else None
+
+    def rules(self) -> Mapping[str, Any]:
+        """JSON values for the spec beside the first sample: what may end a checkpoint early, or redraw. Empty by default."""
+        rules = early_rules(self.precision, self.decide)
+        return rules if self.epochs == "never" else {**rules, "epochs": self.epochs, "drift": self.drift}
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """JSON values for the spec; of a file its content counts, not its place. Raises SetupError if there is no such file."""
+        """JSON values of the draw; of a file its content counts, not its place. Raises SetupError if there is no such file."""
         return {
             "sampler": "stratified",
             "fraction": self.fraction,
@@ -89,10 +127,10 @@ class StratifiedSampler:
     def _named(self) -> list[NamedRun]:
         return [NamedRun(name=name, key="sampler.pool") for name in self.pool]
 
-    def _runs(self, test_set: TestSet, cache: Path) -> list[Run]:
+    def _candidates(self, test_set: TestSet, cache: Path, *further: Run) -> Candidates:
         if num_documents(test_set, self.fraction) < len(test_set.judged):  # hopeless: said before minutes of BM25
             raise self._too_small(test_set, _population(test_set, len(test_set.corpus) - len(test_set.judged)))
-        return [run.read(test_set, cache) for run in self._named]
+        return candidates([*(run.read(test_set, cache) for run in self._named), *further], test_set)
 
     def _sample(self, test_set: TestSet, seed: int, found: Candidates, provenance: Mapping[str, Any]) -> Sample:
         population = _population(test_set, len(found.documents))
