@@ -5,54 +5,27 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dr_validate import results
-from dr_validate.component import fingerprint
 from dr_validate.config import Run
-from dr_validate.estimates import Estimates
-from dr_validate.lazy import LazyBlocks, LazyModel
+from dr_validate.early import reason_to_stop
+from dr_validate.epochs import NotKept
 from dr_validate.metrics.ranx import RanxMetrics
+from dr_validate.outcomes import Outcomes
+from dr_validate.plans import Plan, Plans
 from dr_validate.sampler.full import FullSampler
-from dr_validate.stages import Control, Model, TextBlocks, Vectors, Workload
-from dr_validate.tokens import TokenCache
-from dr_validate.values import Checkpoint, Float64, Ranking, Report, Sample, Scores, Side, TestSet
+from dr_validate.stages import Control, Ranked
+from dr_validate.values import Checkpoint, Float64, Ranking, Report, Scores, TestSet
+from dr_validate.work import Bench, Hand, Work
 from dr_validate.worker_team import WorkerTeam
 
 PerQuery = Mapping[str, Float64]  # metric -> (num_queries,)
-SIDES: tuple[Side, Side] = ("query", "document")
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """One way to validate: a sample of the test set and the spec that its scores belong to."""
-
-    spec: str
-    sampler: str
-    sample: Sample
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """A checkpoint in hand: its model and tokens, lazy, and what is to be ranked with them."""
-
-    model: LazyModel
-    texts: Mapping[Side, LazyBlocks]
-    workload: Workload
-
-    def contract(self) -> Mapping[str, Any]:
-        """The model's, as it was when the first of its vectors was made."""
-        return dict(self.workload.vectors.contract(lambda: self.model.contract))
-
-    def seconds(self) -> dict[str, float]:
-        """What loading and tokenizing took so far."""
-        return {"load": self.model.load_s, "tokenize": sum(blocks.tokenize_s for blocks in self.texts.values())}
 
 
 class Pipeline:
@@ -65,7 +38,6 @@ class Pipeline:
         self.team = team
         self.state_dir = run.settings.state_dir
         self.metrics = RanxMetrics(names=run.settings.metrics)
-        self.tokens = TokenCache(self.state_dir / "tokens")
         self._warm_up = threading.Thread(target=self.metrics.warm_up, name="metrics-warm-up", daemon=True)
 
     def open(self) -> None:
@@ -74,7 +46,7 @@ class Pipeline:
             self.team.start()  # they import what they need meanwhile
         self._warm_up.start()
         self.open_data()
-        results.write_sample(self.state_dir, self.test_set, self.plans[False].sample)
+        self._write_samples(self.plans.levels(0))
         if self.team:
             self.team.open(self.specs)
 
@@ -86,31 +58,28 @@ class Pipeline:
     def open_data(self) -> None:
         """What a member of a team needs: it neither scores nor writes."""
         self.test_set: TestSet = self.run.dataset.open(self.state_dir / "datasets")
-        self.plans = {False: self._plan(self.run.sampler), True: self._plan(FullSampler())}
-        if self.plans[False].sample.is_full:  # every document is in: it is the full corpus, whatever it is called
-            self.plans[True] = self.plans[False]
+        self.plans = Plans(self.run, self.test_set, FullSampler())
+        self.bench = Bench(self.run, self.device, self.test_set)
+        self.outcomes = Outcomes(self.run.settings, self.test_set, self.plans)
 
     def validate(self, checkpoint: Checkpoint, folder: Path, *, full: bool, control: Control) -> Report:
         """Encode, search, score, report. `full` encodes the whole corpus whatever the sampler says (a baseline)."""
-        plan = self.plans[full]
-        clock = _Clock()
-        with self.prepare(checkpoint, folder, full=full) as work:
-            if self.team is None:
-                ranked = self.run.engine.rank(work.model, work.workload, self.run.index, control, self.device)
-                contract, seconds = work.contract(), {**work.seconds(), **ranked.seconds}
-            else:
-                with self.team.at_work(checkpoint, folder, full=full):
-                    ranked = self.run.engine.rank_shared(self.team, work.workload, self.run.index, control)
-                contract, seconds = ranked.contract, dict(ranked.seconds)
-        clock.lap("rank")
-        self._warm_up.join()
-        scores = self.metrics.score(ranked.ranking, self.test_set.qrels)
-        clock.lap("score")
-        outcome = self._estimates(plan).of(checkpoint.digest, ranked.ranking, scores)
-        clock.lap("estimate")
+        clock, encoded_now, reason = _Clock(), 0, None
+        with self.bench.in_hand(checkpoint.digest, folder) as hand:
+            for plan in [self.plans[True]] if full else self._sampled():
+                ranked = self._rank(hand, plan, (checkpoint, folder), control)
+                clock.lap("rank", ranked.seconds)
+                encoded_now += ranked.encoded_now
+                self._warm_up.join()
+                scores = self.metrics.score(ranked.ranking, self.test_set.qrels)
+                clock.lap("score")
+                self._meet_anchor(plan, control)
+                outcome = self.outcomes.of(plan, checkpoint.digest, ranked.ranking, scores)
+                clock.lap("estimate")
+                if reason := reason_to_stop(self.run.sampler, outcome) if plan.level else None:
+                    break
+            clock.spent({"load": hand.model.load_s})
         self._keep(checkpoint, plan, ranked.ranking, (outcome.per_query, scores.per_query))
-        seconds |= clock.seconds()
-        del seconds["rank"]
         return Report(
             checkpoint=checkpoint,
             dataset=self.test_set.name,
@@ -119,18 +88,16 @@ class Pipeline:
             status="done",
             at=checkpoint.created_at,  # the watcher, which owns the clock, puts the real time here
             metrics=outcome.metrics,
-            corpus=self._counts(plan, ranked.encoded_now),
-            seconds=seconds,
-            notes={"encoder": contract, "device": self.device, **self._query_notes(scores), **outcome.notes},
+            corpus=self._counts(plan, encoded_now),
+            seconds=clock.seconds(),
+            notes={"encoder": ranked.contract, **self._notes(plan, scores, reason), **outcome.notes},
         )
 
     @contextlib.contextmanager
-    def prepare(self, checkpoint: Checkpoint, folder: Path, *, full: bool) -> Iterator[Work]:
-        """All that ranking a checkpoint takes; nothing is loaded before it is used."""
-        plan = self.plans[full]
-        with self._kept_vectors(checkpoint) as vectors, LazyModel(lambda: self.run.encoder.load(folder, self.device)) as model:
-            texts = {side: self._texts(side, plan.sample, model) for side in SIDES}
-            yield Work(model=model, texts=texts, workload=self._workload(checkpoint, plan, texts, vectors))
+    def prepare(self, checkpoint: Checkpoint, folder: Path, *, full: bool, part: str) -> Iterator[Work]:
+        """All that ranking a checkpoint takes; nothing is loaded before it is used. `part`: see `Plan`."""
+        with self.bench.in_hand(checkpoint.digest, folder) as hand:
+            yield self.bench.work(hand, self.plans[True] if full else self.plans.named(part))
 
     @property
     def specs(self) -> Sequence[str]:
@@ -153,72 +120,59 @@ class Pipeline:
             "device": self.device,
         }
 
-    def _plan(self, sampler: Any) -> Plan:
-        sample = sampler.draw(self.test_set, self.run.settings.seed, self.state_dir / "runs")
-        spec = fingerprint(
-            {
-                "test_set": self.test_set.fingerprint,
-                "sample": "full" if sample.is_full else sample.fingerprint,
-                "encoder": dict(self.run.encoder.fingerprint()),
-                "index": dict(self.run.index.fingerprint()),
-                "metrics": list(self.run.settings.metrics),
-                "top_k": self.run.settings.top_k,
-            }
-        )
-        return Plan(spec=spec, sampler=type(sampler).__module__.rpartition(".")[2], sample=sample)
+    def _sampled(self) -> Sequence[Plan]:
+        """The samples for the next checkpoint: it is done with the first that says enough."""
+        plans = self.plans.levels(self.plans.advance(self.outcomes.has_met))
+        self._write_samples(plans)
+        return plans
 
-    def _kept_vectors(self, checkpoint: Checkpoint) -> AbstractContextManager[Vectors]:
-        terms = {"encoder": dict(self.run.encoder.fingerprint()), "test_set": self.test_set.fingerprint}
-        counts: dict[Side, int] = {"query": len(self.test_set.query_ids), "document": len(self.test_set.corpus)}
-        kept: AbstractContextManager[Vectors] = self.run.store.vectors(checkpoint.digest, terms, counts, self.state_dir)
-        return kept
+    def _write_samples(self, plans: Sequence[Plan]) -> None:
+        for plan in plans:
+            results.write_sample(self.state_dir, self.test_set, plan.sample)
 
-    def _texts(self, side: Side, sample: Sample, model: Model) -> LazyBlocks:
-        test_set = self.test_set
-        if side == "query":
-            key, number, block_size = f"queries-{test_set.fingerprint}", len(test_set.query_ids), len(test_set.query_ids)
+    def _rank(self, hand: Hand, plan: Plan, origin: tuple[Checkpoint, Path], control: Control) -> Ranked:
+        work = self.bench.work(hand, plan)
+        if self.team is None:
+            ranked = self.run.engine.rank(work.model, work.workload, self.run.index, control, self.device)
+            seconds = {"tokenize": work.tokenize_s, **ranked.seconds}
+            return replace(ranked, contract=work.contract(), seconds=seconds)
+        with self.team.at_work(*origin, full=plan is self.plans[True], part=plan.part):
+            return self.run.engine.rank_shared(self.team, work.workload, self.run.index, control)
+
+    def _meet_anchor(self, plan: Plan, control: Control) -> None:
+        """Rank the checkpoint by which this sample was drawn on it, too, if its vectors are kept: nothing is encoded for it."""
+        anchor = self.outcomes.missing_anchor(plan)
+        if anchor is None:
+            return
+        device = self.device if self.team is None else "cpu"
+        try:
+            with self.bench.in_hand(anchor, None) as hand:
+                ranked = self.run.engine.rank(hand.model, self.bench.work(hand, plan).workload, self.run.index, control, device)
+        except NotKept:
+            log.warning("vectors of %s are not kept: no checkpoint of this epoch compares with those of earlier ones", anchor)
         else:
-            part = "full" if sample.is_full else sample.fingerprint
-            key, number = f"documents-{test_set.fingerprint}-{part}", len(sample.ordinals)
-            block_size = self.run.settings.block_documents
-
-        def read(part: slice) -> Sequence[str] | Sequence[list[int]]:
-            return test_set.query_texts[part] if side == "query" else test_set.corpus.texts(sample.ordinals[part])
-
-        def open_blocks() -> TextBlocks:
-            tokenizer = model.tokenizer(side)
-            return self.tokens.open(tokenizer=tokenizer, texts_key=key, num_texts=number, read=read, block_size=block_size)
-
-        return LazyBlocks(open_blocks, num_texts=number, block_size=block_size)
-
-    def _workload(self, checkpoint: Checkpoint, plan: Plan, texts: Mapping[Side, LazyBlocks], vectors: Vectors) -> Workload:
-        return Workload(
-            queries=texts["query"],
-            documents=texts["document"],
-            vectors=vectors,
-            ordinals=plan.sample.ordinals,
-            own_documents=self.test_set.own_documents,
-            tie_rank=self.test_set.corpus.tie_rank,
-            top_k=self.run.settings.top_k,
-            progress_file=self.state_dir / "progress" / f"{plan.spec}-{_file_name(checkpoint.digest)}.npz",
-        )
-
-    def _estimates(self, plan: Plan) -> Estimates:
-        return Estimates(self.state_dir / "estimates" / plan.spec, self.test_set, plan.sample, self.run.settings.top_k)
+            self.outcomes.meet(plan, anchor, ranked.ranking)
 
     def _counts(self, plan: Plan, encoded_now: int) -> dict[str, float]:
         documents, encoded = plan.sample.num_documents, len(plan.sample.ordinals)
         return {"documents": documents, "encoded": encoded, "encoded_now": encoded_now, "fraction": encoded / documents}
 
-    def _query_notes(self, scores: Scores) -> dict[str, int]:
+    def _notes(self, plan: Plan, scores: Scores, reason: str | None) -> dict[str, Any]:
         left_out = int(np.isnan(next(iter(scores.per_query.values()))).sum())
-        return {"queries": len(self.test_set.query_ids), "queries_without_relevant_documents": left_out}
+        queries = {"queries": len(self.test_set.query_ids), "queries_without_relevant_documents": left_out}
+        if not plan.level:
+            return {"device": self.device, **queries}
+        share = len(plan.sample.ordinals) / plan.sample.num_documents
+        early = {"level": plan.level, "fraction": share, "reason": reason or "end of the sample"}
+        return {"device": self.device, **queries, "early": early}
 
     def _keep(self, checkpoint: Checkpoint, plan: Plan, ranking: Ranking, values: tuple[PerQuery, PerQuery]) -> None:
         place = f"{plan.spec}/{_file_name(checkpoint.digest)}"
         results.write_query_values(self.state_dir / "queries" / f"{place}.parquet", self.test_set, *values)
         if self.run.settings.write_ranking:
             results.write_ranking(self.state_dir / "rankings" / f"{place}.trec", self.test_set, ranking, checkpoint.name)
+        if plan is self.plans[True]:
+            self.plans.baselines.keep(checkpoint, ranking)
 
 
 class _Clock:
@@ -226,12 +180,18 @@ class _Clock:
 
     def __init__(self) -> None:
         self._start = self._last = time.monotonic()
-        self._laps: dict[str, float] = {}
+        self._laps = {"load": 0.0, "tokenize": 0.0}
 
-    def lap(self, phase: str) -> None:
+    def lap(self, phase: str, parts: Mapping[str, float] | None = None) -> None:
+        """What went by since the last lap belongs to `phase`, or was measured in `parts`."""
         now = time.monotonic()
-        self._laps[phase] = now - self._last
+        self.spent({phase: now - self._last} if parts is None else parts)
         self._last = now
+
+    def spent(self, parts: Mapping[str, float]) -> None:
+        """Seconds that were measured elsewhere."""
+        for phase, seconds in parts.items():
+            self._laps[phase] = self._laps.get(phase, 0.0) + seconds
 
     def seconds(self) -> dict[str, float]:
         return {**self._laps, "total": self._last - self._start}

@@ -17,8 +17,9 @@ from dr_validate.config import build
 from dr_validate.devices import hold
 from dr_validate.logs import set_up_logging
 from dr_validate.messages import Message, Share, read_message, write_message
-from dr_validate.pipeline import Pipeline, Work
+from dr_validate.pipeline import Pipeline
 from dr_validate.values import Checkpoint
+from dr_validate.work import Work
 from dr_validate.worker import errors_to, live_and_die_with_parent, private_stdout
 
 
@@ -55,7 +56,7 @@ class _Member:
             self._pipeline.open_data()
             return Message(kind="read", facts={"specs": list(self._pipeline.specs)})
         elif request.kind == "begin":
-            self._begin(Checkpoint(**facts["checkpoint"]), Path(facts["folder"]), full=facts["full"])
+            self._begin(Checkpoint(**facts["checkpoint"]), Path(facts["folder"]), full=facts["full"], part=facts["part"])
         elif request.kind == "end":
             self._share = None
             self._at_work.close()
@@ -70,9 +71,9 @@ class _Member:
         hold(place)
         self._pipeline = Pipeline(build(config), place)
 
-    def _begin(self, checkpoint: Checkpoint, folder: Path, *, full: bool) -> None:
+    def _begin(self, checkpoint: Checkpoint, folder: Path, *, full: bool, part: str) -> None:
         pipeline = self._pipeline
-        self._work = self._at_work.enter_context(pipeline.prepare(checkpoint, folder, full=full))
+        self._work = self._at_work.enter_context(pipeline.prepare(checkpoint, folder, full=full, part=part))
         self._share = pipeline.run.engine.share(self._work.model, self._work.workload, pipeline.run.index, pipeline.device)
 
     def _whole_account(self, answer: Message, wants_contract: bool) -> Message:

@@ -68,9 +68,9 @@ class WorkerTeam:
                 raise SetupError("the test set changed while the processes of the devices were started; start again")
 
     @contextlib.contextmanager
-    def at_work(self, checkpoint: Checkpoint, folder: Path, *, full: bool) -> Iterator[None]:
+    def at_work(self, checkpoint: Checkpoint, folder: Path, *, full: bool, part: str = "") -> Iterator[None]:
         """Within the block every member has this checkpoint in hand; after it, none has. Waits for what was begun."""
-        facts = {"checkpoint": asdict(checkpoint), "folder": str(folder), "full": full}
+        facts = {"checkpoint": asdict(checkpoint), "folder": str(folder), "full": full, "part": part}
         try:
             self._ask_all(Message(kind="begin", facts=facts))
             yield
