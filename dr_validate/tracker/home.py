@@ -100,10 +100,9 @@ class OwnRun:
         return found
 
     def summarize(self, run: "wandb.Run", history: Sequence[Report], prefix: str) -> None:
-        """See Home. The SDK does it by itself, after a restart too where it can ask for what there was: `summary="max"`."""
-        if self._plan.offline:
-            for key, value in best_values(history, prefix).items():
-                run.summary[key] = {"max": value}
+        """See Home. The SDK knows the best value of this process (`summary="max"`); where an earlier one was killed, the server
+        may have its rows and not its summary."""
+        run.summary.update({key: {"max": value} for key, value in best_values(history, prefix).items()})
 
     def finish(self, run: "wandb.Run") -> None:
         """See Home."""

@@ -49,7 +49,7 @@ class ValidationRun:
         if key not in self._rows:
             is_baseline = report.spec != self._plan.spec
             self._home.log(run, {**row(report, history, is_baseline=is_baseline), **self._home.mark, REPORT: key})
-            self._home.summarize(run, history, BASELINE if is_baseline else SAMPLED)
+            self._summarize(run, report.spec)
             self._rows.log(key)
         self._num_since_tables += 1
         if self._num_since_tables >= TABLES_EVERY:
@@ -83,6 +83,8 @@ class ValidationRun:
             return
         if self._is_ready:
             self._log_tables(run)
+            for spec in self._histories:  # the rows may be there, and what an earlier process said last not
+                self._summarize(run, spec)
         self._home.finish(run)  # waits for the upload; `WandbRuns.close` does not wait longer than its limit
         self._is_finished = True
         while not self._plan.offline and time.monotonic() < end and not self._rows.is_complete:
@@ -130,6 +132,9 @@ class ValidationRun:
             self._rows.arrived = self._home.read_back(run, complete=False)
         if self._rows.arrived:
             log.info("wandb: %d reports were there already", len(self._rows.arrived))
+
+    def _summarize(self, run: "wandb.Run", spec: str) -> None:
+        self._home.summarize(run, self._histories[spec], SAMPLED if spec == self._plan.spec else BASELINE)
 
     def _log_tables(self, run: "wandb.Run") -> None:
         import wandb
