@@ -142,8 +142,9 @@ class _Watcher:
         for later, earlier in schedule.same_weights(listing):
             self.attempts.skip(later, self.target, f"same weights as {earlier.version}")
         if self.run.watch.skip == "stale":
+            known = self.attempts.stale(self.target)
             for old, newest in schedule.stale(listing, self.ledger.settled(self.target.spec)):
-                if old.digest not in self.attempts.stale(self.target):
+                if old.digest not in known:
                     self.attempts.skip(old, self.target, f"{STALE}overtaken by {newest.label} at step {newest.step}")
         self._report_vanished(listing)
 
