@@ -187,20 +187,6 @@ def delete_when_copied(state_dir: Path, checkpoints: Path, stop: threading.Event
             return
 
 
-def test_stale_checkpoints_are_skipped_with_a_reason(dr_validate: Any, arguments: list[str]) -> None:
-    result = dr_validate(*arguments, "watch.skip=stale")
-    assert result.returncode == 0, result.stderr
-    reports = dr_validate.reports()
-    assert {r["checkpoint"]["step"]: r["status"] for r in reports} == {
-        100: "skipped",
-        200: "skipped",
-        300: "skipped",
-        400: "skipped",
-        500: "done",
-    }
-    assert "overtaken by checkpoint-500 at step 500" in reports[0]["error"]
-
-
 def test_status_tells_what_is_done_failed_and_pending(
     dr_validate: Any, arguments: list[str], checkpoints: Path, write_checkpoint: WriteCheckpoint
 ) -> None:

@@ -12,7 +12,7 @@ from tests.scenario.held import Held, held
 from tests.scenario.training import NUM_CHECKPOINTS, STEPS, Training, Watcher, write_trained
 from tests.wandb_server.fixture import ServerHandle, start_server
 
-NUM_EXTRA = 6  # that a troubled run may have beside those of the undisturbed one
+NUM_EXTRA = 4  # that a troubled run may have beside those of the undisturbed one
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ def training_run(run: RunView, last_step: int) -> Held:
     record = {key: value for key, value in asdict(run.record).items() if key not in left_out}
     config = {key: value for key, value in record["config"].items() if key != "_wandb"}
     history = [plain(row) for row in run.history() if row[STEP] <= last_step]
-    return {**record, "config": config, "history": history, "summary": sorted(plain(run.summary))}
+    files, summary = sorted(record["files"]), sorted(plain(run.summary))
+    return {**record, "config": config, "files": files, "history": history, "summary": summary}
 
 
 def model(view: ArtifactView) -> tuple[str, list[str], Mapping[str, Any], list[str]]:

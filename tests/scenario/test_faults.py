@@ -96,10 +96,13 @@ def take_the_server_down(server: ServerHandle, training: Training, watcher: Watc
 
 def delete_and_damage(server: ServerHandle, training: Training, watcher: Watcher) -> None:
     """Versions that the undisturbed run does not have: what became of them is said."""
+    server.fault("delete", operation="FactsOfVersion", artifact="model-t1:v8")  # listed, and gone before the first look at it
+    training.log()
+    watcher.wait_for(lambda: not server.faults_left())
     troubles: list[Trouble] = [
-        {"action": "delete", "operation": "PinnedVersion", "artifact": "model-t1:v8"},
+        {"action": "delete", "operation": "PinnedVersion", "artifact": "model-t1:v9"},
         {"action": "flip", "route": "file", "contains": "model.safetensors", "times": 3},
-        {"action": "delete", "operation": "ArtifactMembershipByName", "artifact": "model-t1:v10"},
+        {"action": "delete", "operation": "ArtifactMembershipByName", "artifact": "model-t1:v11"},
     ]
     for num_reports, trouble in enumerate(troubles, start=len(STEPS) + 1):
         server.fault(**trouble)
@@ -110,17 +113,17 @@ def delete_and_damage(server: ServerHandle, training: Training, watcher: Watcher
 
 def assert_extras(server: ServerHandle, watcher: Watcher) -> None:
     deleted, damaged, unlinked = watcher.reports[len(STEPS) :]
-    assert (deleted["status"], deleted["checkpoint"]["version"]) == ("skipped", "v8") and "deleted" in deleted["error"]
-    assert (damaged["status"], damaged["checkpoint"]["version"]) == ("failed", "v9")
+    assert (deleted["status"], deleted["checkpoint"]["version"]) == ("skipped", "v9") and "deleted" in deleted["error"]
+    assert (damaged["status"], damaged["checkpoint"]["version"]) == ("failed", "v10")
     assert "model.safetensors: bytes differ from the manifest, 3 times" in damaged["error"]
     copies = (watcher.folder / ".dr_validate" / "checkpoints").glob("*")
     assert not [path for path in copies if damaged["checkpoint"]["digest"].partition(":")[2] in path.name]  # never loaded
-    assert (unlinked["status"], unlinked["checkpoint"]["version"]) == ("done", "v10")
+    assert (unlinked["status"], unlinked["checkpoint"]["version"]) == ("done", "v11")
     (run,) = [run for run in server.runs() if run.job_type == "validate"]
     rows = run.history("train/global_step", "status/skipped") + run.history("train/global_step", "status/failed")
-    assert [row["train/global_step"] for row in rows] == [900, 1000]
+    assert [row["train/global_step"] for row in rows] == [1000, 1100]
     reported = [view.metadata["step"] for view in server.artifacts(type="validation")]
-    assert sorted(reported) == [*STEPS, 900, 1000, 1100]
+    assert sorted(reported) == [*STEPS, 1000, 1100, 1200]
 
 
 def assert_log(watcher: Watcher) -> None:
@@ -136,5 +139,5 @@ def assert_log(watcher: Watcher) -> None:
     assert 3 <= len(trackers) <= 8, trackers
     again = [text for text in told if text.endswith("fetching it again")]
     assert len(again) == 2 + 3
-    failed = [text for text in told if text.startswith("failed model-t1:v9")]
+    failed = [text for text in told if text.startswith("failed model-t1:v10")]
     assert len(failed) == 1 and len(told) == 1 + len(trackers) + len(again) + len(failed), told

@@ -128,10 +128,10 @@ class Watcher:
         found: list[Mapping[str, Any]] = self._command_line.reports()
         return found
 
-    def wait_for_reports(self, num_reports: int, timeout_s: float = 60) -> None:
+    def wait_for_reports(self, num_reports: int, timeout_s: float = 120) -> None:
         self.wait_for(lambda: len(self.reports) >= num_reports, timeout_s)
 
-    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 120) -> None:
         """Fails with what it said; at once if it has ended."""
         process = self.process
         assert process is not None

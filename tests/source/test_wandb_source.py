@@ -546,27 +546,3 @@ with wandb.init(project="many", id="many") as run:
     found = made.list().checkpoints
     assert [c.step for c in found] == list(range(881, 1001)) and time.monotonic() - started < 15
     assert len({c.digest for c in found}) == 1
-
-
-def test_every_version_is_validated_once_from_the_command_line(
-    dr_validate: Any, collection: Path, server: ServerHandle, write_checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
-    versions = []
-    for n in range(3):
-        folder = write_checkpoint(tmp_path / f"trained-{n}", seed=n, step=n * 10)
-        (folder / "optimizer.pt").write_bytes(b"pickle" * 10_000)
-        versions.append({"collection": "trained", "folder": str(folder), "metadata": {"train/global_step": n * 10}})
-    server.python(LOG, {"PLAN": json.dumps({"e2e": {"group": "runs", "versions": versions}})})
-    dr_validate.environment.update(server.environment(WANDB_PROJECT="p"))
-    arguments = ["source=wandb", "source.artifact=trained", "dataset=beir", f"dataset.path={collection}", "tracker=none"]
-    arguments += ["watch.mode=once", "watch.order=oldest_first", "encoder.pooling=mean", "encoder.normalize=true", "device=cpu"]
-    result = dr_validate(*arguments)
-    assert result.returncode == 0, result.stderr
-    reports = dr_validate.reports()
-    found = [(r["status"], r["checkpoint"]["name"], r["checkpoint"]["version"], r["checkpoint"]["step"]) for r in reports]
-    assert found == [("done", "trained", f"v{n}", n * 10) for n in range(3)]
-    names = {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
-    for n in range(3):
-        sizes = {path.name: path.stat().st_size for path in (tmp_path / f"trained-{n}").iterdir()}
-        assert server.bytes_downloaded(server.artifact(f"trained:v{n}")) == sum(sizes[name] for name in names)
-    assert KEY not in result.stdout + result.stderr

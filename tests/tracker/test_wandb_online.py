@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import pytest
 from dr_validate.component import fingerprint
 from dr_validate.values import Agreement, Report
 from tests.tracker.watching import (
-    QUICK,
     REPORTS,
     RUN,
     Start,
@@ -83,21 +82,6 @@ def test_late_reports_land_at_their_training_step_and_the_key_nowhere(
     assert not [path for path in written if KEY.encode() in path.read_bytes()]
 
 
-def test_a_killed_watcher_loses_no_row_and_doubles_none(
-    server: ServerHandle, start: Start, state_dir: Path, expected: Sequence[Mapping[str, Any]]
-) -> None:
-    for turn in range(len(REPORTS)):
-        watcher = start()
-        watcher.send(REPORTS[turn])
-        if turn % 3:  # at once, when all has arrived, and when the run is open
-            wait_for_rows(server, turn + 1 if turn % 3 == 1 else 1)
-        watcher.kill()
-    start().close()
-    assert rows(server) == expected
-    assert [run.id for run in server.runs()] == [RUN]
-    assert undelivered(state_dir) == 0
-
-
 def test_a_restart_opens_nothing_until_there_is_something_new(
     server: ServerHandle, start: Start, expected: Sequence[Mapping[str, Any]]
 ) -> None:
@@ -157,21 +141,6 @@ def test_a_server_that_comes_up_late_gets_everything(
     assert rows(server) == expected and undelivered(state_dir) == 0
 
 
-def test_a_server_that_goes_away_in_the_middle_misses_nothing(
-    server: ServerHandle, start: Start, state_dir: Path, expected: Sequence[Mapping[str, Any]]
-) -> None:
-    watcher = start()
-    watcher.send(*REPORTS[:2])
-    wait_for_rows(server, 2)
-    server.kill()
-    assert watcher.send(*REPORTS[2:4]) < 1
-    server.start()
-    watcher.send(*REPORTS[4:])
-    watcher.close()
-    start().close()
-    assert rows(server) == expected and undelivered(state_dir) == 0
-
-
 def test_a_server_that_is_down_at_the_end_is_served_at_the_next_start(
     server: ServerHandle, start: Start, state_dir: Path, expected: Sequence[Mapping[str, Any]]
 ) -> None:
@@ -203,23 +172,6 @@ def test_a_server_that_never_answers_holds_nobody_up(
     assert time.monotonic() - started < SHORT_EXIT_S + 3
     server.clear()
     start().close()
-    assert rows(server) == expected and undelivered(state_dir) == 0
-
-
-def test_passing_failures_leave_no_trace(
-    server: ServerHandle, start: Start, state_dir: Path, expected: Sequence[Mapping[str, Any]]
-) -> None:
-    server.fault("status", status=503, route="file_stream", times=2)
-    server.fault("drop", route="file_stream", times=2, carry_out=True)
-    server.fault("status", status=429, retry_after_s=1, route="graphql", times=2)
-    server.fault("drop", route="graphql", times=2, skip=3, carry_out=True)
-    watcher = start()
-    watcher.send(*REPORTS)
-    server.wait_for(lambda: len(rows(server)) == len(REPORTS))
-    watcher.close()
-    assert server.faults_met() == 8
-    if undelivered(state_dir):
-        start().close()
     assert rows(server) == expected and undelivered(state_dir) == 0
 
 
@@ -367,23 +319,3 @@ def test_synced_offline_runs_of_several_starts_are_one_dashboard(
         assert numbers == sorted(set(numbers))  # of two rows with one number W&B keeps one
     assert run.summary["val/vaswani/mrr@10"] == {"max": 0.75} and run.summary["val/vaswani/mrr@10/high"] == {"max": 0.75}
     assert (run.state, len(table(server, "checkpoints"))) == ("finished", 5)
-
-
-def test_a_real_watcher_killed_and_started_again_fills_one_run(
-    server: ServerHandle, tmp_path: Path, collection: Path, write_checkpoint: Callable[..., Path], dr_validate: Any
-) -> None:
-    for step in (100, 200):
-        write_checkpoint(tmp_path / "checkpoints" / f"checkpoint-{step}", seed=step, step=step)
-    dr_validate.environment.update(server.environment(**QUICK))
-    overrides = ["source=folder", f"source.path={tmp_path / 'checkpoints'}", "dataset=beir", f"dataset.path={collection}"]
-    overrides += ["sampler=full", "encoder.pooling=mean", "encoder.normalize=true", "metrics=[mrr@10]", "watch.mode=once"]
-    overrides += ["tracker=wandb", "tracker.project=retrieval", "device=cpu", "watch.order=oldest_first"]
-    process = dr_validate.start(*overrides)
-    server.wait_for(lambda: bool(server.runs()), 60)
-    process.kill()
-    process.communicate()
-    done = dr_validate(*overrides)
-    assert done.returncode == 0, done.stderr
-    (run,) = server.runs()
-    assert sorted(row["train/global_step"] for row in run.history("val/collection/mrr@10", "train/global_step")) == [100, 200]
-    assert len(dr_validate.reports()) == 2
