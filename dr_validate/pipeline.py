@@ -15,6 +15,7 @@ from dr_validate import results
 from dr_validate.config import Run
 from dr_validate.early import reason_to_stop
 from dr_validate.epochs import NotKept
+from dr_validate.estimates import Outcome
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.outcomes import Outcomes
 from dr_validate.plans import Plan, Plans
@@ -76,7 +77,7 @@ class Pipeline:
                 self._meet_anchor(plan, control)
                 outcome = self.outcomes.of(plan, checkpoint.digest, ranked.ranking, scores)
                 clock.lap("estimate")
-                if reason := reason_to_stop(self.run.sampler, outcome) if plan.level else None:
+                if reason := self._reason_to_stop(checkpoint, plan, outcome):
                     break
             clock.spent({"load": hand.model.load_s})
         self._keep(checkpoint, plan, ranked.ranking, (outcome.per_query, scores.per_query))
@@ -152,6 +153,12 @@ class Pipeline:
             log.warning("vectors of %s are not kept: no checkpoint of this epoch compares with those of earlier ones", anchor)
         else:
             self.outcomes.meet(plan, anchor, ranked.ranking)
+
+    def _reason_to_stop(self, checkpoint: Checkpoint, plan: Plan, outcome: Outcome) -> str | None:
+        reason = reason_to_stop(self.run.sampler, outcome) if plan.level else None
+        if reason:
+            log.info("%s needs no more than %d documents: %s", checkpoint.label, len(plan.sample.ordinals), reason)
+        return reason
 
     def _counts(self, plan: Plan, encoded_now: int) -> dict[str, float]:
         documents, encoded = plan.sample.num_documents, len(plan.sample.ordinals)
