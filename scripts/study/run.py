@@ -37,6 +37,7 @@ class Material:
 
 def study(options: argparse.Namespace) -> str:
     """The tables. Raises DrValidateError for what cannot be used."""
+    commit = _commit()  # now: a checkout may move on while this process runs what it has imported
     with tempfile.TemporaryDirectory() as name, material_of(options) as material:
         work = options.work or Path(name)
         work.mkdir(parents=True, exist_ok=True)
@@ -46,10 +47,11 @@ def study(options: argparse.Namespace) -> str:
         with workers(shared, options.jobs) as processes:
             truths = processes.truths()
             exact = {metric: np.array([truth.values[metric] for truth in truths]) for metric in options.metrics}
+            head = _head(options, material, truths, commit)
             cells: list[Cell] = []
             for budget in options.budgets:
                 cells += _cells(processes, shared, wanted, budget, range(options.seed, options.seed + options.draws))
-                text = f"{_head(options, material, truths)}\n{tables(cells, exact)}"
+                text = f"{head}\n{tables(cells, exact)}"
                 if options.out:
                     write_atomically(options.out, text)
     return text
@@ -139,7 +141,7 @@ def _shown(draws: Iterable[Drawn], total: int, what: str) -> Iterator[Drawn]:
         yield drawn
 
 
-def _head(options: argparse.Namespace, material: Material, truths: Sequence[Truth]) -> str:
+def _head(options: argparse.Namespace, material: Material, truths: Sequence[Truth], commit: str) -> str:
     test_set, names = material.test_set, [encoded.name for encoded in material.checkpoints]
     error = max(truth.largest_error for truth in truths)
     known = "the earlier checkpoints only" if options.online else "all checkpoints"
@@ -149,7 +151,7 @@ def _head(options: argparse.Namespace, material: Material, truths: Sequence[Trut
         f"{len(test_set.corpus):,} documents, {len(test_set.query_ids):,} queries, {len(test_set.judged):,} judged documents, "
         f"{len(names)} checkpoints ({names[0]} to {names[-1]}).\n"
         f"{options.draws} draws for each budget, from seed {options.seed} on; pool of: {', '.join(options.runs)}{ring}; "
-        f"corrected with {known}; commit {_commit()}.\n"
+        f"corrected with {known}; commit {commit}.\n"
         f"With everything in the sample, estimate and exact metric differ by at most {error:.1g} on any query.\n"
     )
 
