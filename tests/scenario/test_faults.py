@@ -41,7 +41,7 @@ PER_VERSION: Sequence[Sequence[Trouble]] = [
     each("truncate", LOOK, MANIFEST, {**MANIFEST, "skip": 2}, FILE, ROWS, REPORT)
     # In an answer of the API only a byte that makes it unreadable can be noticed: nothing there has a digest.
     + each("flip", MANIFEST, {**MANIFEST, "skip": 1}, FILE)
-    + each("flip", {**LOOK, "skip": 1}, {**ROWS, "skip": 1}, {**REPORT, "skip": 1}, share=0),
+    + each("flip", {**LOOK, "skip": 1}, {**ROWS, "skip": 1}, REPORT, share=0),
 ]
 AT_THE_END = [
     *each("status", LAST_WORDS, SUMMARY, READ_BACK, status=503),
@@ -100,9 +100,9 @@ def delete_and_damage(server: ServerHandle, training: Training, watcher: Watcher
     training.log()
     watcher.wait_for(lambda: not server.faults_left())
     troubles: list[Trouble] = [
-        {"action": "delete", "operation": "PinnedVersion", "artifact": "model-t1:v9"},
+        {"action": "delete", "operation": "PinnedVersion", "contains": "v9", "artifact": "model-t1:v9"},
         {"action": "flip", "route": "file", "contains": "model.safetensors", "times": 3},
-        {"action": "delete", "operation": "ArtifactMembershipByName", "artifact": "model-t1:v11"},
+        {"action": "delete", "operation": "ArtifactMembershipByName", "contains": "model-t1:v11", "artifact": "model-t1:v11"},
     ]
     for num_reports, trouble in enumerate(troubles, start=len(STEPS) + 1):
         server.fault(**trouble)
