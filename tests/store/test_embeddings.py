@@ -266,7 +266,7 @@ def test_what_another_encodes_now_is_waited_for_and_made_here_only_if_that_fails
     thread.join(60)
     other.join(60)
     assert not other.is_alive()
-    assert encoding.asked == (ordinals.tolist() if fails else [])
+    assert sorted(encoding.asked) == (ordinals.tolist() if fails else [])  # what the first let go of last comes last
 
 
 def gets(root: Path, ordinals: Int64, encoding: Encoding) -> None:
