@@ -53,14 +53,10 @@ class ArrowCorpus:
         position = {identity: number for number, identity in enumerate(dict.fromkeys(ids))}
         found = np.full(len(position), -1, dtype=np.int64)
         # A pass over the column hashes only the ids asked for, never the corpus.
-        hits = (
-            pc.index_in(self._ids, value_set=pa.array(position, type=self._ids.type))
-            if position
-            else pa.chunked_array([], pa.int32())
-        )
+        hits = pc.index_in(self._ids, value_set=_strings(list(position))) if position else pa.chunked_array([], pa.int32())
         for start, chunk in zip(self._starts, hits.chunks, strict=False):
-            places = np.flatnonzero(chunk.is_valid().to_numpy(zero_copy_only=False))
-            found[chunk.drop_null().to_numpy()] = places + start
+            places = _numbers(pc.indices_nonzero(chunk.is_valid()), np.uint64).astype(np.int64)
+            found[_numbers(chunk.drop_null(), np.int32)] = places + start
         return found[np.fromiter((position[identity] for identity in ids), dtype=np.int64, count=len(ids))]
 
     @property
@@ -76,8 +72,6 @@ class ArrowCorpus:
 
         Chunk by chunk: `ChunkedArray.take` may first join all chunks, which copies the corpus.
         """
-        import pyarrow as pa
-
         wanted = np.asarray(ordinals, dtype=np.int64)
         if not len(wanted):
             return []
@@ -88,7 +82,7 @@ class ArrowCorpus:
         values: list[Any] = []
         for number in np.flatnonzero(np.diff(bounds)):
             local = ascending[bounds[number] : bounds[number + 1]] - self._starts[number]
-            values.extend(column.chunk(int(number)).take(pa.array(local)).to_pylist())
+            values.extend(column.chunk(int(number)).take(_indices(local)).to_pylist())
         if order is None:
             return values
         result: list[Any] = [None] * len(values)
@@ -111,3 +105,27 @@ def is_usable(folder: Path) -> bool:
     except (OSError, ValueError):  # pyarrow's and numpy's errors about damaged heads and footers are ValueErrors
         return False
     return len(corpus) == len(corpus.tie_rank) == len(corpus.id_hash)
+
+
+# Arrow's own ways from and to Python values (`pa.array`, `to_numpy`) import pandas: a quarter of a CPU second in every process.
+
+
+def _strings(values: Sequence[str]) -> Any:
+    import pyarrow as pa
+
+    encoded = [value.encode() for value in values]
+    offsets = np.cumsum([0, *(len(value) for value in encoded)], dtype=np.int32)
+    return pa.Array.from_buffers(pa.string(), len(encoded), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))])
+
+
+def _indices(values: Int64) -> Any:
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
+
+
+def _numbers(array: Any, dtype: type[np.generic]) -> NDArray[Any]:
+    """The values of an Arrow array of this type that has no nulls."""
+    if not len(array):  # which may have no memory at all
+        return np.empty(0, dtype)
+    return np.frombuffer(array.buffers()[1], dtype, count=len(array), offset=array.offset * np.dtype(dtype).itemsize)

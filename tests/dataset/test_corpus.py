@@ -1,5 +1,7 @@
 import hashlib
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dr_validate.dataset.convert import open_corpus
+from dr_validate.dataset.convert import BATCH_ROWS, open_corpus
 from dr_validate.dataset.corpus import ArrowCorpus
 from dr_validate.dataset.read import Problems
 from dr_validate.dataset.records import DOCUMENT, entry_part
@@ -64,6 +66,25 @@ def test_nothing_asked_for_is_nothing_returned(tmp_path: Path) -> None:
 def test_an_id_asked_for_twice_is_found_twice(tmp_path: Path) -> None:
     corpus = converted({"d1": "a", "d2": "b"}, tmp_path)
     assert corpus.find(["d2", "absent", "d2", "d1"]).tolist() == [1, -1, 1, 0]
+
+
+def test_documents_are_found_in_every_part_of_a_large_file(tmp_path: Path) -> None:
+    corpus = converted({f"d{number}": "" for number in range(2 * BATCH_ROWS + 5)}, tmp_path)
+    wanted = [2 * BATCH_ROWS + 4, 0, 2 * BATCH_ROWS, 7, BATCH_ROWS - 1]
+    assert corpus.find([*(f"d{number}" for number in wanted), "absent"]).tolist() == [*wanted, -1]
+    assert corpus.ids(np.array(wanted)) == [f"d{number}" for number in wanted]
+
+
+def test_asking_does_not_import_pandas(tmp_path: Path) -> None:
+    converted({"d1": "a", "d2": "b"}, tmp_path)
+    (folder,) = {file.parent for file in tmp_path.rglob("documents.arrow")}
+    code = (
+        "import sys, pathlib; import numpy as np; from dr_validate.dataset.corpus import ArrowCorpus\n"
+        "corpus = ArrowCorpus(pathlib.Path(sys.argv[1]))\n"
+        "assert corpus.texts(corpus.find(['d2'])) == ['b']\n"
+        "assert 'pyarrow' in sys.modules and 'pandas' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
 
 
 def test_token_ids_come_back_as_lists(tmp_path: Path) -> None:
