@@ -1,8 +1,9 @@
-"""Texts to token ids through the checkpoint's own fast tokenizer. Imports transformers: imported only to load a model."""
+"""Texts to token ids through the checkpoint's own fast tokenizer. Imports tokenizers: imported only to load a model."""
 
 import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -11,10 +12,10 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
-from transformers import AutoTokenizer
 
 from dr_validate.component import fingerprint
 from dr_validate.encoder.terms import Tower
+from dr_validate.encoder.word_pieces import read_word_pieces
 from dr_validate.errors import CheckpointError
 from dr_validate.values import TokenBlock
 
@@ -31,13 +32,13 @@ class FastTokenizer:
 
     def __init__(self, tower: Tower, append_eos: bool | None) -> None:
         loaded = _load(tower.tokenizer)
-        self._backend: Backend = Backend.from_str(loaded.backend_tokenizer.to_str())
+        self._backend = loaded.backend
         self._prefix = tower.prefix
         self._max_length = tower.max_length
         if tower.lower_case:
             _lower_case(self._backend)
         self._backend.no_padding()
-        self._end = _end_of_text(loaded.eos_token_id, tower.tokenizer, append_eos)
+        self._end = _end_of_text(loaded.end_of_text, tower.tokenizer, append_eos)
         ends_with_eos = self._backend.encode("a").ids[-1:] == self._end
         # One token more or less than the maximum, so that adding or dropping the end leaves the full length.
         self._add = append_eos is True and not ends_with_eos
@@ -111,16 +112,28 @@ class FastTokenizer:
         )
 
 
-def _load(folder: Path):  # type: ignore[no-untyped-def]  # transformers has no one type for all its tokenizers
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loaded:
+    backend: Backend
+    end_of_text: int | None
+    truncation_side: str
+
+
+def _load(folder: Path) -> _Loaded:
+    if (pieces := read_word_pieces(folder)) is not None:
+        return _Loaded(backend=pieces, end_of_text=None, truncation_side="right")
+    from transformers import AutoTokenizer
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise CheckpointError(f"{folder}: transformers cannot load its tokenizer: {error}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise CheckpointError(
             f"{folder}: {type(tokenizer).__name__} has no fast form; save a tokenizer.json beside it, or set encoder.tokenizer"
         )
-    return tokenizer
+    backend: Backend = Backend.from_str(tokenizer.backend_tokenizer.to_str())
+    return _Loaded(backend=backend, end_of_text=tokenizer.eos_token_id, truncation_side=tokenizer.truncation_side)
 
 
 def _lower_case(backend: Backend) -> None:
