@@ -12,8 +12,8 @@ from dr_validate.values import Float32, Side, TokenBlock
 class LazyModel:
     """The `Model` protocol; `load` is entered when it is first used and left with the block. `load_s`: what that took."""
 
-    def __init__(self, load: Callable[[], AbstractContextManager[Model]]) -> None:
-        self._load = load
+    def __init__(self, load: Callable[[], AbstractContextManager[Model]], when_loaded: Callable[[], None]) -> None:
+        self._load, self._when_loaded = load, when_loaded
         self._stack = ExitStack()
         self._model: Model | None = None
         self.load_s = 0.0
@@ -48,6 +48,7 @@ class LazyModel:
             began = time.monotonic()
             self._model = self._stack.enter_context(self._load())
             self.load_s = time.monotonic() - began
+            self._when_loaded()
         return self._model
 
 

@@ -45,7 +45,7 @@ class Pipeline:
         """Read the test set and draw the sample. Raises SetupError where either cannot be used."""
         if self.team:
             self.team.start()  # they import what they need meanwhile
-        self._warm_up.start()
+            self._begin_warm_up()
         self.open_data()
         self._write_samples(self.plans.levels(0))
         if self.team:
@@ -66,11 +66,12 @@ class Pipeline:
     def validate(self, checkpoint: Checkpoint, folder: Path, *, full: bool, control: Control) -> Report:
         """Encode, search, score, report. `full` encodes the whole corpus whatever the sampler says (a baseline)."""
         clock, encoded_now, reason = _Clock(), 0, None
-        with self.bench.in_hand(checkpoint.digest, folder) as hand:
+        with self.bench.in_hand(checkpoint.digest, folder, self._begin_warm_up) as hand:
             for plan in [self.plans[True]] if full else self._sampled():
                 ranked = self._rank(hand, plan, (checkpoint, folder), control)
                 clock.lap("rank", ranked.seconds)
                 encoded_now += ranked.encoded_now
+                self._begin_warm_up()  # nothing was loaded if all vectors were kept
                 self._warm_up.join()
                 scores = self.metrics.score(ranked.ranking, self.test_set.qrels)
                 clock.lap("score")
@@ -120,6 +121,11 @@ class Pipeline:
             "full_spec": full.spec,
             "device": self.device,
         }
+
+    def _begin_warm_up(self) -> None:
+        """Beside the first encoding, which needs little of Python; the start, all of it Python, would take longer by it."""
+        if self._warm_up.ident is None:
+            self._warm_up.start()
 
     def _sampled(self) -> Sequence[Plan]:
         """The samples for the next checkpoint: it is done with the first that says enough."""

@@ -1,7 +1,7 @@
 """What ranking a checkpoint takes: its kept vectors, its model and its tokens, none of them touched before it is used."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +57,9 @@ class Bench:
         self._tokens = TokenCache(self._state_dir / "tokens")
 
     @contextlib.contextmanager
-    def in_hand(self, digest: str, folder: Path | None) -> Iterator[Hand]:
-        """`folder`: None where the kept vectors must do; raises NotKept as soon as they do not."""
+    def in_hand(self, digest: str, folder: Path | None, when_loaded: Callable[[], None] = lambda: None) -> Iterator[Hand]:
+        """`folder`: None where the kept vectors must do; raises NotKept as soon as they do not. `when_loaded` is called once
+        the model is there, if it is needed at all."""
 
         def load() -> AbstractContextManager[Model]:
             if folder is None:
@@ -68,7 +69,7 @@ class Bench:
 
         terms = {"encoder": dict(self._run.encoder.fingerprint()), "test_set": self._test_set.fingerprint}
         counts: dict[Side, int] = {"query": len(self._test_set.query_ids), "document": len(self._test_set.corpus)}
-        with self._run.store.vectors(digest, terms, counts, self._state_dir) as vectors, LazyModel(load) as model:
+        with self._run.store.vectors(digest, terms, counts, self._state_dir) as vectors, LazyModel(load, when_loaded) as model:
             yield Hand(digest=digest, vectors=vectors, model=model)
 
     def work(self, hand: Hand, plan: Plan) -> Work:

@@ -20,7 +20,7 @@ from dr_validate.messages import Message, Share, read_message, write_message
 from dr_validate.pipeline import Pipeline
 from dr_validate.values import Checkpoint
 from dr_validate.work import Work
-from dr_validate.worker import errors_to, live_and_die_with_parent, private_stdout
+from dr_validate.worker import errors_to, live_and_die_with_parent, private_stdout, what_stays
 
 
 def main() -> None:
@@ -66,10 +66,11 @@ class _Member:
         return Message(kind=request.kind)
 
     def _start(self, config: Mapping[str, Any], place: str) -> None:
-        import torch  # noqa: F401  # takes seconds; the worker reads the test set meanwhile
+        with what_stays():
+            import torch  # noqa: F401  # takes seconds; the worker reads the test set meanwhile
 
-        hold(place)
-        self._pipeline = Pipeline(build(config), place)
+            hold(place)
+            self._pipeline = Pipeline(build(config), place)
 
     def _begin(self, checkpoint: Checkpoint, folder: Path, *, full: bool, part: str) -> None:
         pipeline = self._pipeline
