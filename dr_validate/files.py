@@ -4,8 +4,8 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
@@ -24,15 +24,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary stream that becomes `path` when the block ends without an error, and leaves nothing when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = _beside(path)
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with temporary.open("xb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        Path(name).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 
@@ -44,7 +44,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     If another process made `path` meanwhile, its folder stays and ours is dropped.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = _beside(path)
+    temporary.mkdir()
     try:
         yield temporary
         for file in temporary.rglob("*"):
@@ -97,6 +98,11 @@ def locked(path: Path, *, blocking: bool = True, shared: bool = False) -> Iterat
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         fcntl.flock(stream, kind if blocking else kind | fcntl.LOCK_NB)
         yield stream
+
+
+def _beside(path: Path) -> Path:
+    """A new name. What `tempfile` makes is for this user alone, whatever the umask, and would stay so under its final name."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
 
 
 def _sync_folder(folder: Path) -> None:
