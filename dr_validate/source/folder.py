@@ -82,6 +82,8 @@ class FolderSource:
 
     def _folders(self) -> dict[str, Path]:
         """Candidates by name."""
+        if (shown := _shown(str(self.path.absolute()))) != str(self.path.absolute()):
+            raise SetupError(f"source.path: got {shown!r}, which is not UTF-8; rename the folder")
         if not self.path.exists():
             _say_once(f"{self.path} does not exist yet: no checkpoints")
             return {}
@@ -101,6 +103,8 @@ class FolderSource:
 
     def _look(self, place: "_Place", digests: Digests, siblings_have_state: bool) -> Checkpoint | Incomplete | None:
         folder = place.folder
+        if _shown(place.name) != place.name:
+            return place.incomplete("its name is not UTF-8, so that no report can name it; rename it", final=True)
         try:
             lacks = self._leaving_link(folder) or what_is_missing(folder, siblings_have_state)
             if lacks is None:
@@ -113,11 +117,13 @@ class FolderSource:
             lacks = str(error)
         except OSError as error:
             lacks = f"it cannot be read ({error})"
-        return Incomplete(name=place.name, uri=str(folder), step=place.step, lacks=lacks)
+        return place.incomplete(lacks)
 
     def _complete(self, place: "_Place", digests: Digests, siblings_have_state: bool) -> Checkpoint:
         """Raises ChangedMeanwhile or Unreadable where a trainer wrote or deleted while we looked."""
         files = wanted_files(place.folder)
+        if wrong := [name for name in files if _shown(name) != name]:
+            raise Unreadable(f"the name of its file {wrong[0]} is not UTF-8; rename it, or delete it")
         for path in files.values():
             if path.suffix == ".json" and not digests.knows(path):
                 read_json(path)
@@ -138,6 +144,10 @@ class _Place:
     step: int
     step_from: str
 
+    def incomplete(self, lacks: str, *, final: bool = False) -> Incomplete:
+        name, uri = _shown(self.name), _shown(str(self.folder))
+        return Incomplete(name=name, uri=uri, step=self.step, lacks=_shown(lacks), final=final)
+
     def checkpoint(self, digest: str, created_at: str) -> Checkpoint:
         return Checkpoint(
             name=self.name,
@@ -148,6 +158,11 @@ class _Place:
             created_at=created_at,
             uri=str(self.folder),
         )
+
+
+def _shown(name: str) -> str:
+    """As it can be written down: bytes that are not UTF-8, which Linux allows in names, as `\\udcff` and the like."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _newest(files: Mapping[str, Path]) -> str:

@@ -385,3 +385,35 @@ def test_a_hostile_modules_file_costs_one_line(watched: Watched, text: str) -> N
 def _new(folder: Path) -> Path:
     folder.mkdir()
     return folder
+
+
+def not_utf8(name: bytes) -> str:
+    return os.fsdecode(name)
+
+
+def test_a_name_that_is_not_utf8_is_refused_for_good_in_words_that_can_be_written(watched: Watched) -> None:
+    write(watched.root / not_utf8(b"checkpoint-\xff-5"))
+    write(watched.root / "checkpoint-\u00fc-7")
+    (part,) = watched.list().incomplete
+    assert part.final
+    assert part.name == "checkpoint-\\udcff-5"
+    assert part.uri.endswith(part.name)
+    assert "not UTF-8" in part.lacks
+    assert watched.names() == ("checkpoint-\u00fc-7",)
+
+
+def test_a_file_name_that_is_not_utf8_is_named(watched: Watched) -> None:
+    write(watched.root / "checkpoint-5", files={not_utf8(b"vocab.\xff"): ""})
+    assert "its file vocab.\\udcff is not UTF-8" in watched.lacks()
+
+
+def test_a_link_to_a_name_that_is_not_utf8_is_told_in_words_that_can_be_written(watched: Watched, tmp_path: Path) -> None:
+    write(watched.root / "checkpoint-5")
+    (watched.root / "checkpoint-5" / "vocab.txt").symlink_to(tmp_path / not_utf8(b"\xff"))
+    assert "\\udcff leaves the folder" in watched.lacks()
+
+
+def test_a_path_that_is_not_utf8_is_a_problem_of_the_setup(tmp_path: Path) -> None:
+    source = FolderSource(path=write(tmp_path / not_utf8(b"\xff") / "checkpoint-5").parent)
+    with pytest.raises(SetupError, match=r"source\.path: .*udcff.*rename the folder"):
+        source.list(tmp_path / "state")
