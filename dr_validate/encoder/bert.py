@@ -43,15 +43,19 @@ class Bert(nn.Module):
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
         self.config = config
 
-    def forward(self, ids: Tensor, positions: Tensor, layout: Packing) -> Tensor:
-        """(num_tokens, width) for texts one after the other; ids and positions (num_tokens,)."""
+    def forward(self, ids: Tensor, positions: Tensor, layout: Packing, kept: Tensor | None = None) -> Tensor:
+        """(num_tokens, width) for texts one after the other; ids and positions (num_tokens,).
+
+        With `kept`, (num_kept,) numbers of tokens: (num_kept, width), and most of the last layer is computed for these alone.
+        """
         table: Any = self.embeddings  # torch types what is in a ModuleDict as Tensor or Module
         layers: Any = self.encoder["layer"]
         hidden = table["word_embeddings"](ids) + table["token_type_embeddings"].weight[0]
         hidden = table["LayerNorm"](hidden + table["position_embeddings"](positions))
-        for layer in layers:
+        *others, last = layers
+        for layer in others:
             hidden = layer(hidden, layout)
-        return hidden  # type: ignore[no-any-return]  # torch types every module call as Any
+        return last(hidden, layout, kept)  # type: ignore[no-any-return]  # torch types every module call as Any
 
 
 class _Layer(nn.Module):
@@ -64,10 +68,12 @@ class _Layer(nn.Module):
         self.heads = heads
         self.rule = Rule(scale=(width // heads) ** -0.5, causal=False, window=None)
 
-    def forward(self, hidden: Tensor, layout: Packing) -> Tensor:
+    def forward(self, hidden: Tensor, layout: Packing, kept: Tensor | None = None) -> Tensor:
         mixing: Any = self.attention["self"]
         parts = [mixing[name](hidden).view(len(hidden), self.heads, -1) for name in ("query", "key", "value")]
         mixed = attend((parts[0], parts[1], parts[2]), layout, self.rule).flatten(1)
+        if kept is not None:  # after attention no token sees another
+            mixed, hidden = mixed[kept], hidden[kept]
         hidden = _add(self.attention["output"], mixed, hidden)
         return _add(self.output, functional.gelu(self.intermediate["dense"](hidden)), hidden)
 
@@ -121,6 +127,7 @@ def _is_usual(config: Any) -> bool:
         and getattr(config, "position_embedding_type", "absolute") in ("absolute", None)
         and not (config.is_decoder or config.add_cross_attention)
         and config.hidden_size % config.num_attention_heads == 0
+        and config.num_hidden_layers > 0
     )
 
 

@@ -86,18 +86,19 @@ class Packed:
             self._pad_id = 1 if model.config.pad_token_id is None else int(model.config.pad_token_id)
 
     def __call__(self, batch: Batch) -> Tensor:
+        ids, positions, layout = self._row(batch)
+        hidden = self._model(input_ids=ids[None], position_ids=positions[None], packing=layout).last_hidden_state
+        states: Tensor = hidden[0, : len(batch.ids)]
+        return states
+
+    def _row(self, batch: Batch) -> tuple[Tensor, Tensor, attention.Packing]:
+        """Ids and positions (num_tokens,) on the device, and where the texts lie."""
         ids, positions, lengths = batch.ids, self._positions(batch), batch.lengths
         if extra := -len(ids) % ROUND_TO:
             ids, positions = (np.append(array, np.full(extra, array[0])) for array in (ids, positions))
             lengths = np.append(lengths, extra)
         layout = attention.packing(lengths, self._device)
-        hidden = self._run(to_device(ids, self._device), to_device(positions, self._device), layout)
-        return hidden[: len(batch.ids)]
-
-    def _run(self, ids: Tensor, positions: Tensor, layout: attention.Packing) -> Tensor:
-        hidden = self._model(input_ids=ids[None], position_ids=positions[None], packing=layout).last_hidden_state
-        states: Tensor = hidden[0]
-        return states
+        return to_device(ids, self._device), to_device(positions, self._device), layout
 
     def _positions(self, batch: Batch) -> Int64:
         if self._pad_id is None:
@@ -113,9 +114,15 @@ class Packed:
 class OwnPacked(Packed):
     """The same through a model of ours (`bert.py`)."""
 
-    def _run(self, ids: Tensor, positions: Tensor, layout: attention.Packing) -> Tensor:
-        states: Tensor = self._model(ids, positions, layout)
-        return states
+    def __call__(self, batch: Batch) -> Tensor:
+        states: Tensor = self._model(*self._row(batch))
+        return states[: len(batch.ids)]
+
+    def only(self, batch: Batch, tokens: Int64) -> Tensor:
+        """(len(tokens), width), the hidden states of these tokens of the batch: most of the last layer is spared the others."""
+        kept = np.append(tokens, np.zeros(-len(tokens) % ROUND_TO, dtype=np.int64))
+        states: Tensor = self._model(*self._row(batch), to_device(kept, self._device))
+        return states[: len(tokens)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from dr_validate.encoder.auto import AutoEncoder
 from dr_validate.encoder.bert import load_bert
 from dr_validate.encoder.contract import read_contract
+from dr_validate.encoder.forward import OwnPacked
 from dr_validate.encoder.terms import Stated
+from dr_validate.encoder.transformer import TransformerModel
 from dr_validate.errors import CheckpointError
 from dr_validate.values import Float32
 
@@ -55,6 +57,23 @@ def test_a_checkpoint_saved_with_its_training_head_is_the_model_inside(bert: Pat
         assert is_ours(bert)
     assert "1 weights that encoding does not use, such as cls.predictions.bias" in caplog.text
     assert np.abs(ours(bert, TEXTS) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("pooling", ["cls", "last", "mean"])
+def test_where_pooling_takes_one_token_the_last_layer_is_spared_the_others(bert: Path, pooling: Any) -> None:
+    texts = [[0, *range(5, 40), 2]] * 9
+    rows: list[int] = []
+    with AutoEncoder(pooling=pooling, normalize=False).load(bert, "cpu") as model:
+        assert isinstance(model, TransformerModel)
+        own: Any = model._towers["document"]._forward
+        assert isinstance(own, OwnPacked)
+        layers: Any = own._model.encoder["layer"]
+        for layer in layers:
+            layer.intermediate["dense"].register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+        vectors = model.encode(model.tokenizer("document").tokenize(texts), "document")
+    assert rows == [384, 384 if pooling == "mean" else 64]  # 333 tokens and 9 texts, both filled up
+    assert np.isfinite(vectors).all()
+    assert np.ptp(vectors, axis=0).max() < 1e-5  # equal texts
 
 
 @pytest.mark.parametrize(("key", "value"), [("hidden_act", "relu"), ("is_decoder", True)])
