@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.benchmark import table
+from scripts.benchmark.idle import idle_and_whole
 from scripts.benchmark.job import Job, model_numbers, write_checkpoints, write_part, write_ready
 from scripts.benchmark.table import Measured, Setting
 
@@ -144,6 +145,7 @@ class Bench:
         state = self._work / "state"
         cpu, wall, peak = self._measure("dr_validate", *overrides, f"state_dir={state}")
         reports = [json.loads(line) for line in (state / "reports.jsonl").read_text().splitlines()]
+        idle = idle_and_whole((self._work / "log").read_text(), reports)
         shutil.rmtree(state)
         measured = Measured(
             label=one.label,
@@ -152,6 +154,7 @@ class Bench:
             wall_s=wall,
             peak_mib=peak,
             ndcg=reports[-1]["metrics"]["ndcg@10"]["value"],
+            idle=idle,
             meter=self._part("pipeline", *overrides)[0] if self._with_phases else {},
         )
         bfloat16 = "encoder.dtype=bfloat16" in one.overrides

@@ -1,11 +1,13 @@
 """scripts/bench.py: every contender does the same work, and what is said of it is counted right."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from scripts.benchmark.idle import idle_and_whole
 from scripts.benchmark.job import Job, read_job, read_rows, write_checkpoints, write_part, write_ready
 from scripts.benchmark.meter import Meter
 from scripts.benchmark.table import Measured, Setting, gflop, phases, whole
@@ -101,3 +103,25 @@ def test_the_table_compares_with_the_peers_and_with_the_fastest_product() -> Non
     # 1e6 tokens of 100,000 operations each are 100 GFLOP in 4 CPU seconds: 25 of the 50 that the product makes.
     line = phases(rows, setting).splitlines()[-1]
     assert line == "| ours | 1.00 | 0.50 | 0.00 | 4.00 | 0.00 | 0.00 | 0.50 | 1.50 | 25 | 50% |"
+
+
+def test_idle_is_what_is_neither_encoding_nor_searching_from_one_checkpoint_to_the_next() -> None:
+    log = (
+        "2026-11-21 23:59:50,000 INFO    validated checkpoint-1: mrr@10 0.1 (9 documents, 12.0 s)\n"
+        "2026-11-21 23:59:50,100 INFO    linear layers of 9x9: oneDNN is 1.1 times as fast here\n"
+        "2026-11-22 00:00:01,500 INFO    validated checkpoint-2: mrr@10 0.2 (9 documents, 11.0 s)\n"
+        "2026-11-22 00:00:12,000 INFO    validated checkpoint-3: mrr@10 0.3 (9 documents, 10.0 s)\n"
+    )
+    encode = {"checkpoint-1": 8.0, "checkpoint-2": 9.5, "checkpoint-3": 8.0}
+    reports = [{"checkpoint": {"name": name}, "seconds": {"encode": s, "search": 0.5}} for name, s in encode.items()]
+    idle = idle_and_whole(log, reports)
+    assert idle == pytest.approx(((1.5 + 2.0) / 2, 11.0))
+    assert idle_and_whole(log.splitlines()[0], reports[:1]) is None
+    rows = [Measured(label=label, documents=9, cpu_s=9.0, wall_s=9.0, peak_mib=9.0, ndcg=0.5) for label in ("peer", "ours")]
+    text = whole([rows[0], dataclasses.replace(rows[1], idle=idle)], Setting(bases=(), products={}, numbers=None))
+    assert [line.split("|")[-2].strip() for line in text.splitlines()] == [
+        "idle between two checkpoints",
+        "---",
+        "-",
+        "1.8 s, 16%",
+    ]

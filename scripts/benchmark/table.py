@@ -18,6 +18,7 @@ class Measured:
     peak_mib: float
     ndcg: float
     meter: Mapping[str, Any] = field(default_factory=dict)
+    idle: tuple[float, float] | None = None  # seconds, see `idle_and_whole`
     kernels: tuple[str, ...] = ("float32, torch", "float32, oneDNN")  # what its products are compared with: the fastest
 
 
@@ -35,13 +36,20 @@ def whole(rows: Sequence[Measured], setting: Setting) -> str:
     bases = [row for row in rows if row.label in setting.bases]
     head = ["contender", "documents encoded", "CPU s", "wall s", "documents per CPU s", "per s"]
     head += [f"as fast as {base.label}: CPU, wall" for base in bases] + ["peak MiB", "nDCG@10"]
+    in_a_row = any(row.idle for row in rows)
+    head += ["idle between two checkpoints"] * in_a_row
     lines = []
     for row in rows:
         cells = [row.label, f"{row.documents:,}", f"{row.cpu_s:.1f}", f"{row.wall_s:.1f}"]
         cells += [f"{row.documents / row.cpu_s:.0f}", f"{row.documents / row.wall_s:.0f}"]
         cells += [f"{base.cpu_s / row.cpu_s:.1f}x, {base.wall_s / row.wall_s:.1f}x" for base in bases]
-        lines.append([*cells, f"{row.peak_mib:,.0f}", f"{row.ndcg:.6f}"])
+        cells += [f"{row.peak_mib:,.0f}", f"{row.ndcg:.6f}"]
+        lines.append([*cells, _share(row.idle)] if in_a_row else cells)
     return _markdown(head, lines)
+
+
+def _share(idle: tuple[float, float] | None) -> str:
+    return "-" if idle is None else f"{idle[0]:.1f} s, {idle[0] / idle[1]:.0%}"
 
 
 def phases(rows: Sequence[Measured], setting: Setting) -> str:
