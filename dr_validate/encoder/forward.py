@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dr_validate.encoder import attention
-from dr_validate.encoder.batches import Batch
+from dr_validate.encoder.batches import ROUND_TO, Batch
 from dr_validate.encoder.lengths import PADDING_OFFSET_MODELS, positions
 from dr_validate.encoder.linears import pack_linears
 from dr_validate.values import Int64
@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 
 # Largest difference of hidden states, relative to the largest of them, between two ways of computing the same.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
-ROUND_TO = 64
 CHECKED_LENGTHS = (9, 3, 3)
 LARGEST_CHECKED_WINDOW = 512
 # What a transformer raises that does not know packed batches.
@@ -72,8 +71,7 @@ class Padded:
 class Packed:
     """Texts in one row, without padding between them; attention stays within a text (`attention.py`).
 
-    The row ends with a text of less than ROUND_TO tokens that nobody asked for, so that rows have few different lengths: for
-    each, oneDNN keeps a program and its memory, up to 1024 of them (measured: 0.3 GiB in 300 batches, for 1% fewer tokens).
+    The row ends with a text of less than ROUND_TO tokens that nobody asked for (`batches.py` says why).
     """
 
     name, pads = "packed", False

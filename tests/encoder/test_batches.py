@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dr_validate.encoder.batches import plan, take
+from dr_validate.encoder.batches import ROUND_TO, plan, take
 from dr_validate.encoder.threads import for_each
 from dr_validate.values import TokenBlock
 
@@ -26,6 +26,13 @@ def test_a_plan_holds_every_text_with_tokens_once_and_keeps_its_budget(
     for batch in batches:
         size = len(batch) * array[batch].max() if pad else array[batch].sum()
         assert size <= budget or len(batch) == 1
+
+
+def test_batches_end_where_little_has_to_be_filled_up() -> None:
+    lengths = np.random.default_rng(0).integers(5, 128, 2000)
+    batches = plan(lengths, 2048, 2, pad=False)
+    filled = sum(-int(lengths[batch].sum()) % ROUND_TO for batch in batches)
+    assert filled < 0.01 * lengths.sum()  # where they end wherever the budget does: 0.015
 
 
 def test_padded_texts_of_a_full_batch_are_of_like_length() -> None:
