@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from dr_validate.encoder.auto import AutoEncoder
+from dr_validate.encoder.forward import LARGEST_CHECKED_WINDOW
 from dr_validate.values import Float32
+from tests.encoder.conftest import save_model, small_config
 
 Pooling = Literal["cls", "mean", "max", "last", "weighted_mean"]
 FAMILIES = {  # and how their texts go through them
@@ -95,6 +97,27 @@ def test_padding_that_stands_in_a_text_is_numbered_as_roberta_numbers_it(make_mo
         vectors = model.encode(model.tokenizer("document").tokenize(texts), "document")
         assert model.contract["batches"] == "packed"
     assert np.abs(vectors - np.stack(expected)).max() < 1e-5 * np.abs(vectors).max()
+
+
+def test_a_window_too_large_to_be_checked_at_loading_is_kept(tmp_path: Path, tokenizer_folder: Path) -> None:
+    import transformers
+
+    config = small_config("MistralConfig")
+    config.sliding_window, config.max_position_embeddings = LARGEST_CHECKED_WINDOW + 88, 1400
+    folder = save_model(tmp_path / "mistral", tokenizer_folder, config)
+    texts = [[*range(3, 150)] * 8, [5, 6, 7]]
+    family: Any = transformers.AutoModel
+    found = []
+    for window in (config.sliding_window, config.sliding_window + 1):  # one more or less would show
+        plain = family.from_pretrained(str(folder), dtype=torch.float32, sliding_window=window).eval()
+        with torch.inference_mode():
+            found.append(np.stack([plain(input_ids=torch.tensor([ids])).last_hidden_state[0, -1].numpy() for ids in texts]))
+    expected, wrong = found
+    with AutoEncoder(pooling="last", normalize=False, document_max_length=1300).load(folder, "cpu") as model:
+        vectors = model.encode(model.tokenizer("document").tokenize(texts), "document")
+        assert model.contract["batches"] == "packed"
+    scale = float(np.abs(expected).max())
+    assert np.abs(vectors - expected).max() < 1e-5 * scale < np.abs(wrong - expected).max()
 
 
 @pytest.mark.parametrize("pooling", ["cls", "max", "weighted_mean"])
