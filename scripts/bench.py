@@ -5,6 +5,10 @@
 Asyncval's and Tevatron's ways of working are re-created (`benchmark/padded.py` says how, and what is left out in their favour),
 sentence-transformers' evaluator is its own, this project is its command line on a fresh state_dir. Of several rounds the one
 with the fewest CPU seconds counts. On a machine that others use, read CPU seconds and ratios. `--gpu` has never been run.
+
+    python scripts/bench.py --architectures
+
+measures no speed: it says which way each architecture takes, and how far its vectors are from plain transformers'.
 """
 
 import argparse
@@ -31,6 +35,7 @@ from scripts.benchmark.table import Measured, Setting
 ROOT = Path(__file__).resolve().parents[1]
 ASYNCVAL, TEVATRON = "Asyncval's way, re-created", "Tevatron's way, re-created"
 SENTENCES = "sentence-transformers' evaluator"
+QUERIES, DOCUMENTS = 20, 400  # of --architectures, beside the long texts
 ROOM = 200  # documents beside the judged ones: enough for each stratum of the sample to be drawn from
 
 
@@ -61,6 +66,14 @@ def contenders(fraction: float) -> list[Contender]:
 
 def main() -> None:
     options = parse()
+    text = architectures(options) if options.architectures else speed(options)
+    sys.stdout.write(text)
+    if options.out:
+        options.out.write_text(text)
+
+
+def speed(options: argparse.Namespace) -> str:
+    """The tables of all contenders."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         documents, judged = write_part(options.data, work / "collection", options.docs, options.seed)
@@ -77,10 +90,17 @@ def main() -> None:
         bench = Bench(work, job, documents, options)
         rows, setting = bench.run(chosen, options.rounds)
     text = f"{_head(options, documents, judged)}\n{table.whole(rows, setting)}\n"
-    text += f"CPU seconds by phase:\n\n{table.phases(rows, setting)}\n{table.products(setting)}"
-    sys.stdout.write(text)
-    if options.out:
-        options.out.write_text(text)
+    return text + f"CPU seconds by phase:\n\n{table.phases(rows, setting)}\n{table.products(setting)}"
+
+
+def architectures(options: argparse.Namespace) -> str:
+    """The table of architectures."""
+    import torch
+
+    from scripts.benchmark.architectures import compare_all, small_collection
+
+    torch.set_num_threads(options.threads)
+    return compare_all(options.model, small_collection(options.data, QUERIES, options.docs or DOCUMENTS))
 
 
 def parse() -> argparse.Namespace:
@@ -95,6 +115,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=13)
     parser.add_argument("--only", nargs="+", choices=[one.name for one in contenders(1.0)])
     parser.add_argument("--no-phases", action="store_true", help="measure this project once instead of twice in a round")
+    parser.add_argument("--architectures", action="store_true", help="compare vectors instead of speed")
     parser.add_argument("--gpu", action="store_true", help="on cuda:0, encoding measured with device events")
     parser.add_argument("--out", type=Path, help="write the tables to this file, too")
     options = parser.parse_args()

@@ -45,7 +45,7 @@ def whole(rows: Sequence[Measured], setting: Setting) -> str:
         cells += [f"{base.cpu_s / row.cpu_s:.1f}x, {base.wall_s / row.wall_s:.1f}x" for base in bases]
         cells += [f"{row.peak_mib:,.0f}", f"{row.ndcg:.6f}"]
         lines.append([*cells, _share(row.idle)] if in_a_row else cells)
-    return _markdown(head, lines)
+    return markdown(head, lines)
 
 
 def _share(idle: tuple[float, float] | None) -> str:
@@ -66,13 +66,13 @@ def phases(rows: Sequence[Measured], setting: Setting) -> str:
         product = max((setting.products[name]["cpu"] for name in row.kernels if name in setting.products), default=0.0)
         cells.append(f"{tokens['computed'] / tokens['real']:.2f}")
         lines.append([*cells, f"{rate:.0f}" if rate else "-", f"{rate / product:.0%}" if rate and product else "-"])
-    return _markdown(head, lines)
+    return markdown(head, lines)
 
 
 def products(setting: Setting) -> str:
     """The matrix products themselves."""
     rows = [[name, f"{rate['cpu']:.0f}", f"{rate['wall']:.0f}"] for name, rate in setting.products.items()]
-    return _markdown(["matrix product", "GFLOP per CPU s, one thread", "GFLOP/s, all threads"], rows)
+    return markdown(["matrix product", "GFLOP per CPU s, one thread", "GFLOP/s, all threads"], rows)
 
 
 def gflop(tokens: Mapping[str, int], numbers: Mapping[str, int] | None) -> float:
@@ -84,6 +84,6 @@ def gflop(tokens: Mapping[str, int], numbers: Mapping[str, int] | None) -> float
     return layers * (linear + 4 * width * tokens["squares"]) / 1e9
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
     return "\n".join(lines) + "\n"
