@@ -66,9 +66,9 @@ class Pipeline:
     def validate(self, checkpoint: Checkpoint, folder: Path, *, full: bool, control: Control) -> Report:
         """Encode, search, score, report. `full` encodes the whole corpus whatever the sampler says (a baseline)."""
         clock, encoded_now, reason = _Clock(), 0, None
-        with self.bench.in_hand(checkpoint.digest, folder, self._begin_warm_up) as hand:
+        with self._in_hand(checkpoint, folder) as hand:
             for plan in [self.plans[True]] if full else self._sampled():
-                ranked = self._rank(hand, plan, (checkpoint, folder), control)
+                ranked = self._rank(hand, plan, control)
                 clock.lap("rank", ranked.seconds)
                 encoded_now += ranked.encoded_now
                 self._begin_warm_up()  # nothing was loaded if all vectors were kept
@@ -95,11 +95,9 @@ class Pipeline:
             notes={"encoder": ranked.contract, **self._notes(plan, scores, reason), **outcome.notes},
         )
 
-    @contextlib.contextmanager
-    def prepare(self, checkpoint: Checkpoint, folder: Path, *, full: bool, part: str) -> Iterator[Work]:
-        """All that ranking a checkpoint takes; nothing is loaded before it is used. `part`: see `Plan`."""
-        with self.bench.in_hand(checkpoint.digest, folder) as hand:
-            yield self.bench.work(hand, self.plans[True] if full else self.plans.named(part))
+    def work(self, hand: Hand, *, full: bool, part: str) -> Work:
+        """What a member of a team ranks; `part`: see `Plan`."""
+        return self.bench.work(hand, self.plans[True] if full else self.plans.named(part))
 
     @property
     def specs(self) -> Sequence[str]:
@@ -137,13 +135,21 @@ class Pipeline:
         for plan in plans:
             results.write_sample(self.state_dir, self.test_set, plan.sample)
 
-    def _rank(self, hand: Hand, plan: Plan, origin: tuple[Checkpoint, Path], control: Control) -> Ranked:
+    @contextlib.contextmanager
+    def _in_hand(self, checkpoint: Checkpoint, folder: Path) -> Iterator[Hand]:
+        """On this device, or on those of the team."""
+        with contextlib.ExitStack() as stack:
+            if self.team:
+                stack.enter_context(self.team.in_hand(checkpoint.digest, folder))
+            yield stack.enter_context(self.bench.in_hand(checkpoint.digest, folder, self._begin_warm_up))
+
+    def _rank(self, hand: Hand, plan: Plan, control: Control) -> Ranked:
         work = self.bench.work(hand, plan)
         if self.team is None:
             ranked = self.run.engine.rank(work.model, work.workload, self.run.index, control, self.device)
             seconds = {"tokenize": work.tokenize_s, **ranked.seconds}
             return replace(ranked, contract=work.contract(), seconds=seconds)
-        with self.team.at_work(*origin, full=plan is self.plans[True], part=plan.part):
+        with self.team.at_work(full=plan is self.plans[True], part=plan.part):
             return self.run.engine.rank_shared(self.team, work.workload, self.run.index, control)
 
     def _meet_anchor(self, plan: Plan, control: Control) -> None:

@@ -41,11 +41,8 @@ class Work:
 
     @property
     def tokenize_s(self) -> float:
+        """Seconds that it took so far."""
         return sum(blocks.tokenize_s for blocks in self.texts.values())
-
-    def seconds(self) -> dict[str, float]:
-        """What loading and tokenizing took so far."""
-        return {"load": self.model.load_s, "tokenize": self.tokenize_s}
 
 
 class Bench:

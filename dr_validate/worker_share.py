@@ -1,7 +1,8 @@
 """The process that holds one of several devices: `python -m dr_validate.worker_share`, started and steered by `worker_team`.
 
-Each message on standard input has one answer on standard output. `start` and `read` come once, then for each checkpoint
-`begin`, the requests of `engine.shared`, `account` and `end`. Test set, tokens, imports and the device stay in between.
+Each message on standard input has one answer on standard output. `start` and `read` come once, then for each checkpoint `take`,
+for each of its samples `begin`, the requests of `engine.shared`, `account` and `end`, and at last `release`. Test set, tokens,
+imports and the device stay between checkpoints, the model between samples of one.
 """
 
 import contextlib
@@ -18,8 +19,7 @@ from dr_validate.devices import hold
 from dr_validate.logs import set_up_logging
 from dr_validate.messages import Message, Share, read_message, write_message
 from dr_validate.pipeline import Pipeline
-from dr_validate.values import Checkpoint
-from dr_validate.work import Work
+from dr_validate.work import Hand, Work
 from dr_validate.worker import errors_to, live_and_die_with_parent, private_stdout, what_stays
 
 
@@ -45,8 +45,10 @@ class _Member:
     _work: Work
 
     def __init__(self) -> None:
-        self._at_work = contextlib.ExitStack()
+        self._in_hand = contextlib.ExitStack()
+        self._hand: Hand | None = None
         self._share: Share | None = None
+        self._load_s = 0.0  # of the checkpoint in hand, as far as it was told
 
     def answer(self, request: Message) -> Message:
         facts = request.facts
@@ -55,12 +57,17 @@ class _Member:
         elif request.kind == "read":
             self._pipeline.open_data()
             return Message(kind="read", facts={"specs": list(self._pipeline.specs)})
+        elif request.kind == "take":
+            self._hand = self._in_hand.enter_context(self._pipeline.bench.in_hand(facts["digest"], Path(facts["folder"])))
+            self._load_s = 0.0
         elif request.kind == "begin":
-            self._begin(Checkpoint(**facts["checkpoint"]), Path(facts["folder"]), full=facts["full"], part=facts["part"])
+            self._begin(full=facts["full"], part=facts["part"])
         elif request.kind == "end":
             self._share = None
-            self._at_work.close()
-        elif self._share is not None:  # or else `begin` went wrong, which was told
+        elif request.kind == "release":
+            self._hand = None
+            self._in_hand.close()
+        elif self._share is not None:  # or else `take` or `begin` went wrong, which was told
             answer = self._share.answer(request)
             return self._whole_account(answer, facts["contract"]) if request.kind == "account" else answer
         return Message(kind=request.kind)
@@ -72,13 +79,17 @@ class _Member:
             hold(place)
             self._pipeline = Pipeline(build(config), place)
 
-    def _begin(self, checkpoint: Checkpoint, folder: Path, *, full: bool, part: str) -> None:
+    def _begin(self, *, full: bool, part: str) -> None:
+        if self._hand is None:
+            return
         pipeline = self._pipeline
-        self._work = self._at_work.enter_context(pipeline.prepare(checkpoint, folder, full=full, part=part))
+        self._work = pipeline.work(self._hand, full=full, part=part)
         self._share = pipeline.run.engine.share(self._work.model, self._work.workload, pipeline.run.index, pipeline.device)
 
     def _whole_account(self, answer: Message, wants_contract: bool) -> Message:
-        seconds = {**self._work.seconds(), **answer.facts["seconds"]}
+        load_s = self._work.model.load_s
+        seconds = {"load": load_s - self._load_s, "tokenize": self._work.tokenize_s, **answer.facts["seconds"]}
+        self._load_s = load_s
         contract = self._work.contract() if wants_contract else {}
         return Message(kind="account", facts={**answer.facts, "seconds": seconds, "contract": dict(contract)})
 

@@ -9,14 +9,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dr_validate.devices import Device
 from dr_validate.errors import CheckpointError, DeviceFailure, SetupError
 from dr_validate.messages import Answer, Message, read_message, write_message
-from dr_validate.values import Checkpoint
 from dr_validate.worker_client import how_it_ended
 
 Inbox = queue.Queue[tuple[int, Message | None]]
@@ -68,16 +66,26 @@ class WorkerTeam:
                 raise SetupError("the test set changed while the processes of the devices were started; start again")
 
     @contextlib.contextmanager
-    def at_work(self, checkpoint: Checkpoint, folder: Path, *, full: bool, part: str = "") -> Iterator[None]:
-        """Within the block every member has this checkpoint in hand; after it, none has. Waits for what was begun."""
-        facts = {"checkpoint": asdict(checkpoint), "folder": str(folder), "full": full, "part": part}
+    def in_hand(self, digest: str, folder: Path) -> Iterator[None]:
+        """Within the block every member has this checkpoint in hand; what it loads of it stays until the end."""
+        with self._between("take", "release", {"digest": digest, "folder": str(folder)}):
+            yield
+
+    @contextlib.contextmanager
+    def at_work(self, *, full: bool, part: str) -> Iterator[None]:
+        """Within the block every member has this sample of the checkpoint in hand at work. Waits for what was begun."""
+        with self._between("begin", "end", {"full": full, "part": part}):
+            yield
+
+    @contextlib.contextmanager
+    def _between(self, first: str, last: str, facts: Mapping[str, Any]) -> Iterator[None]:
         try:
-            self._ask_all(Message(kind="begin", facts=facts))
+            self._ask_all(Message(kind=first, facts=facts))
             yield
         finally:
             if self._processes:  # none is left after one has died
                 self._settle()
-                self._ask_all(Message(kind="end"))
+                self._ask_all(Message(kind=last))
                 self._settle()
 
     def ask(self, member: int, request: Message) -> None:
