@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dr_validate.values import Int64
 
-CLAIMED_TOGETHER = 1024  # ordinals to a lock: 2,048 documents in 1% of a corpus take 200 locks, less than a millisecond
+CLAIMED_TOGETHER = 256  # ordinals to a lock: 2,048 documents in 1% of a corpus take 800 locks, about a millisecond
 
 
 class Claims:
