@@ -39,6 +39,11 @@ class Crossings:
     odds: Float64  # (num_strata,) of a document of the stratum to be sampled
     quality: float  # mean reciprocal rank of the first relevant document in the sample: what a checkpoint is like
 
+    @property
+    def crowd(self) -> Float64:
+        """(num_strata,) mean of `expected`: how near the documents that were left out come to the top, with little noise."""
+        return self.expected.mean(axis=(1, 2), dtype=np.float64) if len(self.query) else np.zeros(len(self.odds))
+
     def save(self, path: Path) -> None:
         with atomic_file(path) as stream:
             arrays: Any = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}

@@ -11,7 +11,8 @@ from dr_validate.metrics.gains import Gains, gains
 from dr_validate.values import Float64, Int64, Qrels
 
 Z = 1.96
-MISFIT, OWN_MISFIT = 0.08, 0.10  # standard deviations of the correction's error, as shares of it: all alike, and one alone
+MISFIT, OWN_MISFIT = 0.08, 0.05  # standard deviations of the correction's error, as shares of it: all alike, and one alone ...
+DEEPER = 0.25  # ... at a cutoff of 10; growing with this power of the cutoff: what is far down, the model knows less of
 TOGETHER = 0.3  # how much of two checkpoints' own errors is the same: they see the same documents
 PULL = 0.15  # how much a correction may differ from the others before it is believed, as a share of their mean
 BLOCK = 2_000  # rows whose chances are held at once
@@ -113,7 +114,8 @@ def _estimate(crossings: Crossings, table: _Table, calibration: Calibration | No
     scattered = table.per_query(sd, query)
     scatter = float(np.sqrt(np.nansum(scattered**2))) / max(1, len(table.gains.scored))
     corrected = naive_mean - value
-    own = float(np.sqrt(scatter**2 + (slope * mine) ** 2 + (OWN_MISFIT * corrected) ** 2))
+    alone = OWN_MISFIT * (table.cutoff / 10) ** DEEPER * corrected
+    own = float(np.sqrt(scatter**2 + (slope * mine) ** 2 + alone**2))
     shared = float(np.hypot(slope * common, MISFIT * corrected))
     return Estimated(value=value, naive=naive_mean, shared=shared, own=own, per_query=per_query, crossed=above)
 
@@ -128,10 +130,13 @@ class _Predictor:
         """Standard deviation of the common part of the linear predictor at a typical relevant document."""
         variances = []
         for stratum in range(len(self._crossings.odds)):
-            typical = features(self._crossings, stratum, 0, self._table.rows).mean(axis=0) if len(self._table.rows) else None
+            typical = self._features(stratum, 0).mean(axis=0) if len(self._table.rows) else None
             if typical is not None:
                 variances.append(float(typical @ self._calibration.covariance[stratum] @ typical))
         return float(np.sqrt(np.mean(variances))) if variances else 0.0
+
+    def _features(self, stratum: int, fold: int) -> Float64:
+        return features(self._crossings, stratum, fold, self._table.rows, self._calibration.crowd)
 
     def expect(self, shift: float) -> tuple[Float64, Float64]:
         """(num_rows,) mean and standard deviation of each contribution, with the intercepts moved by `shift`."""
@@ -149,7 +154,7 @@ class _Predictor:
         """Mean and shape of the number of documents above that were not sampled, given those of the fold that were."""
         rows, total, square = self._table.rows, np.zeros(len(self._table.rows)), np.zeros(len(self._table.rows))
         for stratum, odds in enumerate(self._crossings.odds):
-            predictor = features(self._crossings, stratum, fold, rows) @ self._calibration.coefficients[stratum]
+            predictor = self._features(stratum, fold) @ self._calibration.coefficients[stratum]
             mean = np.exp(np.clip(predictor + self._own[stratum] + shift, -12, 9))
             form = shape(mean, float(odds))
             seen = self._crossings.crossed[stratum, fold, rows]
