@@ -15,6 +15,7 @@ MISFIT, OWN_MISFIT = 0.08, 0.05  # standard deviations of the correction's error
 DEEPER = 0.25  # ... at a cutoff of 10; growing with this power of the cutoff: what is far down, the model knows less of
 TOGETHER = 0.3  # how much of two checkpoints' own errors is the same: they see the same documents
 PULL = 0.15  # how much a correction may differ from the others before it is believed, as a share of their mean
+STEP = 0.2  # of the intercept, to see how the value answers to it
 BLOCK = 2_000  # rows whose chances are held at once
 
 
@@ -109,8 +110,7 @@ def _estimate(crossings: Crossings, table: _Table, calibration: Calibration | No
     common, mine = predictor.spread(), float(np.mean([spread for _, spread in owns]))
     slope = 0.0
     if common > 0:  # how the value answers to the intercept
-        lower, higher = (float(np.nanmean(table.per_query(predictor.expect(s)[0], query))) for s in (-0.3, 0.3))
-        slope = (higher - lower) / 0.6
+        slope = (float(np.nanmean(table.per_query(predictor.expect(STEP)[0], query))) - value) / STEP
     scattered = table.per_query(sd, query)
     scatter = float(np.sqrt(np.nansum(scattered**2))) / max(1, len(table.gains.scored))
     corrected = naive_mean - value
