@@ -148,8 +148,14 @@ def test_looking_at_checkpoints_does_not_change_the_training(base: Path, series:
         lengths=(24, 32),
         seed=0,
     )
-    for _ in train(recipe, collection, tmp_path):
-        torch.rand(7)
+    allowed = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for _ in train(recipe, collection, tmp_path):
+            torch.rand(7)
+            assert torch.get_num_threads() == 2, "training takes one and gives the others back"
+    finally:
+        torch.set_num_threads(allowed)
     before = series / "minilm3" / "checkpoints" / "checkpoint-4" / "model.safetensors"
     assert sha256_of_file(tmp_path / "checkpoint-4" / "model.safetensors") == sha256_of_file(before)
 
