@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dr_validate.encoder.attention import Packing, Rule, attend
+from dr_validate.encoder.bert_config import BertConfig, read_bert_config
 from dr_validate.encoder.checks import read_object
 from dr_validate.encoder.linears import linear_of
 from dr_validate.encoder.terms import Tower
@@ -26,7 +27,7 @@ PREFIX_OF = {"bert": "bert.", "roberta": "roberta.", "xlm-roberta": "roberta."} 
 class Bert(nn.Module):
     """The encoder; modules are named as transformers saves them."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: BertConfig) -> None:
         super().__init__()
         width, heads = config.hidden_size, config.num_attention_heads
         self.embeddings = nn.ModuleDict(
@@ -104,12 +105,10 @@ def load_bert(tower: Tower, dtype: torch.dtype) -> Bert | None:
         or not file.is_file()
     ):
         return None
-    from transformers import AutoConfig
-
+    config = read_bert_config(tower.weights)
+    if config is None:
+        return None
     try:
-        config: Any = AutoConfig.from_pretrained(str(tower.weights), local_files_only=True, trust_remote_code=False)
-        if not _is_usual(config):
-            return None
         model = Bert(config)
         state, unused = _read(tower, PREFIX_OF[config.model_type], set(model.state_dict()))
         model.load_state_dict({key: value.to(dtype) for key, value in state.items()}, strict=True, assign=True)
@@ -119,16 +118,6 @@ def load_bert(tower: Tower, dtype: torch.dtype) -> Bert | None:
     if unused:
         log.info("%s: %d weights that encoding does not use, such as %s", tower.weights.name, len(unused), unused[0])
     return model.eval().requires_grad_(False)
-
-
-def _is_usual(config: Any) -> bool:
-    return (
-        config.hidden_act == "gelu"
-        and getattr(config, "position_embedding_type", "absolute") in ("absolute", None)
-        and not (config.is_decoder or config.add_cross_attention)
-        and config.hidden_size % config.num_attention_heads == 0
-        and config.num_hidden_layers > 0
-    )
 
 
 def _read(tower: Tower, prefix: str, wanted: set[str]) -> tuple[dict[str, Tensor], list[str]]:

@@ -106,3 +106,15 @@ def test_transformers_models_are_not_imported_for_it(bert: Path) -> None:
         assert not slow, slow
     """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_real_weights_load_without_transformers(minilm: Path) -> None:
+    code = f"""if True:
+        import sys
+        from pathlib import Path
+        from dr_validate.encoder.auto import AutoEncoder
+        with AutoEncoder(pooling="mean", normalize=True).load(Path({str(minilm)!r}), "cpu") as model:
+            model.encode(model.tokenizer("document").tokenize(["a text"]), "document")
+        assert "transformers" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
