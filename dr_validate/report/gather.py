@@ -31,13 +31,18 @@ class Strategy:
 
     @property
     def documents(self) -> float | None:
-        """Encoded for one checkpoint; None before the first."""
-        return self.done[-1].corpus.get("encoded") if self.done else None
+        """Encoded for one checkpoint, the mean (early decisions end some sooner); None before the first."""
+        known = self._of_corpus("encoded")
+        return round(statistics.fmean(known)) if known else None
 
     @property
     def fraction(self) -> float | None:
         """The share of the corpus that this is."""
-        return self.done[-1].corpus.get("fraction") if self.done else None
+        known = self._of_corpus("fraction")
+        return statistics.fmean(known) if known else None
+
+    def _of_corpus(self, name: str) -> list[float]:
+        return [report.corpus[name] for report in self.done if report.corpus.get(name) is not None]
 
     @property
     def seconds(self) -> float | None:
