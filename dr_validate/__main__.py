@@ -5,17 +5,20 @@ import sys
 from pathlib import Path
 
 import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from dr_validate import sweep
 from dr_validate.config import conf_dir
 from dr_validate.job import SETUP_IS_WRONG, run_job
+from dr_validate.overrides import NOT_COMPOSED, explain
+
+INTERRUPTED = 130  # what a shell makes of SIGINT
+RAISE = "HYDRA_FULL_ERROR"  # environment: has Hydra raise what does not compose, which it would print itself
 
 
 def main() -> None:
-    """Console entry; exit codes as in the README: 0 done, 1 a checkpoint failed for good in `once`, 2 setup is wrong.
+    """Console entry; exit codes as in the README: 0 done, 1 a checkpoint failed for good in `once`, 2 setup is wrong;
+    130 after a second SIGINT.
 
     A sweep ends with the worst code of its jobs.
     """
@@ -23,16 +26,24 @@ def main() -> None:
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def job(config: DictConfig) -> None:
+        if not asked_for:
+            os.environ.pop(RAISE, None)
         codes.append(run_job(config))
 
     sweep.prepare(os.environ)
+    asked_for = RAISE in os.environ
+    if not {"-m", "--multirun"} & set(sys.argv):  # there a job may be what raises, in another process
+        os.environ.setdefault(RAISE, "1")
     try:
         job()
     except SystemExit as error:  # Hydra ends with 1 when a configuration does not compose, and when a job raises
         code = error.code if isinstance(error.code, int) else 1
         codes.append(SETUP_IS_WRONG if code == 1 and not _jobs_folder() else code)
-    except (HydraException, OmegaConfBaseException) as error:  # Hydra leaves them to a debugger, and takes coverage for one
-        sys.stderr.write(f"{error}\n")
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: ended at once; the next start goes on from what is saved\n")
+        codes.append(INTERRUPTED)
+    except NOT_COMPOSED as error:
+        sys.stderr.write(f"{explain(error, sys.argv[1:])}\n")
         codes.append(SETUP_IS_WRONG)
     finally:
         if folder := _jobs_folder():

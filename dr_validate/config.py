@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from dr_validate.component import component
 from dr_validate.devices import check_devices
 from dr_validate.errors import ConfigError, DrValidateError
-from dr_validate.metrics.ranx import deepest_cutoff, parse_metric
+from dr_validate.metrics.ranx import RanxMetrics, deepest_cutoff, parse_metric
 from dr_validate.report.settings import ReportSettings
 from dr_validate.stages import Dataset, Encoder, Engine, Fidelity, Index, Sampler, Source
 
@@ -124,6 +124,8 @@ def _describe(problem: Mapping[str, Any], place: str, values: Mapping[str, Any])
     if any(word in path.lower() for word in SECRET_WORDS):
         return f"{path}: {message} (value not shown; keys belong in the environment)"
     shown = problem["input"]
+    if problem["type"] == "tuple_type":
+        return f"{path}: expected a list, e.g. {path}=[{shown}] (got {shown!r})"
     plain = isinstance(shown, (str, int, float, list, tuple)) or shown is None  # not the whole component
     return f"{path}: {message} (got {shown!r})" if plain else f"{path}: {message}"
 
@@ -145,6 +147,11 @@ def _metric_problems(settings: Settings) -> list[str]:
 def _first_choice(stage: str) -> str:
     choices = sorted(file.stem for file in (conf_dir() / stage).glob("*.yaml"))
     return choices[0] if choices else "NAME"
+
+
+def metrics_of(settings: Settings) -> RanxMetrics:
+    """What scores rankings."""
+    return RanxMetrics(names=settings.metrics)
 
 
 def report_settings(config: Mapping[str, Any]) -> ReportSettings:

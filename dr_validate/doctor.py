@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dr_validate.config import Run, build
+from dr_validate.config import Run, build, metrics_of
 from dr_validate.devices import Device
 from dr_validate.errors import DrValidateError, SetupError
 from dr_validate.summary import new_console
@@ -60,7 +60,8 @@ def _device(run: Run) -> str:
 
 def _one_device(device: Device) -> str:
     if not device.place.startswith("cuda"):
-        return f"{device.name}, {device.threads} thread{'s' if device.threads != 1 else ''}"
+        name = device.name if device.name.startswith(device.place) else f"{device.place} (device={device.name})"
+        return f"{name}, {device.threads} thread{'s' if device.threads != 1 else ''}"
     import torch
 
     free, total = torch.cuda.mem_get_info(device.place)
@@ -101,6 +102,7 @@ def _source(run: Run) -> str:
 
 def _dataset(run: Run) -> str:
     test_set = run.dataset.open(run.settings.state_dir / "datasets")
+    metrics_of(run.settings).check(test_set.qrels, test_set.name)
     documents, queries = len(test_set.corpus), len(test_set.query_ids)
     sample = run.sampler.draw(test_set, run.settings.seed, run.settings.state_dir / "runs")
     encoded = len(sample.ordinals)

@@ -59,6 +59,7 @@ class Pipeline:
     def open_data(self) -> None:
         """What a member of a team needs: it neither scores nor writes."""
         self.test_set: TestSet = self.run.dataset.open(self.state_dir / "datasets")
+        self.metrics.check(self.test_set.qrels, self.test_set.name)
         self.plans = Plans(self.run, self.test_set, FullSampler())
         self.bench = Bench(self.run, self.device, self.test_set)
         self.outcomes = Outcomes(self.run.settings, self.test_set, self.plans)

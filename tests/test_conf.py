@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 from pydantic_core import PydanticUndefined
 
 from dr_validate.config import STAGES, Run, build, conf_dir
 from dr_validate.errors import ConfigError
+from dr_validate.overrides import explain
 
 CHOICES = sorted(path for stage in STAGES for path in (conf_dir() / stage).glob("*.yaml"))
 NEEDED = {
@@ -114,6 +116,33 @@ def test_all_problems_come_in_one_message() -> None:
         assert part in message
 
 
+def test_keys_that_do_not_exist_are_named_with_all_other_problems() -> None:
+    wrong = [
+        "watch.pol_s=3",
+        "source.path=x",
+        "sampler.fraction=0.1",
+        "encoder.pooling=men",
+        "tracker.api_key=0123456789abcdef",
+    ]
+    with pytest.raises(ConfigCompositionException) as caught:
+        composed(*wrong)
+    message = explain(caught.value, wrong)
+    assert message.startswith("4 problems in the configuration:")
+    for part in (
+        "watch.pol_s: there is no such key; did you mean watch.poll_s?",
+        "sampler.fraction: sampler=full has no such key",
+        "tracker.api_key: tracker=wandb has no such key; it has entity, project",
+        "encoder.pooling: Input should be",
+    ):
+        assert part in message
+    assert "0123456789abcdef" not in message
+
+
+def test_one_name_where_a_list_is_expected_is_shown_as_a_list() -> None:
+    with pytest.raises(ConfigError, match=r"metrics: expected a list, e.g. metrics=\[mrr@10\] \(got 'mrr@10'\)"):
+        built("source.path=x", "metrics=mrr@10")
+
+
 def test_a_cutoff_deeper_than_top_k_is_refused() -> None:
     with pytest.raises(ConfigError, match="top_k: got 100, but metrics reach down to 1000"):
         built("source.path=x", "metrics=[recall@1000]")
@@ -136,13 +165,14 @@ def test_a_secret_in_the_wrong_place_is_not_shown() -> None:
     [
         (["--help"], 0, "dr_validate validates dense-retrieval checkpoints"),
         (["--cfg", "job", "+run=demo"], 0, "fraction: 0.1"),
-        (["sampler=nonsense"], 2, "nonsense"),
-        (["+run=nonsense"], 2, "nonsense"),
-        (["nonsense=1"], 2, "nonsense"),
+        (["sampler=nonsense"], 2, "  sampler: got 'nonsense', expected one of full, random, run_pool, stratified"),
+        (["+run=nonsense"], 2, "  run: got 'nonsense', expected one of beir, demo,"),
+        (["nonsense=1"], 2, "  nonsense: there is no such key"),
+        (["run=demo"], 2, "use +run=demo"),
         (["source.path=x", "encoder.dtype=float8"], 2, "1 problem in the configuration:\n  encoder.dtype"),
         (["-m", "source.path=x", "sampler=full,random"], 2, "set watch.mode=once"),
     ],
-    ids=["help", "cfg", "choice", "run", "key", "value", "follow-in-multirun"],
+    ids=["help", "cfg", "choice", "run", "key", "plus", "value", "follow-in-multirun"],
 )
 def test_questions_and_mistakes_are_answered_without_loading_anything(
     arguments: list[str], code: int, said: str, tmp_path: Path
@@ -155,3 +185,11 @@ def test_questions_and_mistakes_are_answered_without_loading_anything(
     assert not imported & {"torch", "faiss", "transformers", "wandb", "pyarrow", "ranx"}
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.rglob("*.log"))
+
+
+def test_an_interrupt_ends_with_one_line(tmp_path: Path) -> None:
+    interrupt = "event == 'open' and str(of[0]).endswith('config.yaml') and signal.raise_signal(signal.SIGINT)"
+    code = f"import signal, sys; from dr_validate.__main__ import main; sys.addaudithook(lambda event, of: {interrupt}); main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 130
+    assert result.stderr == "interrupted: ended at once; the next start goes on from what is saved\n"

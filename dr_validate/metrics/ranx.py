@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dr_validate.component import component
+from dr_validate.errors import DatasetError
 from dr_validate.metrics.names import deepest_cutoff, parse, parse_metric
 from dr_validate.values import Float64, Qrels, Ranking, Scores
 
@@ -31,6 +32,15 @@ class RanxMetrics:
     def __post_init__(self) -> None:
         for name in self.names:
             parse(name)
+
+    def check(self, qrels: Qrels, dataset: str) -> None:
+        """Raises DatasetError for metrics that no query counts for: their mean would be of nothing."""
+        highest = int(qrels.gains.max(initial=0))
+        if beyond := [name for name in self.names if parse(name).relevant_from > highest]:
+            raise DatasetError(
+                f"metrics: got {', '.join(beyond)}, but no judgement of {dataset} has a grade above {highest}, so that no "
+                "query has a relevant document; take metrics with a lower -l, or other qrels"
+            )
 
     def warm_up(self) -> None:
         """Compile: about a minute the first time on a machine, a second once numba has it on disk."""

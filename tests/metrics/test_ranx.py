@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 
+from dr_validate.errors import DatasetError
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.values import Float64, Int64, Qrels, Ranking, Scores
 
@@ -115,6 +116,13 @@ def test_queries_without_a_relevant_document_are_left_out_of_the_mean(metrics: R
     assert not counted[1]
     np.testing.assert_array_equal(np.isfinite(per_query), counted)
     assert scores.mean("ndcg@10") == pytest.approx(per_query[counted].mean())
+
+
+def test_a_metric_that_no_query_counts_for_is_refused() -> None:
+    qrels = Qrels(offsets=np.array([0, 2]), documents=np.array([3, 5]), gains=np.array([1, 0]))
+    RanxMetrics(names=("mrr@10", "recall@10")).check(qrels, "small")
+    with pytest.raises(DatasetError, match=r"^metrics: got recall@10-l2, but no judgement of small has a grade above 1, "):
+        RanxMetrics(names=("mrr@10", "recall@10-l2")).check(qrels, "small")
 
 
 def test_one_metric_alone_gives_the_same_values(metrics: RanxMetrics) -> None:

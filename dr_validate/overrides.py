@@ -1,0 +1,86 @@
+"""What is wrong with a command line that does not compose: every problem at once, in the words of this package, not Hydra's."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dr_validate.config import build, conf_dir
+from dr_validate.errors import ConfigError
+
+NOT_COMPOSED = (HydraException, OmegaConfBaseException)
+
+
+def explain(error: Exception, arguments: Sequence[str]) -> str:
+    """The message for `arguments`, of which Hydra said `error`. What we have no better words for keeps Hydra's."""
+    if isinstance(error, MissingConfigException) and (problem := _unknown_choice(error)):
+        return str(ConfigError([problem]))  # what else is wrong depends on the choice that was meant
+    unknown: list[str] = []
+    asked = get_args_parser().parse_known_args(list(arguments))[0]
+    overrides = list(asked.overrides)
+    config: dict[str, Any] = {}
+    said: Exception | None = error
+    while said is not None:
+        # Hydra stops at the first: without that one it gets to the next.
+        key = str(getattr(said.__cause__, "full_key", None) or "")
+        rest = [one for one in overrides if one.partition("=")[0] != key]
+        if not key or len(rest) == len(overrides):
+            break
+        unknown.append(key)
+        overrides = rest
+        config, said = _composed(overrides)
+    if not unknown:
+        return str(error) if error.__cause__ is None else f"{error}\n{error.__cause__}"
+    others = () if asked.cfg or asked.help else _other_problems(config)
+    return str(ConfigError([*(_unknown_key(key, config) for key in unknown), *others]))
+
+
+def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], Exception | None]:
+    """The plain configuration, empty where there is none, and why."""
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+            config = compose("config", list(overrides))
+        OmegaConf.resolve(config)
+    except NOT_COMPOSED as error:
+        return {}, error
+    plain = OmegaConf.to_container(config, throw_on_missing=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}, None
+
+
+def _unknown_choice(error: MissingConfigException) -> str | None:
+    group, slash, choice = str(error.missing_cfg_file or "").rpartition("/")
+    return f"{group}: got {choice!r}, expected one of {', '.join(error.options)}" if slash and error.options else None
+
+
+def _unknown_key(key: str, config: Mapping[str, Any]) -> str:
+    """Names what has no such key, and the keys that may have been meant; never the value, which may be a secret."""
+    place, _, name = key.rpartition(".")
+    part: Any = config
+    for step in place.split(".") if place else ():
+        part = part.get(step) if isinstance(part, Mapping) else None
+    if not isinstance(part, Mapping):
+        return f"{key}: no such key"
+    target = str(part.get("_target_", "")).split(".")
+    owner = f"{place}={target[-2]} has" if len(target) > 1 else "there is"
+    names = [str(other) for other in part if other != "_target_"]
+    prefix = f"{place}." if place else ""
+    if close := difflib.get_close_matches(name, names, n=1):
+        return f"{key}: {owner} no such key; did you mean {prefix}{close[0]}?"
+    ours = f"; it has {', '.join(names)}" if names and place else ""
+    return f"{key}: {owner} no such key{ours}"
+
+
+def _other_problems(config: Mapping[str, Any]) -> Sequence[str]:
+    if config.get("task") not in ("validate", "doctor"):
+        return ()  # other tasks make do with less
+    try:
+        build(config)
+    except ConfigError as error:
+        return error.problems
+    return ()
