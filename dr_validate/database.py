@@ -1,5 +1,6 @@
 """Open a SQLite file that is ours, safely: known schema, write-ahead log, nothing created by who only reads."""
 
+import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ BUSY_TIMEOUT_S = 60.0  # transactions take milliseconds; a slow disk may take lo
 
 def open_database(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
     """Open for writing, creating it or bringing it to the newest schema. Raises SetupError where that cannot be done."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     # Switching a new file to WAL does not wait for its turn, so two processes that begin at once take turns here.
     with locked(path.with_suffix(".lock")):
         existed = path.exists() and path.stat().st_size > 0
@@ -43,6 +44,16 @@ def open_read_only(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a file is in the way" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise SetupError(f"state_dir: got {str(folder)!r}, which cannot be made ({reason}); set another state_dir") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SetupError(f"state_dir: got {str(folder)!r}, which is not writable; set another state_dir, or its permissions")
 
 
 def _connect(path: Path, uri: str) -> sqlite3.Connection:

@@ -266,6 +266,13 @@ def test_files_that_are_not_our_ledger_are_refused_and_left_alone(tmp_path: Path
     assert {path: path.read_bytes() for path in contents} == contents
 
 
+@pytest.mark.parametrize("place", ["file/ledger.db", "file/below/ledger.db"])
+def test_a_state_dir_that_cannot_be_made_is_refused_in_words(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SetupError, match=r"^state_dir: got '.*', which cannot be made \(a file is in the way\); set another"):
+        Ledger(tmp_path / place).open()
+
+
 def test_a_damaged_ledger_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     with Ledger(path) as ledger:
