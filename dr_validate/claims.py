@@ -27,10 +27,18 @@ def claim(state_dir: Path, spec: str, since: str) -> Iterator[None]:
         try:
             stream = stack.enter_context(locked(path, blocking=False))
         except BlockingIOError:
-            holder = path.read_text(encoding="utf-8") or "another process"
+            holder = _holder(path)
             way_out = "wait for it, stop it, or set another state_dir"
             raise Claimed(f"state_dir: {state_dir} is in use for spec {spec} by {holder}; {way_out}", path) from None
         stream.truncate(0)
         stream.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
         stream.flush()
         yield
+
+
+def _holder(path: Path) -> str:
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # it has not signed yet
+        return "another process"
+    return f"process {note['pid']} on {note['host']} since {note['since']}"

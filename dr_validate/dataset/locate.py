@@ -63,7 +63,8 @@ def locate(key: str, own: Path | None, places: Sequence[Path], problems: Problem
     found = next((place for place in places if place.exists()), None)
     if found is None:
         looked = f"no such file or folder: {places[0]}" if own is not None else _looked_for(places)
-        problems.add(f"dataset.{key}", f"{looked}; set dataset.{key} to where the {key} are{_others(places)}")
+        them = "it is" if key == "corpus" else "they are"
+        problems.add(f"dataset.{key}", f"{looked}; set dataset.{key} to where {them}{_others(places)}")
         return ()
     files = (found,) if found.is_file() else tuple(sorted(_shards(found)))
     if not files:

@@ -97,7 +97,9 @@ def test_every_missing_file_is_named_with_what_was_looked_for(tmp_path: Path, ca
     (tmp_path / "qrels" / "dev.tsv").write_text("")
     text = message(tmp_path, cache)
     assert text.startswith("3 problems")
-    assert f"dataset.corpus: found none of corpus.jsonl, corpus.jsonl.gz in {tmp_path}; set dataset.corpus" in text
+    assert (
+        f"dataset.corpus: found none of corpus.jsonl, corpus.jsonl.gz in {tmp_path}; set dataset.corpus to where it is" in text
+    )
     assert "dataset.qrels: found none of test.tsv, test.tsv.gz" in text
     assert "(there are dev.tsv)" in text
 
