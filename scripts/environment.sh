@@ -9,6 +9,7 @@ make_environment() {
   wanted="$extras $(cat pyproject.toml scripts/constraints.txt | sha256sum)"
   [ "$(cat .venv/installed 2>/dev/null)" = "$wanted" ] && return 0
   [ -x .venv/bin/python ] || "$python" -m venv .venv
+  echo "Installing into .venv, once; this takes minutes" >&2
   # The CPU build of torch first: asked for later, by another package, it would bring gigabytes of CUDA.
   .venv/bin/python -m pip install --quiet --constraint scripts/constraints.txt torch
   .venv/bin/python -m pip install --quiet --constraint scripts/constraints.txt --editable ".[$extras]"
