@@ -1,7 +1,6 @@
 """The tables of the page: strategies, queries that moved most, all checkpoints."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 
 from dr_validate.ledger_schema import State
 from dr_validate.report.comparison import Comparison
@@ -9,8 +8,8 @@ from dr_validate.report.gather import Section, Strategy
 from dr_validate.report.grid import EMPTY, Cell, Column, Row, numeric, table, text
 from dr_validate.report.markup import Markup, el, join
 from dr_validate.report.queries import Movement
-from dr_validate.report.verdict import crossings_of
 from dr_validate.report.words import duration, has_interval, interval, is_bound, number, percent, signed
+from dr_validate.report_notes import crossings_of, lag_s, population_of
 from dr_validate.values import Estimate, Report
 
 
@@ -126,7 +125,7 @@ def _exact(section: Section, strategy: Strategy) -> Mapping[str, Report]:
 
 
 def _checkpoint_row(report: Report, exact: Report | None, metrics: Sequence[str]) -> Row:
-    encoded, total, lag = report.corpus.get("encoded"), report.seconds.get("total"), _lag_s(report)
+    encoded, total, lag = report.corpus.get("encoded"), report.seconds.get("total"), lag_s(report)
     done = report.status == "done"
     crossings = crossings_of(report, metrics[0]) if metrics else None
     return [
@@ -163,25 +162,11 @@ def _difference(estimate: Estimate, full: Estimate | None) -> Cell:
 
 
 def _population(report: Report, metric: str) -> Cell:
-    """The interval for other queries like these, where the estimator gave one."""
-    estimate = report.notes.get("estimate")
-    ranges = estimate.get("population") if isinstance(estimate, dict) else None
-    ends = ranges.get(metric) if isinstance(ranges, dict) else None
-    if not isinstance(ends, (list, tuple)) or len(ends) != 2 or None in ends:
-        return EMPTY
-    return numeric(float(ends[0]), interval(float(ends[0]), float(ends[1])))
+    ends = population_of(report, metric)
+    return EMPTY if ends is None else numeric(ends[0], interval(*ends))
 
 
 def _unfinished_row(state: State, width: int) -> Row:
     again = "running" if state.state == "running" else "waiting"
     blank = [EMPTY] * (width - 4)
     return [numeric(state.step, f"{state.step:,}"), text(state.name, "name"), *blank, text(again), text(state.detail, "why")]
-
-
-def _lag_s(report: Report) -> float | None:
-    """From the birth of the checkpoint to its Report."""
-    try:
-        born, told = datetime.fromisoformat(report.checkpoint.created_at), datetime.fromisoformat(report.at)
-        return max(0.0, (told - born).total_seconds())
-    except (ValueError, TypeError):  # a source without a usable time has no lag to show
-        return None

@@ -17,6 +17,7 @@ from dr_validate.report.words import (
     steps,
     with_interval,
 )
+from dr_validate.report_notes import crossings_of
 from dr_validate.values import Report
 
 # Kendall's tau from which an order is called the same, mostly the same, or roughly so.
@@ -168,14 +169,6 @@ def _extrapolated(strategy: Strategy, metric: str) -> list[str]:
     if crossings is None or crossings >= FEW_CROSSINGS:
         return []
     return [f"Only {crossings:.1f} sampled crossings: the corrected values are extrapolation, not evidence."]
-
-
-def crossings_of(report: Report, metric: str) -> float | None:
-    """How many sampled documents stood above a relevant one, which is what an estimator learns from; None without one."""
-    estimate = report.notes.get("estimate")
-    found = estimate.get("crossings") if isinstance(estimate, dict) else None
-    found = found.get(metric) if isinstance(found, dict) else found
-    return float(found) if isinstance(found, (int, float)) else None
 
 
 def _best_strategy(section: Section, metric: str) -> list[str]:

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime
 
 from dr_validate.component import fingerprint
+from dr_validate.report_notes import lag_s
 from dr_validate.values import Report
 
 REPORT = "_report"  # names the Report that a row is of: what is there already is known by it
@@ -40,7 +40,7 @@ def row(report: Report, history: Sequence[Report], *, is_baseline: bool) -> dict
         before = (other.checkpoint.step for other in history if other.at < report.at)
         newest = max(before, default=report.checkpoint.step)
         numbers["lag/steps"] = max(newest, report.checkpoint.step) - report.checkpoint.step
-        numbers["lag/seconds"] = _seconds(report.checkpoint.created_at, report.at)
+        numbers["lag/seconds"] = lag_s(report)
     return {key: value for key, value in numbers.items() if value is not None}
 
 
@@ -55,10 +55,3 @@ def report_id(report: Report) -> str:
 def allowed(config: Mapping[str, object], keys: Sequence[str]) -> dict[str, object]:
     """What may leave this machine of a configuration: the named keys, nothing else."""
     return {key: config[key] for key in keys if key in config}
-
-
-def _seconds(start: str, end: str) -> float | None:
-    try:
-        return max(0.0, (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds())
-    except (ValueError, TypeError):  # a source without a usable time has no lag to show
-        return None
