@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dr_validate.config import Run
+from dr_validate.findings import Findings
 from dr_validate.ledger import Ledger
 from dr_validate.stages import Tracker
 from dr_validate.tracker.jsonl import JsonlTracker
@@ -37,6 +38,7 @@ class Delivery:
             dataset=self.names["dataset"],
             sampler=self.names["sampler"],
             config=_uploadable(self.run, self.names),
+            find=self._find,
         )
         name = type(self.run.tracker).__module__.rpartition(".")[2]
         self._thread = DeliveryThread(Round(name, tracker, self))
@@ -59,6 +61,15 @@ class Delivery:
     def delivered(self, report_id: int, name: str) -> None:
         """Tracker `name` has it for good."""
         self.ledger.delivered(report_id, self._address(name), self.now())
+
+    def _find(self, training_run: str) -> Findings:
+        from dr_validate.report.findings import findings  # at the start there is nothing to find yet
+
+        try:
+            return findings(self.ledger, self.names, training_run)
+        except Exception as error:  # what cannot be summed up must not keep the rows waiting
+            log.warning("no verdict and no tables for the trackers (%s: %s); rows go on", type(error).__name__, error)
+            return Findings()
 
     def _address(self, name: str) -> str:
         # A baseline serves several specs: each spec's W&B run shows it, the JSONL file once.

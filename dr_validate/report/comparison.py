@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dr_validate.report.words import has_interval
-from dr_validate.values import Float64, Report
+from dr_validate.values import Estimate, Float64, Report
 
 LEAST_FOR_INTERVAL = 5  # the variance below is not defined for four
 Z_95 = 1.959964
@@ -44,9 +44,7 @@ def compare(sampled: Sequence[Report], full: Sequence[Report], metric: str) -> C
     y = np.array([report.metrics[metric].value for _, report in pairs])
     chosen = min(np.flatnonzero(x == x.max()), key=lambda place: float(y[place]))
     tau = kendall_tau_b(x, y)
-    ranges = [
-        (report.metrics[metric], exact.metrics[metric].value) for report, exact in pairs if has_interval(report.metrics[metric])
-    ]
+    held = [holds(report.metrics[metric], exact.metrics[metric].value) for report, exact in pairs]
     return Comparison(
         metric=metric,
         checkpoints=len(pairs),
@@ -57,8 +55,8 @@ def compare(sampled: Sequence[Report], full: Sequence[Report], metric: str) -> C
         best=pairs[int(y.argmax())][0],
         tau=tau,
         tau_interval=None if tau is None else tau_interval(tau, len(pairs)),
-        covered=sum(estimate.low <= value <= estimate.high for estimate, value in ranges),
-        with_interval=len(ranges),
+        covered=held.count(True),
+        with_interval=len(held) - held.count(None),
     )
 
 
@@ -67,6 +65,11 @@ def paired(sampled: Sequence[Report], full: Sequence[Report], metric: str) -> li
     exact = {report.checkpoint.digest: report for report in full if metric in report.metrics}
     both = [report for report in sampled if metric in report.metrics and report.checkpoint.digest in exact]
     return [(report, exact[report.checkpoint.digest]) for report in both]
+
+
+def holds(estimate: Estimate, value: float) -> bool | None:
+    """Whether the interval of a sampled value holds that of the full corpus; None where there is no interval."""
+    return estimate.low <= value <= estimate.high if has_interval(estimate) else None
 
 
 def kendall_tau_b(x: Float64, y: Float64) -> float | None:

@@ -91,12 +91,12 @@ class Section:
         return compare(strategy.done, self.full.done, metric)
 
 
-def gather(ledger: Ledger) -> list[Section]:
-    """Sections in the order in which their specs came."""
+def gather(ledger: Ledger, only: str = "") -> list[Section]:
+    """Sections in the order in which their specs came; with `only`, those that this full-corpus spec judges."""
     described = ledger.specs()
     full_specs = {spec: str(description.get("full_spec", spec)) for spec, description in described.items()}
     found = []
-    for full_spec in dict.fromkeys(full_specs.values()):
+    for full_spec in dict.fromkeys(full for full in full_specs.values() if only in ("", full)):
         specs = [spec for spec in described if full_specs[spec] == full_spec]
         contents = {spec: (_latest(ledger.reports(spec)), ledger.states(spec)) for spec in specs}
         found += _sections(full_spec, {spec: described[spec] for spec in specs}, contents)
@@ -117,7 +117,8 @@ def _sections(
     """Split by training run: their steps are not those of one curve."""
     reports = [report for found, _ in contents.values() for report in found]
     run_of = {report.checkpoint.name: report.checkpoint.training_run for report in reports if report.checkpoint.training_run}
-    runs = list(dict.fromkeys(run_of.values()))
+    # Not the values of `run_of`: versions of one artifact may come from several runs.
+    runs = list(dict.fromkeys(report.checkpoint.training_run for report in reports if report.checkpoint.training_run))
     only = runs[0] if len(runs) == 1 else ""  # what does not say whose it is (incomplete ones) belongs to the only run
 
     def belongs(name: str) -> str:

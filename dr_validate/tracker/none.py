@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.component import component
+from dr_validate.findings import Find, find_nothing
 from dr_validate.stages import Tracker
 from dr_validate.strategies import Sweep
 from dr_validate.values import Checkpoint, Report
@@ -19,7 +20,15 @@ class NoTracker:
         return "none; reports.jsonl is written"
 
     def start(
-        self, *, state_dir: Path, training_run: str, spec: str, dataset: str, sampler: str, config: Mapping[str, Any]
+        self,
+        *,
+        state_dir: Path,
+        training_run: str,
+        spec: str,
+        dataset: str,
+        sampler: str,
+        config: Mapping[str, Any],
+        find: Find = find_nothing,
     ) -> Tracker:
         """See WandbTracker.start."""
         return self

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dr_validate.component import fingerprint
 from dr_validate.errors import SetupError
+from dr_validate.findings import Find, find_nothing
 
 if TYPE_CHECKING:
     import wandb
@@ -38,6 +39,7 @@ class Plan:
     dataset: str
     sampler: str
     config: Mapping[str, Any]
+    find: Find = find_nothing
 
     def run_id(self, training_run: str) -> str:
         """The same for the same training run and spec: a restart goes on with it."""

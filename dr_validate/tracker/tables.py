@@ -1,26 +1,17 @@
-"""Tables for a dashboard: all checkpoints, the queries that changed most, how far the sample can be trusted."""
+"""Tables of one spec for a dashboard: all checkpoints, and the queries that changed most."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dr_validate.findings import MAX_ROWS, Cell, Table
+from dr_validate.report_notes import crossings_of, lag_s, population_of
 from dr_validate.values import Report
 
 CHECKPOINTS = ("step", "checkpoint", "version", "digest", "status", "error", "encoded", "total_s", "attempts", "at")
-FIDELITY = ("step", "checkpoint", "metric", "checkpoints", "kendall_tau", "rmse", "bias", "regret")
+DETAILS = ("low", "high", "population_low", "population_high", "naive", "crossings")  # of each metric
 QUERIES = ("query_id", "metric", "change", "value", "best", "step", "best_step")
-MAX_ROWS = 1000  # of the newest checkpoints
 MAX_CHANGES = 50  # queries that lost most, and as many that gained most
-Cell = str | float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """Named columns and their rows."""
-
-    columns: tuple[str, ...]
-    rows: list[list[Cell]]
 
 
 def checkpoints_table(history: Sequence[Report]) -> Table:
@@ -31,18 +22,11 @@ def checkpoints_table(history: Sequence[Report]) -> Table:
         checkpoint = report.checkpoint
         cells: list[Cell] = [checkpoint.step, checkpoint.name, checkpoint.version, checkpoint.digest, report.status]
         cells += [report.error, report.corpus.get("encoded"), report.seconds.get("total"), report.attempts, report.at]
-        rows.append(cells + [_value(report, name) for name in metrics])
-    return Table(columns=(*CHECKPOINTS, *metrics), rows=rows)
-
-
-def fidelity_table(reports: Sequence[Report]) -> Table:
-    """A row per Report that says how well sampled values stand in for full ones."""
-    rows: list[list[Cell]] = []
-    for report in reports[-MAX_ROWS:]:
-        if (found := report.agreement) is not None:
-            cells: list[Cell] = [report.checkpoint.step, report.checkpoint.name, found.metric, found.checkpoints]
-            rows.append([*cells, found.kendall_tau, found.rmse, found.bias, found.regret])
-    return Table(columns=FIDELITY, rows=rows)
+        values: list[Cell] = [_value(report, name) for name in metrics]
+        lag = lag_s(report) if report.status == "done" else None
+        rows.append([*cells, *values, lag, *(cell for name in metrics for cell in _details(report, name))])
+    details = [f"{name}/{detail}" for name in metrics for detail in DETAILS]
+    return Table(columns=(*CHECKPOINTS, *metrics, "lag/seconds", *details), rows=rows)
 
 
 def queries_table(history: Sequence[Report], metric: str, state_dir: Path) -> Table:
@@ -78,3 +62,11 @@ def _query_values(report: Report, metric: str, state_dir: Path) -> dict[str, flo
 def _value(report: Report, name: str) -> float | None:
     estimate = report.metrics.get(name)
     return None if estimate is None else estimate.value
+
+
+def _details(report: Report, name: str) -> list[Cell]:
+    estimate = report.metrics.get(name)
+    if estimate is None:
+        return [None] * len(DETAILS)
+    low, high = population_of(report, name) or (None, None)
+    return [estimate.low, estimate.high, low, high, estimate.naive, crossings_of(report, name)]

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dr_validate.errors import Outage
+from dr_validate.findings import Findings
 from dr_validate.tracker.arrivals import Arrivals
 from dr_validate.tracker.home import Home
 from dr_validate.tracker.lineage import Lineage
 from dr_validate.tracker.rows import BASELINE, REPORT, SAMPLED, report_id, row
 from dr_validate.tracker.session import Plan, failures
-from dr_validate.tracker.tables import checkpoints_table, fidelity_table, queries_table
+from dr_validate.tracker.tables import checkpoints_table, queries_table
 from dr_validate.values import Report
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ class ValidationRun:
     """Opened by its first Report. What the run held before is read back first, so that nothing is logged twice and what a
     killed process had logged but not sent comes again."""
 
-    def __init__(self, plan: Plan, home: Home) -> None:
-        self._plan, self._home = plan, home
+    def __init__(self, plan: Plan, home: Home, training_run: str) -> None:
+        self._plan, self._home, self._training_run = plan, home, training_run
         self._run: wandb.Run | None = None
         self._lineage: Lineage | None = None
         self._is_ready = self._is_finished = False
@@ -38,6 +39,8 @@ class ValidationRun:
         self._linked: set[str] = set()
         self._histories: dict[str, Sequence[Report]] = {}
         self._num_since_tables = 0
+        self._found = Findings()
+        self._is_told = True
 
     def deliver(self, report: Report, history: Sequence[Report]) -> None:
         """Log the row of a Report at its training step, unless it is there."""
@@ -51,8 +54,10 @@ class ValidationRun:
             self._home.log(run, {**row(report, history, is_baseline=is_baseline), **self._home.mark, REPORT: key})
             self._summarize(run, report.spec)
             self._rows.log(key)
+            self._is_told = False
         self._num_since_tables += 1
         if self._num_since_tables >= TABLES_EVERY:
+            self.find()
             self._log_tables(run)
 
     def settle(self, report: Report) -> bool:
@@ -63,6 +68,9 @@ class ValidationRun:
         key = report_id(report)
         if key not in self._rows:
             return False
+        if self._run is not None and not self._is_told:  # once for all that came together
+            self.find()
+            self._tell(self._run)
         if self._lineage is not None and key not in self._linked:
             self._lineage.record(report, self._histories.get(report.spec, ()))
             self._linked.add(key)
@@ -70,6 +78,10 @@ class ValidationRun:
             self._rows.arrived |= self._home.read_back(self._run, complete=False)
             self._rows.require()
         return key in self._linked and (self._plan.offline or key in self._rows.arrived)
+
+    def find(self) -> None:
+        """Look what there is to tell beside the rows; `close` tells what was found last."""
+        self._found = self._plan.find(self._training_run)
 
     def let_go(self) -> None:
         """Finish it as it is, so that it can be opened again."""
@@ -136,24 +148,29 @@ class ValidationRun:
     def _summarize(self, run: "wandb.Run", spec: str) -> None:
         self._home.summarize(run, self._histories[spec], SAMPLED if spec == self._plan.spec else BASELINE)
 
+    def _tell(self, run: "wandb.Run") -> None:
+        """The newest verdict stands in the summary."""
+        said = {"verdict": self._found.verdict, "verdict/queries": self._found.queries}
+        run.summary.update({key: text for key, text in said.items() if text})
+        self._is_told = True
+
     def _log_tables(self, run: "wandb.Run") -> None:
         import wandb
 
         sampled = self._histories.get(self._plan.spec, ())
-        everything = [report for history in self._histories.values() for report in history]
+        self._tell(run)
         metric = str(next(iter(self._plan.config.get("metrics", ())), ""))
         tables = {
             "checkpoints": checkpoints_table(sampled),
             "queries": queries_table(sampled, metric, self._plan.state_dir),
-            "fidelity": fidelity_table(sorted(everything, key=lambda report: report.checkpoint.step)),
+            **self._found.tables,
         }
-        found = {f"tables/{name}": table for name, table in tables.items() if table.rows}
-        if found:
+        if filled := {f"tables/{name}": table for name, table in tables.items() if table.rows}:
             self._home.log(
                 run,
                 {
                     name: wandb.Table(columns=[*table.columns], data=table.rows, allow_mixed_types=True)
-                    for name, table in found.items()
+                    for name, table in filled.items()
                 },
             )
         self._num_since_tables = 0

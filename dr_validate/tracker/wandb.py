@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from dr_validate.component import component
 from dr_validate.errors import SetupError
+from dr_validate.findings import Find, find_nothing
 from dr_validate.strategies import Sweep
 from dr_validate.tracker.arrivals import Lost
 from dr_validate.tracker.attached import NotShared, Place, TrainingRun, look_at
@@ -101,10 +102,18 @@ class WandbTracker:
             raise SetupError(f"tracker.attach: got true, but WANDB_MODE={os.environ.get('WANDB_MODE')} keeps W&B offline")
 
     def start(
-        self, *, state_dir: Path, training_run: str, spec: str, dataset: str, sampler: str, config: Mapping[str, Any]
+        self,
+        *,
+        state_dir: Path,
+        training_run: str,
+        spec: str,
+        dataset: str,
+        sampler: str,
+        config: Mapping[str, Any],
+        find: Find = find_nothing,
     ) -> "WandbRuns":
         """The live tracker of one run of the watcher. W&B itself is first asked at the first delivery, so an outage does not
-        keep the validation from starting."""
+        keep the validation from starting. `find` gives what is told beside the rows: a verdict, and tables."""
         if is_offline(self.mode):
             self._refuse_offline()
         plan = Plan(
@@ -122,6 +131,7 @@ class WandbTracker:
             dataset=dataset,
             sampler=sampler,
             config=allowed(config, CONFIG_KEYS),
+            find=find,
         )
         return WandbRuns(plan)
 
@@ -145,7 +155,8 @@ class WandbRuns:
             return
         run = self._runs.get(training_run)
         if run is None:
-            run = self._runs[training_run] = ValidationRun(self._plan, self._home(report.checkpoint, training_run))
+            home = self._home(report.checkpoint, training_run)
+            run = self._runs[training_run] = ValidationRun(self._plan, home, training_run)
         try:
             run.deliver(report, [other for other in history if self._training_run(other) == training_run])
         except NotShared as error:  # no reason to keep the Reports of other training runs waiting
@@ -174,6 +185,8 @@ class WandbRuns:
         """Log the tables and finish all runs; what has not arrived by then is delivered at the next start."""
         end = time.monotonic() + timeout_s
         runs = list(self._runs.values())
+        for run in runs:  # not in threads, which may outlive the ledger
+            run.find()
         closing = [threading.Thread(target=self._close, args=(run, end), name="wandb-finish", daemon=True) for run in runs]
         for thread in closing:
             thread.start()

@@ -56,6 +56,8 @@ def main() -> None:
     )
     names = {**NAMES, "spec": given.get("spec", NAMES["spec"])}
     with Ledger(state_dir / "ledger.db") as ledger:
+        for sampler, spec in ((names["sampler"], names["spec"]), ("full", names["full_spec"])):
+            ledger.register_spec(spec, {**names, "spec": spec, "sampler": sampler}, datetime.now(UTC).isoformat())
         with Delivery(run, ledger, names, lambda: datetime.now(UTC).isoformat()) as delivery:
             for line in sys.stdin:
                 if line.strip():

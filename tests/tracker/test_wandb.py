@@ -51,7 +51,7 @@ def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def start(state_dir: Path, spec: str = "s1", **options: Any) -> WandbRuns:
     tracker = WandbTracker(mode="offline", project="retrieval", **options)
     config = {"dataset": "vaswani", "top_k": 100, "metrics": ["mrr@10"], "api_key": SECRET, "source": {"path": "/home"}}
-    names = {"training_run": "tas-b", "spec": spec, "dataset": "vaswani", "sampler": "random"}
+    names: dict[str, Any] = {"training_run": "tas-b", "spec": spec, "dataset": "vaswani", "sampler": "random"}
     return tracker.start(state_dir=state_dir, config=config, **names)
 
 
@@ -195,7 +195,7 @@ def test_group_and_folder_can_be_chosen(state_dir: Path, tmp_path: Path) -> None
 
 
 def test_no_tracker_takes_everything(tmp_path: Path) -> None:
-    names = {"training_run": "t", "spec": "s1", "dataset": "d", "sampler": "full"}
+    names: dict[str, Any] = {"training_run": "t", "spec": "s1", "dataset": "d", "sampler": "full"}
     live = NoTracker().start(state_dir=tmp_path, config={}, **names)
     live.deliver(report(500, 0.25), [])
     live.close(1)

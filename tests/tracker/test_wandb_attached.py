@@ -168,6 +168,6 @@ def test_what_cannot_go_with_it_is_said_at_once(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ValidationError, match="group has no effect with attach=true"):
         WandbTracker(attach=True, group="g")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    names = {"training_run": "t", "spec": "s1", "dataset": "d", "sampler": "full"}
+    names: dict[str, Any] = {"training_run": "t", "spec": "s1", "dataset": "d", "sampler": "full"}
     with pytest.raises(SetupError, match="WANDB_MODE=offline"):
         WandbTracker(attach=True).start(state_dir=tmp_path, config={}, **names)
