@@ -9,7 +9,10 @@ from dr_validate.component import fingerprint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strategy:
-    """A row: one job, its best checkpoint's value, and how well its sample of `documents` stood in for the corpus."""
+    """A row: one job, its best checkpoint's value, and how well its sample of `documents` stood in for the corpus.
+
+    `tau_low`, `tau_high`: 95%; `covered`: in how many of `with_interval` checkpoints the full value lies in the interval.
+    """
 
     strategy: str
     metric: str
@@ -18,10 +21,14 @@ class Strategy:
     high: float | None
     naive: float | None
     tau: float | None
+    tau_low: float | None
+    tau_high: float | None
     rmse: float | None
     bias: float | None
     regret: float | None
     checkpoints: int | None
+    covered: int | None
+    with_interval: int | None
     documents: int | None
     seconds: float
     status: str

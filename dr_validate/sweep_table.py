@@ -15,6 +15,7 @@ from dr_validate.config import Run, build
 from dr_validate.errors import Outage, SetupError
 from dr_validate.files import write_atomically
 from dr_validate.ledger import Ledger
+from dr_validate.report.comparison import Comparison, compare
 from dr_validate.strategies import Strategy, Sweep
 from dr_validate.summary import show_outcome
 from dr_validate.sweep import JobRecord, records, worst_exit_code
@@ -29,8 +30,8 @@ log = logging.getLogger(__name__)
 class Row:
     """One job. `overrides`: those that not all jobs have; `reports`: the one that counts for each checkpoint.
 
-    `agreement` is over all checkpoints that have a full-corpus Report, in this job's state_dir or in another job's; None for
-    a job that is the full corpus itself.
+    `agreement` and `comparison` are over all checkpoints that have a full-corpus Report, in this job's state_dir or in another
+    job's; None for a job that is the full corpus itself.
     """
 
     job: JobRecord
@@ -38,6 +39,7 @@ class Row:
     metric: str = ""
     reports: tuple[Report, ...] = ()
     agreement: Agreement | None = None
+    comparison: Comparison | None = None
 
     @property
     def best(self) -> Report | None:
@@ -117,15 +119,17 @@ def _log_to_tracker(rows: Sequence[Row]) -> None:
 
 
 def _strategy(row: Row) -> Strategy:
-    best, agreement = row.best, row.agreement
+    best, agreement, found = row.best, row.agreement, row.comparison
     estimate = best.metrics[row.metric] if best else None
     values = {name: getattr(estimate, name, None) for name in ("value", "low", "high", "naive")}
+    values |= dict(zip(("tau_low", "tau_high"), (found and found.tau_interval) or (None, None), strict=True))
     return Strategy(
         strategy=row.overrides,
         metric=row.metric,
         **values,
         tau=agreement.kendall_tau if agreement else None,
         **{name: getattr(agreement, name, None) for name in ("rmse", "bias", "regret", "checkpoints")},
+        **{name: getattr(found, name, None) for name in ("covered", "with_interval")},
         documents=int(best.corpus["encoded"]) if best else None,
         seconds=round(row.seconds, 3),
         status=row.status,
@@ -154,7 +158,8 @@ def _row(job: JobRecord, run: Run | None, full: Mapping[str, Sequence[Report]], 
     reports, metric = _reports(run, target.spec), run.settings.metrics[0]
     baselines = full[target.full_spec] if target.spec != target.full_spec else []
     agreement = run.fidelity.compare(reports, baselines, metric)
-    return Row(job=job, overrides=overrides, metric=metric, reports=tuple(reports), agreement=agreement)
+    found = compare(reports, baselines, metric) if agreement else None
+    return Row(job=job, overrides=overrides, metric=metric, reports=tuple(reports), agreement=agreement, comparison=found)
 
 
 def _full_reports(jobs: Sequence[JobRecord], runs: Mapping[int, Run]) -> Mapping[str, Sequence[Report]]:

@@ -131,6 +131,8 @@ def the_table_is_in_one_run_however_often_it_is_logged(sweeps: Sweeps, server: S
     for column, name in {**names, "tau": "kendall_tau", "regret": "regret"}.items():
         assert table[0][column] == (pytest.approx(float(row[name])) if row[name] else None), column
     assert [one["documents"] for one in table] == [20, 200, 200]
+    assert (table[0]["covered"], table[0]["with_interval"]) == (0, 0) and table[0]["tau_low"] is None  # too few for intervals
+    assert table[1]["covered"] is table[1]["with_interval"] is None
     assert table[1]["bias"] is None and {one["status"] for one in table} == {"2 done"}
     assert run.group == server.runs()[0].group == "checkpoints" and run.state == "finished"
     assert show_sweep(sweeps.folder) == 0  # as a repeated sweep does
