@@ -11,9 +11,11 @@ from dr_validate.metrics.gains import Gains, gains
 from dr_validate.values import Float64, Int64, Qrels
 
 Z = 1.96
-MISFIT, OWN_MISFIT = 0.08, 0.05  # standard deviations of the correction's error, as shares of it: all alike, and one alone ...
-DEEPER = 0.25  # ... at a cutoff of 10; growing with this power of the cutoff: what is far down, the model knows less of
-TOGETHER = 0.3  # how much of two checkpoints' own errors is the same: they see the same documents
+# Standard deviations of the correction's error, as shares of it: all checkpoints alike, and one alone. The first number stays
+# however many queries there are, the second is over their root: what so many relevant documents happen to be like.
+MISFIT, OWN_MISFIT = (0.06, 1.1), (0.04, 0.8)
+DEEPER = 0.2  # the latter at a cutoff of 10, growing with this power of it: what is far down, the model knows less of
+TOGETHER = 0.2  # how much of two checkpoints' own errors is the same: they see the same documents
 PULL = 0.15  # how much a correction may differ from the others before it is believed, as a share of their mean
 STEP = 0.2  # of the intercept, to see how the value answers to it
 BLOCK = 2_000  # rows whose chances are held at once
@@ -114,9 +116,12 @@ def _estimate(crossings: Crossings, table: _Table, calibration: Calibration | No
     scattered = table.per_query(sd, query)
     scatter = float(np.sqrt(np.nansum(scattered**2))) / max(1, len(table.gains.scored))
     corrected = naive_mean - value
-    alone = OWN_MISFIT * (table.cutoff / 10) ** DEEPER * corrected
-    own = float(np.sqrt(scatter**2 + (slope * mine) ** 2 + alone**2))
-    shared = float(np.hypot(slope * common, MISFIT * corrected))
+    misfit, alone = (
+        float(np.hypot(fixed, part / max(1, len(table.gains.scored)) ** 0.5)) for fixed, part in (MISFIT, OWN_MISFIT)
+    )
+    alone *= (table.cutoff / 10) ** DEEPER
+    own = float(np.sqrt(scatter**2 + (slope * mine) ** 2 + (alone * corrected) ** 2))
+    shared = float(np.hypot(slope * common, misfit * corrected))
     return Estimated(value=value, naive=naive_mean, shared=shared, own=own, per_query=per_query, crossed=above)
 
 
