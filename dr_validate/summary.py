@@ -10,7 +10,7 @@ from dr_validate.ledger import Ledger
 from dr_validate.values import Report
 from dr_validate.watch import Outcome
 
-BAR_CHARACTERS = 24
+BAR_CHARACTERS = 18
 
 
 def show_outcome(run: Run, outcome: Outcome) -> None:
@@ -23,7 +23,8 @@ def show_outcome(run: Run, outcome: Outcome) -> None:
         sampled, full = ledger.reports(outcome.target.spec), ledger.reports(outcome.target.full_spec)
     console = new_console()
     console.print(outcome_table(sampled, full, metric))
-    if agreement := run.fidelity.compare(sampled, full, metric):
+    is_sampled = outcome.target.spec != outcome.target.full_spec
+    if is_sampled and (agreement := run.fidelity.compare(sampled, full, metric)):
         tau = "undefined" if agreement.kendall_tau is None else f"{agreement.kendall_tau:.2f}"
         console.print(
             f"Sampled against full corpus over {agreement.checkpoints} checkpoints, {metric}: bias {agreement.bias:+.4f}, "
@@ -35,36 +36,40 @@ def show_outcome(run: Run, outcome: Outcome) -> None:
 
 
 def outcome_table(sampled: Sequence[Report], full: Sequence[Report], metric: str) -> Any:
-    """A rich table by step; `full` may hold the same Reports when the sample is the corpus."""
+    """A rich table by step. Where the sample is the corpus `full` holds the same Reports: there is nothing to compare."""
     from rich.table import Table
 
+    is_sampled = not {report.spec for report in sampled} & {report.spec for report in full}
     full_values = {r.checkpoint.digest: r.metrics[metric].value for r in full if r.status == "done"}
     # A checkpoint that was skipped first and validated later has two Reports: the later one counts.
     reports = {report.checkpoint.label: report for report in sorted(sampled, key=lambda r: r.at)}.values()
     highest = max((r.metrics[metric].value for r in reports if r.status == "done"), default=0.0)
     table = Table(title=f"{metric} by training step", title_justify="left", show_edge=False)
-    for name in ("step", "sampled", "full", "difference", "documents", "seconds"):
+    compared = ("sampled", "95% interval", "full", "difference") if is_sampled else ("full",)
+    for name in ("step", *compared, "documents", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("sampled, to scale" if highest else "", overflow="fold")
+    table.add_column(f"{compared[0]}, to scale" if highest else "", overflow="fold")
     for report in sorted(reports, key=lambda r: (r.checkpoint.step, r.checkpoint.label)):
-        table.add_row(*_row(report, full_values.get(report.checkpoint.digest), metric, highest))
+        values = _compared(report, full_values.get(report.checkpoint.digest), metric)[: len(compared)]
+        table.add_row(str(report.checkpoint.step), *values, *_cost_and_bar(report, metric, highest))
     return table
 
 
-def _row(report: Report, full: float | None, metric: str, highest: float) -> list[str]:
-    step = str(report.checkpoint.step)
+def _compared(report: Report, full: float | None, metric: str) -> list[str]:
+    """Value, interval, and the full-corpus value with the difference to it, as far as they are known."""
     if report.status != "done":
-        return [step, "", "", "", "", "", f"{report.checkpoint.label} {report.status}: {report.error}"]
-    value = report.metrics[metric].value
-    return [
-        step,
-        f"{value:.4f}",
-        "" if full is None else f"{full:.4f}",
-        "" if full is None else f"{value - full:+.4f}",
-        f"{report.corpus['encoded']:,.0f}",
-        f"{report.seconds['total']:.1f}",
-        "█" * round(BAR_CHARACTERS * value / highest) if highest else "",
-    ]
+        return [""] * 4
+    estimate = report.metrics[metric]
+    interval = f"{estimate.low:.4f} to {estimate.high:.4f}"
+    exact = ["", ""] if full is None else [f"{full:.4f}", f"{estimate.value - full:+.4f}"]
+    return [f"{estimate.value:.4f}", interval, *exact]
+
+
+def _cost_and_bar(report: Report, metric: str, highest: float) -> list[str]:
+    if report.status != "done":
+        return ["", "", f"{report.checkpoint.label} {report.status}: {report.error}"]
+    bar = "█" * round(BAR_CHARACTERS * report.metrics[metric].value / highest) if highest else ""
+    return [f"{report.corpus['encoded']:,.0f}", f"{report.seconds['total']:.1f}", bar]
 
 
 def new_console() -> Any:

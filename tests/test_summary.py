@@ -1,0 +1,61 @@
+"""The table at the end of a run."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from dr_validate.summary import outcome_table
+from dr_validate.values import Checkpoint, Estimate, Report
+
+
+def report(step: int, spec: str, estimate: Estimate | None) -> Report:
+    checkpoint = Checkpoint(
+        name=f"checkpoint-{step}",
+        version=f"checkpoint-{step}",
+        digest=f"sha256:{step:04x}",
+        step=step,
+        step_from="folder name",
+        created_at="2026-11-21T03:12:00Z",
+        uri="somewhere",
+    )
+    return Report(
+        checkpoint=checkpoint,
+        dataset="vaswani",
+        sampler="stratified",
+        spec=spec,
+        status="done" if estimate else "skipped",
+        at=f"2026-11-21T03:15:{step // 100:02}Z",
+        error=None if estimate else "incomplete: no weights",
+        metrics={"mrr@10": estimate} if estimate else {},
+        corpus={"encoded": 1078},
+        seconds={"total": 2.4},
+    )
+
+
+def shown(sampled: Sequence[Report], full: Sequence[Report]) -> list[str]:
+    """The lines that a reader sees, without frames."""
+    console = Console(width=110)
+    with console.capture() as capture:
+        console.print(outcome_table(sampled, full, "mrr@10"))
+    return [" ".join(line.replace("│", " ").replace("┃", " ").split()) for line in capture.get().splitlines()]
+
+
+def exactly(value: float) -> Estimate:
+    return Estimate(value=value, low=value, high=value, naive=value)
+
+
+def test_a_sampled_value_comes_with_its_interval_and_the_full_one_where_there_is_one() -> None:
+    estimate = Estimate(value=0.1063, low=0.0774, high=0.1351, naive=0.1981)
+    sampled = [report(100, "s", estimate), report(200, "s", estimate), report(300, "s", None)]
+    lines = shown(sampled, [report(100, "f", exactly(0.0871))])
+    assert lines[1] == "step sampled 95% interval full difference documents seconds sampled, to scale"
+    assert lines[3] == f"100 0.1063 0.0774 to 0.1351 0.0871 +0.0192 1,078 2.4 {'█' * 18}"
+    assert lines[4].startswith("200 0.1063 0.0774 to 0.1351 1,078 2.4 ")
+    assert lines[5].startswith("300 checkpoint-300 skipped:")
+
+
+def test_the_full_corpus_is_not_compared_with_itself() -> None:
+    reports = [report(100, "f", exactly(0.0871))]
+    lines = shown(reports, reports)
+    assert lines[1] == "step full documents seconds full, to scale"
+    assert lines[3] == f"100 0.0871 1,078 2.4 {'█' * 18}"
