@@ -138,6 +138,12 @@ def test_keys_that_do_not_exist_are_named_with_all_other_problems() -> None:
     assert "0123456789abcdef" not in message
 
 
+def test_a_key_that_an_experiment_set_for_another_choice_comes_with_a_way_out() -> None:
+    with pytest.raises(ConfigError, match=r"sampler.fraction: Unexpected keyword argument, which ~sampler.fraction takes away"):
+        built("+run=demo", "sampler=full")
+    assert built("+run=demo", "sampler=full", "~sampler.fraction").settings.metrics
+
+
 def test_one_name_where_a_list_is_expected_is_shown_as_a_list() -> None:
     with pytest.raises(ConfigError, match=r"metrics: expected a list, e.g. metrics=\[mrr@10\] \(got 'mrr@10'\)"):
         built("source.path=x", "metrics=mrr@10")
