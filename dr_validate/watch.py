@@ -86,6 +86,8 @@ class _Watcher:
         with Delivery(self.run, self.ledger, names, now) as self.delivery:
             self._loop()
             self.delivery.deliver()
+        if self.run.watch.mode == "once" and self.lookout.listing == Listing() and not self.stop.is_set():
+            log.warning("no checkpoint was found, so nothing was validated; is it the right source?")
         settled = self.ledger.settled(spec)
         failed = any(settled.get(c.digest) == "failed" for c in self.lookout.listing.checkpoints)
         exit_code = int(failed and self.run.watch.mode == "once")

@@ -200,6 +200,12 @@ def test_status_tells_what_is_done_failed_and_pending(
         assert part in out
 
 
+def test_a_source_without_checkpoints_is_no_error_but_is_said(dr_validate: Any, arguments: list[str]) -> None:
+    result = dr_validate(*arguments, "source.path=elsewhere")
+    assert result.returncode == 0, result.stderr
+    assert "WARNING no checkpoint was found, so nothing was validated" in result.stdout + result.stderr
+
+
 def test_doctor_names_every_problem_and_its_way_out(dr_validate: Any, arguments: list[str]) -> None:
     well = dr_validate(*arguments, "task=doctor")
     assert well.returncode == 0, well.stdout + well.stderr

@@ -184,4 +184,4 @@ def _deleted(folder: Path) -> str:
 
 @functools.cache
 def _say_once(message: str) -> None:
-    log.warning(message)
+    log.info(message)
