@@ -16,7 +16,7 @@ from dr_validate.values import Float64, Int64
 
 NEAR = 0.2  # odds from which a stratum is a ring around the pool: small, near, and hardly spread beyond Poisson
 PRIOR_MEAN = np.array([0.7, 0.25, 0.16, 1.33, -0.77, 0.23, -0.20, 1.9, 1.35])
-PRIOR_SD = np.array([1.5, 0.03, 0.04, 0.08, 0.20, 0.06, 0.06, 1.0, 0.3])
+PRIOR_SD = np.array([1.5, 0.03, 0.04, 0.10, 0.20, 0.06, 0.06, 1.0, 0.3])
 RING_MEAN = np.array([-0.9, 0.15, 0.05, 0.75, 0.0, 0.0, 0.0, -1.0, 0.0])
 RING_SD = np.array([1.0, 0.08, 0.06, 0.15, 0.20, 0.05, 0.05, 2.5, 0.3])
 TAIL_COLUMN, RELEVANT_COLUMN = 1, 5

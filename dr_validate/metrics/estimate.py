@@ -13,7 +13,7 @@ from dr_validate.values import Float64, Int64, Qrels
 Z = 1.96
 # Standard deviations of the correction's error, as shares of it: all checkpoints alike, and one alone. The first number stays
 # however many queries there are, the second is over their root: what so many relevant documents happen to be like.
-MISFIT, OWN_MISFIT = (0.06, 1.1), (0.04, 0.8)
+MISFIT, OWN_MISFIT = (0.12, 1.1), (0.06, 0.8)
 DEEPER = 0.2  # the latter at a cutoff of 10, growing with this power of it: what is far down, the model knows less of
 TOGETHER = 0.2  # how much of two checkpoints' own errors is the same: they see the same documents
 PULL = 0.15  # how much a correction may differ from the others before it is believed, as a share of their mean
