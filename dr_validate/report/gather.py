@@ -46,9 +46,14 @@ class Strategy:
 
     @property
     def seconds(self) -> float | None:
-        """The median over the checkpoints, whole attempts."""
-        known = [report.seconds["total"] for report in self.done if "total" in report.seconds]
+        """The median over the checkpoints, whole attempts; of those alone that found no vector of a document kept."""
+        known = [report.seconds["total"] for report in self.done if "total" in report.seconds and _encoded_all(report)]
         return statistics.median(known) if known else None
+
+
+def _encoded_all(report: Report) -> bool:
+    encoded = report.corpus.get("encoded")
+    return report.corpus.get("encoded_now", encoded) == encoded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ NOTHING_YET = "Nothing has been validated yet."
 MEANINGS = (
     "compared: checkpoints with a full-corpus value; bias: mean of sampled minus full; RMSE: its root mean square; "
     "tau: Kendall\u2019s tau-b, its 95% interval by Fisher\u2019s z, from five checkpoints on; regret: what the full corpus "
-    "loses by the choice that the sample makes; covered: intervals that hold the full-corpus value; "
+    "loses by the choice that the sample makes; covered: 95% intervals that hold the full-corpus value; "
 )
 COLUMNS = (
     "95% interval: where the full-corpus value of these queries lies; any queries: the same for other queries like these; "

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dr_validate.report.comparison import Comparison, paired
+from dr_validate.report.comparison import Comparison
 from dr_validate.report.gather import Section, Strategy
 from dr_validate.report.queries import Movement, best_of
 from dr_validate.report.words import (
@@ -161,7 +161,7 @@ def _error(found: Comparison) -> str:
     text = f"Sampled values are {number(abs(found.bias), DIGITS)} too {side} on average (RMSE {number(found.rmse, DIGITS)})"
     if not found.with_interval:
         return f"{text}."
-    return f"{text}; {found.covered:,} of {found.with_interval:,} intervals hold the full-corpus value."
+    return f"{text}; {found.covered:,} of {found.with_interval:,} of the 95% intervals hold the full-corpus value."
 
 
 def _extrapolated(strategy: Strategy, metric: str) -> list[str]:
@@ -185,12 +185,10 @@ def _cost(section: Section) -> list[str]:
     if first is None or first.fraction is None:
         return []
     share = f"The sample has {percent(first.fraction)} of the documents"
-    both = paired(first.done, full.done, section.metrics[0]) if full else []
-    spent = [(a.seconds["total"], b.seconds["total"]) for a, b in both if "total" in a.seconds and "total" in b.seconds]
-    exact = sum(seconds for _, seconds in spent)
-    if not exact:
+    spent, exact = first.seconds, full.seconds if full else None
+    if not spent or not exact:
         return [f"{share}."]
-    return [f"{share} and takes {percent(sum(seconds for seconds, _ in spent) / exact)} of the time."]
+    return [f"{share} and takes {percent(spent / exact)} of the time."]
 
 
 def _troubles(section: Section) -> list[str]:

@@ -88,7 +88,7 @@ def test_a_right_choice_is_told_with_the_share_of_covered_values(training: Train
     assert "Sampled values are right on average (RMSE 0.000)." in text
     training.done(300, within(0.40, 0.01))
     training.done(300, exact(0.3), FULL)
-    assert "too high on average (RMSE 0.058); 2 of 3 intervals hold the full-corpus value." in said(training)
+    assert "too high on average (RMSE 0.058); 2 of 3 of the 95% intervals hold the full-corpus value." in said(training)
 
 
 def test_the_full_corpus_decides_only_where_it_knows_every_checkpoint(training: Training) -> None:
@@ -104,6 +104,14 @@ def test_the_cost_is_told_in_documents_and_time(training: Training) -> None:
     assert "The sample has 5% of the documents." in said(training)
     training.full(0.25, 0.3)
     assert "The sample has 5% of the documents and takes 5% of the time." in said(training)
+
+
+def test_time_that_kept_vectors_saved_is_not_told_as_the_cost(training: Training) -> None:
+    training.strategy()
+    kept = {"documents": 10_000, "encoded": 500, "encoded_now": 0, "fraction": 0.05}
+    training.done(100, bound(0.5), corpus=kept)
+    training.full(0.25)
+    assert "The sample has 5% of the documents." in said(training)
 
 
 def fall(training: Training, lost: float) -> str:
