@@ -54,6 +54,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 def run_python(code: str, *arguments: object, **options: object) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", code, *map(str, arguments)]
+    # mypy cannot tell which overload open options choose.
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload, no-any-return]
 
 

@@ -92,7 +92,7 @@ def _residual(inner: int, width: int, epsilon: float) -> nn.ModuleDict:
 
 
 def _add(modules: Any, inputs: Tensor, hidden: Tensor) -> Tensor:
-    return modules["LayerNorm"](modules["dense"](inputs) + hidden)  # type: ignore[no-any-return]
+    return modules["LayerNorm"](modules["dense"](inputs) + hidden)  # type: ignore[no-any-return]  # as above
 
 
 def load_bert(tower: Tower, dtype: torch.dtype) -> Bert | None:

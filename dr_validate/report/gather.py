@@ -48,7 +48,7 @@ class Strategy:
 
     @property
     def seconds(self) -> float | None:
-        """The median over the checkpoints, whole attempts; of those alone that found few vectors kept."""
+        """The median over the checkpoints, whole attempts; of those alone that found few of their vectors kept."""
         known = [report.seconds["total"] for report in self.done if "total" in report.seconds and _encoded_most(report)]
         return statistics.median(known) if known else None
 

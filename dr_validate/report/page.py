@@ -124,7 +124,7 @@ def _strategies(section: Section) -> Markup | None:
     if not any(strategy.done for strategy in section.sampled):
         return None
     compared = section.metric and any(section.comparison(strategy, section.metric) for strategy in section.sampled)
-    note = f"{MEANINGS if compared else ''}seconds: the median over checkpoints."
+    note = f"{MEANINGS if compared else ''}seconds: the median over checkpoints whose vectors were not kept before."
     return join(
         el("h3", "Error and cost of the strategies"),
         cost_charts(section),

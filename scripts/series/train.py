@@ -89,7 +89,7 @@ def _step(
             queries, documents = (student.embed(side) for side in batch)
         loss = torch.nn.functional.cross_entropy(queries @ documents.T * SCALE, torch.arange(len(queries)))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
         optimizer.step()
         student.after_step()
     return float(loss.detach())

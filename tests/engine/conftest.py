@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from dr_validate.config import build, conf_dir
 from dr_validate.devices import label, resolve_devices
+from dr_validate.errors import GaveWay
 from dr_validate.pipeline import Pipeline
 from dr_validate.values import Checkpoint
 from dr_validate.worker_team import WorkerTeam
@@ -29,6 +30,18 @@ class Unhurried:
 
     def progress(self, phase: str, done: int, total: int) -> None:
         self.seen.append((phase, done, total))
+
+
+class GivesWay(Unhurried):
+    """Lets some slices through."""
+
+    def __init__(self, slices: int) -> None:
+        super().__init__()
+        self.slices = slices
+
+    def check(self) -> None:
+        if len(self.seen) >= self.slices:
+            raise GaveWay
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from dr_validate.devices import check_devices, resolve_devices
 from dr_validate.errors import CheckpointError, DeviceFailure, GaveWay, SetupError
 from dr_validate.pipeline import Pipeline
 from dr_validate.values import Checkpoint
-from tests.engine.conftest import Unhurried, checkpoint_of
+from tests.engine.conftest import GivesWay, Unhurried, checkpoint_of
 from tests.engine.test_idle_baseline import wait_for
 
 OpenPipeline = Callable[..., Pipeline]
@@ -49,16 +49,6 @@ def ranking_in(state_dir: Path) -> str:
     return text
 
 
-class GivesWayAfter(Unhurried):
-    def __init__(self, slices: int) -> None:
-        super().__init__()
-        self.slices = slices
-
-    def check(self) -> None:
-        if len(self.seen) >= self.slices:
-            raise GaveWay
-
-
 def test_two_processes_rank_as_one_device_does_and_live_on_whatever_a_checkpoint_brings(
     open_pipeline: OpenPipeline, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
@@ -81,7 +71,7 @@ def test_two_processes_rank_as_one_device_does_and_live_on_whatever_a_checkpoint
     with pytest.raises(CheckpointError):
         team.validate(checkpoint_of(9), tmp_path / "nothing here", full=False, control=Unhurried())
 
-    control = GivesWayAfter(4)
+    control = GivesWay(4)
     with pytest.raises(GaveWay):
         team.validate(*first, full=False, control=control)
     done = control.seen[-1][1]

@@ -72,6 +72,16 @@ class StopAfter:
         self.seen.append((phase, done, total))
 
 
+class Killed(BaseException):
+    """Nothing that the engine may catch."""
+
+
+class KillAfter(StopAfter):
+    def check(self) -> None:
+        if len(self.seen) >= self.slices:
+            raise Killed
+
+
 def tokens_of(num_texts: int, seed: int) -> TokenBlock:
     rng = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(rng.integers(1, 9, num_texts))])
@@ -138,14 +148,6 @@ def test_an_interrupted_ranking_goes_on_to_the_same_result(tmp_path: Path, slice
 
 
 def test_a_killed_ranking_goes_on_from_what_was_saved_on_the_way(tmp_path: Path) -> None:
-    class Killed(BaseException):
-        pass
-
-    class KillAfter(StopAfter):
-        def check(self) -> None:
-            if len(self.seen) >= self.slices:
-                raise Killed
-
     workload, engine = workload_of(tmp_path), LocalEngine(slice_documents=16, save_every_s=0)
     with pytest.raises(Killed):
         rank(workload, engine, KillAfter(3))

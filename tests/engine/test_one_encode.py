@@ -9,7 +9,7 @@ import pytest
 from dr_validate.errors import GaveWay
 from dr_validate.pipeline import Pipeline
 from dr_validate.values import Checkpoint, Report
-from tests.engine.conftest import Unhurried
+from tests.engine.conftest import GivesWay, Unhurried
 
 OpenPipeline = Callable[..., Pipeline]
 Checkpoints = Callable[[int], Sequence[tuple[Checkpoint, Path]]]
@@ -67,18 +67,6 @@ def test_kept_vectors_do_not_change_a_report_and_the_weights_are_not_even_there(
         path.unlink()
     assert report.corpus["encoded_now"] == 0
     assert rankings[0] == rankings[1] == rankings[2]
-
-
-class GivesWay(Unhurried):
-    """Lets some slices through."""
-
-    def __init__(self, slices: int) -> None:
-        super().__init__()
-        self.slices = slices
-
-    def check(self) -> None:
-        if len(self.seen) >= self.slices:
-            raise GaveWay
 
 
 @pytest.mark.parametrize("max_gib", [20, 0])

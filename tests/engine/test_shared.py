@@ -21,7 +21,17 @@ from dr_validate.index.torch import TorchIndex
 from dr_validate.messages import Answer, Message, read_message, write_message
 from dr_validate.stages import Ranked, Workload
 from dr_validate.values import TopK
-from tests.engine.test_local import NUM_DOCUMENTS, NUM_QUERIES, StopAfter, SumOfEmbeddings, assert_same, rank, workload_of
+from tests.engine.test_local import (
+    NUM_DOCUMENTS,
+    NUM_QUERIES,
+    KillAfter,
+    Killed,
+    StopAfter,
+    SumOfEmbeddings,
+    assert_same,
+    rank,
+    workload_of,
+)
 
 SMALL = LocalEngine(slice_documents=16)
 
@@ -134,14 +144,6 @@ def test_what_one_device_began_several_finish(tmp_path: Path) -> None:
 
 
 def test_a_killed_ranking_goes_on_from_what_was_saved_on_the_way(tmp_path: Path) -> None:
-    class Killed(BaseException):
-        pass
-
-    class KillAfter(StopAfter):
-        def check(self) -> None:
-            if len(self.seen) >= self.slices:
-                raise Killed
-
     workload, engine = workload_of(tmp_path), LocalEngine(slice_documents=8, save_every_s=0)
     with pytest.raises(Killed):
         shared(AllHere(workload, [1, 1]), engine, KillAfter(15))

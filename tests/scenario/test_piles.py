@@ -67,7 +67,7 @@ def two_piles(tmp_path_factory: pytest.TempPathFactory, write_checkpoint: Callab
     root = tmp_path_factory.mktemp("piles")
     first = write_checkpoint(root / "first")
     with safe_open(first / "model.safetensors", "pt") as stream:
-        weights = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        weights = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  # no mapping
     name = next(iter(sorted(weights)))
     for step in range(1, 2 * PILE + 1):
         folder = root / ("checkpoints" if step <= PILE else "later") / f"checkpoint-{step}"

@@ -9,7 +9,7 @@ from pathlib import Path
 # This folder leads sys.path when it is run by name; the imports start at the repository.
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from tests.wandb_server.front import Server  # noqa: E402
+from tests.wandb_server.front import Server  # noqa: E402  # only found from here on
 
 
 def main() -> None:

@@ -180,11 +180,13 @@ def _aliases(ctx: Context, member: Membership) -> list[Node]:
     collection = ctx.store.get(Collection, member.collection)
     assert collection is not None
 
+    def home(_: Arguments) -> Node:
+        return collection_node(ctx, collection)
+
     def alias(name: str) -> Node:
         opaque = base64.b64encode(f"ArtifactAlias:{collection.number}:{name}".encode()).decode()
         return {"__typename": "ArtifactAlias", "id": opaque, "alias": name, "artifactCollection": home}
 
-    home = lambda _: collection_node(ctx, collection)  # noqa: E731
     return [alias(name) for name in member.aliases]
 
 
