@@ -27,7 +27,7 @@ MOST_ROWS = 300_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """`coefficients[s]` and their covariance for each stratum, and what `features` measures a checkpoint's crowd against."""
+    """`coefficients[s]` and their covariance for each stratum, and the crowd that a checkpoint's is measured against."""
 
     coefficients: Float64  # (num_strata, 9)
     covariance: Float64  # (num_strata, 9, 9)
@@ -62,8 +62,8 @@ def own_intercept(crossings: Crossings, stratum: int, calibration: Calibration, 
     return own, curvature**-0.5
 
 
-def features(crossings: Crossings, stratum: int, fold: int, rows: Int64, crowd: Float64) -> Float64:
-    """(num_rows, 9) of the linear predictor; `crowd` (num_strata,) is that of all checkpoints."""
+def features(crossings: Crossings, stratum: int, fold: int, rows: Int64, crowd: float) -> Float64:
+    """(num_rows, 9) of the linear predictor; `crowd` is this checkpoint's in the stratum, less that of all."""
     tail = crossings.expected[stratum, fold, rows].astype(np.float64)
     pool = crossings.pool_above[rows].astype(np.float64)
     relevant = (crossings.gain[rows] > 0).astype(np.float64)
@@ -76,7 +76,7 @@ def features(crossings: Crossings, stratum: int, fold: int, rows: Int64, crowd: 
         relevant,
         relevant * pool,
         np.full_like(tail, crossings.quality - 0.2),
-        np.full_like(tail, crossings.crowd[stratum] - crowd[stratum]),
+        np.full_like(tail, crowd),
     ]
     return np.stack(columns, axis=1)
 
@@ -99,7 +99,8 @@ class _Rows:
     @classmethod
     def of(cls, crossings: Crossings, stratum: int, cutoff: int, crowd: Float64) -> "_Rows":
         within = np.flatnonzero(crossings.rank < cutoff)
-        tables = [features(crossings, stratum, fold, within, crowd) for fold in range(NUM_FOLDS)]
+        mine = float(crossings.crowd[stratum] - crowd[stratum])
+        tables = [features(crossings, stratum, fold, within, mine) for fold in range(NUM_FOLDS)]
         table = np.concatenate(tables)
         crossed = crossings.crossed[stratum][:, within].ravel().astype(np.float64)
         near = table[:, TAIL_COLUMN] < np.log(4.0 * cutoff)

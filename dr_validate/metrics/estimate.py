@@ -130,6 +130,7 @@ class _Predictor:
 
     def __init__(self, crossings: Crossings, table: _Table, calibration: Calibration, own: Sequence[float]) -> None:
         self._crossings, self._table, self._calibration, self._own = crossings, table, calibration, own
+        self._crowd = crossings.crowd - calibration.crowd
 
     def spread(self) -> float:
         """Standard deviation of the common part of the linear predictor at a typical relevant document."""
@@ -141,7 +142,7 @@ class _Predictor:
         return float(np.sqrt(np.mean(variances))) if variances else 0.0
 
     def _features(self, stratum: int, fold: int) -> Float64:
-        return features(self._crossings, stratum, fold, self._table.rows, self._calibration.crowd)
+        return features(self._crossings, stratum, fold, self._table.rows, float(self._crowd[stratum]))
 
     def expect(self, shift: float) -> tuple[Float64, Float64]:
         """(num_rows,) mean and standard deviation of each contribution, with the intercepts moved by `shift`."""
