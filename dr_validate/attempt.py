@@ -12,6 +12,7 @@ from dr_validate.config import Run
 from dr_validate.errors import CheckpointError, Gone, Interrupted, Outage, SetupError, TimedOut
 from dr_validate.ledger import Attempt, Ledger
 from dr_validate.patience import Patience
+from dr_validate.report_notes import refined
 from dr_validate.values import Agreement, Checkpoint, Incomplete, Report
 from dr_validate.worker_client import Tick, WorkerClient
 
@@ -138,7 +139,7 @@ class Attempts:
         sampled = self.ledger.reports(target.sampled_spec)
         full = self.ledger.reports(target.full_spec)
         (full if target.is_baseline else sampled).append(report)
-        return self.run.fidelity.compare(sampled, full, self.run.settings.metrics[0])
+        return self.run.fidelity.compare(refined(sampled), full, self.run.settings.metrics[0])
 
     def _fail(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report:
         report = self._empty(checkpoint, target, "failed", error, attempt.attempts)

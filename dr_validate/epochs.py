@@ -1,21 +1,14 @@
 """Which sample is in use, and when a full-corpus baseline has it drawn again; opt-in, by `sampler.epochs=drift`."""
 
 import json
-import logging
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, runtime_checkable
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Literal, Protocol, runtime_checkable
 
 from dr_validate.errors import SetupError
-from dr_validate.files import atomic_file, write_atomically
-from dr_validate.values import Checkpoint, Ranking, Sample, TestSet
-
-log = logging.getLogger(__name__)
+from dr_validate.files import write_atomically
+from dr_validate.values import Ranking, Sample, TestSet
 
 
 class NotKept(Exception):
@@ -74,44 +67,3 @@ class Epochs:
         assert epoch.number == len(before) + 1, f"epoch {epoch.number} after {len(before)}"
         entries = [asdict(each) for each in (*before, epoch)]
         write_atomically(self._file, json.dumps(entries, indent=2) + "\n")
-
-
-class Baselines:
-    """Full-corpus rankings, a file for each checkpoint: documents only, by ordinal."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def keep(self, checkpoint: Checkpoint, ranking: Ranking) -> None:
-        """Called when a full-corpus ranking is finished."""
-        with atomic_file(self._path(checkpoint.digest)) as stream:
-            np.savez(stream, documents=ranking.documents.astype(np.int32), step=np.array(checkpoint.step))
-
-    def ranking(self, digest: str) -> Ranking:
-        """Scores are not kept: they are all 0. Raises OSError for a file that cannot be read or is damaged."""
-        with self._path(digest).open("rb") as stream:
-            documents = _array(stream, "documents").astype(np.int64)
-        return Ranking(documents=documents, scores=np.where(documents >= 0, 0, -np.inf).astype(np.float32))
-
-    def steps(self) -> dict[str, int]:
-        """Training step of each checkpoint that has a baseline, by digest; damaged files are left out."""
-        found = {}
-        for path in sorted(self._folder.glob("*.npz")):
-            try:
-                with path.open("rb") as stream:
-                    found[path.stem.replace("-", ":", 1)] = int(_array(stream, "step"))
-            except OSError as error:
-                log.warning("%s is damaged (%s) and opens no epoch", path, error)
-        return found
-
-    def _path(self, digest: str) -> Path:
-        return self._folder / f"{digest.replace(':', '-')}.npz"
-
-
-def _array(stream: IO[bytes], name: str) -> NDArray[Any]:
-    try:
-        with np.load(stream, allow_pickle=False) as file:
-            found: NDArray[Any] = file[name]
-            return found
-    except (ValueError, KeyError, EOFError, RuntimeError, TypeError, zipfile.BadZipFile) as error:
-        raise OSError(f"damaged: {error}") from error

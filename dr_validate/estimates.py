@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dr_validate.baselines import Baselines
 from dr_validate.metrics.crossings import Crossings, can_be_estimated, crossings
 from dr_validate.metrics.differences import Gap, gap, judged
 from dr_validate.metrics.estimate import Estimated, estimate
-from dr_validate.values import Estimate, Float64, Ranking, Sample, Scores, TestSet
+from dr_validate.metrics.from_baselines import left_out_above
+from dr_validate.values import Estimate, Float64, Int64, Ranking, Sample, Scores, TestSet
 
 MOST_CHECKPOINTS = 32  # the latest: more add little and cost time
+MOST_BASELINES = 4  # likewise
 log = logging.getLogger(__name__)
 
 
@@ -35,11 +38,23 @@ class Past:
 
 
 class Estimates:
-    """One per sample: `folder` keeps one file for each checkpoint that met it; those of `anchors` are never too old."""
+    """One per sample: `folder` keeps one file for each checkpoint that met it; those of `anchors` are never too old.
 
-    def __init__(self, folder: Path, test_set: TestSet, sample: Sample, top_k: int, anchors: Collection[str] = ()) -> None:
+    `baselines` of other checkpoints are learnt from. A checkpoint's own is not: its values stay what the sample says, so that
+    comparing them with the full corpus tells how good samples are.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        test_set: TestSet,
+        sample: Sample,
+        top_k: int,
+        baselines: Baselines,
+        anchors: Collection[str] = (),
+    ) -> None:
         self._folder, self._test_set, self._sample, self._top_k = folder, test_set, sample, top_k
-        self._anchors = anchors
+        self._baselines, self._anchors = baselines, anchors
         self.possible = has_intervals(sample)
 
     def of(self, digest: str, ranking: Ranking, scores: Scores, pasts: Sequence[Past] = ()) -> Outcome:
@@ -52,12 +67,21 @@ class Estimates:
         mine = self.meet(digest, ranking)
         earlier = _crossings_in(self._folder, self._anchors, but=digest)
         history = [*earlier.values(), mine]
-        made = {name: estimate(history, self._test_set.qrels, name, self._top_k) for name in scores.per_query}
+        known = _known(earlier, self._baselines)
+        made = {name: estimate(history, self._test_set.qrels, name, self._top_k, known) for name in scores.per_query}
         first = dict(zip([*earlier, digest], next(iter(made.values())), strict=True))
         return Outcome(
             metrics={name: _as_estimate(estimated[-1], scores.mean(name)) for name, estimated in made.items()},
             per_query={name: estimated[-1].per_query for name, estimated in made.items()},
-            notes={"estimate": {**_notes(made), "differences": _differences(digest, first, pasts)}},
+            notes={
+                "estimate": {
+                    **_notes(made),
+                    "sample": self._sample.fingerprint,
+                    "baselines": len(known),
+                    "earlier": _earlier(list(earlier), made),
+                    "differences": _differences(digest, first, pasts),
+                }
+            },
         )
 
     def meet(self, digest: str, ranking: Ranking) -> Crossings:
@@ -80,11 +104,27 @@ class Estimates:
         return Outcome(metrics=metrics, per_query=scores.per_query, notes={})
 
 
-def learnt(folder: Path, test_set: TestSet, metric: str, top_k: int, anchors: Collection[str] = ()) -> dict[str, Estimated]:
+def learnt(
+    folder: Path, test_set: TestSet, metric: str, top_k: int, baselines: Baselines, anchors: Collection[str] = ()
+) -> dict[str, Estimated]:
     """Every checkpoint whose crossings are in `folder`, as far as they are learnt from, by digest."""
     history = _crossings_in(folder, anchors)
-    made = estimate(list(history.values()), test_set.qrels, metric, top_k) if history else []
+    if not history:
+        return {}
+    made = estimate(list(history.values()), test_set.qrels, metric, top_k, _known(history, baselines))
     return dict(zip(history, made, strict=True))
+
+
+def _known(history: Mapping[str, Crossings], baselines: Baselines) -> dict[int, Int64]:
+    """What was left out above the thresholds of the latest checkpoints that have a baseline, by their place in `history`."""
+    found: dict[int, Int64] = {}
+    for place, (digest, met) in reversed(list(enumerate(history.items()))):
+        if len(found) < MOST_BASELINES and baselines.has(digest):
+            try:
+                found[place] = left_out_above(met, baselines.ranking(digest))
+            except OSError as error:
+                log.warning("the full-corpus ranking of %s cannot be read (%s) and nothing is learnt from it", digest, error)
+    return found
 
 
 def _crossings_in(folder: Path, anchors: Collection[str], but: str = "") -> dict[str, Crossings]:
@@ -124,6 +164,16 @@ def _notes(made: Mapping[str, Sequence[Estimated]]) -> dict[str, Any]:
         "population": {name: list(estimated[-1].population_interval) for name, estimated in made.items()},
         "metric": next(iter(made)),
     }
+
+
+def _earlier(digests: Sequence[str], made: Mapping[str, Sequence[Estimated]]) -> dict[str, dict[str, list[float]]]:
+    """Value, low and high of the checkpoints before, as they look now."""
+    found: dict[str, dict[str, list[float]]] = {digest: {} for digest in digests}
+    for name, estimated in made.items():
+        for digest, each in zip(digests, estimated, strict=False):  # the last one is not an earlier one
+            now = _as_estimate(each, each.naive)
+            found[digest][name] = [round(value, 9) for value in (now.value, now.low, now.high)]
+    return found
 
 
 def _differences(digest: str, here: Mapping[str, Estimated], pasts: Sequence[Past]) -> dict[str, dict[str, Any]]:

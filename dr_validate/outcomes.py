@@ -14,7 +14,7 @@ class Outcomes:
 
     def __init__(self, settings: Settings, test_set: TestSet, plans: Plans) -> None:
         self._settings, self._test_set, self._plans = settings, test_set, plans
-        self._closed: dict[str, Past] = {}  # by part: earlier epochs change no more
+        self._closed: dict[str, Past] = {}  # by part: earlier epochs hardly change
 
     def of(self, plan: Plan, digest: str, ranking: Ranking, scores: Scores) -> Outcome:
         """Where the plan follows the drift, notes["estimate"] names the epoch and its anchor, None where that was not met."""
@@ -23,7 +23,7 @@ class Outcomes:
             return outcome
         anchor = self._anchor(plan)
         met = anchor is not None and self.has_met(plan, anchor)
-        epoch = {"epoch": plan.epoch, "sample": plan.sample.fingerprint, "anchor": anchor if met else None}
+        epoch = {"epoch": plan.epoch, "anchor": anchor if met else None}
         return replace(outcome, notes={**outcome.notes, "estimate": {**outcome.notes.get("estimate", {}), **epoch}})
 
     def has_met(self, plan: Plan, digest: str) -> bool:
@@ -46,7 +46,8 @@ class Outcomes:
     def _estimates(self, plan: Plan) -> Estimates:
         folder = self._settings.state_dir / "estimates" / plan.spec / plan.part
         anchor = self._anchor(plan)
-        return Estimates(folder, self._test_set, plan.sample, self._settings.top_k, [anchor] if anchor else [])
+        anchors, baselines = [anchor] if anchor else [], self._plans.baselines
+        return Estimates(folder, self._test_set, plan.sample, self._settings.top_k, baselines, anchors)
 
     def _pasts(self, plan: Plan) -> Sequence[Past]:
         """The same level of earlier epochs, the latest first."""
@@ -57,7 +58,8 @@ class Outcomes:
             if part not in self._closed:
                 folder = self._settings.state_dir / "estimates" / plan.spec / part
                 anchors = [each.anchor for each in epochs[max(0, epoch.number - 2) : epoch.number]]
-                known = learnt(folder, self._test_set, self._settings.metrics[0], self._settings.top_k, anchors)
+                metric, top_k, baselines = self._settings.metrics[0], self._settings.top_k, self._plans.baselines
+                known = learnt(folder, self._test_set, metric, top_k, baselines, anchors)
                 self._closed[part] = Past(anchor=epoch.anchor, estimated=known)
             found.append(self._closed[part])
         return found

@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dr_validate.baselines import Baselines
 from dr_validate.component import fingerprint
 from dr_validate.config import Run
 from dr_validate.early import EarlySampler, ends_early
-from dr_validate.epochs import Baselines, Epoch, Epochs, EpochSampler
+from dr_validate.epochs import Epoch, Epochs, EpochSampler
 from dr_validate.errors import SetupError
 from dr_validate.estimates import has_intervals
 from dr_validate.stages import Sampler

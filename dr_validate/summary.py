@@ -7,6 +7,7 @@ from typing import Any
 
 from dr_validate.config import Run
 from dr_validate.ledger import Ledger
+from dr_validate.report_notes import refined
 from dr_validate.values import Report
 from dr_validate.watch import Outcome
 
@@ -20,7 +21,7 @@ def show_outcome(run: Run, outcome: Outcome) -> None:
     state_dir = run.settings.state_dir
     metric = run.settings.metrics[0]
     with Ledger(state_dir / "ledger.db") as ledger:
-        sampled, full = ledger.reports(outcome.target.spec), ledger.reports(outcome.target.full_spec)
+        sampled, full = refined(ledger.reports(outcome.target.spec)), ledger.reports(outcome.target.full_spec)
     console = new_console()
     console.print(outcome_table(sampled, full, metric))
     is_sampled = outcome.target.spec != outcome.target.full_spec

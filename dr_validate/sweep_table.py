@@ -16,6 +16,7 @@ from dr_validate.errors import Outage, SetupError
 from dr_validate.files import write_atomically
 from dr_validate.ledger import Ledger
 from dr_validate.report.comparison import Comparison, compare
+from dr_validate.report_notes import refined
 from dr_validate.strategies import Strategy, Sweep
 from dr_validate.summary import show_outcome
 from dr_validate.sweep import JobRecord, records, worst_exit_code
@@ -172,7 +173,7 @@ def _full_reports(jobs: Sequence[JobRecord], runs: Mapping[int, Run]) -> Mapping
 def _reports(run: Run, spec: str) -> list[Report]:
     """By ascending step; of a checkpoint that was skipped first and validated later the later Report counts."""
     with Ledger(run.settings.state_dir / "ledger.db") as ledger:
-        latest = {report.checkpoint.label: report for report in sorted(ledger.reports(spec), key=lambda r: r.at)}
+        latest = {report.checkpoint.label: report for report in sorted(refined(ledger.reports(spec)), key=lambda r: r.at)}
     return sorted(latest.values(), key=lambda r: (r.checkpoint.step, r.checkpoint.name))
 
 
@@ -231,11 +232,10 @@ def _fields(row: Row) -> dict[str, Any]:
     job, best, agreement = row.job, row.best, row.agreement
     estimate = best.metrics[row.metric] if best else None
     counts = Counter(report.status for report in row.reports)
-    target = job.target or {}
     return {
         "job": job.number,
         "overrides": row.overrides,
-        **{name: target.get(name) for name in ("dataset", "sampler", "spec", "full_spec")},
+        **{name: (job.target or {}).get(name) for name in ("dataset", "sampler", "spec", "full_spec")},
         "metric": row.metric,
         **{name: getattr(estimate, name, None) for name in ("value", "low", "high", "naive")},
         "step": best.checkpoint.step if best else None,

@@ -58,6 +58,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     what.add_argument("--strategies", type=_list, help="(default: all)")
     what.add_argument("--ring-share", type=float, help="of the stratified sampler (default: the class's)")
     what.add_argument("--online", action="store_true", help="correct each checkpoint with the earlier ones only")
+    what.add_argument("--baselines", type=_list, default=[], help="checkpoints whose full ranking is known to the others")
     what.add_argument("--top-k", type=int, default=100)
     how = parser.add_argument_group("how")
     how.add_argument("--jobs", type=int, default=2, help="processes")

@@ -1,5 +1,6 @@
 """Corrected metrics from checkpoint to checkpoint, over real rankings of made-up scores."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from dr_validate.baselines import Baselines
 from dr_validate.estimates import Estimates, Outcome
 from dr_validate.metrics.ranx import RanxMetrics
-from dr_validate.values import Float32, Int64, Qrels, Ranking, Sample, TestSet
+from dr_validate.report_notes import refined
+from dr_validate.values import Checkpoint, Float32, Int64, Qrels, Ranking, Report, Sample, TestSet
 
 NUM_DOCUMENTS, NUM_QUERIES, NUM_POOL, NUM_DRAWN, TOP_K = 4000, 80, 240, 200, 100
 NAMES = ("mrr@10", "recall@100")
@@ -77,6 +80,10 @@ def ranking_of(scores: Float32, ordinals: Int64) -> Ranking:
     return Ranking(documents=ordinals[order], scores=np.take_along_axis(part, order, axis=1))
 
 
+def estimates_in(folder: Path, test_set: TestSet, sample: Sample) -> Estimates:
+    return Estimates(folder, test_set, sample, TOP_K, Baselines(folder / "baselines"))
+
+
 def outcome(estimates: Estimates, test_set: TestSet, sample: Sample, number: int) -> Outcome:
     """Of checkpoint `number`; the later, the better."""
     ranking = ranking_of(scores_of(test_set, 0.5 + 0.05 * number, number), sample.ordinals)
@@ -84,7 +91,7 @@ def outcome(estimates: Estimates, test_set: TestSet, sample: Sample, number: int
 
 
 def test_each_checkpoint_is_corrected_by_all_before_it(test_set: TestSet, sample: Sample, tmp_path: Path) -> None:
-    estimates = Estimates(tmp_path, test_set, sample, TOP_K)
+    estimates = estimates_in(tmp_path, test_set, sample)
     outcomes = [outcome(estimates, test_set, sample, number) for number in range(6)]
     errors, naive_errors = [], []
     for number, made in enumerate(outcomes):
@@ -106,11 +113,11 @@ def test_each_checkpoint_is_corrected_by_all_before_it(test_set: TestSet, sample
 
 
 def test_a_restart_goes_on_with_what_was_kept(test_set: TestSet, sample: Sample, tmp_path: Path) -> None:
-    one = Estimates(tmp_path / "one", test_set, sample, TOP_K)
+    one = estimates_in(tmp_path / "one", test_set, sample)
     for number in range(3):
         outcome(one, test_set, sample, number)
     before = outcome(one, test_set, sample, 3)
-    again = outcome(Estimates(tmp_path / "one", test_set, sample, TOP_K), test_set, sample, 3)
+    again = outcome(estimates_in(tmp_path / "one", test_set, sample), test_set, sample, 3)
     assert again.metrics == before.metrics
     assert again.notes == before.notes
 
@@ -118,7 +125,7 @@ def test_a_restart_goes_on_with_what_was_kept(test_set: TestSet, sample: Sample,
 def test_a_damaged_file_is_left_out_and_named(
     test_set: TestSet, sample: Sample, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    estimates = Estimates(tmp_path, test_set, sample, TOP_K)
+    estimates = estimates_in(tmp_path, test_set, sample)
     outcome(estimates, test_set, sample, 0)
     (tmp_path / "sha256-0000.npz").write_bytes(b"PK\x03\x04 and no more")
     made = outcome(estimates, test_set, sample, 1)
@@ -129,7 +136,93 @@ def test_a_damaged_file_is_left_out_and_named(
 def test_a_pool_alone_gives_an_upper_bound(test_set: TestSet, sample: Sample, tmp_path: Path) -> None:
     certain = sample.ordinals[sample.inclusion == 1]
     pool = Sample(ordinals=certain, inclusion=np.ones(len(certain)), num_documents=NUM_DOCUMENTS, fingerprint="pool")
-    made = outcome(Estimates(tmp_path, test_set, pool, TOP_K), test_set, pool, 2)
+    made = outcome(estimates_in(tmp_path, test_set, pool), test_set, pool, 2)
     assert all(each.low == 0 and each.value == each.high == each.naive for each in made.metrics.values())
     assert not made.notes
     assert not list(tmp_path.iterdir())
+
+
+def checkpoint(number: int) -> Checkpoint:
+    at = f"2026-01-01T00:0{number}:00+00:00"
+    return Checkpoint(
+        name=f"step-{number}",
+        version=f"v{number}",
+        digest=f"sha256:{number:04}",
+        step=number,
+        step_from="name",
+        created_at=at,
+        uri="",
+    )
+
+
+def full_ranking(test_set: TestSet, number: int) -> Ranking:
+    return ranking_of(scores_of(test_set, 0.5 + 0.05 * number, number), np.arange(NUM_DOCUMENTS))
+
+
+def test_baselines_of_other_checkpoints_are_learnt_from(test_set: TestSet, sample: Sample, tmp_path: Path) -> None:
+    estimates, baselines = estimates_in(tmp_path, test_set, sample), Baselines(tmp_path / "baselines")
+    before = [outcome(estimates, test_set, sample, number) for number in range(6)][-1]
+    assert before.notes["estimate"]["baselines"] == 0
+    baselines.keep(checkpoint(5), full_ranking(test_set, 5))
+    assert outcome(estimates, test_set, sample, 5).metrics == before.metrics  # its own says nothing of it
+    baselines.keep(checkpoint(4), full_ranking(test_set, 4))
+    after = outcome(estimates, test_set, sample, 5)
+    assert after.notes["estimate"]["baselines"] == 1
+    truth = RanxMetrics(names=NAMES).score(full_ranking(test_set, 5), test_set.qrels)
+    for name in NAMES:
+        new, old = after.metrics[name], before.metrics[name]
+        assert new.value != old.value
+        assert new.high - new.low < old.high - old.low
+        assert new.low <= truth.mean(name) <= new.high
+        assert abs(new.value - truth.mean(name)) < abs(old.value - truth.mean(name)) + 0.01
+
+
+def test_a_damaged_baseline_is_named_and_teaches_nothing(
+    test_set: TestSet, sample: Sample, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    estimates = estimates_in(tmp_path, test_set, sample)
+    before = [outcome(estimates, test_set, sample, number) for number in range(2)][-1]
+    (tmp_path / "baselines").mkdir()
+    (tmp_path / "baselines" / "sha256-0000.npz").write_bytes(b"PK and no more")
+    assert outcome(estimates, test_set, sample, 1).metrics == before.metrics
+    assert "sha256:0000 cannot be read" in caplog.text
+
+
+def report_of(number: int, made: Outcome) -> Report:
+    one = checkpoint(number)
+    return Report(
+        checkpoint=one,
+        dataset="made",
+        sampler="stratified",
+        spec="spec",
+        status="done",
+        at=one.created_at,
+        metrics=made.metrics,
+        notes=made.notes,
+    )
+
+
+def test_values_before_are_read_as_the_latest_report_sees_them(test_set: TestSet, sample: Sample, tmp_path: Path) -> None:
+    estimates, baselines = estimates_in(tmp_path, test_set, sample), Baselines(tmp_path / "baselines")
+    reports = []
+    for number in range(4):
+        reports.append(report_of(number, outcome(estimates, test_set, sample, number)))
+        baselines.keep(checkpoint(number), full_ranking(test_set, number))
+    now = refined(reports)
+    assert now[-1] == reports[-1]
+    again = report_of(0, outcome(estimates, test_set, sample, 0))  # with baselines of the three others, as in the latest
+    for name in NAMES:
+        assert now[0].metrics[name] != reports[0].metrics[name]
+        assert now[0].metrics[name].value == pytest.approx(again.metrics[name].value, abs=0.02)
+        assert now[0].metrics[name].naive == reports[0].metrics[name].naive
+    differences = now[-1].notes["estimate"]["differences"]
+    for number in range(3):
+        gap = now[-1].metrics["mrr@10"].value - now[number].metrics["mrr@10"].value
+        assert differences[f"sha256:{number:04}"]["value"] == pytest.approx(gap, abs=1e-6)
+    other = [replace_sample(report, "another") for report in reports[:1]]
+    assert refined([*other, *reports[1:]])[0] == other[0]  # another sample: its values are not theirs
+
+
+def replace_sample(report: Report, name: str) -> Report:
+    estimate = {**report.notes["estimate"], "sample": name}
+    return dataclasses.replace(report, notes={**report.notes, "estimate": estimate})

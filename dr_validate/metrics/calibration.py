@@ -15,10 +15,10 @@ from dr_validate.metrics.crossings import NUM_FOLDS, Crossings
 from dr_validate.values import Float64, Int64
 
 NEAR = 0.2  # odds from which a stratum is a ring around the pool: small, near, and hardly spread beyond Poisson
-PRIOR_MEAN = np.array([0.7, 0.25, 0.16, 1.33, -0.77, 0.23, -0.20, 1.9, 1.35])
-PRIOR_SD = np.array([1.5, 0.03, 0.04, 0.10, 0.20, 0.06, 0.06, 1.0, 0.3])
-RING_MEAN = np.array([-0.9, 0.15, 0.05, 0.75, 0.0, 0.0, 0.0, -1.0, 0.0])
-RING_SD = np.array([1.0, 0.08, 0.06, 0.15, 0.20, 0.05, 0.05, 2.5, 0.3])
+PRIOR_MEAN = np.array([0.7, 0.25, 0.16, 1.33, -0.77, 0.23, -0.20, 1.9, 1.35, -0.15])
+PRIOR_SD = np.array([1.5, 0.03, 0.04, 0.10, 0.20, 0.06, 0.06, 1.0, 0.3, 0.1])
+RING_MEAN = np.array([-0.9, 0.15, 0.05, 0.75, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0])
+RING_SD = np.array([1.0, 0.08, 0.06, 0.15, 0.20, 0.05, 0.05, 2.5, 0.3, 0.1])
 TAIL_COLUMN, RELEVANT_COLUMN = 1, 5
 OWN_SD = 0.2  # of the intercept that a checkpoint has for itself
 DISCOUNT, OWN_DISCOUNT = 0.3, 0.5  # the same document crosses for many queries and checkpoints
@@ -32,6 +32,8 @@ class Calibration:
     coefficients: Float64  # (num_strata, 9)
     covariance: Float64  # (num_strata, 9, 9)
     crowd: Float64  # (num_strata,) mean over the checkpoints
+    spread: Float64  # (num_strata,) added to the logarithm of the shape
+    baselines: int = 0  # checkpoints of which it is known what is above their thresholds
 
 
 def calibrate(history: Sequence[Crossings], cutoff: int) -> Calibration:
@@ -42,7 +44,7 @@ def calibrate(history: Sequence[Crossings], cutoff: int) -> Calibration:
         parts = [_Rows.of(each, stratum, cutoff, crowd) for each in history]
         fits.append(_fit(parts, float(odds)))
     coefficients, covariance = (np.array(part) for part in zip(*fits, strict=True))
-    return Calibration(coefficients=coefficients, covariance=covariance, crowd=crowd)
+    return Calibration(coefficients=coefficients, covariance=covariance, crowd=crowd, spread=np.zeros(len(crowd)))
 
 
 def own_intercept(crossings: Crossings, stratum: int, calibration: Calibration, cutoff: int) -> tuple[float, float]:
@@ -77,6 +79,7 @@ def features(crossings: Crossings, stratum: int, fold: int, rows: Int64, crowd: 
         relevant * pool,
         np.full_like(tail, crossings.quality - 0.2),
         np.full_like(tail, crowd),
+        crowd * (pool - 1),
     ]
     return np.stack(columns, axis=1)
 

@@ -32,6 +32,7 @@ class Crossings:
 
     query: Int64  # (num_rows,)
     rank: Int64  # (num_rows,) documents of the sample above, relevant ones included
+    document: Int64  # (num_rows,) ordinal of the threshold
     gain: Int64  # (num_rows,) of the relevant document, 0 for one that only calibrates
     pool_above: Float32  # (num_rows,) logarithm of how many certain documents should score above, by the tail of the pool
     expected: Float32  # (num_strata, NUM_FOLDS, num_rows)
@@ -83,6 +84,7 @@ def crossings(ranking: Ranking, qrels: Qrels, sample: Sample, id_hash: NDArray[n
     return Crossings(
         query=query,
         rank=rank,
+        document=ranking.documents[query, rank],
         gain=hits.gain[query, rank],
         pool_above=np.log(np.maximum(pool, 1e-3)).astype(np.float32),
         expected=expected,

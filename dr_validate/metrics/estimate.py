@@ -5,15 +5,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dr_validate.metrics.calibration import Calibration, calibrate, features, own_intercept, shape
+from dr_validate.metrics.calibration import Calibration, calibrate, features, own_intercept
 from dr_validate.metrics.crossings import NUM_FOLDS, Crossings
+from dr_validate.metrics.from_baselines import MOST_ROWS, Counts, learn
 from dr_validate.metrics.gains import Gains, gains
+from dr_validate.metrics.unsampled import added, left_out, predicted
 from dr_validate.values import Float64, Int64, Qrels
 
 Z = 1.96
 # Standard deviations of the correction's error, as shares of it: all checkpoints alike, and one alone. The first number stays
 # however many queries there are, the second is over their root: what so many relevant documents happen to be like.
 MISFIT, OWN_MISFIT = (0.12, 1.1), (0.06, 0.8)
+TOLD_MISFIT = (0.06, 0.5)
 DEEPER = 0.2  # the latter at a cutoff of 10, growing with this power of it: what is far down, the model knows less of
 TOGETHER = 0.2  # how much of two checkpoints' own errors is the same: they see the same documents
 PULL = 0.15  # how much a correction may differ from the others before it is believed, as a share of their mean
@@ -51,17 +54,39 @@ class Estimated:
         return max(0.0, self.value - half), min(self.naive, self.value + half)
 
 
-def estimate(history: Sequence[Crossings], qrels: Qrels, name: str, depth: int) -> list[Estimated]:
+def estimate(
+    history: Sequence[Crossings], qrels: Qrels, name: str, depth: int, known: Mapping[int, Int64] | None = None
+) -> list[Estimated]:
     """One metric of every checkpoint in `history`, all over the same sample; `depth` is top_k.
 
-    The more checkpoints, the better each is known: estimates of earlier ones change as later ones come.
+    The more checkpoints, the better each is known: estimates of earlier ones change as later ones come. `known`: for some of
+    them, by their place in `history`, how many documents that were not sampled are above each threshold (num_rows,).
     """
     tables = [_Table.of(each, qrels, name, depth) for each in history]
-    fits: Mapping[int, Calibration] = {}
+    fits: Mapping[int, Sequence[Calibration]] = {}
     if len(history[0].odds):
-        fits = {cutoff: calibrate(history, cutoff) for cutoff in {table.cutoff for table in tables}}
-    made = [_estimate(each, table, fits.get(table.cutoff)) for each, table in zip(history, tables, strict=True)]
+        fits = {cutoff: _calibrations(history, cutoff, known or {}) for cutoff in {table.cutoff for table in tables}}
+    made = [
+        _estimate(each, table, fits[table.cutoff][place] if fits else None)
+        for place, (each, table) in enumerate(zip(history, tables, strict=True))
+    ]
     return _drawn_together(made, [_naive(each, table) for each, table in zip(history, tables, strict=True)])
+
+
+def _calibrations(history: Sequence[Crossings], cutoff: int, known: Mapping[int, Int64]) -> list[Calibration]:
+    """For each checkpoint. The full-corpus ranking of one says nothing of itself: its value stays what the sample says, so that
+    comparing it with the full corpus tells how good samples are."""
+    fit = calibrate(history, cutoff)
+    if not known:
+        return [fit] * len(history)
+    counts = {}
+    for place, above in known.items():
+        mine = history[place]
+        own = [own_intercept(mine, stratum, fit, cutoff)[0] for stratum in range(len(mine.odds))]
+        counts[place] = Counts.of(mine, fit, own, above, cutoff, MOST_ROWS // len(known))
+    learnt = learn(fit, list(counts.values()))
+    but = {place: learn(fit, [each for other, each in counts.items() if other != place]) for place in known}
+    return [but.get(place, learnt) for place in range(len(history))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +142,8 @@ def _estimate(crossings: Crossings, table: _Table, calibration: Calibration | No
     scatter = float(np.sqrt(np.nansum(scattered**2))) / max(1, len(table.gains.scored))
     corrected = naive_mean - value
     misfit, alone = (
-        float(np.hypot(fixed, part / max(1, len(table.gains.scored)) ** 0.5)) for fixed, part in (MISFIT, OWN_MISFIT)
+        float(np.hypot(fixed, part / max(1, len(table.gains.scored)) ** 0.5))
+        for fixed, part in (TOLD_MISFIT if calibration.baselines else MISFIT, OWN_MISFIT)
     )
     alone *= (table.cutoff / 10) ** DEEPER
     own = float(np.sqrt(scatter**2 + (slope * mine) ** 2 + (alone * corrected) ** 2))
@@ -158,17 +184,13 @@ class _Predictor:
 
     def _unsampled(self, fold: int, shift: float) -> tuple[Float64, Float64]:
         """Mean and shape of the number of documents above that were not sampled, given those of the fold that were."""
-        rows, total, square = self._table.rows, np.zeros(len(self._table.rows)), np.zeros(len(self._table.rows))
+        rows, parts = self._table.rows, []
         for stratum, odds in enumerate(self._crossings.odds):
-            predictor = self._features(stratum, fold) @ self._calibration.coefficients[stratum]
-            mean = np.exp(np.clip(predictor + self._own[stratum] + shift, -12, 9))
-            form = shape(mean, float(odds))
-            seen = self._crossings.crossed[stratum, fold, rows]
-            # Gamma and Poisson are conjugate: the fold showed odds / NUM_FOLDS of the stratum, 1 - odds is not sampled.
-            left = (1 - odds) * (form + seen) / (form / mean + odds / NUM_FOLDS)
-            total += left
-            square += left**2 / (form + seen)
-        return total, total**2 / np.maximum(square, 1e-300)
+            predictor = predicted(self._crossings, self._calibration, self._own, stratum, fold, rows)
+            mean = np.exp(np.clip(predictor + shift, -12, 9))
+            seen = self._crossings.crossed[stratum, fold, rows].astype(np.float64)
+            parts.append(left_out(mean, float(odds), seen, float(self._calibration.spread[stratum])))
+        return added(parts)
 
     def _worth(self) -> Iterator[tuple[Int64, Float64]]:
         """Blocks of rows, each with (number, len(block)) of what a row adds when 0, 1, ... further documents are above it."""

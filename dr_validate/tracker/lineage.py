@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dr_validate.report_json import report_to_json
+from dr_validate.report_notes import refined
 from dr_validate.tracker.rows import SCHEME, report_id
 from dr_validate.tracker.session import Plan, api, failures
 from dr_validate.values import Report
@@ -125,6 +126,6 @@ def _artifact(name: str, kind: str, about: Mapping[str, Any], *, content: Mappin
 
 def is_best(report: Report, history: Sequence[Report], metric: str) -> bool:
     """Whether it has the highest value of the versions that W&B holds; of equal ones, the earliest."""
-    ours = [other for other in history if metric in other.metrics and other.checkpoint.uri.startswith(SCHEME)]
+    ours = [other for other in refined(history) if metric in other.metrics and other.checkpoint.uri.startswith(SCHEME)]
     best = max(ours, key=lambda other: (other.metrics[metric].value, -other.checkpoint.step), default=None)
     return best is not None and report_id(best) == report_id(report)

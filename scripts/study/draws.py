@@ -10,7 +10,8 @@ import numpy as np
 
 from dr_validate.metrics.crossings import Crossings, can_be_estimated, crossings
 from dr_validate.metrics.differences import differences
-from dr_validate.metrics.estimate import estimate
+from dr_validate.metrics.estimate import Estimated, estimate
+from dr_validate.metrics.from_baselines import left_out_above
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.values import Float64, Ranking, Sample, Scores, TestSet
 from scripts.study.ranking import Rankings
@@ -65,7 +66,8 @@ def pairs(number: int) -> tuple[list[int], list[int]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """What all processes share. `online`: a checkpoint is corrected with itself and the earlier ones only."""
+    """What all processes share. `online`: a checkpoint is corrected with itself and the earlier ones only; `baselines`: with
+    the full-corpus rankings of these, but its own."""
 
     test_set: TestSet
     rankings: Rankings
@@ -74,6 +76,7 @@ class Study:
     metrics: tuple[str, ...]
     top_k: int
     online: bool
+    baselines: Mapping[int, Ranking]
 
     def truth(self, number: int) -> Truth:
         """Of one checkpoint."""
@@ -109,11 +112,10 @@ class Study:
 
     def _correct(self, history: Sequence[Crossings], metric: str) -> Corrected:
         """Each checkpoint against the earlier ones, as when the last of them has just been validated."""
-        qrels = self.test_set.qrels
         if self.online:
-            states = [estimate(history[: number + 1], qrels, metric, self.top_k) for number in range(len(history))]
+            states = [self._estimate(history[: number + 1], metric) for number in range(len(history))]
         else:
-            final = estimate(history, qrels, metric, self.top_k)
+            final = self._estimate(history, metric)
             states = [final[: number + 1] for number in range(len(history))]
         made = [state[-1] for state in states]
         against = [difference for state in states for difference in differences(state[-1], state[:-1])]
@@ -127,6 +129,10 @@ class Study:
             difference_high=np.array([difference.high for difference in against]),
             p=np.array([difference.p for difference in against]),
         )
+
+    def _estimate(self, history: Sequence[Crossings], metric: str) -> list[Estimated]:
+        known = {place: left_out_above(history[place], full) for place, full in self.baselines.items() if place < len(history)}
+        return estimate(history, self.test_set.qrels, metric, self.top_k, known)
 
 
 class Workers:

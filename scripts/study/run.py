@@ -98,6 +98,9 @@ def _prepare(options: argparse.Namespace, material: Material, paths: Mapping[str
     samplers = Samplers(material.test_set, paths, shares, work)
     rankings = Rankings(material.test_set, top_k)
     rankings.load(material.checkpoints, options.memory_gib * 2**30)
+    names = [each.name for each in material.checkpoints]
+    known = [names.index(name) for name in chosen(names, options.baselines)] if options.baselines else []
+    everything = np.arange(len(material.test_set.corpus))
     return Study(
         test_set=material.test_set,
         rankings=rankings,
@@ -106,6 +109,7 @@ def _prepare(options: argparse.Namespace, material: Material, paths: Mapping[str
         metrics=tuple(options.metrics),
         top_k=top_k,
         online=options.online,
+        baselines={number: rankings.of(number, everything) for number in known},
     )
 
 
@@ -145,6 +149,8 @@ def _head(options: argparse.Namespace, material: Material, truths: Sequence[Trut
     test_set, names = material.test_set, [encoded.name for encoded in material.checkpoints]
     error = max(truth.largest_error for truth in truths)
     known = "the earlier checkpoints only" if options.online else "all checkpoints"
+    if options.baselines:
+        known += f" and full-corpus baselines of {', '.join(options.baselines)}"
     ring = "" if options.ring_share is None else f", ring_share {options.ring_share:g}"
     return (
         f"# {test_set.name}{f' ({options.suffix})' if options.suffix else ''}\n\n"

@@ -1,0 +1,59 @@
+"""Full-corpus rankings that are kept: by them epochs begin, and samples are judged by what is known."""
+
+import logging
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dr_validate.files import atomic_file
+from dr_validate.values import Checkpoint, Ranking
+
+log = logging.getLogger(__name__)
+
+
+class Baselines:
+    """Full-corpus rankings, a file for each checkpoint: documents only, by ordinal."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def keep(self, checkpoint: Checkpoint, ranking: Ranking) -> None:
+        """Called when a full-corpus ranking is finished."""
+        with atomic_file(self._path(checkpoint.digest)) as stream:
+            np.savez(stream, documents=ranking.documents.astype(np.int32), step=np.array(checkpoint.step))
+
+    def has(self, digest: str) -> bool:
+        """Whether this checkpoint's is kept."""
+        return self._path(digest).exists()
+
+    def ranking(self, digest: str) -> Ranking:
+        """Scores are not kept: they are all 0. Raises OSError for a file that cannot be read or is damaged."""
+        with self._path(digest).open("rb") as stream:
+            documents = _array(stream, "documents").astype(np.int64)
+        return Ranking(documents=documents, scores=np.where(documents >= 0, 0, -np.inf).astype(np.float32))
+
+    def steps(self) -> dict[str, int]:
+        """Training step of each checkpoint that has a baseline, by digest; damaged files are left out."""
+        found = {}
+        for path in sorted(self._folder.glob("*.npz")):
+            try:
+                with path.open("rb") as stream:
+                    found[path.stem.replace("-", ":", 1)] = int(_array(stream, "step"))
+            except OSError as error:
+                log.warning("%s is damaged (%s) and opens no epoch", path, error)
+        return found
+
+    def _path(self, digest: str) -> Path:
+        return self._folder / f"{digest.replace(':', '-')}.npz"
+
+
+def _array(stream: IO[bytes], name: str) -> NDArray[Any]:
+    try:
+        with np.load(stream, allow_pickle=False) as file:
+            found: NDArray[Any] = file[name]
+            return found
+    except (ValueError, KeyError, EOFError, RuntimeError, TypeError, zipfile.BadZipFile) as error:
+        raise OSError(f"damaged: {error}") from error

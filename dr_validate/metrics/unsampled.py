@@ -1,0 +1,34 @@
+"""How many of the documents that were left out score above a threshold, as the calibration predicts it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dr_validate.metrics.calibration import Calibration, features, shape
+from dr_validate.metrics.crossings import NUM_FOLDS, Crossings
+from dr_validate.values import Float64, Int64
+
+
+def left_out(mean: Float64, odds: float, seen: Float64, spread: float) -> tuple[Float64, Float64]:
+    """Mean and shape of the number above in one stratum, given `seen` of one fold; `mean` is that of the whole stratum.
+
+    Gamma and Poisson are conjugate: the fold showed odds / NUM_FOLDS of the stratum, 1 - odds is not sampled.
+    """
+    form = shape(mean, odds) * np.exp(spread)
+    return (1 - odds) * (form + seen) / (form / mean + odds / NUM_FOLDS), form + seen
+
+
+def added(parts: list[tuple[Float64, Float64]]) -> tuple[Float64, Float64]:
+    """Mean and shape of the sum over strata: the variances beyond Poisson's add up."""
+    total = np.sum([mean for mean, _ in parts], axis=0)
+    square = np.sum([mean**2 / form for mean, form in parts], axis=0)
+    return total, total**2 / np.maximum(square, 1e-300)
+
+
+def predicted(
+    crossings: Crossings, calibration: Calibration, own: Sequence[float], stratum: int, fold: int, rows: Int64
+) -> Float64:
+    """(num_rows,) linear predictor: the logarithm of the mean of the whole stratum."""
+    mine = float(crossings.crowd[stratum] - calibration.crowd[stratum])
+    predictor: Float64 = features(crossings, stratum, fold, rows, mine) @ calibration.coefficients[stratum] + own[stratum]
+    return predictor
