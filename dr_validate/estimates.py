@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dr_validate.baselines import Baselines
 from dr_validate.metrics.crossings import Crossings, can_be_estimated, crossings
 from dr_validate.metrics.differences import Gap, gap, judged
@@ -15,7 +17,7 @@ from dr_validate.metrics.from_baselines import left_out_above
 from dr_validate.values import Estimate, Float64, Int64, Ranking, Sample, Scores, TestSet
 
 MOST_CHECKPOINTS = 32  # the latest: more add little and cost time
-MOST_BASELINES = 4  # likewise
+MOST_BASELINES = 4  # spread over the training: far from all of them a checkpoint is corrected less well
 log = logging.getLogger(__name__)
 
 
@@ -116,14 +118,15 @@ def learnt(
 
 
 def _known(history: Mapping[str, Crossings], baselines: Baselines) -> dict[int, Int64]:
-    """What was left out above the thresholds of the latest checkpoints that have a baseline, by their place in `history`."""
-    found: dict[int, Int64] = {}
-    for place, (digest, met) in reversed(list(enumerate(history.items()))):
-        if len(found) < MOST_BASELINES and baselines.has(digest):
-            try:
-                found[place] = left_out_above(met, baselines.ranking(digest))
-            except OSError as error:
-                log.warning("the full-corpus ranking of %s cannot be read (%s) and nothing is learnt from it", digest, error)
+    """What was left out above the thresholds of checkpoints that have a baseline, by their place in `history`."""
+    places = [place for place, digest in enumerate(history) if baselines.has(digest)]
+    spread = np.unique(np.linspace(0, len(places) - 1, min(len(places), MOST_BASELINES)).astype(np.int64))
+    digests, found = list(history), {}
+    for place in (places[number] for number in spread.tolist()):
+        try:
+            found[place] = left_out_above(history[digests[place]], baselines.ranking(digests[place]))
+        except OSError as error:
+            log.warning("the full-corpus ranking of %s cannot be read (%s) and teaches nothing", digests[place], error)
     return found
 
 
