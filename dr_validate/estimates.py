@@ -170,12 +170,12 @@ def _notes(made: Mapping[str, Sequence[Estimated]]) -> dict[str, Any]:
 
 
 def _earlier(digests: Sequence[str], made: Mapping[str, Sequence[Estimated]]) -> dict[str, dict[str, list[float]]]:
-    """Value, low and high of the checkpoints before, as they look now."""
+    """Of the checkpoints before, as they look now: value, low, high, and low and high for the population of queries."""
     found: dict[str, dict[str, list[float]]] = {digest: {} for digest in digests}
     for name, estimated in made.items():
         for digest, each in zip(digests, estimated, strict=False):  # the last one is not an earlier one
             now = _as_estimate(each, each.naive)
-            found[digest][name] = [round(value, 9) for value in (now.value, now.low, now.high)]
+            found[digest][name] = [round(value, 9) for value in (now.value, now.low, now.high, *each.population_interval)]
     return found
 
 

@@ -1,6 +1,6 @@
 """What a Report says between the lines: the evidence of its estimates, and how long it was on its way."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -44,9 +44,7 @@ def refined(reports: Sequence[Report]) -> list[Report]:
         for digest, metrics in (earlier or {}).items():
             key = (*_sample(latest), digest)
             if (known := found.get(key)) and known.at <= latest.at:
-                found[key] = replace(
-                    known, metrics={name: _moved(old, metrics.get(name)) for name, old in known.metrics.items()}
-                )
+                found[key] = _with(known, metrics)
     return [found.get(_key(report), report) if report.metrics else report for report in reports]
 
 
@@ -59,8 +57,21 @@ def _key(report: Report) -> tuple[str, str, str]:
     return (*_sample(report), report.checkpoint.digest)
 
 
-def _moved(old: Estimate, new: Sequence[float] | None) -> Estimate:
-    if new is None:
-        return old
-    value, low, high = new
-    return Estimate(value=value, low=low, high=high, naive=old.naive)
+def as_reported(report: Report, metric: str) -> float | None:
+    """The value that a refined Report had at first; None for one that is as it was."""
+    estimate = report.notes.get("estimate")
+    found = estimate.get("as_reported") if isinstance(estimate, dict) else None
+    return found.get(metric) if isinstance(found, dict) else None
+
+
+def _with(known: Report, metrics: Mapping[str, Sequence[float]]) -> Report:
+    notes = known.notes["estimate"]
+    moved, ranges = dict(known.metrics), dict(notes.get("population") or {})
+    at_first = dict(notes.get("as_reported") or {})
+    for name, (value, low, high, *population) in metrics.items():
+        if name in moved:
+            at_first.setdefault(name, moved[name].value)
+            moved[name] = Estimate(value=value, low=low, high=high, naive=moved[name].naive)
+            ranges[name] = population
+    estimate = {**notes, "population": ranges, "as_reported": at_first}
+    return replace(known, metrics=moved, notes={**known.notes, "estimate": estimate})

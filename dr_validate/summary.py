@@ -21,7 +21,8 @@ def show_outcome(run: Run, outcome: Outcome) -> None:
     state_dir = run.settings.state_dir
     metric = run.settings.metrics[0]
     with Ledger(state_dir / "ledger.db") as ledger:
-        sampled, full = refined(ledger.reports(outcome.target.spec)), ledger.reports(outcome.target.full_spec)
+        as_reported, full = ledger.reports(outcome.target.spec), ledger.reports(outcome.target.full_spec)
+    sampled = refined(as_reported)
     console = new_console()
     console.print(outcome_table(sampled, full, metric))
     is_sampled = outcome.target.spec != outcome.target.full_spec
@@ -30,6 +31,13 @@ def show_outcome(run: Run, outcome: Outcome) -> None:
         console.print(
             f"Sampled against full corpus over {agreement.checkpoints} checkpoints, {metric}: bias {agreement.bias:+.4f}, "
             f"RMSE {agreement.rmse:.4f}, Kendall tau {tau}, regret {agreement.regret:.4f}.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if sampled != as_reported:
+        console.print(
+            "Sampled values are as the last Report sees them: by all checkpoints and full-corpus baselines until then, but "
+            "never by the checkpoint's own baseline.",
             highlight=False,
             soft_wrap=True,
         )

@@ -1,7 +1,7 @@
 """What a metric would be on the whole corpus, and how far off that may be, from a sample with known odds."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from dr_validate.metrics.crossings import NUM_FOLDS, Crossings
 from dr_validate.metrics.from_baselines import MOST_ROWS, Counts, learn
 from dr_validate.metrics.gains import Gains, gains
 from dr_validate.metrics.unsampled import added, left_out, predicted
+from dr_validate.per_query import moved
 from dr_validate.values import Float64, Int64, Qrels
 
 Z = 1.96
@@ -230,19 +231,7 @@ def _drawn_together(made: Sequence[Estimated], naive_per_query: Sequence[Float64
 
 
 def _moved(estimated: Estimated, value: float, naive_per_query: Float64) -> Estimated:
-    """The queries move with their mean and, as it does, stay between 0 and the sampled value."""
+    """The queries move with their mean."""
     value = min(max(value, 0.0), estimated.naive)
-    per_query = estimated.per_query
-    if value > estimated.value:
-        share = (value - estimated.value) / (estimated.naive - estimated.value)
-        per_query = np.minimum(per_query + share * (naive_per_query - per_query), naive_per_query)
-    elif value < estimated.value:
-        per_query = per_query * (value / estimated.value)
-    return Estimated(
-        value=value,
-        naive=estimated.naive,
-        shared=estimated.shared,
-        own=estimated.own,
-        per_query=per_query,
-        crossed=estimated.crossed,
-    )
+    per_query = moved(estimated.per_query, naive_per_query, estimated.value, value, estimated.naive)
+    return replace(estimated, value=value, per_query=per_query)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dr_validate.per_query import read_query_values
 from dr_validate.report.comparison import Z_95
 from dr_validate.report.gather import Section, Strategy
 from dr_validate.values import Float64, Report
@@ -92,20 +93,11 @@ def best_of(done: Sequence[Report], metric: str) -> Report:
 
 
 def _values(report: Report, metric: str, state_dir: Path) -> Mapping[str, float]:
-    path = state_dir / "queries" / report.spec / f"{report.checkpoint.digest.replace(':', '-')}.parquet"
-    if not path.is_file():
-        return {}
-    import pyarrow
-    import pyarrow.parquet
-
     try:
-        filters = [("metric", "==", metric)]
-        table = pyarrow.parquet.read_table(path, columns=["query_id", "value"], filters=filters, use_threads=False)
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        log.warning("%s: cannot be read (%s); the page goes without the queries that moved", path, error)
+        return read_query_values(state_dir, report, metric)
+    except OSError as error:
+        log.warning("%s; the page goes without the queries that moved", error)
         return {}
-    pairs = zip(table.column("query_id").to_pylist(), table.column("value").to_pylist(), strict=True)
-    return {query: value for query, value in pairs if value is not None}
 
 
 def query_texts(wanted: Collection[str], state_dir: Path, dataset: Mapping[str, Any]) -> Mapping[str, str]:

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dr_validate.findings import MAX_ROWS, Cell, Table
+from dr_validate.per_query import read_query_values
 from dr_validate.report_notes import crossings_of, lag_s, population_of
 from dr_validate.values import Report
 
@@ -40,23 +40,12 @@ def queries_table(history: Sequence[Report], metric: str, state_dir: Path) -> Ta
     newest = max(done, key=lambda report: report.checkpoint.step)
     others = [report for report in done if report is not newest]
     best = max(others, key=lambda report: report.metrics[metric].value)
-    now, then = (_query_values(report, metric, state_dir) for report in (newest, best))
+    now, then = (read_query_values(state_dir, report, metric) for report in (newest, best))
     changes = sorted((now[query] - then[query], query) for query in now.keys() & then.keys())
     changed = [part for part in changes if part[0] != 0]
     kept = changed if len(changed) <= 2 * MAX_CHANGES else changed[:MAX_CHANGES] + changed[-MAX_CHANGES:]
     steps = (newest.checkpoint.step, best.checkpoint.step)
     return Table(columns=QUERIES, rows=[[query, metric, change, now[query], then[query], *steps] for change, query in kept])
-
-
-def _query_values(report: Report, metric: str, state_dir: Path) -> dict[str, float]:
-    import pyarrow.parquet
-
-    path = state_dir / "queries" / report.spec / f"{report.checkpoint.digest.replace(':', '-')}.parquet"
-    if not path.is_file():
-        return {}
-    columns: dict[str, list[Any]] = pyarrow.parquet.read_table(path, columns=["query_id", "metric", "value"]).to_pydict()
-    rows = zip(columns["query_id"], columns["metric"], columns["value"], strict=True)
-    return {query: value for query, name, value in rows if name == metric and value is not None}
 
 
 def _value(report: Report, name: str) -> float | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dr_validate.errors import Outage
 from dr_validate.findings import Findings
+from dr_validate.report_notes import refined
 from dr_validate.tracker.arrivals import Arrivals
 from dr_validate.tracker.home import Home
 from dr_validate.tracker.lineage import Lineage
@@ -157,7 +158,7 @@ class ValidationRun:
     def _log_tables(self, run: "wandb.Run") -> None:
         import wandb
 
-        sampled = self._histories.get(self._plan.spec, ())
+        sampled = refined(self._histories.get(self._plan.spec, ()))
         self._tell(run)
         metric = str(next(iter(self._plan.config.get("metrics", ())), ""))
         tables = {
