@@ -14,11 +14,11 @@ from dr_validate.per_query import moved
 from dr_validate.values import Float64, Int64, Qrels
 
 Z = 1.96
-# Standard deviations of the correction's error, as shares of it: all checkpoints alike, and one alone. The first number stays
-# however many queries there are, the second is over their root: what so many relevant documents happen to be like.
-MISFIT, OWN_MISFIT = (0.12, 1.1), (0.06, 0.8)
-TOLD_MISFIT = (0.06, 0.5)
-DEEPER = 0.2  # the latter at a cutoff of 10, growing with this power of it: what is far down, the model knows less of
+# Standard deviations of what is wrong with the correction of all checkpoints alike, as shares of it: the first number stays
+# however many queries there are, the second is over their root. The second pair: where a baseline has told better.
+MISFIT, TOLD_MISFIT = (0.10, 0.8), (0.03, 0.3)
+SCATTER = 1.3  # the spread of what is left out, over what the model says it is: it sees queries as independent
+DEEP_MISFIT = 0.08  # of one checkpoint alone, for each power of ten of the cutoff beyond 10: of far down, little is known
 TOGETHER = 0.2  # how much of two checkpoints' own errors is the same: they see the same documents
 PULL = 0.15  # how much a correction may differ from the others before it is believed, as a share of their mean
 STEP = 0.2  # of the intercept, to see how the value answers to it
@@ -142,12 +142,10 @@ def _estimate(crossings: Crossings, table: _Table, calibration: Calibration | No
     scattered = table.per_query(sd, query)
     scatter = float(np.sqrt(np.nansum(scattered**2))) / max(1, len(table.gains.scored))
     corrected = naive_mean - value
-    misfit, alone = (
-        float(np.hypot(fixed, part / max(1, len(table.gains.scored)) ** 0.5))
-        for fixed, part in (TOLD_MISFIT if calibration.baselines else MISFIT, OWN_MISFIT)
-    )
-    alone *= (table.cutoff / 10) ** DEEPER
-    own = float(np.sqrt(scatter**2 + (slope * mine) ** 2 + (alone * corrected) ** 2))
+    fixed, by_query = TOLD_MISFIT if calibration.baselines else MISFIT
+    misfit = float(np.hypot(fixed, by_query / max(1, len(table.gains.scored)) ** 0.5))
+    alone = DEEP_MISFIT * float(np.log10(max(table.cutoff, 10) / 10))
+    own = float(np.sqrt((SCATTER * scatter) ** 2 + (slope * mine) ** 2 + (alone * corrected) ** 2))
     shared = float(np.hypot(slope * common, misfit * corrected))
     return Estimated(value=value, naive=naive_mean, shared=shared, own=own, per_query=per_query, crossed=above)
 
