@@ -1,11 +1,13 @@
 """What is wrong with a command line that does not compose: every problem at once, in the words of this package, not Hydra's."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -14,6 +16,7 @@ from dr_validate.config import build, conf_dir
 from dr_validate.errors import ConfigError
 
 NOT_COMPOSED = (HydraException, OmegaConfBaseException)
+MOST_COMPOSED = 40  # jobs of a sweep: what comes after is left to Hydra
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:
@@ -38,6 +41,38 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
         return str(error) if error.__cause__ is None else f"{error}\n{error.__cause__}"
     others = () if asked.cfg or asked.help else _other_problems(config)
     return str(ConfigError([*(_unknown_key(key, config) for key in unknown), *others]))
+
+
+def explain_sweep(arguments: Sequence[str]) -> str | None:
+    """What is wrong with a job of a sweep (-m), found before any of them is launched; None for other command lines.
+
+    Each value is composed once, beside the first of every other key.
+    """
+    asked = get_args_parser().parse_known_args(list(arguments))[0]
+    if not asked.multirun:
+        return None
+    try:
+        parsed = OverridesParser.create().parse_overrides([one for one in asked.overrides if not one.startswith("hydra")])
+        values = [list(_values(one)) for one in parsed]
+    except NOT_COMPOSED:
+        return None  # Hydra says it
+    first = [each[0] for each in values]
+    jobs = [[*first[:place], value, *first[place + 1 :]] for place, each in enumerate(values) for value in each[1:]]
+    for overrides in [first, *jobs][:MOST_COMPOSED]:
+        _, error = _composed(overrides)
+        if error is not None:
+            return explain(error, overrides)
+    return None
+
+
+def _values(override: Override) -> Iterator[str]:
+    """The overrides that jobs get in place of one that is swept over."""
+    if not override.is_sweep_override():
+        yield str(override.input_line)
+        return
+    key = override.get_key_element()
+    for value in override.sweep_string_iterator():
+        yield f"{key}={value}"
 
 
 def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], Exception | None]:

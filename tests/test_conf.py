@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from dr_validate.config import STAGES, Run, build, conf_dir
 from dr_validate.errors import ConfigError
-from dr_validate.overrides import explain
+from dr_validate.overrides import explain, explain_sweep
 
 CHOICES = sorted(path for stage in STAGES for path in (conf_dir() / stage).glob("*.yaml"))
 NEEDED = {
@@ -199,3 +199,32 @@ def test_an_interrupt_ends_with_one_line(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert result.returncode == 130
     assert result.stderr == "interrupted: ended at once; the next start goes on from what is saved\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["sampler=random,stratifed"], "sampler: got 'stratifed', expected one of full, random, run_pool, stratified"),
+        (["sampler=random", "sampler.fractoin=0.1,0.2"], "sampler=random has no such key; did you mean sampler.fraction?"),
+        (["sampler=random,full", "sampler.fraction=0.1"], "sampler.fraction: sampler=full has no such key"),
+        (["metrics=[mrr@10],[ndcg@10]", "watch.mod=once"], "watch.mod: there is no such key; did you mean watch.mode?"),
+    ],
+)
+def test_a_mistake_in_any_job_of_a_sweep_is_named_before_the_first_is_launched(overrides: list[str], said: str) -> None:
+    message = explain_sweep(["-m", "source.path=x", "dataset=beir", "dataset.path=y", *overrides])
+    assert message is not None
+    assert said in message
+    assert explain_sweep(["source.path=x", *overrides]) is None  # no sweep: Hydra composes at once
+
+
+def test_sweeps_that_compose_are_let_through() -> None:
+    good = ["-m", "+run=msmarco,nq", "sampler=random,run_pool,stratified", "source.project=x", "seed=range(1,3)"]
+    assert explain_sweep(good) is None
+    assert explain_sweep([*good, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]) is None
+
+
+def test_a_pool_that_follows_baselines_wants_some() -> None:
+    drifting = ["source.path=x", "dataset=beir", "dataset.path=y", "sampler=stratified", "sampler.epochs=drift"]
+    with pytest.raises(ConfigError, match=r"sampler.epochs: drift is seen by full-corpus baselines, and fidelity.baseline=off"):
+        built(*drifting, "fidelity.baseline=off")
+    assert built(*drifting, "fidelity.baseline=every:5")
