@@ -25,6 +25,13 @@ def population_of(report: Report, metric: str) -> tuple[float, float] | None:
     return float(ends[0]), float(ends[1])
 
 
+def baselines_of(report: Report) -> int:
+    """Full-corpus baselines of other checkpoints that its values were corrected with."""
+    estimate = report.notes.get("estimate")
+    found = estimate.get("baselines") if isinstance(estimate, dict) else None
+    return found if isinstance(found, int) else 0
+
+
 def lag_s(report: Report) -> float | None:
     """From the birth of the checkpoint to its Report."""
     try:

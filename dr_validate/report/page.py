@@ -13,6 +13,7 @@ from dr_validate.report.queries import Movement
 from dr_validate.report.tables import checkpoints_table, other_metrics_table, queries_table, strategies_table
 from dr_validate.report.verdict import Verdict
 from dr_validate.report.words import count, listed
+from dr_validate.report_notes import baselines_of
 
 TITLE = "Validation of checkpoints"
 NOTHING_YET = "Nothing has been validated yet."
@@ -20,6 +21,10 @@ MEANINGS = (
     "compared: checkpoints with a full-corpus value; bias: mean of sampled minus full; RMSE: its root mean square; "
     "tau: Kendall\u2019s tau-b, its 95% interval by Fisher\u2019s z, from five checkpoints on; regret: what the full corpus "
     "loses by the choice that the sample makes; covered: 95% intervals that hold the full-corpus value; "
+)
+LEARNT = (
+    "Sampled values are as the latest report sees them: corrected with all checkpoints and with what full-corpus baselines "
+    "of others show, never with the checkpoint\u2019s own baseline."
 )
 COLUMNS = (
     "95% interval: where the full-corpus value of these queries lies; any queries: the same for other queries like these; "
@@ -124,12 +129,14 @@ def _strategies(section: Section) -> Markup | None:
     if not any(strategy.done for strategy in section.sampled):
         return None
     compared = section.metric and any(section.comparison(strategy, section.metric) for strategy in section.sampled)
+    told = any(baselines_of(report) for strategy in section.sampled for report in strategy.done)
     note = f"{MEANINGS if compared else ''}seconds: the median over checkpoints whose vectors were not kept before."
     return join(
         el("h3", "Error and cost of the strategies"),
         cost_charts(section),
         strategies_table(section),
         el("p", note, class_="note"),
+        el("p", LEARNT, class_="note") if told else None,
     )
 
 

@@ -1,6 +1,6 @@
 """From the ledger to sections: which Report counts, what belongs together, what is told apart."""
 
-from tests.report.training import FULL, SAMPLE, Training, bound, exact
+from tests.report.training import FULL, SAMPLE, Training, bound, exact, within
 
 OTHER = "b" * 16
 
@@ -71,3 +71,15 @@ def test_metrics_keep_their_order(training: Training) -> None:
     training.strategy()
     training.done(100, {"recall@100": exact(0.5), "mrr@10": exact(0.3)})
     assert training.section().metrics == ("recall@100", "mrr@10")
+
+
+def test_earlier_values_are_those_that_the_latest_report_sees(training: Training) -> None:
+    training.strategy()
+    first = training.done(100, within(0.5, 0.1), notes={"estimate": {"sample": "s", "baselines": 0}})
+    seen = {first.checkpoint.digest: {"mrr@10": [0.3, 0.25, 0.35, 0.2, 0.4]}}
+    training.done(200, within(0.4, 0.05), notes={"estimate": {"sample": "s", "baselines": 1, "earlier": seen}})
+    (sampled,) = training.section().sampled
+    values = [report.metrics["mrr@10"] for report in sampled.done]
+    assert (values[0].value, values[0].low, values[0].high) == (0.3, 0.25, 0.35)
+    assert values[1] == within(0.4, 0.05)
+    assert values[0].naive == within(0.5, 0.1).naive

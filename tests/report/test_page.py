@@ -226,3 +226,11 @@ def test_query_texts_are_those_of_the_collection_of_that_name_only(rich: Trainin
 
     assert with_texts(name=None) and with_texts(name="vaswani")
     assert not with_texts(name="another")  # its queries may have the same ids
+
+
+def test_what_values_were_learnt_from_is_said(training: Training) -> None:
+    training.strategy()
+    training.done(100, within(0.3, 0.1), notes={"estimate": {"sample": "s", "baselines": 0}})
+    assert "own baseline" not in shown(written(training))
+    training.done(200, within(0.4, 0.1), notes={"estimate": {"sample": "s", "baselines": 1}})
+    assert "never with the checkpoint\u2019s own baseline" in shown(written(training))
