@@ -5,6 +5,7 @@ import importlib.util
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dr_validate.config import Run, build, metrics_of
@@ -28,6 +29,7 @@ def examine(config: Mapping[str, Any]) -> int:
         "disk": _disk,
         "tracker": _tracker,
         "source": _source,
+        "encoder": _encoder,
         "dataset": _dataset,
     }
     wrong = 0
@@ -98,6 +100,33 @@ def _source(run: Run) -> str:
     lines = [f"{len(listing.checkpoints)} checkpoints, {len(listing.incomplete)} incomplete"]
     lines += [f"{part.name}: {part.lacks}" for part in listing.incomplete]
     return "; ".join(lines)
+
+
+def _encoder(run: Run) -> str:
+    """Loads the latest checkpoint, where it lies on this machine: what it lacks (a pooling, say) would fail every one."""
+    found = run.source.list(run.settings.state_dir).checkpoints
+    latest = max(found, key=lambda checkpoint: (checkpoint.step, checkpoint.created_at), default=None)
+    if latest is None:
+        return "there is no checkpoint to look into yet"
+    folder = Path(latest.uri)
+    if not folder.is_dir():
+        return f"{latest.label} is not on this machine; what it is shows when it is validated"
+    with run.encoder.load(folder, "cpu") as model:
+        return f"{latest.label}: {model.contract['kind']}, {model.dim} dimensions; {_sides(model.contract)}"
+
+
+def _sides(contract: Mapping[str, Any]) -> str:
+    sides = {side: _one_side(contract[side]) for side in ("query", "document")}
+    if len(set(sides.values())) == 1:
+        return f"queries and documents: {sides['query']}"
+    return "; ".join(f"{side}: {words}" for side, words in sides.items())
+
+
+def _one_side(tower: Mapping[str, Any]) -> str:
+    length = f"at most {tower['max_length']} tokens ({tower['max_length_from']})"
+    prefix = f", prefix {tower['prefix']!r}" if tower["prefix"] else ""
+    heads = f", {', '.join(tower['heads'])}" if tower["heads"] else ""
+    return f"{tower['pooling']} pooling{heads}, {'' if tower['normalize'] else 'not '}normalized, {length}{prefix}"
 
 
 def _dataset(run: Run) -> str:

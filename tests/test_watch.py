@@ -211,9 +211,11 @@ def test_doctor_names_every_problem_and_its_way_out(dr_validate: Any, arguments:
     assert well.returncode == 0, well.stdout + well.stderr
     assert "48 documents, 12 queries" in well.stdout
     assert "kept vectors: 0.00 GiB for 0 checkpoints" in well.stdout
-    ill = dr_validate(*arguments, "task=doctor", "device=cuda:7", "dataset.path=nowhere")
+    assert "queries and documents: mean pooling, normalized, at most" in well.stdout
+    ill = dr_validate(*arguments, "task=doctor", "device=cuda:7", "dataset.path=nowhere", "encoder.pooling=null")
     assert ill.returncode == 2
-    assert ill.stdout.count("problem") == 2
+    assert ill.stdout.count("problem") == 3
+    assert "encoder.pooling" in ill.stdout
     assert "cuda:7" in ill.stdout
     assert "nowhere" in ill.stdout
 
