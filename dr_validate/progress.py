@@ -11,18 +11,20 @@ log = logging.getLogger(__name__)
 
 
 class Progress:
-    """Shows the work that runs now; `show(None)` only keeps the bar alive."""
+    """Shows the work that runs now; `show(None)` says that there is no news."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._task: Any = None
         self._title = ""
-        self._last_line = 0.0
+        self._began = self._last_line = 0.0
+        self._known: Mapping[str, Any] | None = None
 
     def begin(self, title: str) -> None:
         """Start on `title`; replaces what was shown."""
         self.end()
-        self._title, self._last_line = title, time.monotonic()
+        self._title, self._known = title, None
+        self._began = self._last_line = time.monotonic()
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -35,14 +37,21 @@ class Progress:
 
     def show(self, progress: Mapping[str, Any] | None) -> None:
         """`progress` holds phase, done and total, as the worker sends them."""
-        if progress is None or not self._title:
+        if not self._title:
             return
-        phase, done, total = progress["phase"], progress["done"], progress["total"]
+        self._known = progress or self._known
         if self._bar is not None:
-            self._bar.update(self._task, description=f"{self._title}: {phase}", completed=done, total=total)
+            if progress is not None:
+                phase, done, total = (progress[name] for name in ("phase", "done", "total"))
+                self._bar.update(self._task, description=f"{self._title}: {phase}", completed=done, total=total)
         elif time.monotonic() - self._last_line > LINE_EVERY_S:
             self._last_line = time.monotonic()
-            log.info("%s: %s %d of %d", self._title, phase, done, total)
+            log.info("%s: %s", self._title, self._words())
+
+    def _words(self) -> str:
+        if self._known is None:
+            return f"no documents yet after {self._last_line - self._began:.0f} s (a slow device takes long for the first ones)"
+        return f"{self._known['phase']} {self._known['done']} of {self._known['total']}"
 
     def end(self) -> None:
         """Take the bar away."""
