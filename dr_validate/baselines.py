@@ -2,6 +2,7 @@
 
 import logging
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,15 +26,18 @@ class Baselines:
         with atomic_file(self._path(checkpoint.digest)) as stream:
             np.savez(stream, documents=ranking.documents.astype(np.int32), step=np.array(checkpoint.step))
 
-    def has(self, digest: str) -> bool:
-        """Whether this checkpoint's is kept."""
-        return self._path(digest).exists()
-
     def ranking(self, digest: str) -> Ranking:
         """Scores are not kept: they are all 0. Raises OSError for a file that cannot be read or is damaged."""
         with self._path(digest).open("rb") as stream:
             documents = _array(stream, "documents").astype(np.int64)
         return Ranking(documents=documents, scores=np.where(documents >= 0, 0, -np.inf).astype(np.float32))
+
+    def spread(self, digests: Collection[str], number: int) -> list[str]:
+        """At most `number` of these that have one, from all over the training."""
+        steps = {digest: step for digest, step in self.steps().items() if digest in digests}
+        ordered = sorted(steps, key=lambda digest: (steps[digest], digest))
+        places = np.unique(np.linspace(0, len(ordered) - 1, min(len(ordered), number)).astype(np.int64))
+        return [ordered[place] for place in places]
 
     def steps(self) -> dict[str, int]:
         """Training step of each checkpoint that has a baseline, by digest; damaged files are left out."""
@@ -43,7 +47,9 @@ class Baselines:
                 with path.open("rb") as stream:
                     found[path.stem.replace("-", ":", 1)] = int(_array(stream, "step"))
             except OSError as error:
-                log.warning("%s is damaged (%s) and opens no epoch", path, error)
+                log.warning(
+                    "%s is damaged (%s) and left out: no epoch begins with it, and it teaches nothing", path, error
+                )
         return found
 
     def _path(self, digest: str) -> Path:

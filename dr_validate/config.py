@@ -82,18 +82,9 @@ def build(config: Mapping[str, Any]) -> Run:
     settings = _construct(Settings, "", shared, problems)
     if settings is not None:
         problems.extend(_metric_problems(settings))
-    if getattr(built["sampler"], "epochs", "") == "drift" and not _has_baselines(built["fidelity"]):
-        problems.append(
-            "sampler.epochs: drift is seen by full-corpus baselines, and fidelity.baseline=off computes none; set "
-            "fidelity.baseline=idle, always or every:N"
-        )
     if problems or settings is None:
         raise ConfigError(problems)
     return Run(settings=settings, raw=config, **built)
-
-
-def _has_baselines(fidelity: Fidelity | None) -> bool:
-    return fidelity is None or fidelity.runs_in("follow")  # None: that is a problem of its own
 
 
 def _build_stage(stage: str, config: Any, problems: list[str]) -> Any:

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dr_validate.baselines import Baselines
-from dr_validate.metrics.crossings import Crossings, can_be_estimated, crossings
+from dr_validate.metrics.crossings import UNKNOWN, Crossings, can_be_estimated, crossings
 from dr_validate.metrics.differences import Gap, gap, judged
 from dr_validate.metrics.estimate import Estimated, estimate
 from dr_validate.metrics.from_baselines import left_out_above
 from dr_validate.values import Estimate, Float64, Int64, Ranking, Sample, Scores, TestSet
 
 MOST_CHECKPOINTS = 32  # the latest: more add little and cost time
-MOST_BASELINES = 4  # spread over the training: far from all of them a checkpoint is corrected less well
+MOST_BASELINES = 4  # far from all of them a checkpoint is corrected less well; more cost time
 log = logging.getLogger(__name__)
 
 
@@ -57,6 +55,7 @@ class Estimates:
     ) -> None:
         self._folder, self._test_set, self._sample, self._top_k = folder, test_set, sample, top_k
         self._baselines, self._anchors = baselines, anchors
+        self._shape = (len(test_set.query_ids), top_k)  # of a ranking
         self.possible = has_intervals(sample)
 
     def of(self, digest: str, ranking: Ranking, scores: Scores, pasts: Sequence[Past] = ()) -> Outcome:
@@ -67,9 +66,8 @@ class Estimates:
         if not self.possible:
             return self._uncorrected(scores)
         mine = self.meet(digest, ranking)
-        earlier = _crossings_in(self._folder, self._anchors, but=digest)
+        earlier, known = _learnt_from(self._folder, self._anchors, self._baselines, self._shape, but=digest)
         history = [*earlier.values(), mine]
-        known = _known(earlier, self._baselines)
         made = {name: estimate(history, self._test_set.qrels, name, self._top_k, known) for name in scores.per_query}
         first = dict(zip([*earlier, digest], next(iter(made.values())), strict=True))
         return Outcome(
@@ -80,7 +78,7 @@ class Estimates:
                     **_notes(made),
                     "sample": self._sample.fingerprint,
                     "baselines": len(known),
-                    "earlier": _earlier(list(earlier), made),
+                    "earlier": {self._sample.fingerprint: _earlier(list(earlier), made)},
                     "differences": _differences(digest, first, pasts),
                 }
             },
@@ -110,37 +108,49 @@ def learnt(
     folder: Path, test_set: TestSet, metric: str, top_k: int, baselines: Baselines, anchors: Collection[str] = ()
 ) -> dict[str, Estimated]:
     """Every checkpoint whose crossings are in `folder`, as far as they are learnt from, by digest."""
-    history = _crossings_in(folder, anchors)
+    history, known = _learnt_from(folder, anchors, baselines, (len(test_set.query_ids), top_k))
     if not history:
         return {}
-    made = estimate(list(history.values()), test_set.qrels, metric, top_k, _known(history, baselines))
+    made = estimate(list(history.values()), test_set.qrels, metric, top_k, known)
     return dict(zip(history, made, strict=True))
 
 
-def _known(history: Mapping[str, Crossings], baselines: Baselines) -> dict[int, Int64]:
-    """What was left out above the thresholds of checkpoints that have a baseline, by their place in `history`."""
-    places = [place for place, digest in enumerate(history) if baselines.has(digest)]
-    spread = np.unique(np.linspace(0, len(places) - 1, min(len(places), MOST_BASELINES)).astype(np.int64))
-    digests, found = list(history), {}
-    for place in (places[number] for number in spread.tolist()):
-        try:
-            found[place] = left_out_above(history[digests[place]], baselines.ranking(digests[place]))
-        except OSError as error:
-            log.warning("the full-corpus ranking of %s cannot be read (%s) and teaches nothing", digests[place], error)
-    return found
+def _learnt_from(
+    folder: Path, anchors: Collection[str], baselines: Baselines, shape: tuple[int, int], but: str = ""
+) -> tuple[dict[str, Crossings], dict[int, Int64]]:
+    """What is kept of other checkpoints, oldest first, by digest: of the latest, of anchors, and of some with a baseline.
+
+    And of the last, by their place: how many documents that were left out are above each threshold.
+    """
+    files = {_digest(path): path for path in folder.glob("*.npz") if path.name != _file_name(but)}
+    teachers = baselines.spread(files, MOST_BASELINES)
+    history = _crossings_in(files, {*anchors, *teachers})
+    known: dict[int, Int64] = {}
+    for place, (digest, met) in enumerate(history.items()):
+        if digest in teachers and met.document.min(initial=0) > UNKNOWN:
+            try:
+                known[place] = left_out_above(met, _of_shape(baselines.ranking(digest), shape))
+            except (OSError, ValueError) as error:
+                log.warning("the full-corpus ranking of %s cannot be read (%s) and teaches nothing", digest, error)
+    return history, known
 
 
-def _crossings_in(folder: Path, anchors: Collection[str], but: str = "") -> dict[str, Crossings]:
-    """The latest checkpoints and the anchors, oldest first, by digest."""
-    others = (path for path in folder.glob("*.npz") if path.name != _file_name(but))
-    files = sorted(others, key=lambda path: path.stat().st_mtime_ns)
-    recent, kept = files[-(MOST_CHECKPOINTS - 1) :], {_file_name(digest) for digest in anchors}
+def _of_shape(ranking: Ranking, shape: tuple[int, int]) -> Ranking:
+    if ranking.documents.shape != shape:
+        raise ValueError(f"it has the shape {ranking.documents.shape}, expected {shape}")
+    return ranking
+
+
+def _crossings_in(files: Mapping[str, Path], kept: Collection[str]) -> dict[str, Crossings]:
+    """Of the latest checkpoints and those to be kept, oldest first, by digest."""
+    ordered = sorted(files, key=lambda digest: files[digest].stat().st_mtime_ns)
+    recent = ordered[-(MOST_CHECKPOINTS - 1) :]
     found = {}
-    for path in [*(path for path in files if path.name in kept and path not in recent), *recent]:
+    for digest in [*(digest for digest in ordered if digest in kept and digest not in recent), *recent]:
         try:
-            found[path.stem.replace("-", ":", 1)] = Crossings.load(path)
+            found[digest] = Crossings.load(files[digest])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            log.warning("%s is damaged (%s) and left out of the estimates", path, error)
+            log.warning("%s is damaged (%s) and left out of the estimates", files[digest], error)
     return found
 
 
@@ -151,6 +161,10 @@ def has_intervals(sample: Sample) -> bool:
 
 def _file_name(digest: str) -> str:
     return f"{digest.replace(':', '-')}.npz"
+
+
+def _digest(path: Path) -> str:
+    return path.stem.replace("-", ":", 1)
 
 
 def _as_estimate(estimated: Estimated, naive: float) -> Estimate:
@@ -175,7 +189,7 @@ def _earlier(digests: Sequence[str], made: Mapping[str, Sequence[Estimated]]) ->
     for name, estimated in made.items():
         for digest, each in zip(digests, estimated, strict=False):  # the last one is not an earlier one
             now = _as_estimate(each, each.naive)
-            found[digest][name] = [round(value, 9) for value in (now.value, now.low, now.high, *each.population_interval)]
+            found[digest][name] = [now.value, now.low, now.high, *each.population_interval]
     return found
 
 

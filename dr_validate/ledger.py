@@ -16,6 +16,7 @@ from typing import Any, get_args
 from dr_validate.database import open_database, open_read_only
 from dr_validate.ledger_schema import MIGRATIONS, SETTLED, State, state_of
 from dr_validate.report_json import report_from_json, report_to_json
+from dr_validate.report_notes import refined
 from dr_validate.values import Checkpoint, Report, Status
 
 ALL: tuple[Status, ...] = get_args(Status)
@@ -141,7 +142,7 @@ class Ledger:
 
     def states(self, spec: str) -> list[State]:
         """Where each checkpoint stands, by ascending training step."""
-        done = {report.checkpoint.digest: report.metrics for report in self.reports(spec, ["done"])}
+        done = {report.checkpoint.digest: report.metrics for report in refined(self.reports(spec, ["done"]))}
         rows = self._rows("SELECT * FROM states WHERE spec = ? ORDER BY step, name", spec)
         return [state_of(row, done.get(row["digest"], {})) for row in rows]
 

@@ -16,7 +16,7 @@ from dr_validate.config import build, conf_dir
 from dr_validate.errors import ConfigError
 
 NOT_COMPOSED = (HydraException, OmegaConfBaseException)
-MOST_COMPOSED = 40  # jobs of a sweep: what comes after is left to Hydra
+MOST_COMPOSED = 12  # jobs of a sweep: what comes after is left to Hydra
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:
@@ -44,24 +44,28 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
 
 
 def explain_sweep(arguments: Sequence[str]) -> str | None:
-    """What is wrong with a job of a sweep (-m), found before any of them is launched; None for other command lines.
+    """What is wrong with a job of a sweep (-m), found before any of them is launched; None for other command lines, and where
+    it takes Hydra to know (a configuration of the user's own, values that only a job has).
 
     Each value is composed once, beside the first of every other key.
     """
     asked = get_args_parser().parse_known_args(list(arguments))[0]
-    if not asked.multirun:
+    own = asked.config_dir or asked.config_path or asked.config_name
+    if not asked.multirun or own or any("hydra.searchpath" in one for one in asked.overrides):
         return None
+    overrides = [one for one in asked.overrides if not one.lstrip("+~").startswith("hydra")]
     try:
-        parsed = OverridesParser.create().parse_overrides([one for one in asked.overrides if not one.startswith("hydra")])
-        values = [list(_values(one)) for one in parsed]
+        values = [list(_values(one)) for one in OverridesParser.create().parse_overrides(overrides)]
     except NOT_COMPOSED:
         return None  # Hydra says it
+    if not all(values):
+        return None
     first = [each[0] for each in values]
     jobs = [[*first[:place], value, *first[place + 1 :]] for place, each in enumerate(values) for value in each[1:]]
-    for overrides in [first, *jobs][:MOST_COMPOSED]:
-        _, error = _composed(overrides)
+    for job in [first, *jobs][:MOST_COMPOSED]:
+        _, error = _composed(job, resolve=False)
         if error is not None:
-            return explain(error, overrides)
+            return explain(error, job)
     return None
 
 
@@ -75,12 +79,13 @@ def _values(override: Override) -> Iterator[str]:
         yield f"{key}={value}"
 
 
-def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], Exception | None]:
+def _composed(overrides: Sequence[str], *, resolve: bool = True) -> tuple[dict[str, Any], Exception | None]:
     """The plain configuration, empty where there is none, and why."""
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             config = compose("config", list(overrides))
-        OmegaConf.resolve(config)
+        if resolve:
+            OmegaConf.resolve(config)
     except NOT_COMPOSED as error:
         return {}, error
     plain = OmegaConf.to_container(config, throw_on_missing=False)

@@ -67,6 +67,7 @@ class Pipeline:
     def validate(self, checkpoint: Checkpoint, folder: Path, *, full: bool, control: Control) -> Report:
         """Encode, search, score, report. `full` encodes the whole corpus whatever the sampler says (a baseline)."""
         clock, encoded_now, reason = _Clock(), 0, None
+        earlier: dict[str, Any] = {}
         with self._in_hand(checkpoint, folder) as hand:
             for plan in [self.plans[True]] if full else self._sampled():
                 ranked = self._rank(hand, plan, control)
@@ -78,6 +79,7 @@ class Pipeline:
                 clock.lap("score")
                 self._meet_anchor(plan, control)
                 outcome = self.outcomes.of(plan, checkpoint.digest, ranked.ranking, scores)
+                earlier |= outcome.notes.get("estimate", {}).get("earlier", {})  # of those that met this level
                 clock.lap("estimate")
                 if reason := self._reason_to_stop(checkpoint, plan, outcome):
                     break
@@ -93,7 +95,7 @@ class Pipeline:
             metrics=outcome.metrics,
             corpus=self._counts(plan, encoded_now),
             seconds=clock.seconds(),
-            notes={"encoder": ranked.contract, **self._notes(plan, scores, reason), **outcome.notes},
+            notes={"encoder": ranked.contract, **self._notes(plan, scores, reason), **_with_earlier(outcome, earlier)},
         )
 
     def work(self, hand: Hand, *, full: bool, part: str) -> Work:
@@ -215,6 +217,11 @@ class _Clock:
 
     def seconds(self) -> dict[str, float]:
         return {**self._laps, "total": self._last - self._start}
+
+
+def _with_earlier(outcome: Outcome, earlier: Mapping[str, Any]) -> Mapping[str, Any]:
+    estimate = outcome.notes.get("estimate")
+    return {**outcome.notes, "estimate": {**estimate, "earlier": earlier}} if estimate and earlier else outcome.notes
 
 
 def _file_name(digest: str) -> str:

@@ -48,6 +48,8 @@ class Plans:
         self._levels: dict[int, Sequence[Plan]] = {0: self._first()}
         corpus = full.draw(test_set, run.settings.seed, state_dir / "runs")
         self._full = Plan(spec=self._spec(corpus, {}), sampler=_name(full), sample=corpus)
+        if self.follow_drift and not run.fidelity.runs_in("follow"):
+            log.warning("sampler.epochs=drift: fidelity.baseline=off computes no baseline that could show a drift")
         if self[False].spec == self._full.spec:  # every document is in: it is the full corpus, whatever it is called
             self._full = self[False]
         self.epochs = Epochs(state_dir / "epochs" / f"{self[False].spec}.json")

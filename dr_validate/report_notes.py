@@ -3,23 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from dr_validate.values import Estimate, Report
 
 
 def crossings_of(report: Report, metric: str) -> float | None:
     """How many sampled documents stood above a relevant one, which is what an estimator learns from; None without one."""
-    estimate = report.notes.get("estimate")
-    found = estimate.get("crossings") if isinstance(estimate, dict) else None
+    found = _estimate(report).get("crossings")
     found = found.get(metric) if isinstance(found, dict) else found
     return float(found) if isinstance(found, (int, float)) else None
 
 
 def population_of(report: Report, metric: str) -> tuple[float, float] | None:
     """The interval for other queries like these, where the estimator gave one."""
-    estimate = report.notes.get("estimate")
-    ranges = estimate.get("population") if isinstance(estimate, dict) else None
-    ends = ranges.get(metric) if isinstance(ranges, dict) else None
+    ends = _mapping(_estimate(report).get("population")).get(metric)
     if not isinstance(ends, (list, tuple)) or len(ends) != 2 or None in ends:
         return None
     return float(ends[0]), float(ends[1])
@@ -27,8 +25,7 @@ def population_of(report: Report, metric: str) -> tuple[float, float] | None:
 
 def baselines_of(report: Report) -> int:
     """Full-corpus baselines of other checkpoints that its values were corrected with."""
-    estimate = report.notes.get("estimate")
-    found = estimate.get("baselines") if isinstance(estimate, dict) else None
+    found = _estimate(report).get("baselines")
     return found if isinstance(found, int) else 0
 
 
@@ -46,39 +43,41 @@ def refined(reports: Sequence[Report]) -> list[Report]:
     checkpoints, and perhaps full-corpus baselines. Values that came apart by what was known then would not compare."""
     found = {_key(report): report for report in reports if report.metrics}
     for latest in sorted(reports, key=lambda report: report.at):
-        estimate = latest.notes.get("estimate")
-        earlier = estimate.get("earlier") if isinstance(estimate, dict) else None
-        for digest, metrics in (earlier or {}).items():
-            key = (*_sample(latest), digest)
-            if (known := found.get(key)) and known.at <= latest.at:
-                found[key] = _with(known, metrics)
+        for sample, checkpoints in _mapping(_estimate(latest).get("earlier")).items():
+            for digest, metrics in _mapping(checkpoints).items():
+                known = found.get((latest.spec, sample, digest))
+                if known is not None and known.at <= latest.at:
+                    found[_key(known)] = _with(known, metrics)
     return [found.get(_key(report), report) if report.metrics else report for report in reports]
 
 
-def _sample(report: Report) -> tuple[str, str]:
-    estimate = report.notes.get("estimate")
-    return report.spec, str(estimate.get("sample", "")) if isinstance(estimate, dict) else ""
-
-
 def _key(report: Report) -> tuple[str, str, str]:
-    return (*_sample(report), report.checkpoint.digest)
+    return report.spec, str(_estimate(report).get("sample", "")), report.checkpoint.digest
+
+
+def _estimate(report: Report) -> Mapping[str, Any]:
+    return _mapping(report.notes.get("estimate"))
+
+
+def _mapping(found: object) -> Mapping[str, Any]:
+    """What versions to come may write otherwise is nothing to this one."""
+    return found if isinstance(found, dict) else {}
 
 
 def as_reported(report: Report, metric: str) -> float | None:
     """The value that a refined Report had at first; None for one that is as it was."""
-    estimate = report.notes.get("estimate")
-    found = estimate.get("as_reported") if isinstance(estimate, dict) else None
-    return found.get(metric) if isinstance(found, dict) else None
+    return _mapping(_estimate(report).get("as_reported")).get(metric)
 
 
 def _with(known: Report, metrics: Mapping[str, Sequence[float]]) -> Report:
-    notes = known.notes["estimate"]
-    moved, ranges = dict(known.metrics), dict(notes.get("population") or {})
-    at_first = dict(notes.get("as_reported") or {})
+    notes = _estimate(known)
+    moved, ranges = dict(known.metrics), dict(_mapping(notes.get("population")))
+    at_first = dict(_mapping(notes.get("as_reported")))
     for name, (value, low, high, *population) in metrics.items():
         if name in moved:
+            naive = moved[name].naive
             at_first.setdefault(name, moved[name].value)
-            moved[name] = Estimate(value=value, low=low, high=high, naive=moved[name].naive)
+            moved[name] = Estimate(value=min(value, naive), low=min(low, naive), high=min(high, naive), naive=naive)
             ranges[name] = population
     estimate = {**notes, "population": ranges, "as_reported": at_first}
     return replace(known, metrics=moved, notes={**known.notes, "estimate": estimate})

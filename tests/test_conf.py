@@ -223,8 +223,17 @@ def test_sweeps_that_compose_are_let_through() -> None:
     assert explain_sweep([*good, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]) is None
 
 
-def test_a_pool_that_follows_baselines_wants_some() -> None:
-    drifting = ["source.path=x", "dataset=beir", "dataset.path=y", "sampler=stratified", "sampler.epochs=drift"]
-    with pytest.raises(ConfigError, match=r"sampler.epochs: drift is seen by full-corpus baselines, and fidelity.baseline=off"):
-        built(*drifting, "fidelity.baseline=off")
-    assert built(*drifting, "fidelity.baseline=every:5")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["source.path=${hydra:runtime.cwd}/ckpt"],  # what only a job knows
+        ["source.path=${oc.env:ONLY_THERE}"],
+        ["hydra.searchpath=[file:///somewhere]", "+run=mine"],
+        ["--config-dir", "somewhere", "+run=mine"],
+        ["seed=range(0)"],
+        ["++hydra.sweeper.params.sampler=stratified,random"],
+        ["seed=["],
+    ],
+)
+def test_what_it_takes_hydra_to_know_is_left_to_hydra(overrides: list[str]) -> None:
+    assert explain_sweep(["-m", "seed=1,2", *overrides]) is None

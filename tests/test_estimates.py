@@ -185,7 +185,43 @@ def test_a_damaged_baseline_is_named_and_teaches_nothing(
     (tmp_path / "baselines").mkdir()
     (tmp_path / "baselines" / "sha256-0000.npz").write_bytes(b"PK and no more")
     assert outcome(estimates, test_set, sample, 1).metrics == before.metrics
-    assert "sha256:0000 cannot be read" in caplog.text
+    assert "sha256-0000.npz is damaged" in caplog.text
+
+
+def test_a_baseline_of_another_depth_teaches_nothing(
+    test_set: TestSet, sample: Sample, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    estimates = estimates_in(tmp_path, test_set, sample)
+    before = [outcome(estimates, test_set, sample, number) for number in range(2)][-1]
+    full = full_ranking(test_set, 0)
+    Baselines(tmp_path / "baselines").keep(checkpoint(0), Ranking(documents=full.documents[:, :5], scores=full.scores[:, :5]))
+    assert outcome(estimates, test_set, sample, 1).metrics == before.metrics
+    assert "expected (80, 100)" in caplog.text
+
+
+def test_crossings_of_an_earlier_version_are_learnt_from_but_for_their_baseline(
+    test_set: TestSet, sample: Sample, tmp_path: Path
+) -> None:
+    estimates = estimates_in(tmp_path, test_set, sample)
+    before = [outcome(estimates, test_set, sample, number) for number in range(2)][-1]
+    path = tmp_path / "sha256-0000.npz"
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files if name != "document"}
+    np.savez(path, **arrays)
+    Baselines(tmp_path / "baselines").keep(checkpoint(0), full_ranking(test_set, 0))
+    assert outcome(estimates, test_set, sample, 1).metrics == before.metrics
+    assert estimates.has_met("sha256:0000")
+
+
+def test_a_baseline_is_not_forgotten_when_many_checkpoints_have_come(
+    test_set: TestSet, sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dr_validate.estimates.MOST_CHECKPOINTS", 3)
+    estimates = estimates_in(tmp_path, test_set, sample)
+    Baselines(tmp_path / "baselines").keep(checkpoint(1), full_ranking(test_set, 1))
+    told = [outcome(estimates, test_set, sample, number).notes["estimate"] for number in range(6)]
+    assert [each["baselines"] for each in told] == [0, 0, 1, 1, 1, 1]
+    assert [each["checkpoints"] for each in told] == [1, 2, 3, 3, 4, 4]
 
 
 def report_of(number: int, made: Outcome) -> Report:

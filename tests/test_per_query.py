@@ -27,7 +27,7 @@ def report(number: int, value: float, earlier: dict[str, dict[str, list[float]]]
         created_at=at,
         uri="",
     )
-    notes = {"estimate": {"sample": "s", "earlier": earlier, "population": {"mrr@10": [0.1, 0.5]}}}
+    notes = {"estimate": {"sample": "s", "earlier": {"s": earlier}, "population": {"mrr@10": [0.1, 0.5]}}}
     return Report(
         checkpoint=one,
         dataset="made",
@@ -89,3 +89,23 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_moving_keeps_what_is_nothing_at_nothing() -> None:
     assert moved(VALUE, NAIVE, 0.375, 0.1875, 0.5).tolist() == (VALUE / 2).tolist()
     assert moved(VALUE, NAIVE, 0.375, 0.5, 0.5).tolist() == NAIVE.tolist()
+    assert moved(NAIVE, NAIVE, 0.5, 0.5000000001, 0.5).tolist() == NAIVE.tolist()  # nothing was corrected: only rounding
+
+
+def test_notes_of_another_form_are_no_news() -> None:
+    first = report(1, 0.375, {})
+    others: list[object] = [[], {"s": []}, {"s": {"sha256:1": {}}}, {"t": {"sha256:1": {"mrr@10": [0.1, 0.1, 0.1]}}}]
+    for odd in others:
+        later = report(2, 0.4, {})
+        later.notes["estimate"]["earlier"] = odd
+        assert refined([first, later])[0].metrics == first.metrics
+    plain = dataclasses.replace(first, notes={"estimate": None})
+    later = dataclasses.replace(
+        report(2, 0.4, {"sha256:1": {"mrr@10": [0.6, 0.2, 0.7, 0.1, 0.8]}}), notes=report(2, 0.4, {}).notes
+    )
+    assert refined([plain, later])[0] == plain
+
+
+def test_a_refined_value_is_never_above_the_sampled_one() -> None:
+    later = report(2, 0.4, {"sha256:1": {"mrr@10": [0.6, 0.2, 0.7, 0.1, 0.8]}})
+    assert refined([report(1, 0.375, {}), later])[0].metrics["mrr@10"] == Estimate(value=0.5, low=0.2, high=0.5, naive=0.5)

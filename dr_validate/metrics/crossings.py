@@ -16,6 +16,7 @@ NUM_FOLDS = 4
 TAIL = 10  # scores of a stratum from which its tail is read
 TAIL_OF_POOL = 8
 SHALLOW = 10
+UNKNOWN = -1
 EVERY = 8  # deeper than SHALLOW, one certain document in this many is a threshold
 MOST_THRESHOLDS = 40_000
 LEAST_SAMPLED = 40  # documents drawn in a stratum, under which nothing can be said about it (FIDELITY, section 2)
@@ -32,7 +33,7 @@ class Crossings:
 
     query: Int64  # (num_rows,)
     rank: Int64  # (num_rows,) documents of the sample above, relevant ones included
-    document: Int64  # (num_rows,) ordinal of the threshold
+    document: Int64  # (num_rows,) ordinal of the threshold, or UNKNOWN
     gain: Int64  # (num_rows,) of the relevant document, 0 for one that only calibrates
     pool_above: Float32  # (num_rows,) logarithm of how many certain documents should score above, by the tail of the pool
     expected: Float32  # (num_strata, NUM_FOLDS, num_rows)
@@ -55,7 +56,10 @@ class Crossings:
         """Raises OSError for a file that cannot be read, ValueError for one that is damaged."""
         try:
             with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                values: dict[str, Any] = {field.name: file[field.name] for field in fields(cls)}
+                names = {field.name for field in fields(cls)}
+                values: dict[str, Any] = {name: file[name] for name in names - {"document"}}
+                earlier = set(file.files) == names - {"document"}  # a version that did not keep it
+                values["document"] = np.full(values["query"].shape, UNKNOWN) if earlier else file["document"]
         except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: not the crossings of a checkpoint ({error}); delete it") from error
         return cls(**{**values, "quality": float(values["quality"])})

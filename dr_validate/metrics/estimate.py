@@ -1,6 +1,6 @@
 """What a metric would be on the whole corpus, and how far off that may be, from a sample with known odds."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +9,7 @@ from dr_validate.metrics.calibration import Calibration, calibrate, features, ow
 from dr_validate.metrics.crossings import NUM_FOLDS, Crossings
 from dr_validate.metrics.from_baselines import MOST_ROWS, Counts, learn
 from dr_validate.metrics.gains import Gains, gains
-from dr_validate.metrics.unsampled import added, left_out, predicted
+from dr_validate.metrics.unsampled import added, left_out, negative_binomial, predicted
 from dr_validate.per_query import moved
 from dr_validate.values import Float64, Int64, Qrels
 
@@ -71,7 +71,7 @@ def estimate(
         _estimate(each, table, fits[table.cutoff][place] if fits else None)
         for place, (each, table) in enumerate(zip(history, tables, strict=True))
     ]
-    return _drawn_together(made, [_naive(each, table) for each, table in zip(history, tables, strict=True)])
+    return _drawn_together(made, [_naive(each, table) for each, table in zip(history, tables, strict=True)], known or {})
 
 
 def _calibrations(history: Sequence[Crossings], cutoff: int, known: Mapping[int, Int64]) -> list[Calibration]:
@@ -171,8 +171,10 @@ class _Predictor:
 
     def expect(self, shift: float) -> tuple[Float64, Float64]:
         """(num_rows,) mean and standard deviation of each contribution, with the intercepts moved by `shift`."""
-        first, second = np.zeros(len(self._table.rows)), np.zeros(len(self._table.rows))
         unsampled = [self._unsampled(fold, shift) for fold in range(NUM_FOLDS)]
+        if self._table.gains.is_flat:
+            return self._within(unsampled)
+        first, second = np.zeros(len(self._table.rows)), np.zeros(len(self._table.rows))
         for part, worth in self._worth():
             chances = np.zeros_like(worth)
             for mean, form in unsampled:
@@ -180,6 +182,15 @@ class _Predictor:
             first[part] = np.einsum("ij,ij->j", chances, worth)
             second[part] = np.einsum("ij,ij,ij->j", chances, worth, worth)
         return first, np.sqrt(np.maximum(second - first**2, 0))
+
+    def _within(self, unsampled: Sequence[tuple[Float64, Float64]]) -> tuple[Float64, Float64]:
+        """The same where only the cutoff counts, however far down it is: by the distribution function."""
+        from scipy.special import betainc
+
+        gained, further = self._table.gains, self._table.gains.cutoff - (self._crossings.rank[self._table.rows] + 1)
+        chances = [betainc(form, np.maximum(further, 0) + 1.0, form / (form + mean)) for mean, form in unsampled]
+        chance = np.where(further >= 0, np.mean(chances, axis=0), 0.0)
+        return gained.weight * chance, gained.weight * np.sqrt(np.maximum(chance - chance**2, 0))
 
     def _unsampled(self, fold: int, shift: float) -> tuple[Float64, Float64]:
         """Mean and shape of the number of documents above that were not sampled, given those of the fold that were."""
@@ -204,28 +215,24 @@ class _Predictor:
             yield part, np.where(count <= further[part], gained.weight[part] * worth, 0)
 
 
-def negative_binomial(mean: Float64, form: Float64, number: int) -> Float64:
-    """(num_rows, number) chances of 0, 1, ... by the recursion p(u + 1) = p(u) (form + u) / (u + 1) mean / (mean + form)."""
-    share = mean / (mean + form)
-    chances = np.empty((number, len(mean)))  # this way round for speed: each step runs over all rows
-    if number:
-        chances[0] = np.exp(form * np.log1p(-np.minimum(share, 1 - 1e-15)))
-    for count in range(number - 1):
-        np.multiply(chances[count], (form + count) * (share / (count + 1)), out=chances[count + 1])
-    return chances.T
+def _drawn_together(made: Sequence[Estimated], naive_per_query: Sequence[Float64], known: Collection[int]) -> list[Estimated]:
+    """Corrections that differ less between checkpoints than their own error are drawn towards their mean (James and Stein).
 
-
-def _drawn_together(made: Sequence[Estimated], naive_per_query: Sequence[Float64]) -> list[Estimated]:
-    """Corrections that differ less between checkpoints than their own error are drawn towards their mean (James and Stein)."""
-    naive_of_each = np.array([each.naive for each in made])
-    corrections = naive_of_each - np.array([each.value for each in made])
-    mean, naive = float(corrections.mean()), float(naive_of_each.mean())
-    if len(made) < 4 or mean <= 0 or naive <= 0:
+    Those in `known` are left alone, and out of the mean: the others have learnt from them what they are not to know.
+    """
+    free = [place for place in range(len(made)) if place not in known]
+    naive_of_each = np.array([made[place].naive for place in free])
+    corrections = naive_of_each - np.array([made[place].value for place in free])
+    if len(free) < 4 or corrections.mean() <= 0 or naive_of_each.mean() <= 0:
         return list(made)
+    mean, naive = float(corrections.mean()), float(naive_of_each.mean())
     noise = PULL * (1 - mean / naive) * mean
     kept = max(0.0, 1 - noise**2 / max(float(corrections.var(ddof=1)), 1e-300))
-    values = naive_of_each - mean - kept * (corrections - mean)
-    return [_moved(each, value, bound) for each, value, bound in zip(made, values.tolist(), naive_per_query, strict=True)]
+    values = dict(zip(free, (naive_of_each - mean - kept * (corrections - mean)).tolist(), strict=True))
+    return [
+        _moved(each, values.get(place, each.value), bound)
+        for place, (each, bound) in enumerate(zip(made, naive_per_query, strict=True))
+    ]
 
 
 def _moved(estimated: Estimated, value: float, naive_per_query: Float64) -> Estimated:

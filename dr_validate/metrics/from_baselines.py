@@ -19,6 +19,7 @@ FREE_SD = np.array([0.5, 0.1, 0.3, 1.5, 0.7, 0.25])  # of what is added to them
 SPREAD_SD = 0.5
 DISCOUNT = 0.5  # the same document is above for many queries
 MOST_ROWS = 6_000  # of all checkpoints together
+LEAST_WEIGHT = 10.0  # of a checkpoint: with fewer relevant documents within the cutoff it teaches nothing
 EXACTLY = 4  # counts from here on are known by their power of two: what is far down has little to do with what is near
 STEP = 1e-3
 MOST_STEPS, CLOSE = 25, 1e-4
@@ -39,6 +40,7 @@ def left_out_above(crossings: Crossings, full: Ranking) -> Int64:
 
 def learn(calibration: Calibration, parts: Sequence["Counts"]) -> Calibration:
     """The calibration moved to where it agrees best with what is known, as far as its priors let it."""
+    parts = [part for part in parts if part.weight.sum() >= LEAST_WEIGHT]
     if not parts:
         return calibration
     precision = np.diag(np.append(FREE_SD, SPREAD_SD) ** -2.0)

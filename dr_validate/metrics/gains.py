@@ -19,6 +19,11 @@ class Gains:
     value: Callable[[Float64], Float64]
     scored: Int64  # queries that have a relevant document, ascending
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether every rank within the cutoff is worth the same."""
+        return self.value is _one
+
 
 def gains(name: str, query: Int64, gain: Int64, qrels: Qrels, depth: int) -> Gains:
     """`query` and `gain` of the relevant documents in the ranking, by ascending (query, rank); `depth` of the ranking is the

@@ -32,3 +32,14 @@ def predicted(
     mine = float(crossings.crowd[stratum] - calibration.crowd[stratum])
     predictor: Float64 = features(crossings, stratum, fold, rows, mine) @ calibration.coefficients[stratum] + own[stratum]
     return predictor
+
+
+def negative_binomial(mean: Float64, form: Float64, number: int) -> Float64:
+    """(num_rows, number) chances of 0, 1, ... by the recursion p(u + 1) = p(u) (form + u) / (u + 1) mean / (mean + form)."""
+    share = mean / (mean + form)
+    chances = np.empty((number, len(mean)))  # this way round for speed: each step runs over all rows
+    if number:
+        chances[0] = np.exp(form * np.log1p(-np.minimum(share, 1 - 1e-15)))
+    for count in range(number - 1):
+        np.multiply(chances[count], (form + count) * (share / (count + 1)), out=chances[count + 1])
+    return chances.T

@@ -34,6 +34,7 @@ class Lineage:
         self._tries: Counter[str] = Counter()
         self._is_own, self._has_inputs = is_own, False
         self._refused_alias = False
+        self._best: Any = None  # the Report whose version has the alias
 
     def record(self, report: Report, history: Sequence[Report]) -> None:
         """Record the edges of one Report; given up, with a warning, after MAX_TRIES that the server answered.
@@ -55,11 +56,15 @@ class Lineage:
         self._log_report(report)
 
     def _use_version(self, report: Report, history: Sequence[Report]) -> None:
-        name = report.checkpoint.uri.removeprefix(SCHEME)
+        name, key = report.checkpoint.uri.removeprefix(SCHEME), report_id(report)
         try:
             version = self._run.use_artifact(name) if self._is_own else None
-            if self._plan.alias_best and is_best(report, history, self._first_metric()):
+            best = best_of(history, self._first_metric()) if self._plan.alias_best else None
+            if best and report_id(best) == key:
                 self._move_alias(version or api(self._plan.timeout_s).artifact(name))
+            elif best and report_id(best) != self._best:  # what has come since may have made an earlier one the best
+                self._move_alias(api(self._plan.timeout_s).artifact(best.checkpoint.uri.removeprefix(SCHEME)))
+            self._best = report_id(best) if best else self._best
         except failures() as error:
             if "not found" not in str(error):
                 raise
@@ -124,8 +129,7 @@ def _artifact(name: str, kind: str, about: Mapping[str, Any], *, content: Mappin
     return artifact
 
 
-def is_best(report: Report, history: Sequence[Report], metric: str) -> bool:
-    """Whether it has the highest value of the versions that W&B holds; of equal ones, the earliest."""
+def best_of(history: Sequence[Report], metric: str) -> Report | None:
+    """The highest value of the versions that W&B holds, as the latest Report sees them; of equal ones, the earliest."""
     ours = [other for other in refined(history) if metric in other.metrics and other.checkpoint.uri.startswith(SCHEME)]
-    best = max(ours, key=lambda other: (other.metrics[metric].value, -other.checkpoint.step), default=None)
-    return best is not None and report_id(best) == report_id(report)
+    return max(ours, key=lambda other: (other.metrics[metric].value, -other.checkpoint.step), default=None)

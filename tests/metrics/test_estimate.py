@@ -11,7 +11,8 @@ from numpy.testing import assert_allclose
 from scipy.stats import nbinom
 
 from dr_validate.metrics.crossings import Crossings, crossings
-from dr_validate.metrics.estimate import Estimated, estimate, negative_binomial
+from dr_validate.metrics.estimate import Estimated, estimate
+from dr_validate.metrics.unsampled import negative_binomial
 from dr_validate.values import Float64, Qrels, Ranking, Sample
 from tests.metrics.synthetic import (
     Collection,

@@ -1,6 +1,7 @@
 """What full-corpus rankings of some checkpoints change for the others."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,16 @@ from dr_validate.metrics.crossings import Crossings
 from dr_validate.metrics.estimate import Estimated, estimate
 from dr_validate.metrics.from_baselines import left_out_above
 from dr_validate.values import Float32, Float64, Int64
-from tests.metrics.synthetic import Collection, collection, everything, history_of, pool_and_rest, ranked, training
+from tests.metrics.synthetic import (
+    Collection,
+    collection,
+    everything,
+    history_of,
+    pool_and_rest,
+    ranked,
+    scores_of,
+    training,
+)
 
 TOP_K = 200
 METRIC = "mrr@10"
@@ -87,9 +97,30 @@ def test_a_checkpoint_is_not_told_its_own_value(given_: Collection, checkpoints:
     alone = estimate(history[:1], given_.qrels, METRIC, TOP_K, {0: above(given_, checkpoints[0], history[0])})
     assert_allclose(values(alone), values(estimate(history[:1], given_.qrels, METRIC, TOP_K)), rtol=0, atol=0)
     both = estimate(history, given_.qrels, METRIC, TOP_K, tables)
-    lied = {**tables, 4: np.zeros_like(tables[4])}
-    lies = estimate(history, given_.qrels, METRIC, TOP_K, lied)
-    assert abs(lies[4].value - both[4].value) < abs(lies[0].value - both[0].value) / 2
+    lies = estimate(history, given_.qrels, METRIC, TOP_K, {**tables, 4: np.zeros_like(tables[4])})
+    assert lies[4].value == both[4].value
+    assert lies[0].value != both[0].value
+
+
+def test_equal_checkpoints_are_drawn_together_without_what_one_of_them_taught() -> None:
+    given_ = collection(2)
+    checkpoints = [scores_of(given_, 0.6, seed) for seed in range(6)]
+    history = history_of(given_, checkpoints, pool_and_rest(given_, 600, seed=0), TOP_K)
+    table = above(given_, checkpoints[3], history[3])
+    told = [estimate(history, given_.qrels, METRIC, TOP_K, {3: each}) for each in (table, np.zeros_like(table))]
+    assert told[0][3].value == told[1][3].value
+    assert told[0][0].value != told[1][0].value
+
+
+def test_a_baseline_without_relevant_documents_teaches_nothing(given_: Collection, checkpoints: Sequence[Float32]) -> None:
+    history = history_of(given_, checkpoints, pool_and_rest(given_, 600, seed=0), TOP_K)
+    blind = replace(history[0], gain=np.zeros_like(history[0].gain))  # as good as random
+    plain, told = (
+        estimate([blind, *history[1:]], given_.qrels, METRIC, TOP_K, known)
+        for known in (None, {0: above(given_, checkpoints[0], history[0])})
+    )
+    for one, other in zip(plain[1:], told[1:], strict=True):
+        assert (one.shared, one.own) == (other.shared, other.own)
 
 
 def test_without_baselines_nothing_changes(given_: Collection, checkpoints: Sequence[Float32]) -> None:

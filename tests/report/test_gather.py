@@ -77,7 +77,7 @@ def test_earlier_values_are_those_that_the_latest_report_sees(training: Training
     training.strategy()
     first = training.done(100, within(0.5, 0.1), notes={"estimate": {"sample": "s", "baselines": 0}})
     seen = {first.checkpoint.digest: {"mrr@10": [0.3, 0.25, 0.35, 0.2, 0.4]}}
-    training.done(200, within(0.4, 0.05), notes={"estimate": {"sample": "s", "baselines": 1, "earlier": seen}})
+    training.done(200, within(0.4, 0.05), notes={"estimate": {"sample": "s", "baselines": 1, "earlier": {"s": seen}}})
     (sampled,) = training.section().sampled
     values = [report.metrics["mrr@10"] for report in sampled.done]
     assert (values[0].value, values[0].low, values[0].high) == (0.3, 0.25, 0.35)
