@@ -257,6 +257,18 @@ def test_lineage_leads_from_model_and_data_to_the_report_and_the_best_has_an_ali
     assert steps(server, run) == [0, 100, 200, 300]
 
 
+def test_the_alias_goes_to_the_best_of_what_the_latest_report_sees(server: ServerHandle, start: Start) -> None:
+    server.python(TRAIN)
+    first, second, third = (replace(one, notes={"estimate": {"sample": "f1"}}) for one in versions([0.5, 0.375, 0.25]))
+    seen = {
+        one.checkpoint.digest: {"mrr@10": [value, 0.125, 0.5, 0.125, 0.5]} for one, value in ((first, 0.25), (second, 0.3125))
+    }
+    watcher = start(alias_best=True)
+    watcher.send(first, second, replace(third, notes={"estimate": {"sample": "f1", "earlier": {"f1": seen}}}))
+    watcher.close()
+    assert ["best-vaswani-mrr@10" in artifact.aliases for artifact in server.artifacts(type="model")] == [False, True, False]
+
+
 def test_a_refused_key_keeps_the_reports(
     server: ServerHandle, start: Start, state_dir: Path, expected: Sequence[Mapping[str, Any]]
 ) -> None:
