@@ -47,9 +47,7 @@ class Baselines:
                 with path.open("rb") as stream:
                     found[path.stem.replace("-", ":", 1)] = int(_array(stream, "step"))
             except OSError as error:
-                log.warning(
-                    "%s is damaged (%s) and left out: no epoch begins with it, and it teaches nothing", path, error
-                )
+                log.warning("%s is damaged (%s) and left out: no epoch begins with it, and it teaches nothing", path, error)
         return found
 
     def _path(self, digest: str) -> Path:

@@ -17,8 +17,9 @@ Z = 1.96
 # Standard deviations of what is wrong with the correction of all checkpoints alike, as shares of it: the first number stays
 # however many queries there are, the second is over their root. The second pair: where a baseline has told better.
 MISFIT, TOLD_MISFIT = (0.10, 0.8), (0.03, 0.3)
-SCATTER = 1.3  # the spread of what is left out, over what the model says it is: it sees queries as independent
-DEEP_MISFIT = 0.08  # of one checkpoint alone, for each power of ten of the cutoff beyond 10: of far down, little is known
+SCATTER = 1.1  # the spread of what is left out, over what the model says it is: it sees queries as independent
+DEEP_MISFIT = 0.07  # of one checkpoint alone, for each power of ten of the cutoff beyond 10: of far down, little is known
+FAR_MISFIT = 0.3  # likewise, by how far its crowd is from the others': the first checkpoints of a training are of another kind
 TOGETHER = 0.2  # how much of two checkpoints' own errors is the same: they see the same documents
 PULL = 0.15  # how much a correction may differ from the others before it is believed, as a share of their mean
 STEP = 0.2  # of the intercept, to see how the value answers to it
@@ -144,7 +145,8 @@ def _estimate(crossings: Crossings, table: _Table, calibration: Calibration | No
     corrected = naive_mean - value
     fixed, by_query = TOLD_MISFIT if calibration.baselines else MISFIT
     misfit = float(np.hypot(fixed, by_query / max(1, len(table.gains.scored)) ** 0.5))
-    alone = DEEP_MISFIT * float(np.log10(max(table.cutoff, 10) / 10))
+    far = float(np.abs(crossings.crowd - calibration.crowd).max(initial=0.0))
+    alone = float(np.hypot(DEEP_MISFIT * np.log10(max(table.cutoff, 10) / 10), FAR_MISFIT * far))
     own = float(np.sqrt((SCATTER * scatter) ** 2 + (slope * mine) ** 2 + (alone * corrected) ** 2))
     shared = float(np.hypot(slope * common, misfit * corrected))
     return Estimated(value=value, naive=naive_mean, shared=shared, own=own, per_query=per_query, crossed=above)
