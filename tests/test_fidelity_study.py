@@ -86,6 +86,15 @@ def test_an_online_study_corrects_with_the_earlier_checkpoints_only(vectors: Pat
     assert online[0]["bias"] != offline[0]["bias"]
 
 
+def test_baselines_teach_the_other_checkpoints(vectors: Path) -> None:
+    command = ["--vectors", str(vectors), "--budgets", "0.3", "--draws", "2", "--jobs", "1", "--strategies", "stratified"]
+    command += ["--runs", "strong", "--metrics", "recall@100"]
+    told, plain = (study(parse([*command, *flag])) for flag in (["--baselines", "c10"], []))
+    assert "corrected with all checkpoints and full-corpus baselines of c10" in told
+    assert rows(told, "stratified")[1]["H"] == rows(plain, "stratified")[1]["H"], "the sample is the same"
+    assert rows(told, "stratified")[0]["bias"] != rows(plain, "stratified")[0]["bias"]
+
+
 def test_vectors_that_a_full_run_has_kept_give_its_values(
     dr_validate: CommandLine, wide_collection: Path, write_checkpoint: Callable[..., Path]
 ) -> None:
