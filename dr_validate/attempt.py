@@ -139,7 +139,7 @@ class Attempts:
         sampled = self.ledger.reports(target.sampled_spec)
         full = self.ledger.reports(target.full_spec)
         (full if target.is_baseline else sampled).append(report)
-        return self.run.fidelity.compare(refined(sampled), full, self.run.settings.metrics[0])
+        return self.run.fidelity.compare(refined(sampled, full), full, self.run.settings.metrics[0])
 
     def _fail(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report:
         report = self._empty(checkpoint, target, "failed", error, attempt.attempts)

@@ -84,6 +84,17 @@ class Estimates:
             },
         )
 
+    def seen(self, metrics: Sequence[str]) -> dict[str, Any]:
+        """All checkpoints that met this sample, as they look now; by sample, as in notes["estimate"]["earlier"]."""
+        if not self.possible:
+            return {}
+        history, known = _learnt_from(self._folder, self._anchors, self._baselines, self._shape)
+        if not history:
+            return {}
+        met = list(history.values())
+        made = {name: estimate(met, self._test_set.qrels, name, self._top_k, known) for name in metrics}
+        return {self._sample.fingerprint: _earlier(list(history), made)}
+
     def meet(self, digest: str, ranking: Ranking) -> Crossings:
         """Keep what the ranking of a checkpoint over this sample shows."""
         id_hash = self._test_set.corpus.id_hash[self._sample.ordinals]

@@ -140,9 +140,14 @@ class Ledger:
         """Spec -> description, in the order in which they came."""
         return {row["spec"]: json.loads(row["description"]) for row in self._rows("SELECT * FROM specs ORDER BY at, rowid")}
 
+    def refined(self, spec: str) -> list[Report]:
+        """`reports`, with the values that later Reports and full-corpus baselines give to earlier ones."""
+        full_spec = str(self.specs().get(spec, {}).get("full_spec", spec))
+        return refined(self.reports(spec), self.reports(full_spec) if full_spec != spec else ())
+
     def states(self, spec: str) -> list[State]:
         """Where each checkpoint stands, by ascending training step."""
-        done = {report.checkpoint.digest: report.metrics for report in refined(self.reports(spec, ["done"]))}
+        done = {report.checkpoint.digest: report.metrics for report in self.refined(spec) if report.status == "done"}
         rows = self._rows("SELECT * FROM states WHERE spec = ? ORDER BY step, name", spec)
         return [state_of(row, done.get(row["digest"], {})) for row in rows]
 

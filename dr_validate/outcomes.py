@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from dr_validate.config import Settings
 from dr_validate.estimates import Estimates, Outcome, Past, learnt
@@ -25,6 +26,11 @@ class Outcomes:
         met = anchor is not None and self.has_met(plan, anchor)
         epoch = {"epoch": plan.epoch, "anchor": anchor if met else None}
         return replace(outcome, notes={**outcome.notes, "estimate": {**outcome.notes.get("estimate", {}), **epoch}})
+
+    def seen(self, plans: Sequence[Plan]) -> dict[str, Any]:
+        """What a new baseline changes: every checkpoint that met one of these samples, as it looks now."""
+        views = [self._estimates(plan).seen(self._settings.metrics) for plan in plans]
+        return {sample: checkpoints for view in views for sample, checkpoints in view.items()}
 
     def has_met(self, plan: Plan, digest: str) -> bool:
         """Whether a checkpoint can be compared with others on this sample; always where nothing can be."""

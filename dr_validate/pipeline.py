@@ -95,7 +95,12 @@ class Pipeline:
             metrics=outcome.metrics,
             corpus=self._counts(plan, encoded_now),
             seconds=clock.seconds(),
-            notes={"encoder": ranked.contract, **self._notes(plan, scores, reason), **_with_earlier(outcome, earlier)},
+            notes={
+                "encoder": ranked.contract,
+                **self._notes(plan, scores, reason),
+                **_with_earlier(outcome, earlier),
+                **self._taught(plan),
+            },
         )
 
     def work(self, hand: Hand, *, full: bool, part: str) -> Work:
@@ -187,6 +192,14 @@ class Pipeline:
         share = len(plan.sample.ordinals) / plan.sample.num_documents
         early = {"level": plan.level, "fraction": share, "reason": reason or "end of the sample"}
         return {"device": self.device, **queries, "early": early}
+
+    def _taught(self, plan: Plan) -> dict[str, Any]:
+        """Of a baseline: the sampled values that it has changed."""
+        sampled = self.plans[False]
+        if plan is sampled or plan is not self.plans[True]:
+            return {}
+        seen = self.outcomes.seen(self.plans.current)
+        return {"sampled": {"spec": sampled.spec, "earlier": seen}} if seen else {}
 
     def _keep(self, checkpoint: Checkpoint, plan: Plan, ranking: Ranking, values: tuple[PerQuery, PerQuery]) -> None:
         place = f"{plan.spec}/{_file_name(checkpoint.digest)}"

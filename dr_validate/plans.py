@@ -73,6 +73,11 @@ class Plans:
         return self._levels[epoch]
 
     @property
+    def current(self) -> Sequence[Plan]:
+        """The levels of the epoch that is."""
+        return self.levels(len(self.epochs.all()))
+
+    @property
     def follow_drift(self) -> bool:
         """Whether a baseline may open a new epoch."""
         return isinstance(self._run.sampler, EpochSampler) and self._run.sampler.epochs == "drift"

@@ -38,17 +38,24 @@ def lag_s(report: Report) -> float | None:
         return None
 
 
-def refined(reports: Sequence[Report]) -> list[Report]:
-    """The same, with the values that the latest Report over the same sample gives to those before it: it has seen more
-    checkpoints, and perhaps full-corpus baselines. Values that came apart by what was known then would not compare."""
+def refined(reports: Sequence[Report], baselines: Sequence[Report] = ()) -> list[Report]:
+    """The same, with the values that the latest Report, or the latest full-corpus baseline, gives to those before it: it has
+    seen more checkpoints, and perhaps more baselines. Values that came apart by what was known then would not compare."""
     found = {_key(report): report for report in reports if report.metrics}
-    for latest in sorted(reports, key=lambda report: report.at):
-        for sample, checkpoints in _mapping(_estimate(latest).get("earlier")).items():
-            for digest, metrics in _mapping(checkpoints).items():
-                known = found.get((latest.spec, sample, digest))
-                if known is not None and known.at <= latest.at:
-                    found[_key(known)] = _with(known, metrics)
+    for latest in sorted([*reports, *baselines], key=lambda report: report.at):
+        for spec, views in _views(latest):
+            for sample, checkpoints in _mapping(views).items():
+                for digest, metrics in _mapping(checkpoints).items():
+                    known = found.get((spec, sample, digest))
+                    if known is not None and known.at <= latest.at:
+                        found[_key(known)] = _with(known, metrics)
     return [found.get(_key(report), report) if report.metrics else report for report in reports]
+
+
+def _views(report: Report) -> list[tuple[str, object]]:
+    """What a Report says of others: by spec, then sample, digest and metric."""
+    of_samples = _mapping(report.notes.get("sampled"))
+    return [(report.spec, _estimate(report).get("earlier")), (str(of_samples.get("spec", "")), of_samples.get("earlier"))]
 
 
 def _key(report: Report) -> tuple[str, str, str]:

@@ -7,7 +7,6 @@ from typing import Any
 
 from dr_validate.config import Run
 from dr_validate.ledger import Ledger
-from dr_validate.report_notes import refined
 from dr_validate.values import Report
 from dr_validate.watch import Outcome
 
@@ -22,7 +21,7 @@ def show_outcome(run: Run, outcome: Outcome) -> None:
     metric = run.settings.metrics[0]
     with Ledger(state_dir / "ledger.db") as ledger:
         as_reported, full = ledger.reports(outcome.target.spec), ledger.reports(outcome.target.full_spec)
-    sampled = refined(as_reported)
+        sampled = ledger.refined(outcome.target.spec)
     console = new_console()
     console.print(outcome_table(sampled, full, metric))
     is_sampled = outcome.target.spec != outcome.target.full_spec
@@ -36,8 +35,8 @@ def show_outcome(run: Run, outcome: Outcome) -> None:
         )
     if sampled != as_reported:
         console.print(
-            "Sampled values are as the last Report sees them: by all checkpoints and full-corpus baselines until then, but "
-            "never by the checkpoint's own baseline.",
+            "Sampled values are as the last Report or baseline sees them: by all checkpoints and full-corpus baselines until "
+            "then, but never by the checkpoint's own baseline.",
             highlight=False,
             soft_wrap=True,
         )

@@ -16,7 +16,6 @@ from dr_validate.errors import Outage, SetupError
 from dr_validate.files import write_atomically
 from dr_validate.ledger import Ledger
 from dr_validate.report.comparison import Comparison, compare
-from dr_validate.report_notes import refined
 from dr_validate.strategies import Strategy, Sweep
 from dr_validate.summary import show_outcome
 from dr_validate.sweep import JobRecord, records, worst_exit_code
@@ -173,7 +172,7 @@ def _full_reports(jobs: Sequence[JobRecord], runs: Mapping[int, Run]) -> Mapping
 def _reports(run: Run, spec: str) -> list[Report]:
     """By ascending step; of a checkpoint that was skipped first and validated later the later Report counts."""
     with Ledger(run.settings.state_dir / "ledger.db") as ledger:
-        latest = {report.checkpoint.label: report for report in sorted(refined(ledger.reports(spec)), key=lambda r: r.at)}
+        latest = {report.checkpoint.label: report for report in sorted(ledger.refined(spec), key=lambda r: r.at)}
     return sorted(latest.values(), key=lambda r: (r.checkpoint.step, r.checkpoint.name))
 
 

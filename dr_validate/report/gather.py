@@ -10,7 +10,6 @@ from dr_validate.ledger import Ledger
 from dr_validate.ledger_schema import State
 from dr_validate.report.comparison import Comparison, compare
 from dr_validate.report.words import percent
-from dr_validate.report_notes import refined
 from dr_validate.values import Report
 
 MOST = 0.8  # of the documents: a baseline after its sample has the sample's vectors, and still tells what a baseline costs
@@ -106,7 +105,7 @@ def gather(ledger: Ledger, only: str = "") -> list[Section]:
     found = []
     for full_spec in dict.fromkeys(full for full in full_specs.values() if only in ("", full)):
         specs = [spec for spec in described if full_specs[spec] == full_spec]
-        contents = {spec: (_latest(refined(ledger.reports(spec))), ledger.states(spec)) for spec in specs}
+        contents = {spec: (_latest(ledger.refined(spec)), ledger.states(spec)) for spec in specs}
         found += _sections(full_spec, {spec: described[spec] for spec in specs}, contents)
     return _named_apart(found)
 

@@ -158,7 +158,8 @@ class ValidationRun:
     def _log_tables(self, run: "wandb.Run") -> None:
         import wandb
 
-        sampled = refined(self._histories.get(self._plan.spec, ()))
+        others = [report for spec, history in self._histories.items() if spec != self._plan.spec for report in history]
+        sampled = refined(self._histories.get(self._plan.spec, ()), others)
         self._tell(run)
         metric = str(next(iter(self._plan.config.get("metrics", ())), ""))
         tables = {
