@@ -9,11 +9,13 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.processes import children
 
 WriteCheckpoint = Callable[..., Path]
 
@@ -237,11 +239,6 @@ def test_the_worker_dies_with_its_watcher(dr_validate: Any, arguments: list[str]
     assert workers
     kill(process)
     wait_for(lambda: not any("dr_validate.worker" in command_of(pid) for pid in workers), limit_s=20)
-
-
-def children(pid: int) -> Iterator[int]:
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        yield from map(int, (task / "children").read_text().split())
 
 
 def command_of(pid: int) -> str:

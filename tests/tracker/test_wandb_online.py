@@ -15,6 +15,7 @@ import pytest
 
 from dr_validate.component import fingerprint
 from dr_validate.values import Agreement, Report
+from tests.processes import children
 from tests.tracker.watching import (
     REPORTS,
     RUN,
@@ -119,10 +120,8 @@ def test_a_dead_sdk_process_is_replaced(
     watcher = start()
     watcher.send(*REPORTS[:3])
     wait_for_rows(server, 1)
-    children = Path(f"/proc/{watcher.process.pid}/task/{watcher.process.pid}/children")
-    everyone = Path(f"/proc/{watcher.process.pid}/task").glob("*/children") if children.exists() else ()
-    (sdk,) = [pid for path in everyone for pid in path.read_text().split()]
-    os.kill(int(sdk), signal.SIGKILL)
+    (sdk,) = children(watcher.process.pid)
+    os.kill(sdk, signal.SIGKILL)
     watcher.send(*REPORTS[3:])
     watcher.close()
     assert rows(server) == expected and undelivered(state_dir) == 0
