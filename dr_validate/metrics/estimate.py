@@ -9,7 +9,7 @@ from dr_validate.metrics.calibration import Calibration, calibrate, features, ow
 from dr_validate.metrics.crossings import NUM_FOLDS, Crossings
 from dr_validate.metrics.from_baselines import MOST_ROWS, Counts, learn
 from dr_validate.metrics.gains import Gains, gains
-from dr_validate.metrics.unsampled import added, left_out, negative_binomial, predicted
+from dr_validate.metrics.unsampled import added, left_out, negative_binomial
 from dr_validate.per_query import moved
 from dr_validate.values import Float64, Int64, Qrels
 
@@ -196,11 +196,11 @@ class _Predictor:
 
     def _unsampled(self, fold: int, shift: float) -> tuple[Float64, Float64]:
         """Mean and shape of the number of documents above that were not sampled, given those of the fold that were."""
-        rows, parts = self._table.rows, []
+        parts = []
         for stratum, odds in enumerate(self._crossings.odds):
-            predictor = predicted(self._crossings, self._calibration, self._own, stratum, fold, rows)
+            predictor = self._features(stratum, fold) @ self._calibration.coefficients[stratum] + self._own[stratum]
             mean = np.exp(np.clip(predictor + shift, -12, 9))
-            seen = self._crossings.crossed[stratum, fold, rows].astype(np.float64)
+            seen = self._crossings.crossed[stratum, fold, self._table.rows].astype(np.float64)
             parts.append(left_out(mean, float(odds), seen, float(self._calibration.spread[stratum])))
         return added(parts)
 

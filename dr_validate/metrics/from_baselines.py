@@ -96,10 +96,10 @@ class Counts:
         """`own`: the checkpoint's intercepts by stratum; `above` as `left_out_above` gives it; at most `num_rows` of them."""
         rows, weight = _chosen(crossings, cutoff, num_rows)
         fold = np.arange(len(rows)) % NUM_FOLDS
+        crowd = crossings.crowd - calibration.crowd
         tables, bases, seen = [], [], []
         for stratum in range(len(crossings.odds)):
-            mine = float(crossings.crowd[stratum] - calibration.crowd[stratum])
-            by_fold = np.stack([features(crossings, stratum, each, rows, mine) for each in range(NUM_FOLDS)])
+            by_fold = np.stack([features(crossings, stratum, each, rows, float(crowd[stratum])) for each in range(NUM_FOLDS)])
             tables.append(by_fold[fold, np.arange(len(rows))])
             bases.append(tables[-1] @ calibration.coefficients[stratum] + own[stratum])
             seen.append(crossings.crossed[stratum, fold, rows].astype(np.float64))

@@ -1,12 +1,10 @@
 """How many of the documents that were left out score above a threshold, as the calibration predicts it."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from dr_validate.metrics.calibration import Calibration, features, shape
-from dr_validate.metrics.crossings import NUM_FOLDS, Crossings
-from dr_validate.values import Float64, Int64
+from dr_validate.metrics.calibration import shape
+from dr_validate.metrics.crossings import NUM_FOLDS
+from dr_validate.values import Float64
 
 
 def left_out(mean: Float64, odds: float, seen: Float64, spread: float) -> tuple[Float64, Float64]:
@@ -23,15 +21,6 @@ def added(parts: list[tuple[Float64, Float64]]) -> tuple[Float64, Float64]:
     total = np.sum([mean for mean, _ in parts], axis=0)
     square = np.sum([mean**2 / form for mean, form in parts], axis=0)
     return total, total**2 / np.maximum(square, 1e-300)
-
-
-def predicted(
-    crossings: Crossings, calibration: Calibration, own: Sequence[float], stratum: int, fold: int, rows: Int64
-) -> Float64:
-    """(num_rows,) linear predictor: the logarithm of the mean of the whole stratum."""
-    mine = float(crossings.crowd[stratum] - calibration.crowd[stratum])
-    predictor: Float64 = features(crossings, stratum, fold, rows, mine) @ calibration.coefficients[stratum] + own[stratum]
-    return predictor
 
 
 def negative_binomial(mean: Float64, form: Float64, number: int) -> Float64:
