@@ -1,5 +1,7 @@
 """Encode and search on this machine: slices of documents through the model into the running top-k."""
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
 from dr_validate.component import component
@@ -9,22 +11,25 @@ from dr_validate.engine.shared import Shared
 from dr_validate.messages import Team
 from dr_validate.stages import Control, Index, Model, Ranked, Workload
 
+SLICE, SLICE_ON_CPU = 2048, 256
+
 
 @component
 class LocalEngine:
     """One device in this process, or several with a process each, which share the slices of a checkpoint.
 
     Unfinished work is kept every `save_every_s` and when it is told to stop. `slice_documents` is how many documents are
-    encoded between two looks at the control: enough for batches of equal length, few enough to stop soon.
+    encoded between two looks at the control: enough for batches of equal length, few enough to stop soon. None: as many as
+    the kind of device encodes in about a second.
     """
 
     save_every_s: float = Field(default=30, ge=0)
-    slice_documents: int = Field(default=2048, ge=1)
+    slice_documents: int | None = Field(default=None, ge=1)
 
     def rank(self, model: Model, workload: Workload, index: Index, control: Control, device: str) -> Ranked:
         """See `Engine.rank`. Raises Interrupted when told to stop; the next call goes on from there, to the same ranking."""
         share = Share(model, workload, index, device)
-        return Alone(share, workload, control, self.save_every_s).run(index, self.slice_documents)
+        return Alone(share, workload, control, self.save_every_s).run(index, self.slice_size([device], index))
 
     def share(self, model: Model, workload: Workload, index: Index, device: str) -> Share:
         """See `Engine.share`."""
@@ -32,4 +37,10 @@ class LocalEngine:
 
     def rank_shared(self, team: Team, workload: Workload, index: Index, control: Control) -> Ranked:
         """See `Engine.rank_shared`. Raises as `rank` does, and what a member of the team raised."""
-        return Shared(team, workload, control, self.save_every_s).run(index, self.slice_documents)
+        return Shared(team, workload, control, self.save_every_s).run(index, self.slice_size(team.names, index))
+
+    def slice_size(self, devices: Sequence[str], index: Index) -> int:
+        """Documents between two looks at the control."""
+        # The ranking of an approximate index depends on the slices: they are the same wherever it is made.
+        is_slow = all(device.startswith("cpu") for device in devices) and not index.fingerprint()
+        return self.slice_documents or (SLICE_ON_CPU if is_slow else SLICE)

@@ -10,6 +10,7 @@ import pytest
 
 from dr_validate.engine.local import LocalEngine
 from dr_validate.errors import GaveWay, Stopped
+from dr_validate.index.factory import FactoryIndex
 from dr_validate.index.torch import TorchIndex
 from dr_validate.stages import Ranked, Tokenizer, Workload
 from dr_validate.store.kept import NothingKept
@@ -129,6 +130,14 @@ def test_block_and_slice_sizes_do_not_change_the_ranking(tmp_path: Path) -> None
     expected = rank(workload_of(tmp_path))
     for block, slice_documents in [(1, 1), (37, 10), (NUM_DOCUMENTS, 11), (1_000, 1_000)]:
         assert_same(rank(workload_of(tmp_path, block=block), LocalEngine(slice_documents=slice_documents)), expected)
+
+
+def test_on_a_cpu_slices_are_smaller_unless_the_ranking_depends_on_them() -> None:
+    engine, approximate = LocalEngine(), FactoryIndex(spec="IVF16,Flat")
+    assert engine.slice_size(["cpu"], TorchIndex()) == engine.slice_size(["cpu:0", "cpu:1"], TorchIndex()) == 256
+    assert engine.slice_size(["cuda:0"], TorchIndex()) == 2048
+    assert engine.slice_size(["cpu"], approximate) == engine.slice_size(["cuda:0"], approximate) == 2048
+    assert LocalEngine(slice_documents=11).slice_size(["cpu"], TorchIndex()) == 11
 
 
 @pytest.mark.parametrize("slices", [0, 1, 2, 5, 9])
