@@ -1,6 +1,7 @@
 """Parts of a sample at which a checkpoint may already be decided: the same design with a quarter and half of the budget."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
@@ -11,6 +12,7 @@ SHARES: Mapping[int, float] = {1: 0.25, 2: 0.5, 3: 1.0}  # of the budget, by lev
 WHOLE = 3
 Decide = Literal["never", "best"]
 S = TypeVar("S")
+log = logging.getLogger(__name__)
 
 
 def draw_at_levels(sampler: S, rules: Mapping[str, Any], draw: Callable[[S], Sample]) -> dict[int, Sample]:
@@ -24,7 +26,7 @@ def draw_at_levels(sampler: S, rules: Mapping[str, Any], draw: Callable[[S], Sam
         try:
             found[level] = whole if level == WHOLE else draw(_with(sampler, share))
         except SetupError:  # too small: whatever else may be wrong, the whole sample has met it
-            continue
+            log.info("no early decision at %g of the documents, which are too few for this sampler", share)
     return found
 
 

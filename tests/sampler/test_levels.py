@@ -43,11 +43,15 @@ def test_levels_are_a_quarter_half_and_all_of_the_budget_each_within_the_next(
         assert (1 / sample.inclusion).sum() == pytest.approx(600)
 
 
-def test_a_level_that_cannot_be_drawn_is_left_out(medium: TestSet, cache: Path) -> None:
+def test_a_level_that_cannot_be_drawn_is_left_out_and_named(
+    medium: TestSet, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "dr_validate")
     # A quarter of 0.4 is 60 documents of which 13 are judged: a pool of 32 leaves 15, half leaves 33 of 107.
     assert list(StratifiedSampler(fraction=0.4, precision=0.1).draw_levels(medium, 13, cache)) == [3]
     assert list(StratifiedSampler(fraction=0.6, precision=0.1).draw_levels(medium, 13, cache)) == [2, 3]
     assert list(RandomSampler(fraction=0.05, precision=0.1).draw_levels(medium, 13, cache)) == [2, 3]  # 30, 15 and 8 of 13
+    assert caplog.messages[-1] == "no early decision at 0.25 of the documents, which are too few for this sampler"
 
 
 def test_by_default_there_is_one_level_and_no_rule(medium: TestSet, cache: Path) -> None:
