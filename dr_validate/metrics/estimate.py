@@ -20,6 +20,7 @@ MISFIT, TOLD_MISFIT = (0.10, 0.8), (0.03, 0.3)
 SCATTER = 1.1  # the spread of what is left out, over what the model says it is: it sees queries as independent
 DEEP_MISFIT = 0.07  # of one checkpoint alone, for each power of ten of the cutoff beyond 10: of far down, little is known
 FAR_MISFIT = 0.3  # likewise, by how far its crowd is from the others': the first checkpoints of a training are of another kind
+OWN_SCATTER = 1.75  # checkpoints' own intercepts lie that much further apart than the prior by which their values are made
 TOGETHER = 0.2  # how much of two checkpoints' own errors is the same: they see the same documents
 PULL = 0.15  # how much a correction may differ from the others before it is believed, as a share of their mean
 STEP = 0.2  # of the intercept, to see how the value answers to it
@@ -136,7 +137,7 @@ def _estimate(crossings: Crossings, table: _Table, calibration: Calibration | No
     mean, sd = predictor.expect(0.0)
     per_query = np.minimum(table.per_query(mean, query), naive)  # chances that sum to 1 do so but for rounding
     value = float(np.nanmean(per_query))
-    common, mine = predictor.spread(), float(np.mean([spread for _, spread in owns]))
+    common, mine = predictor.spread(), OWN_SCATTER * float(np.mean([spread for _, spread in owns]))
     slope = 0.0
     if common > 0:  # how the value answers to the intercept
         slope = (float(np.nanmean(table.per_query(predictor.expect(STEP)[0], query))) - value) / STEP
