@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from dr_validate import sweep
 from dr_validate.config import conf_dir
 from dr_validate.job import SETUP_IS_WRONG, run_job
-from dr_validate.overrides import NOT_COMPOSED, explain, explain_sweep
+from dr_validate.overrides import NOT_COMPOSED, explain, explain_sweep, for_every_job
 
 INTERRUPTED = 130  # what a shell makes of SIGINT
 RAISE = "HYDRA_FULL_ERROR"  # environment: has Hydra raise what does not compose, which it would print itself
@@ -33,6 +33,7 @@ def main() -> None:
     if mistake := explain_sweep(sys.argv[1:]):
         sys.stderr.write(f"{mistake}\n")
         sys.exit(SETUP_IS_WRONG)
+    sys.argv[1:] = for_every_job(sys.argv[1:])
     sweep.prepare(os.environ)
     asked_for = RAISE in os.environ
     if not {"-m", "--multirun"} & set(sys.argv):  # there a job may be what raises, in another process

@@ -47,7 +47,9 @@ class Baselines:
                 with path.open("rb") as stream:
                     found[path.stem.replace("-", ":", 1)] = int(_array(stream, "step"))
             except OSError as error:
-                log.warning("%s is damaged (%s) and left out: no epoch begins with it, and it teaches nothing", path, error)
+                log.warning(
+                    "%s is damaged (%s): it begins no epoch and teaches nothing; delete it, or put back a copy", path, error
+                )
         return found
 
     def _path(self, digest: str) -> Path:

@@ -27,6 +27,7 @@ class Watch:
     order: Literal["newest_first", "oldest_first"] = "newest_first"
     poll_s: float = Field(default=30, gt=0)
     max_attempts: int = Field(default=3, ge=1)
+    retry_failed: bool = False  # those that failed for good before this start
     timeout_s: float = Field(default=0, ge=0)
     skip: Literal["never", "stale"] = "never"
     stop_file: Path | None = None  # follow until this file exists and nothing is left to do

@@ -7,7 +7,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -67,6 +67,25 @@ def explain_sweep(arguments: Sequence[str]) -> str | None:
         if error is not None:
             return explain(error, job)
     return None
+
+
+def for_every_job(arguments: Sequence[str]) -> list[str]:
+    """The command line of a sweep over choices (sampler=a,b), with the keys of that group (sampler.fraction=0.1) as additions:
+    Hydra first composes them beside the default choice, which need not have them. `explain_sweep` has seen that the jobs do."""
+    asked = get_args_parser().parse_known_args(list(arguments))[0]
+    if not asked.multirun:
+        return list(arguments)
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(asked.overrides))
+    except NOT_COMPOSED:
+        return list(arguments)
+    groups = {one.key_or_group for one in overrides if one.is_sweep_override() and (conf_dir() / one.key_or_group).is_dir()}
+    fixed = {
+        str(one.input_line)
+        for one in overrides
+        if one.type is OverrideType.CHANGE and not one.is_sweep_override() and one.key_or_group.partition(".")[0] in groups
+    }
+    return [f"++{argument}" if argument in fixed else argument for argument in arguments]
 
 
 def _values(override: Override) -> Iterator[str]:

@@ -175,6 +175,8 @@ class Pipeline:
             self.outcomes.meet(plan, anchor, ranked.ranking)
 
     def _reason_to_stop(self, checkpoint: Checkpoint, plan: Plan, outcome: Outcome) -> str | None:
+        if plan is self.plans.current[-1]:
+            return None  # nothing more would be encoded anyway
         reason = reason_to_stop(self.run.sampler, outcome) if plan.level else None
         if reason:
             log.info("%s needs no more than %d documents: %s", checkpoint.label, len(plan.sample.ordinals), reason)

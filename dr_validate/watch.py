@@ -20,6 +20,7 @@ from dr_validate.claims import Claimed, claim
 from dr_validate.config import Run
 from dr_validate.delivery import Delivery
 from dr_validate.errors import GaveWay, SetupError, Stopped, TimedOut
+from dr_validate.failed import retry_or_name
 from dr_validate.ledger import Ledger
 from dr_validate.lookout import Lookout
 from dr_validate.prefetch import Prefetch
@@ -70,8 +71,7 @@ class _Watcher:
         self._baseline_not_before: dict[str, float] = {}
 
     def run_until_done(self, names: Mapping[str, Any]) -> Outcome:
-        spec, full_spec = names["spec"], names["full_spec"]
-        sampler = names["sampler"]
+        spec, full_spec, sampler = names["spec"], names["full_spec"], names["sampler"]
         self.target = Target(dataset=names["dataset"], sampler=sampler, spec=spec, sampled_spec=spec, full_spec=full_spec)
         self.full_target = dataclasses.replace(self.target, spec=full_spec)
         self.vanished = Vanished(self.run, spec)
@@ -79,6 +79,7 @@ class _Watcher:
             baseline = {"baseline": target.is_baseline, "sampler": "full" if target.is_baseline else sampler}
             description = {**names, "spec": target.spec, **baseline}
             self.ledger.register_spec(target.spec, description, now())
+        retry_or_name(self.ledger, {spec, full_spec}, retry=self.run.watch.retry_failed)
         log.info(
             "validating on %s: %s, %d queries, %d of %d documents (sampler %s, spec %s)",
             *(names["device"], names["dataset"], names["queries"], names["encoded"], names["documents"], sampler, spec),

@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from dr_validate.config import STAGES, Run, build, conf_dir
 from dr_validate.errors import ConfigError
-from dr_validate.overrides import explain, explain_sweep
+from dr_validate.overrides import explain, explain_sweep, for_every_job
 
 CHOICES = sorted(path for stage in STAGES for path in (conf_dir() / stage).glob("*.yaml"))
 NEEDED = {
@@ -223,6 +223,19 @@ def test_sweeps_that_compose_are_let_through() -> None:
     good = ["-m", "+run=msmarco,nq", "sampler=random,run_pool,stratified", "source.project=x", "seed=range(1,3)"]
     assert explain_sweep(good) is None
     assert explain_sweep([*good, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]) is None
+
+
+def test_a_key_that_the_default_choice_lacks_may_be_set_for_all_choices_of_a_sweep() -> None:
+    sweep = ["-m", "sampler=random,stratified", "sampler.fraction=0.1", "seed=1", "dataset=beir"]
+    assert explain_sweep([*sweep, "source.path=x", "dataset.path=y"]) is None
+    assert for_every_job(sweep) == ["-m", "sampler=random,stratified", "++sampler.fraction=0.1", "seed=1", "dataset=beir"]
+    for as_it_is in (
+        sweep[1:],  # no sweep
+        ["-m", "sampler=random", "sampler.fraction=0.1", "seed=1,2"],  # the choice is the same for all
+        ["-m", "sampler=random,stratified", "sampler.fraction=0.1,0.2", "++sampler.x=1", "~tracker"],
+        ["-m", "seed=["],
+    ):
+        assert for_every_job(as_it_is) == as_it_is
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def verdict(section: Section, movement: Movement | None = None) -> Verdict:
         return Verdict(headline="No checkpoint is validated yet.", sentences=tuple(_troubles(section)))
     done = [report for report in judge.done if metric in report.metrics]
     best = best_of(done, metric)
-    parts = [*_rivals(done, best, metric), *_course(done, best, metric, movement), *_moved(movement)]
+    parts = [*_rivals(done, best, metric), *_course(done, best, metric, movement), *_moved(movement, section)]
     sentences = (*parts, *_fidelity(section, metric), *_cost(section), *_troubles(section))
     return Verdict(headline=_headline(section, judge, best, metric), sentences=sentences)
 
@@ -97,13 +97,14 @@ def _course(done: list[Report], best: Report, metric: str, movement: Movement | 
     return [f"{begin}: the training seems to overfit since step {best.checkpoint.step:,}."]
 
 
-def _moved(movement: Movement | None) -> list[str]:
+def _moved(movement: Movement | None, section: Section) -> list[str]:
     if movement is None or movement.interval is None:
         return []
     low, high = movement.interval
     change = f"{signed(movement.mean, DIGITS)} {interval(low, high, DIGITS)}"
     before, after = movement.before.checkpoint.step, movement.after.checkpoint.step
-    span = f"From step {before:,} to {after:,} the mean change of a query is {change}"
+    where = " on the full corpus" if movement.strategy is section.full and section.judge is not section.full else ""
+    span = f"From step {before:,} to {after:,} the mean change of a query{where} is {change}"
     if low <= 0 <= high:
         return [f"{span}: with other queries it could have gone the other way."]
     return [f"{span}, more than the choice of these {len(movement.query_ids):,} queries explains."]
@@ -117,7 +118,7 @@ def _fidelity(section: Section, metric: str) -> list[str]:
     if found is None:
         return [
             f"No full-corpus baseline of these checkpoints yet, so how far {first.name} can be trusted is not known "
-            "(fidelity.baseline=idle computes one while nothing is waiting, always for each checkpoint).",
+            "(fidelity.baseline=idle computes one while watch.mode=follow has nothing to do, always for each checkpoint).",
             *_extrapolated(first, metric),
         ]
     sentences = [_order(first, found), *_choice(found), _error(found), *_extrapolated(first, metric)]

@@ -4,6 +4,7 @@ import gzip
 import itertools
 import logging
 import math
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,17 @@ def read_file(path: Path) -> Iterator[Entry]:
 
     Columns are separated by tabs, else by spaces. Raises SetupError naming file and line.
     """
+    try:
+        yield from _entries(path)
+    except UnicodeDecodeError as error:
+        raise SetupError(
+            f"{path}: is not UTF-8 text ({error}); give a TREC or MS MARCO run, gzip only with the ending .gz"
+        ) from error
+    except (EOFError, OSError, zlib.error) as error:
+        raise SetupError(f"{path}: cannot be read ({error}); is it cut short, or not what its ending says?") from error
+
+
+def _entries(path: Path) -> Iterator[Entry]:
     opener = gzip.open if path.suffix == ".gz" else Path.open
     columns = 0
     with opener(path, "rt", encoding="utf-8") as lines:

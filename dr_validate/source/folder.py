@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 class FolderSource:
     """Each sub-folder of `path` is a checkpoint, and `path` itself where it is one; hidden and temporary ones are not.
 
-    `name` is the training run's, by default the folder's. Symbolic links that lead out of a checkpoint make it unusable,
-    unless `follow_links` (a snapshot in the Hugging Face cache is made of such links).
+    `name` is the training run's, by default the folder's. Checkpoints carry it where it is set: several trainings that share a
+    state_dir are told apart by it. Symbolic links that lead out of a checkpoint make it unusable, unless `follow_links` (a
+    snapshot in the Hugging Face cache is made of such links).
     """
 
     path: Path
@@ -44,7 +45,8 @@ class FolderSource:
         found: list[Checkpoint | Incomplete] = []
         with Digests(state_dir, self.path) as digests:
             for name, folder in folders.items():
-                place = _Place(name=name, folder=folder, step=by_name[name][0], step_from=by_name[name][1])
+                step, step_from = by_name[name]
+                place = _Place(name=name, folder=folder, step=step, step_from=step_from, training_run=self.name or "")
                 if (one := self._look(place, digests, bool(having_state - {name}))) is not None:
                     found.append(one)
         found.sort(key=lambda one: (one.step, one.name))
@@ -143,10 +145,12 @@ class _Place:
     folder: Path
     step: int
     step_from: str
+    training_run: str
 
     def incomplete(self, lacks: str, *, final: bool = False) -> Incomplete:
         name, uri = _shown(self.name), _shown(str(self.folder))
-        return Incomplete(name=name, uri=uri, step=self.step, lacks=_shown(lacks), final=final)
+        run = self.training_run
+        return Incomplete(name=name, uri=uri, step=self.step, lacks=_shown(lacks), final=final, training_run=run)
 
     def checkpoint(self, digest: str, created_at: str) -> Checkpoint:
         return Checkpoint(
@@ -157,6 +161,7 @@ class _Place:
             step_from=self.step_from,
             created_at=created_at,
             uri=str(self.folder),
+            training_run=self.training_run,
         )
 
 

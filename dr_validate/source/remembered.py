@@ -1,5 +1,6 @@
 """Digests of files that have not changed since they were hashed: what makes a second look at checkpoints cheap."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -33,7 +34,9 @@ class Digests:
 
     def __exit__(self, kind: object, *exc_info: object) -> None:
         if kind is None and self._new != self._old:
-            write_atomically(self.file, json.dumps(self._new))
+            # Where it cannot be written (task=status of somebody else's state_dir) files are read again the next time.
+            with contextlib.suppress(OSError):
+                write_atomically(self.file, json.dumps(self._new))
 
     def knows(self, path: Path) -> bool:
         """Whether the file is as it was when it was hashed."""

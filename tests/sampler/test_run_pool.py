@@ -1,4 +1,6 @@
+import gzip
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +113,23 @@ def test_a_broken_line_is_an_error_that_names_it(
 ) -> None:
     with pytest.raises(SetupError, match=message):
         RunPoolSampler(run=str(write_run("run", text))).draw(small, 13, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("short.gz", gzip.compress(TREC.encode() * 100)[:60], "cannot be read (Compressed file ended"),
+        ("plain.gz", TREC.encode(), "cannot be read (Not a gzipped file"),
+        ("damaged.gz", gzip.compress(TREC.encode())[:12] + b"xxxxxxxxxxxxxxxx", "cannot be read ("),
+        ("latin-1", "q0 Q0 d\xfc 1 2 t\n".encode("latin-1"), "is not UTF-8 text ("),
+    ],
+    ids=["short", "plain", "damaged", "latin-1"],
+)
+def test_a_run_that_cannot_be_read_is_named(small: TestSet, tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(SetupError, match=re.escape(f"{path}: {said}")):
+        RunPoolSampler(run=str(path)).draw(small, 13, tmp_path)
 
 
 def test_a_missing_run_is_an_error_that_names_the_choices(small: TestSet, tmp_path: Path) -> None:

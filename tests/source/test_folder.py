@@ -1,5 +1,6 @@
 """A folder of checkpoints, as trainers leave it: half-written, rotated, linked, pickled."""
 
+import errno
 import json
 import os
 import shutil
@@ -289,6 +290,15 @@ def test_unchanged_files_are_not_read_again_and_changed_ones_are(watched: Watche
     assert watched.only().digest == digest
 
 
+def test_a_memory_that_cannot_be_written_costs_only_time(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("dr_validate.source.remembered.write_atomically", refuse)
+    write(watched.root / "checkpoint-5")
+    assert watched.names() == ("checkpoint-5",)
+
+
 def test_what_is_gone_is_forgotten(watched: Watched) -> None:
     write(watched.root / "checkpoint-5")
     write(watched.root / "checkpoint-6")
@@ -370,6 +380,15 @@ def test_a_missing_path_is_empty_and_a_file_is_a_mistake(tmp_path: Path) -> None
 def test_the_training_run_is_named_after_the_folder_or_as_told(tmp_path: Path) -> None:
     assert FolderSource(path=tmp_path / "msmarco-tas" / ".").training_run == "msmarco-tas"
     assert FolderSource(path=tmp_path, name="tas").training_run == "tas"
+
+
+def test_checkpoints_carry_the_name_that_was_given(watched: Watched) -> None:
+    write(watched.root / "checkpoint-5")
+    (watched.root / "checkpoint-6").mkdir()
+    for name, carried in ((None, ""), ("tas", "tas")):
+        found = FolderSource(path=watched.root, name=name).list(watched.state_dir)
+        assert [one.training_run for one in found.checkpoints] == [carried]
+        assert [one.training_run for one in found.incomplete] == [carried]
 
 
 @pytest.mark.parametrize(
