@@ -50,16 +50,20 @@ def outcome_table(sampled: Sequence[Report], full: Sequence[Report], metric: str
     is_sampled = not {report.spec for report in sampled} & {report.spec for report in full}
     full_values = {r.checkpoint.digest: r.metrics[metric].value for r in full if r.status == "done"}
     # A checkpoint that was skipped first and validated later has two Reports: the later one counts.
-    reports = {report.checkpoint.label: report for report in sorted(sampled, key=lambda r: r.at)}.values()
+    reports = {(r.checkpoint.training_run, r.checkpoint.label): r for r in sorted(sampled, key=lambda r: r.at)}.values()
+    has_several = len({report.checkpoint.training_run for report in reports}) > 1
     highest = max((r.metrics[metric].value for r in reports if r.status == "done"), default=0.0)
     table = Table(title=f"{metric} by training step", title_justify="left", show_edge=False)
     compared = ("sampled", "95% interval", "full", "difference") if is_sampled else ("full",)
+    if has_several:
+        table.add_column("training")
     for name in ("step", *compared, "documents", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(f"{compared[0]}, to scale" if highest else "", overflow="fold")
-    for report in sorted(reports, key=lambda r: (r.checkpoint.step, r.checkpoint.label)):
+    for report in sorted(reports, key=lambda r: (r.checkpoint.training_run, r.checkpoint.step, r.checkpoint.label)):
         values = _compared(report, full_values.get(report.checkpoint.digest), metric)[: len(compared)]
-        table.add_row(str(report.checkpoint.step), *values, *_cost_and_bar(report, metric, highest))
+        training = [report.checkpoint.training_run] if has_several else []
+        table.add_row(*training, str(report.checkpoint.step), *values, *_cost_and_bar(report, metric, highest))
     return table
 
 

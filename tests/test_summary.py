@@ -1,6 +1,7 @@
 """The table at the end of a run."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -59,3 +60,13 @@ def test_the_full_corpus_is_not_compared_with_itself() -> None:
     lines = shown(reports, reports)
     assert lines[1] == "step full documents seconds full, to scale"
     assert lines[3] == f"100 0.0871 1,078 2.4 {'█' * 18}"
+
+
+def test_two_trainings_in_one_state_dir_do_not_hide_each_other() -> None:
+    one, other = report(100, "s", exactly(0.5)), report(100, "s", exactly(0.25))
+    other = replace(other, checkpoint=replace(other.checkpoint, training_run="B", digest="sha256:b"))
+    assert not any(line.startswith("training") for line in shown([one], []))
+    both = [replace(one, checkpoint=replace(one.checkpoint, training_run="A")), other]
+    lines = shown(both, [])
+    assert any(line.startswith("training step sampled") for line in lines)
+    assert [line.split()[:3] for line in lines if line[:2] in ("A ", "B ")] == [["A", "100", "0.5000"], ["B", "100", "0.2500"]]
