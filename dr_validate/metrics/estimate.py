@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dr_validate.metrics.calibration import Calibration, calibrate, features, own_intercept
+from dr_validate.metrics.calibration import Calibration, features, own_intercept
 from dr_validate.metrics.crossings import NUM_FOLDS, Crossings
-from dr_validate.metrics.from_baselines import MOST_ROWS, Counts, learn
+from dr_validate.metrics.from_baselines import taught
 from dr_validate.metrics.gains import Gains, gains
 from dr_validate.metrics.unsampled import added, left_out, negative_binomial
 from dr_validate.per_query import moved
@@ -68,28 +68,12 @@ def estimate(
     tables = [_Table.of(each, qrels, name, depth) for each in history]
     fits: Mapping[int, Sequence[Calibration]] = {}
     if len(history[0].odds):
-        fits = {cutoff: _calibrations(history, cutoff, known or {}) for cutoff in {table.cutoff for table in tables}}
+        fits = {cutoff: taught(history, cutoff, known or {}) for cutoff in {table.cutoff for table in tables}}
     made = [
         _estimate(each, table, fits[table.cutoff][place] if fits else None)
         for place, (each, table) in enumerate(zip(history, tables, strict=True))
     ]
     return _drawn_together(made, [_naive(each, table) for each, table in zip(history, tables, strict=True)], known or {})
-
-
-def _calibrations(history: Sequence[Crossings], cutoff: int, known: Mapping[int, Int64]) -> list[Calibration]:
-    """For each checkpoint. The full-corpus ranking of one says nothing of itself: its value stays what the sample says, so that
-    comparing it with the full corpus tells how good samples are."""
-    fit = calibrate(history, cutoff)
-    if not known:
-        return [fit] * len(history)
-    counts = {}
-    for place, above in known.items():
-        mine = history[place]
-        own = [own_intercept(mine, stratum, fit, cutoff)[0] for stratum in range(len(mine.odds))]
-        counts[place] = Counts.of(mine, fit, own, above, cutoff, MOST_ROWS // len(known))
-    learnt = learn(fit, list(counts.values()))
-    but = {place: learn(fit, [each for other, each in counts.items() if other != place]) for place in known}
-    return [but.get(place, learnt) for place in range(len(history))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

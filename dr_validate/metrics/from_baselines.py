@@ -3,12 +3,12 @@
 It tells what a sample cannot: how far the slopes that hold elsewhere hold here, and how unevenly the counts are spread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dr_validate.metrics.calibration import Calibration, features
+from dr_validate.metrics.calibration import Calibration, calibrate, features, own_intercept
 from dr_validate.metrics.crossings import NUM_FOLDS, Crossings
 from dr_validate.metrics.unsampled import added, left_out
 from dr_validate.values import Float64, Int64, Ranking
@@ -19,6 +19,7 @@ FREE_SD = np.array([0.5, 0.1, 0.3, 1.5, 0.7, 0.25])  # of what is added to them
 SPREAD_SD = 0.5
 DISCOUNT = 0.5  # the same document is above for many queries
 MOST_ROWS = 6_000  # of all checkpoints together
+LEAST_QUALITY = 0.75  # a baseline teaches checkpoints whose mean reciprocal rank in the sample is at most its own over this
 LEAST_WEIGHT = 10.0  # of a checkpoint: with fewer relevant documents within the cutoff it teaches nothing
 EXACTLY = 4  # counts from here on are known by their power of two: what is far down has little to do with what is near
 STEP = 1e-3
@@ -36,6 +37,27 @@ def left_out_above(crossings: Crossings, full: Ranking) -> Int64:
         place[part] = np.where(found.any(axis=1), found.argmax(axis=1), depth)
     above: Int64 = np.maximum(place - crossings.rank, 0)
     return above
+
+
+def taught(history: Sequence[Crossings], cutoff: int, known: Mapping[int, Int64]) -> list[Calibration]:
+    """For each checkpoint. The full-corpus ranking of one says nothing of itself: its value stays what the sample says, so that
+    comparing it with the full corpus tells how good samples are."""
+    fit = calibrate(history, cutoff)
+    if not known:
+        return [fit] * len(history)
+    counts = {}
+    for place, above in known.items():
+        mine = history[place]
+        own = [own_intercept(mine, stratum, fit, cutoff)[0] for stratum in range(len(mine.odds))]
+        counts[place] = Counts.of(mine, fit, own, above, cutoff, MOST_ROWS // len(known))
+    of = [frozenset(b for b in known if b != place and _teaches(history[b], each)) for place, each in enumerate(history)]
+    learnt = {teachers: learn(fit, [counts[place] for place in sorted(teachers)]) for teachers in set(of)}
+    return [learnt[teachers] for teachers in of]
+
+
+def _teaches(baseline: Crossings, other: Crossings) -> bool:
+    # What is above the thresholds of a hardly trained checkpoint says too much of what is above those of a good one.
+    return baseline.quality >= LEAST_QUALITY * other.quality
 
 
 def learn(calibration: Calibration, parts: Sequence["Counts"]) -> Calibration:

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from dr_validate.metrics.crossings import Crossings
 from dr_validate.metrics.estimate import Estimated, estimate
-from dr_validate.metrics.from_baselines import left_out_above
+from dr_validate.metrics.from_baselines import left_out_above, taught
 from dr_validate.values import Float32, Float64, Int64
 from tests.metrics.synthetic import (
     Collection,
@@ -127,3 +127,17 @@ def test_without_baselines_nothing_changes(given_: Collection, checkpoints: Sequ
     history = history_of(given_, checkpoints, pool_and_rest(given_, 600, seed=0), TOP_K)
     plain, empty = (estimate(history, given_.qrels, METRIC, TOP_K, known) for known in NOTHING)
     assert_allclose(values(plain), values(empty), rtol=0, atol=0)
+
+
+def test_a_poor_baseline_teaches_the_poor_ones_only(given_: Collection, checkpoints: Sequence[Float32]) -> None:
+    history = list(history_of(given_, checkpoints, pool_and_rest(given_, 600, seed=0), TOP_K))
+    history[0] = replace(history[0], quality=0.74 * history[5].quality)
+    history[1] = replace(history[1], quality=0.98 * history[0].quality)
+    known = {0: above(given_, checkpoints[0], history[0])}
+    calibrations = taught(history, 10, known)
+    assert calibrations[1].baselines == 1
+    assert calibrations[5].baselines == calibrations[0].baselines == 0
+    assert_array_equal(calibrations[5].coefficients, calibrations[0].coefficients)
+    assert not np.array_equal(calibrations[5].coefficients, calibrations[1].coefficients)
+    better = {0: known[0], 5: above(given_, checkpoints[5], history[5])}
+    assert [each.baselines for each in taught(history, 10, better)][:2] == [1, 2]
