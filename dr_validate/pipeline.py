@@ -153,12 +153,13 @@ class Pipeline:
 
     def _rank(self, hand: Hand, plan: Plan, control: Control) -> Ranked:
         work = self.bench.work(hand, plan)
+        workload = replace(work.workload, gives_way=plan is self.plans[True] and plan is not self.plans[False])
         if self.team is None:
-            ranked = self.run.engine.rank(work.model, work.workload, self.run.index, control, self.device)
+            ranked = self.run.engine.rank(work.model, workload, self.run.index, control, self.device)
             seconds = {"tokenize": work.tokenize_s, **ranked.seconds}
             return replace(ranked, contract=work.contract(), seconds=seconds)
         with self.team.at_work(full=plan is self.plans[True], part=plan.part):
-            return self.run.engine.rank_shared(self.team, work.workload, self.run.index, control)
+            return self.run.engine.rank_shared(self.team, workload, self.run.index, control)
 
     def _meet_anchor(self, plan: Plan, control: Control) -> None:
         """Rank the checkpoint by which this sample was drawn on it, too, if its vectors are kept: nothing is encoded for it."""

@@ -169,7 +169,6 @@ class Control(Protocol):
 
     def check(self) -> None:
         """Raise GaveWay, Stopped or TimedOut if this work is to stop now."""
-        ...
 
     def progress(self, phase: str, done: int, total: int) -> None: ...
 
@@ -186,6 +185,7 @@ class Workload:
     tie_rank: Int64  # (num_documents,) see Corpus.tie_rank
     top_k: int
     progress_file: Path  # running top-k of unfinished work: an interrupted or killed ranking goes on from here
+    gives_way: bool = False  # a baseline: whatever comes is more urgent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -132,12 +132,13 @@ def test_block_and_slice_sizes_do_not_change_the_ranking(tmp_path: Path) -> None
         assert_same(rank(workload_of(tmp_path, block=block), LocalEngine(slice_documents=slice_documents)), expected)
 
 
-def test_on_a_cpu_slices_are_smaller_unless_the_ranking_depends_on_them() -> None:
-    engine, approximate = LocalEngine(), FactoryIndex(spec="IVF16,Flat")
-    assert engine.slice_size(["cpu"], TorchIndex()) == engine.slice_size(["cpu:0", "cpu:1"], TorchIndex()) == 256
-    assert engine.slice_size(["cuda:0"], TorchIndex()) == 2048
-    assert engine.slice_size(["cpu"], approximate) == engine.slice_size(["cuda:0"], approximate) == 2048
-    assert LocalEngine(slice_documents=11).slice_size(["cpu"], TorchIndex()) == 11
+def test_what_gives_way_on_a_cpu_has_smaller_slices_unless_the_ranking_depends_on_them(tmp_path: Path) -> None:
+    work, engine, cpus = workload_of(tmp_path), LocalEngine(), ["cpu:0", "cpu:1"]
+    baseline, exact, approximate = replace(work, gives_way=True), TorchIndex(), FactoryIndex(spec="IVF16,Flat")
+    assert engine.slice_size(["cpu"], work, exact) == engine.slice_size(["cuda:0"], baseline, exact) == 2048
+    assert engine.slice_size(["cpu"], baseline, exact) == engine.slice_size(cpus, baseline, exact) == 256
+    assert engine.slice_size(["cpu"], baseline, approximate) == 2048
+    assert LocalEngine(slice_documents=11).slice_size(["cpu"], baseline, exact) == 11
 
 
 @pytest.mark.parametrize("slices", [0, 1, 2, 5, 9])
