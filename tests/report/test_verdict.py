@@ -139,6 +139,10 @@ def test_a_fall_within_the_intervals_is_no_overfitting(training: Training) -> No
     assert "overfit" not in text
 
 
+def test_a_fall_that_three_digits_do_not_show_is_not_called_nothing(training: Training) -> None:
+    assert "is less than 0.001 lower, within the intervals." in fall(training, 0.0004)
+
+
 def test_a_fall_that_other_queries_could_turn_is_no_overfitting(training: Training) -> None:
     training.full(0.2, 0.4, 0.38, 0.3)
     reports = training.ledger.reports(FULL)
