@@ -8,6 +8,7 @@ COLLECTION is in BEIR's layout; FOLDER holds checkpoint-1, checkpoint-2, ..., of
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,16 @@ class Bench:
 
     def kept(self, state: str) -> list[list[int]]:
         """For each checkpoint, the ordinals of every document that was ever encoded and kept."""
-        files = (self.folder / state).glob("embeddings/[!.]*/document.records")
-        contents = [path.read_bytes()[16:] for path in files]
-        return [np.frombuffer(each[: len(each) // 8 * 8], dtype=KEPT)["ordinal"].tolist() for each in contents]
+        return list(kept(self.folder / state).values())
+
+
+def kept(state_dir: Path) -> dict[str, list[int]]:
+    """By folder of a checkpoint's vectors, the ordinals of documents that were ever encoded and kept, in that order."""
+    found = {}
+    for path in state_dir.glob("embeddings/[!.]*/document.records"):
+        content = path.read_bytes()[16:]
+        found[path.parent.name] = np.frombuffer(content[: len(content) // 8 * 8], dtype=KEPT)["ordinal"].tolist()
+    return found
 
 
 def strategies(bench: Bench, checkpoints: Path, fractions: Sequence[str]) -> str:
@@ -135,15 +143,15 @@ def _come(bench: Bench, checkpoints: Sequence[Path], state: str, *more: str) -> 
             time.sleep(1)  # a watcher that has just reported has things to put away
             arrived = time.perf_counter()
             (ready / checkpoint.name).rename(source / checkpoint.name)
-            _wait(lambda name=checkpoint.name: name in _sampled(bench, state))
+            _wait(functools.partial(_has_sampled, bench, state, checkpoint.name))
             seen.append((time.perf_counter() - arrived, share))
         if "fidelity.baseline=idle" in more:
             _wait(lambda: len(bench.reports(state)) == 2 * len(checkpoints))
     return seen
 
 
-def _sampled(bench: Bench, state: str) -> set[str]:
-    return {each["checkpoint"]["name"] for each in bench.reports(state) if each["sampler"] != "full"}
+def _has_sampled(bench: Bench, state: str, name: str) -> bool:
+    return any(each["checkpoint"]["name"] == name and each["sampler"] != "full" for each in bench.reports(state))
 
 
 def _middle_of_a_baseline(bench: Bench, state: str) -> float:
@@ -171,7 +179,7 @@ def _running(command: Sequence[str], log: Path) -> Iterator[None]:
         sys.exit(log.read_text())
 
 
-def _wait(condition: Any) -> None:
+def _wait(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + LIMIT_S
     while not condition():
         if time.monotonic() > end:

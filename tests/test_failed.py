@@ -14,9 +14,9 @@ def test_failed_checkpoints_are_named_until_they_are_to_be_tried_again(
 ) -> None:
     caplog.set_level("INFO", "dr_validate")
     with Ledger(tmp_path / "ledger.db") as ledger:
-        for step, status, spec in ((100, "done", "s1"), (200, "failed", "s1"), (300, "failed", "other")):
-            ledger.begin(checkpoint(step), spec, AT)
-            ledger.finish(report(step, status, spec))  # type: ignore[arg-type]
+        for each in (report(100), report(200, "failed"), report(300, "failed", "other")):
+            ledger.begin(each.checkpoint, each.spec, AT)
+            ledger.finish(each)
         retry_or_name(ledger, {"s1", "full"}, retry=False)
         assert ledger.settled("s1") == {checkpoint(100).digest: "done", checkpoint(200).digest: "failed"}
         retry_or_name(ledger, {"s1", "full"}, retry=True)

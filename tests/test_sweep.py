@@ -98,7 +98,7 @@ def edit_jobs(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 def test_jobs_side_by_side_share_a_state_dir_a_spec_and_baselines_and_one_table(
     sweeps: Sweeps, server: ServerHandle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pytest.importorskip(LAUNCHERS[0])
+    pytest.importorskip(LAUNCHERS[0], reason="Hydra's joblib launcher is not installed")
     tracker = ["tracker=wandb", "tracker.project=retrieval", "tracker.timeout_s=5"]
     parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"]
     result = sweeps(*tracker, *parallel, "sampler=random,full,full")
@@ -174,7 +174,7 @@ def an_offline_table_is_handed_over_once(sweeps: Sweeps, server: ServerHandle, m
 
 
 def test_a_mistake_in_one_job_of_many_machines_is_shown_and_decides_the_exit_code(sweeps: Sweeps) -> None:
-    pytest.importorskip(LAUNCHERS[1])
+    pytest.importorskip(LAUNCHERS[1], reason="Hydra's submitit launcher is not installed")
     result = sweeps("hydra/launcher=submitit_local", "sampler=random", "sampler.fraction=0.5,2")
     assert result.returncode == 2, result.stderr
     good, bad = sweeps.rows
@@ -200,7 +200,7 @@ def test_a_sweep_of_one_job_ends_like_a_plain_run(
 
 
 def test_a_wish_to_stop_reaches_the_jobs_and_none_begins_after_it(sweeps: Sweeps) -> None:
-    pytest.importorskip(LAUNCHERS[0])
+    pytest.importorskip(LAUNCHERS[0], reason="Hydra's joblib launcher is not installed")
     # One job at a time, in a process of its own: with n_jobs=1 joblib would run it in the launching process.
     swept = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.pre_dispatch=1", "sampler=full,random"]
     process = sweeps.command.start("-m", *sweeps.arguments, *swept)

@@ -84,7 +84,8 @@ def _course(done: list[Report], best: Report, metric: str, movement: Movement | 
         return ["The last checkpoint is the best: the training may still be getting better."] if len(done) > 2 else []
     top, end = best.metrics[metric], last.metrics[metric]
     lost = top.value - end.value
-    much = "less than 0.001" if lost < 0.0005 else number(lost, DIGITS)
+    least = 10**-DIGITS
+    much = f"less than {least}" if lost < least / 2 else number(lost, DIGITS)
     begin = f"The last checkpoint (step {last.checkpoint.step:,}) is {much} lower"
     if lost <= 0:
         return []

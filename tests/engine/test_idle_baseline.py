@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from scripts.sharing import kept
 
 NUM_DOCUMENTS, FRACTION, SLICE = 1600, 0.05, 4
 
@@ -26,16 +26,6 @@ def write_collection(folder: Path) -> Path:
     (folder / "queries.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\td{n}\t1\n" for n in range(5)))
     return folder
-
-
-def kept(state_dir: Path) -> dict[str, list[int]]:
-    """By folder, the ordinals that were ever encoded and kept, in that order."""
-    records = np.dtype([("ordinal", "<u4"), ("checksum", "<u4")])
-    found = {}
-    for path in state_dir.glob("embeddings/[!.]*/document.records"):
-        content = path.read_bytes()[16:]
-        found[path.parent.name] = np.frombuffer(content[: len(content) // 8 * 8], dtype=records)["ordinal"].tolist()
-    return found
 
 
 def has_baselines(state_dir: Path, sample: int, number: int) -> bool:
