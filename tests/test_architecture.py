@@ -82,10 +82,10 @@ def test_there_are_no_import_cycles() -> None:
 def test_files_and_functions_stay_small() -> None:
     for path in FILES:
         text = path.read_text()
-        assert text.count("\n") <= 250, f"{path.name} is longer than 250 lines"
+        assert text.count("\n") <= 400, f"{path.name} is longer than 400 lines"
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
-                assert node.end_lineno - node.lineno < 40, f"{path.name}: {node.name} is longer than 40 lines"
+                assert node.end_lineno - node.lineno < 50, f"{path.name}: {node.name} is longer than 50 lines"
                 arguments = [a for a in node.args.args + node.args.kwonlyargs if a.arg not in ("self", "cls")]
                 assert len(arguments) <= 7, f"{path.name}: {node.name} has {len(arguments)} parameters"
 
