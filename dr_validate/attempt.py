@@ -1,17 +1,15 @@
 """One attempt at one checkpoint: recorded before it begins, ended in the ledger whatever happens."""
 
 import dataclasses
-import errno
 import logging
-import sqlite3
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from dr_validate.config import Run
 from dr_validate.errors import CheckpointError, Gone, Interrupted, Outage, SetupError, TimedOut
+from dr_validate.files import is_disk_full
 from dr_validate.ledger import Attempt, Ledger
-from dr_validate.patience import Patience
+from dr_validate.polling import SourcePoller
 from dr_validate.report_notes import refined
 from dr_validate.values import Agreement, Checkpoint, Incomplete, Report
 from dr_validate.worker_client import Tick, WorkerClient
@@ -37,10 +35,10 @@ class Target:
 
 
 class Attempts:
-    """Runs attempts and keeps their books; `fetching` learns how the source brings files, `now` gives ISO 8601 times."""
+    """Runs attempts and keeps their books; `poller` brings the copies, `now` gives ISO 8601 times."""
 
-    def __init__(self, run: Run, ledger: Ledger, worker: WorkerClient, fetching: Patience, now: Callable[[], str]) -> None:
-        self.run, self.ledger, self.worker, self.fetching, self.now = run, ledger, worker, fetching, now
+    def __init__(self, run: Run, ledger: Ledger, worker: WorkerClient, poller: SourcePoller, now: Callable[[], str]) -> None:
+        self.run, self.ledger, self.worker, self.poller, self.now = run, ledger, worker, poller, now
         self._skipped: set[tuple[str, ...]] = set()  # told in this process; the ledger keeps each skip once, ever
 
     def validate(self, checkpoint: Checkpoint, target: Target, tick: Tick) -> Report | None:
@@ -53,7 +51,8 @@ class Attempts:
             if attempt.interruptions > MAX_INTERRUPTIONS_PER_ATTEMPT * self.run.watch.max_attempts:
                 raise CheckpointError(f"interrupted {attempt.interruptions} times: does it bring the whole process down?")
             report = self._run(checkpoint, target, tick)
-        except Outage:  # nobody's fault: later, and no attempt less
+        except Outage as error:  # nobody's fault: later, and no attempt less
+            log.warning("%s: %s", checkpoint.label, error)
             self.ledger.release(checkpoint.digest, target.spec)
             return None
         except Gone as error:
@@ -86,12 +85,12 @@ class Attempts:
         return {digest for digest, reason in self.ledger.skips(target.spec).items() if reason.startswith(STALE)}
 
     def skip_incomplete(self, part: Incomplete, target: Target) -> None:
-        """Report what was never completed; it has no digest, so its name stands for one."""
-        reason = f"incomplete: {part.lacks}"
-        if (part.name, part.name, target.spec, reason) in self._skipped:
+        """Report what was never completed, or never seen; it has no digest, so its name stands for one."""
+        if (part.name, part.name, target.spec, part.reason) in self._skipped:
             return
-        if any(state.name == part.name and state.state in ("done", "failed") for state in self.ledger.states(target.spec)):
-            return  # it was complete once: it is being deleted now
+        known = self.ledger.reported_labels if part.is_deleted else self.ledger.settled_names
+        if part.name in known(target.spec):
+            return  # it was complete once, and is being deleted now; or its end has been reported
         checkpoint = Checkpoint(
             name=part.name,
             version=part.name,
@@ -103,24 +102,19 @@ class Attempts:
             training_run=part.training_run,
             group=part.group,
         )
-        self.skip(checkpoint, target, reason)
+        self.skip(checkpoint, target, part.reason)
 
     def _run(self, checkpoint: Checkpoint, target: Target, tick: Tick) -> Report:
-        started = time.monotonic()
+        if (failure := self.poller.failure(checkpoint)) is not None:
+            raise failure
         state_dir = self.run.settings.state_dir
-        with self.run.store.lease(checkpoint, self._fetch, state_dir) as folder:
-            download = time.monotonic() - started
+        with self.run.store.lease(checkpoint.digest, state_dir) as folder:
+            weights_sha256 = self.run.store.weights_sha256(checkpoint.digest, state_dir)
+            checkpoint = dataclasses.replace(checkpoint, weights_sha256=weights_sha256)
             report = self.worker.validate(checkpoint, Path(folder), full=target.is_baseline, tick=tick)
+        download = self.poller.fetch_seconds(checkpoint)
         total = report.seconds["total"] + download
         return dataclasses.replace(report, seconds={"download": download, **report.seconds, "total": total})
-
-    def _fetch(self, checkpoint: Checkpoint, into: Path) -> None:
-        try:
-            self.run.source.fetch(checkpoint, into)
-        except Outage as error:
-            self.fetching.failed(error)
-            raise
-        self.fetching.answered()
 
     def _finish(self, report: Report, target: Target) -> Report:
         report = dataclasses.replace(report, agreement=self._agreement(report, target))
@@ -174,10 +168,3 @@ class Attempts:
             attempts=attempts,
             error=error,
         )
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether the disk has no room left: nobody's fault but the disk's, and it may pass."""
-    if isinstance(error, sqlite3.OperationalError):
-        return "disk is full" in str(error)
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

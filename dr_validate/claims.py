@@ -4,11 +4,12 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from dr_validate.errors import SetupError
-from dr_validate.files import locked
+from dr_validate.files import locked, write_atomically
 
 
 class Claimed(SetupError):
@@ -22,7 +23,7 @@ class Claimed(SetupError):
 @contextlib.contextmanager
 def claim(state_dir: Path, spec: str, since: str) -> Iterator[None]:
     """Be the only process that validates `spec` in `state_dir`. Raises Claimed, naming the holder."""
-    path = state_dir / "claims" / f"{spec}.lock"
+    path = _path(state_dir, spec)
     with contextlib.ExitStack() as stack:
         try:
             stream = stack.enter_context(locked(path, blocking=False))
@@ -30,15 +31,49 @@ def claim(state_dir: Path, spec: str, since: str) -> Iterator[None]:
             holder = _holder(path)
             way_out = "wait for it, stop it, or set another state_dir"
             raise Claimed(f"state_dir: {state_dir} is in use for spec {spec} by {holder}; {way_out}", path) from None
+        _activity(state_dir, spec).unlink(missing_ok=True)
         stream.truncate(0)
         stream.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
         stream.flush()
         yield
 
 
-def _holder(path: Path) -> str:
+def note_activity(state_dir: Path, spec: str, doing: str, at: str) -> None:
+    """Say what the holder of the claim does now, for whoever asks `holder`."""
+    write_atomically(_activity(state_dir, spec), json.dumps({"doing": doing, "at": at}))
+
+
+def holder(state_dir: Path, spec: str) -> Mapping[str, Any] | None:
+    """`pid`, `host` and `since` of the process that validates `spec` in `state_dir`, what it is `doing`, and `at` which time
+    it said so; None if there is none."""
+    path = _path(state_dir, spec)
+    if not path.exists():
+        return None
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # it has not signed yet
+        with locked(path, blocking=False, shared=True):
+            return None
+    except BlockingIOError:
+        unknown = {"pid": "?", "host": "?", "since": "?", "doing": "starting", "at": "?"}
+        return {**unknown, **(_note(path) or {}), **(_note(_activity(state_dir, spec)) or {})}
+
+
+def _activity(state_dir: Path, spec: str) -> Path:
+    return state_dir / "claims" / f"{spec}.json"
+
+
+def _path(state_dir: Path, spec: str) -> Path:
+    return state_dir / "claims" / f"{spec}.lock"
+
+
+def _note(path: Path) -> Mapping[str, Any] | None:
+    try:
+        note: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # it has not signed yet
+        return None
+    return note
+
+
+def _holder(path: Path) -> str:
+    if (note := _note(path)) is None:
         return "another process"
     return f"process {note['pid']} on {note['host']} since {note['since']}"

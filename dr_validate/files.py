@@ -1,16 +1,19 @@
 """Atomic writes, digests and locks: what every part that touches the disk shares."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import secrets
 import shutil
+import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 CHUNK_BYTES = 1 << 20
+FICLONE = 0x40049409  # ioctl of Linux: let two files share their blocks until one of them is written to
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -77,10 +80,17 @@ def sha256_of_files(digests: Mapping[str, str]) -> str:
 
 
 def copy_with_digest(source: Path, target: Path) -> str:
-    """Copy the content of `source` to the new file `target` and return the hex SHA-256 of what was written."""
+    """Copy the content of `source` to the new file `target` and return the hex SHA-256 of what was written.
+
+    Blocks are shared where the file system can (btrfs, XFS): then nothing is written, whatever the size. Never a hard link:
+    nobody can tell whether `source` will be written in place later, and the copy would change with it.
+    """
     digest = hashlib.sha256()
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open("rb") as reader, target.open("xb") as writer:
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(writer, FICLONE, reader.fileno())
+            return sha256_of_file(target)
         while chunk := reader.read(CHUNK_BYTES):
             digest.update(chunk)
             writer.write(chunk)
@@ -98,6 +108,13 @@ def locked(path: Path, *, blocking: bool = True, shared: bool = False) -> Iterat
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         fcntl.flock(stream, kind if blocking else kind | fcntl.LOCK_NB)
         yield stream
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the disk has no room left: nobody's fault but the disk's, and it may pass."""
+    if isinstance(error, sqlite3.OperationalError):
+        return "disk is full" in str(error)
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _beside(path: Path) -> Path:

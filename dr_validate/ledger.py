@@ -106,6 +106,25 @@ class Ledger:
         rows = self._rows("SELECT digest, state FROM states WHERE spec = ? AND state IN ('done', 'failed')", spec)
         return {row["digest"]: row["state"] for row in rows}
 
+    def settled_names(self, spec: str) -> set[str]:
+        """Names of what is done or failed."""
+        rows = self._rows("SELECT name FROM states WHERE spec = ? AND state IN ('done', 'failed')", spec)
+        return {row["name"] for row in rows}
+
+    def reported_labels(self, spec: str) -> dict[str, int]:
+        """Label (see `Checkpoint.label`) -> training step of whatever has a Report, skipped ones included."""
+        version = "json_extract(report, '$.checkpoint.version')"
+        rows = self._rows(f"SELECT name, step, {version} AS version FROM reports WHERE spec = ?", spec)
+        return {
+            row["name"] if row["version"] == row["name"] else f"{row['name']}:{row['version']}": row["step"] for row in rows
+        }
+
+    def end_interrupted(self, spec: str) -> None:
+        """Note that no attempt is running: to be called by the holder of the claim on `spec`, who runs none."""
+        with self._transaction() as connection:
+            change = "UPDATE states SET state = 'waiting', interruptions = interruptions + 1"
+            connection.execute(f"{change} WHERE spec = ? AND state = 'running'", (spec,))
+
     def skips(self, spec: str) -> dict[str, str]:
         """Digest -> the last reason for which it was skipped."""
         rows = self._rows("SELECT digest, error FROM reports WHERE spec = ? AND status = 'skipped' ORDER BY id", spec)

@@ -68,6 +68,8 @@ def _checkpoint(written: Mapping[str, Any]) -> Checkpoint:
         uri=written.get("uri", ""),
         training_run=written.get("training_run", ""),
         group=written.get("group", ""),
+        num_bytes=written.get("num_bytes", 0),
+        weights_sha256=written.get("weights_sha256", ""),
     )
 
 

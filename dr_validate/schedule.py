@@ -1,5 +1,6 @@
 """Which checkpoint is next: pure decisions on what exists and what the ledger says."""
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
 from dr_validate.values import Checkpoint, Incomplete, Listing, Status
@@ -16,6 +17,23 @@ def unique(listing: Listing) -> list[Checkpoint]:
     """Checkpoints by ascending (step, name), each digest once."""
     later = {id(later) for later, _ in same_weights(listing)}
     return sorted((c for c in listing.checkpoints if id(c) not in later), key=_place)
+
+
+def union(listing: Listing, taken: Sequence[Checkpoint]) -> Listing:
+    """What exists: what the source lists, and what there are copies of."""
+    listed = {checkpoint.digest for checkpoint in listing.checkpoints}
+    found = (*listing.checkpoints, *(c for c in taken if c.digest not in listed))
+    return dataclasses.replace(listing, checkpoints=tuple(sorted(found, key=_place)))
+
+
+def missing_steps(known: Collection[int], save_steps: int) -> list[int]:
+    """Steps at which a trainer that saves every `save_steps` steps has saved, too, going by those that are known.
+
+    None where the known ones, but for the last (the end of the training), are not multiples: it saves by another rule.
+    """
+    if not known or save_steps <= 0 or any(step % save_steps for step in sorted(known)[:-1]):
+        return []
+    return [step for step in range(save_steps, max(known), save_steps) if step not in known]
 
 
 def given_up(listing: Listing, *, finite: bool) -> list[Incomplete]:

@@ -37,6 +37,10 @@ class Source(Protocol):
         """Name of the training run that writes the checkpoints: groups the validation runs of one training."""
         ...
 
+    def identity(self) -> Mapping[str, Any]:
+        """What decides which checkpoints are its own (JSON values): copies that were taken for it are known by this."""
+        ...
+
     def list(self, state_dir: Path) -> Listing:
         """What exists now. Cheap when nothing changed; digests of unchanged files are remembered under `state_dir`."""
         ...

@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dr_validate import schedule
+from dr_validate.claims import holder
 from dr_validate.config import source_if_any, store_if_any
 from dr_validate.ledger import Ledger
+from dr_validate.polling import source_key
 from dr_validate.summary import new_console
 from dr_validate.values import Listing
 
@@ -20,8 +23,7 @@ def show_status(config: Mapping[str, Any]) -> int:
     if not path.exists():
         console.print(f"Nothing has been validated in {state_dir} yet (no ledger.db).", highlight=False, soft_wrap=True)
         return 0
-    source = source_if_any(config)
-    listing = source.list(state_dir) if source is not None else Listing()
+    listing = _what_exists(config, state_dir)
     with Ledger(path, read_only=True) as ledger:
         for spec, description in ledger.specs().items():
             states = ledger.states(spec)
@@ -29,18 +31,38 @@ def show_status(config: Mapping[str, Any]) -> int:
             table = Table(title=_title(spec, description), title_justify="left", show_edge=False)
             for name in ("step", "checkpoint", "state", "attempts", "result"):
                 table.add_column(name, overflow="fold")
+            watcher = holder(state_dir, spec)
             for state in states:
-                table.add_row(str(state.step), state.name, state.state, str(state.attempts), state.detail)
+                is_over = state.state == "running" and watcher is None
+                shown = "interrupted" if is_over else state.state
+                table.add_row(str(state.step), state.name, shown, str(state.attempts), state.detail)
             for checkpoint in listing.checkpoints:
                 if checkpoint.digest not in known and not description["baseline"]:
                     table.add_row(str(checkpoint.step), checkpoint.label, "pending", "0", "")
             console.print(table)
+            console.print(_watcher_words(watcher, description["baseline"]), highlight=False, soft_wrap=True)
             console.print()
     for part in listing.incomplete:
         console.print(f"incomplete: {part.name}: {part.lacks}", highlight=False, soft_wrap=True)
     if (store := store_if_any(config)) is not None:
         console.print(f"kept vectors: {store.describe_vectors(state_dir)}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _what_exists(config: Mapping[str, Any], state_dir: Path) -> Listing:
+    """As the watcher sees it: what the source lists, and what there are copies of."""
+    source, store = source_if_any(config), store_if_any(config)
+    listing = source.list(state_dir) if source is not None else Listing()
+    if source is None or store is None:
+        return listing
+    return schedule.union(listing, store.taken(source_key(source), state_dir))
+
+
+def _watcher_words(watcher: Mapping[str, Any] | None, is_baseline: bool) -> str:
+    if watcher is None:
+        return "no baseline is being computed now" if is_baseline else "no watcher is running"
+    who = f"process {watcher['pid']} on {watcher['host']} since {watcher['since']}"
+    return f"baseline: {who}" if is_baseline else f"watcher: {who}; {watcher['doing']} (at {watcher['at']})"
 
 
 def _title(spec: str, description: Mapping[str, Any]) -> str:

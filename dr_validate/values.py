@@ -19,7 +19,9 @@ class Checkpoint:
     """An immutable version of the trained weights, never an alias.
 
     `digest`: `algorithm:hex` over the files that can change a score; `step_from`: where the training step was read;
-    `created_at`: ISO 8601 in UTC; `training_run` wrote it, `group` is what that run belongs to ("" where not known).
+    `created_at`: ISO 8601 in UTC; `training_run` wrote it, `group` is what that run belongs to ("" where not known);
+    `num_bytes`: of the files that encoding needs (0 where not known); `weights_sha256`: hex, of the weights that were
+    measured, "" until then.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Checkpoint:
     uri: str
     training_run: str = ""
     group: str = ""
+    num_bytes: int = 0
+    weights_sha256: str = ""
 
     def __post_init__(self) -> None:
         assert ":" in self.digest, f"digest {self.digest!r} has no algorithm prefix"
@@ -44,23 +48,38 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incomplete:
-    """Looks like a checkpoint but `lacks` something, in words for the user; for ever if `final` (deleted, unusable)."""
+    """Looks like a checkpoint but `lacks` something, in words for the user; for ever if `final` (deleted, unusable).
+
+    `is_deleted`: it was complete, as far as anybody knows, and is not there any more; `lacks` then says so.
+    """
 
     name: str
     uri: str
     step: int
     lacks: str
     final: bool = False
+    is_deleted: bool = False
     training_run: str = ""
     group: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Why there will be no Report of it, if it stays like this."""
+        return self.lacks if self.is_deleted else f"incomplete: {self.lacks}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """What a source holds right now, each by ascending (step, name)."""
+    """What a source holds right now, each by ascending (step, name).
+
+    `save_steps`: the trainer says that it saves every so many steps (0: it does not). `missing`: what must have been there
+    once, by the numbers that the source gives its versions, and is not.
+    """
 
     checkpoints: tuple[Checkpoint, ...] = ()
     incomplete: tuple[Incomplete, ...] = ()
+    missing: tuple[Incomplete, ...] = ()
+    save_steps: int = 0
 
 
 class Corpus(Protocol):

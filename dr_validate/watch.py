@@ -9,28 +9,29 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from dr_validate import schedule
-from dr_validate.attempt import STALE, Attempts, Target, is_disk_full
-from dr_validate.claims import Claimed, claim
+from dr_validate.attempt import STALE, Attempts, Target
+from dr_validate.claims import Claimed, claim, holder, note_activity
 from dr_validate.config import Run
+from dr_validate.deleted import Deleted
 from dr_validate.delivery import Delivery
 from dr_validate.errors import GaveWay, SetupError, Stopped, TimedOut
 from dr_validate.failed import retry_or_name
+from dr_validate.files import is_disk_full
 from dr_validate.ledger import Ledger
-from dr_validate.lookout import Lookout
-from dr_validate.prefetch import Prefetch
+from dr_validate.polling import Needs, SourcePoller
 from dr_validate.progress import Progress
 from dr_validate.signals import stop_on_signals
 from dr_validate.values import Checkpoint, Listing, Report
-from dr_validate.vanished import DELETED, Vanished
 from dr_validate.worker_client import WorkerClient
 
 STOP_FILE_EVERY_S = 1.0
+NOTE_EVERY_S = 10.0  # what `task=status` says of what is done now is as old as this
 log = logging.getLogger(__name__)
 
 
@@ -62,10 +63,11 @@ def watch(run: Run) -> Outcome:
 class _Watcher:
     def __init__(self, run: Run, ledger: Ledger, worker: WorkerClient, stop: threading.Event) -> None:
         self.run, self.ledger, self.stop = run, ledger, stop
-        self.lookout = Lookout(run)
-        self.attempts = Attempts(run, ledger, worker, self.lookout.fetching, now)
+        self.poller = SourcePoller(run, self._needs)
+        self.attempts = Attempts(run, ledger, worker, self.poller, now)
         self.progress = Progress()
-        self.prefetch = Prefetch(run)
+        self._noted = -1  # changes of the poller that have been taken note of
+        self._doing, self._next_note = "", 0.0
         self._deadline = float("inf")
         self._not_before: dict[str, float] = {}  # digest -> when a failed attempt may be repeated
         self._baseline_not_before: dict[str, float] = {}
@@ -74,7 +76,8 @@ class _Watcher:
         spec, full_spec, sampler = names["spec"], names["full_spec"], names["sampler"]
         self.target = Target(dataset=names["dataset"], sampler=sampler, spec=spec, sampled_spec=spec, full_spec=full_spec)
         self.full_target = dataclasses.replace(self.target, spec=full_spec)
-        self.vanished = Vanished(self.run, spec)
+        self.deleted = Deleted(self.run, spec, self.poller.reason)
+        self._end_interrupted()
         for target in {self.target, self.full_target}:
             baseline = {"baseline": target.is_baseline, "sampler": "full" if target.is_baseline else sampler}
             description = {**names, "spec": target.spec, **baseline}
@@ -84,25 +87,43 @@ class _Watcher:
             "validating on %s: %s, %d queries, %d of %d documents (sampler %s, spec %s)",
             *(names["device"], names["dataset"], names["queries"], names["encoded"], names["documents"], sampler, spec),
         )
-        with Delivery(self.run, self.ledger, names, now) as self.delivery:
+        with Delivery(self.run, self.ledger, names, now) as self.delivery, self.poller:
             self._loop()
             self.delivery.deliver()
-        if self.run.watch.mode == "once" and self.lookout.listing == Listing() and not self.stop.is_set():
+        found = self.poller.listing.checkpoints or self.poller.listing.incomplete
+        if self.run.watch.mode == "once" and not found and not self.stop.is_set():
             log.warning("no checkpoint was found, so nothing was validated; is it the right source?")
         settled = self.ledger.settled(spec)
-        failed = any(settled.get(c.digest) == "failed" for c in self.lookout.listing.checkpoints)
+        failed = any(settled.get(c.digest) == "failed" for c in self.poller.listing.checkpoints)
         exit_code = int(failed and self.run.watch.mode == "once")
         return Outcome(target=self.target, exit_code=exit_code, stopped=self.stop.is_set())
 
     def tick(self, progress: Mapping[str, Any] | None) -> None:
         """Called several times a second during any work. Raises what is to stop the work."""
         self.progress.show(progress)
+        if progress is not None and time.monotonic() > self._next_note:
+            self._note(self._doing, " ({phase} {done} of {total})".format(**progress))
         if self.stop.is_set():
             raise Stopped("stopped by a signal")
         if time.monotonic() > self._deadline:
             raise TimedOut
 
+    def _note(self, doing: str, detail: str = "") -> None:
+        """For `task=status`. What cannot be written now is not worth ending for."""
+        self._doing, self._next_note = doing, time.monotonic() + NOTE_EVERY_S
+        with contextlib.suppress(OSError):
+            note_activity(self.run.settings.state_dir, self.target.spec, doing + detail, now())
+
+    def _end_interrupted(self) -> None:
+        """What a killed watcher was doing is not running any more."""
+        self.ledger.end_interrupted(self.target.spec)
+        if self.full_target != self.target:
+            with contextlib.suppress(Claimed), claim(self.run.settings.state_dir, self.full_target.spec, now()):
+                self.ledger.end_interrupted(self.full_target.spec)
+
     def _loop(self) -> None:
+        asked = self.poller.poll_again()
+        self._wait_for(lambda: self.poller.has_answered(asked))
         while not self.stop.is_set():
             try:
                 if self._step():
@@ -122,11 +143,10 @@ class _Watcher:
 
     def _step(self) -> bool:
         """Do the next thing; true when nothing is left to do, ever."""
-        self._look()
+        self.poller.check()
+        self._take_note()
         self.delivery.deliver()
         if waiting := self._waiting():
-            if len(waiting) > 1:
-                self.prefetch.begin(waiting[1])
             self._validate(waiting[0])
         elif baseline := self._next_baseline():
             self._run_baseline(baseline)
@@ -136,10 +156,11 @@ class _Watcher:
             self._wait()
         return False
 
-    def _look(self) -> None:
-        if not self.lookout.look():
+    def _take_note(self) -> None:
+        """Report what will not be validated, going by what the poller has found since the last time."""
+        if self.poller.changes == self._noted or not self.poller.polls:
             return
-        listing = self.lookout.listing
+        self._noted, listing = self.poller.changes, self.poller.listing
         for part in schedule.given_up(listing, finite=self.run.watch.mode == "once"):
             self.attempts.skip_incomplete(part, self.target)
         for later, earlier in schedule.same_weights(listing):
@@ -149,34 +170,54 @@ class _Watcher:
             for old, newest in schedule.stale(listing, self.ledger.settled(self.target.spec)):
                 if old.digest not in known:
                     self.attempts.skip(old, self.target, f"{STALE}overtaken by {newest.label} at step {newest.step}")
-        self._report_vanished(listing)
+        self._report_deleted(listing)
 
-    def _report_vanished(self, listing: Listing) -> None:
+    def _report_deleted(self, listing: Listing) -> None:
         settled, skips = self.ledger.settled(self.target.spec), self.ledger.skips(self.target.spec)
-        for checkpoint in self.vanished.since_last_look(listing, {*settled, *skips}):
-            self.attempts.skip(checkpoint, self.target, DELETED)
+        for checkpoint, reason in self.deleted.since_last_poll(listing, {*settled, *skips}):
+            self.attempts.skip(checkpoint, self.target, reason)
             self._not_before.pop(checkpoint.digest, None)
+        for part in self.deleted.never_seen(listing, self.ledger.reported_labels(self.target.spec)):
+            self.attempts.skip_incomplete(part, self.target)
         waiting = schedule.waiting(listing, settled, self.run.watch.order)
-        self.vanished.remember(c for c in waiting if c.digest not in skips)
+        self.deleted.remember(c for c in waiting if c.digest not in skips)
 
     def _left(self) -> list[Checkpoint]:
         """What is still to be validated, in order."""
+        return self._left_of(self.poller.listing)
+
+    def _left_of(self, listing: Listing) -> list[Checkpoint]:
         settled = self.ledger.settled(self.target.spec)
-        left = schedule.waiting(self.lookout.listing, settled, self.run.watch.order)
+        left = schedule.waiting(listing, settled, self.run.watch.order)
         if self.run.watch.skip == "stale":
-            left = [c for c in left if c.digest not in self.attempts.stale(self.target)]
+            stale = {old.digest for old, _ in schedule.stale(listing, settled)} | self.attempts.stale(self.target)
+            left = [c for c in left if c.digest not in stale]
         return left
+
+    def _needs(self, listing: Listing) -> Needs:
+        """What copies are needed for; asked by the thread of the poller."""
+        order = [*self._left_of(listing), *self._missing_baselines(listing)]
+        state_dir = self.run.settings.state_dir
+        foreign = set(self.ledger.specs()) - {self.target.spec, self.full_target.spec}
+        living = [spec for spec in sorted(foreign) if holder(state_dir, spec)]
+        present = self.run.store.digests(state_dir) if living else set()
+        others = {digest for spec in living for digest in present - self.ledger.settled(spec).keys()}
+        return Needs(order=order, others=others)
 
     def _waiting(self) -> list[Checkpoint]:
         """What can be validated now, in order."""
-        waiting = self.lookout.in_reach(self._left())
-        due = schedule.due(waiting, self._not_before, time.monotonic())
+        left = self._left()
+        due = schedule.due(left, self._not_before, time.monotonic())
         if not due and self.run.watch.mode == "once":
-            return waiting  # nothing else is left to do: repeat failed attempts at once
-        return due
+            due = left  # nothing else is left to do: repeat failed attempts at once
+        if here := [c for c in due if self.poller.has_copy(c)]:
+            return here
+        is_last = not self.poller.is_fetching and all(self.poller.is_ready(c) for c in left)
+        return [c for c in due if self.poller.is_ready(c) and (is_last or not self.poller.is_given_up(c))]
 
     def _validate(self, checkpoint: Checkpoint) -> None:
         limit = self.run.watch.timeout_s
+        self._note(f"validating {checkpoint.label}")
         self.progress.begin(f"{checkpoint.label} (step {checkpoint.step})")
         self._deadline = time.monotonic() + limit if limit else float("inf")
         try:
@@ -186,16 +227,20 @@ class _Watcher:
         self._after(checkpoint, report, self._not_before)
 
     def _next_baseline(self) -> Checkpoint | None:
+        missing = [c for c in self._missing_baselines(self.poller.listing) if self.poller.has_copy(c)]
+        due = schedule.due(missing, self._baseline_not_before, time.monotonic())
+        return due[0] if due else None
+
+    def _missing_baselines(self, listing: Listing) -> list[Checkpoint]:
         if self.target == self.full_target or not self.run.fidelity.runs_in(self.run.watch.mode):
-            return None
+            return []
         settled, full = self.ledger.settled(self.target.spec), self.ledger.settled(self.full_target.spec)
         wanted = [place for place in range(len(settled)) if self.run.fidelity.wants_baseline(place)]
-        missing = schedule.missing_baselines(self.lookout.listing, settled, full, wanted, self.run.watch.order)
-        due = schedule.due(self.lookout.in_reach(missing), self._baseline_not_before, time.monotonic())
-        return due[0] if due else None
+        return schedule.missing_baselines(listing, settled, full, wanted, self.run.watch.order)
 
     def _run_baseline(self, checkpoint: Checkpoint) -> None:
         self.progress.begin(f"{checkpoint.label} (step {checkpoint.step}), full corpus")
+        self._note(f"computing the full-corpus baseline of {checkpoint.label}")
         report = None
         try:
             with claim(self.run.settings.state_dir, self.full_target.spec, now()):
@@ -211,38 +256,47 @@ class _Watcher:
 
     def _giving_way(self, progress: Mapping[str, Any] | None) -> None:
         self.tick(progress)
-        if time.monotonic() > self.lookout.next_look:
-            self._look()
+        if self.poller.changes != self._noted:
+            self._take_note()
             if self._waiting():
                 raise GaveWay
 
     def _after(self, checkpoint: Checkpoint, report: Report | None, not_before: dict[str, float]) -> None:
         if report is None:
-            if not self.lookout.fetching.failures:  # in an outage it keeps its turn
-                not_before[checkpoint.digest] = time.monotonic() + self.run.watch.poll_s
+            not_before[checkpoint.digest] = time.monotonic() + self.run.watch.poll_s
         else:
             not_before.pop(checkpoint.digest, None)
             self.delivery.deliver()
+        self.poller.wake()
 
     def _is_over(self) -> bool:
-        if self.lookout.failures or self._left():
+        if self.poller.is_out_of_reach or self._left():
             return False
-        if self.run.watch.mode == "once":
-            return True
-        if not self._is_told_to_end():
+        if self.run.watch.mode == "follow" and not self._is_told_to_end():
             return False
-        self._look()  # what came between the last look and the stop file counts
-        return not self._left() and not self._next_baseline()
+        asked = self.poller.poll_again()  # what came between the last poll and now counts
+        self._wait_for(lambda: self.poller.has_answered(asked))
+        self.poller.check()
+        self._take_note()
+        baselines = self._missing_baselines(self.poller.listing)
+        more = any(self.poller.has_copy(c) or self.poller.is_coming(c) for c in baselines)
+        return not (self.poller.is_out_of_reach or self._left() or more)
 
     def _is_told_to_end(self) -> bool:
         return self.run.watch.stop_file is not None and self.run.watch.stop_file.exists()
 
     def _wait(self) -> None:
-        is_idle = not self.lookout.failures and not self._left()
-        while (rest := self.lookout.next_try - time.monotonic()) > 0 and not self.stop.is_set():
-            if is_idle and self._is_told_to_end():
-                return
-            self.stop.wait(min(rest, STOP_FILE_EVERY_S))
+        """Until the poller has news, a failed attempt may be repeated, or the end is asked for."""
+        due = min([*self._not_before.values(), *self._baseline_not_before.values()], default=float("inf"))
+        is_idle = not self.poller.is_out_of_reach and not self._left()
+        changes = self.poller.changes
+        if self._doing != (waiting := "waiting for checkpoints" if is_idle else "waiting for the source"):
+            self._note(waiting)
+        self._wait_for(lambda: self.poller.changes != changes or time.monotonic() > due or (is_idle and self._is_told_to_end()))
+
+    def _wait_for(self, condition: Callable[[], bool]) -> None:
+        while not self.stop.is_set() and not condition() and not self.poller.has_failed:
+            self.poller.wait(self.poller.changes, STOP_FILE_EVERY_S)
 
 
 def now() -> str:

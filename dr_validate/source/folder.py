@@ -3,10 +3,11 @@
 import functools
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from dr_validate.component import component
 from dr_validate.errors import CheckpointError, Gone, SetupError
@@ -37,6 +38,10 @@ class FolderSource:
     def training_run(self) -> str:
         return self.name or Path(os.path.normpath(self.path.absolute())).name or "training"
 
+    def identity(self) -> Mapping[str, Any]:
+        """The training by its name, wherever it writes to now; without one the folder."""
+        return {"training": self.name} if self.name else {"folder": os.path.normpath(self.path.absolute())}
+
     def list(self, state_dir: Path) -> Listing:
         """Complete checkpoints and incomplete ones, each by (step, name). Reads weights only where they have changed."""
         folders = self._folders()
@@ -53,6 +58,7 @@ class FolderSource:
         return Listing(
             checkpoints=tuple(one for one in found if isinstance(one, Checkpoint)),
             incomplete=tuple(one for one in found if isinstance(one, Incomplete)),
+            save_steps=_save_steps([folders[name] for name in having_state], by_name),
         )
 
     def fetch(self, checkpoint: Checkpoint, into: Path) -> None:
@@ -133,7 +139,7 @@ class FolderSource:
         # Complete before and after, with the same files: then it was complete in between.
         if what_is_missing(place.folder, siblings_have_state) or wanted_files(place.folder).keys() != files.keys():
             raise ChangedMeanwhile("its files come and go")
-        return place.checkpoint(digest, created_at)
+        return place.checkpoint(digest, created_at, sum(path.stat().st_size for path in files.values()))
 
     def _leaving_link(self, folder: Path) -> str | None:
         return None if self.follow_links else link_that_leaves(folder)
@@ -152,7 +158,7 @@ class _Place:
         run = self.training_run
         return Incomplete(name=name, uri=uri, step=self.step, lacks=_shown(lacks), final=final, training_run=run)
 
-    def checkpoint(self, digest: str, created_at: str) -> Checkpoint:
+    def checkpoint(self, digest: str, created_at: str, num_bytes: int) -> Checkpoint:
         return Checkpoint(
             name=self.name,
             version=self.name,
@@ -162,7 +168,18 @@ class _Place:
             created_at=created_at,
             uri=str(self.folder),
             training_run=self.training_run,
+            num_bytes=num_bytes,
         )
+
+
+def _save_steps(folders: Sequence[Path], by_name: Mapping[str, tuple[int, str]]) -> int:
+    """How many steps apart the trainer says that it saves, going by its last checkpoint; 0 where it does not say."""
+    try:
+        state = read_json(max(folders, key=lambda folder: by_name[folder.name]) / "trainer_state.json")
+    except (ValueError, OSError):  # there is none, or it is being written
+        return 0
+    found = state.get("save_steps") if isinstance(state, dict) else 0
+    return found if type(found) is int else 0
 
 
 def _shown(name: str) -> str:

@@ -1,9 +1,10 @@
 """Checkpoints in Weights & Biases: committed versions of model artifacts, pinned, fetched file by file and checked."""
 
+import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,20 +55,30 @@ class WandbSource:
     def training_run(self) -> str:
         return self.run or self.artifact or self._project_name()
 
+    def identity(self) -> Mapping[str, Any]:
+        """The project and what is asked of it; not how long to wait, or how much is fetched."""
+        keys = ("entity", "project", "artifact", "type", "run", "aliases", "tags", "metadata")
+        asked = {key: getattr(self, key) for key in keys} | {"since": self.since and self.since.isoformat()}
+        asked["entity"] = asked["entity"] or os.environ.get("WANDB_ENTITY")
+        asked["project"] = asked["project"] or os.environ.get("WANDB_PROJECT")
+        return {"server": os.environ.get("WANDB_BASE_URL"), **asked}
+
     def list(self, state_dir: Path) -> Listing:
         """Usable versions and unusable ones, each by (step, name, version). A version's manifest is asked for once, ever.
 
         Raises SetupError for a wrong key, project, type or run; Outage where W&B is out of reach.
         """
         project = self._open_project()
-        versions = [version for version in self._versions(project) if self._is_asked_for(version)]
+        committed = self._versions(project)
+        versions = [version for version in committed if self._is_asked_for(version)]
         folder = folder_of(state_dir, project.api.server, project.entity, project.name)
         facts = self._connection.facts(project, versions, folder)
-        here = sorted((v for v in versions if v.opaque_id in facts), key=lambda v: (v.step[0], v.collection, v.number))
-        found = [self._judged(version, facts[version.opaque_id], project) for version in here]
+        in_order = sorted(versions, key=lambda v: (v.step[0], v.collection, v.number))
+        found = [self._judged(version, facts.get(version.opaque_id), project) for version in in_order]
         return Listing(
             checkpoints=tuple(one for one in found if isinstance(one, Checkpoint)),
             incomplete=tuple(one for one in found if isinstance(one, Incomplete)),
+            missing=tuple(self._missing(committed, project)),
         )
 
     def fetch(self, checkpoint: Checkpoint, into: Path) -> None:
@@ -155,14 +166,31 @@ class WandbSource:
             and all(key in version.metadata and version.metadata[key] == value for key, value in self.metadata.items())
         )
 
-    def _judged(self, version: Version, facts: Facts, project: Project) -> Checkpoint | Incomplete | None:
+    def _missing(self, committed: "Sequence[Version]", project: Project) -> Iterator[Incomplete]:
+        """Numbers that W&B has given in a collection, and has no version for: those were deleted.
+
+        Not where only some versions are asked for: a missing one may have been another.
+        """
+        if self.run is not None or self.aliases or self.tags or self.metadata or self.since is not None:
+            return
+        by_collection: dict[str, dict[int, Version]] = {}
+        for version in committed:
+            by_collection.setdefault(version.collection, {})[version.number] = version
+        for collection, versions in sorted(by_collection.items()):
+            for number in sorted(set(range(max(versions))) - versions.keys()):
+                step = max((one.step[0] for one in versions.values() if one.number < number), default=0)
+                yield _deleted(f"{collection}:v{number}", project, step, "deleted from W&B before it was ever seen")
+
+    def _judged(self, version: Version, facts: Facts | None, project: Project) -> Checkpoint | Incomplete:
         uri = f"{SCHEME}{project.entity}/{project.name}/{version.name}"
-        if self._connection.is_gone(uri):
-            return None
         step, step_from = version.step
+        if facts is None:
+            return _deleted(version.name, project, step, "deleted from W&B while it was being listed")
+        if self._connection.is_gone(uri):
+            return _deleted(version.name, project, step, "its files were deleted from W&B")
         if lacks := facts.lacks or self._refused(facts):
-            run = {"training_run": facts.training_run, "group": facts.group}
-            return Incomplete(name=version.name, uri=uri, step=step, lacks=lacks, final=True, **run)
+            part = Incomplete(name=version.name, uri=uri, step=step, lacks=lacks, final=True)
+            return dataclasses.replace(part, training_run=facts.training_run, group=facts.group)
         return Checkpoint(
             name=version.collection,
             version=f"v{version.number}",
@@ -173,6 +201,7 @@ class WandbSource:
             uri=uri,
             training_run=facts.training_run,
             group=facts.group,
+            num_bytes=facts.num_bytes,
         )
 
     def _refused(self, facts: Facts) -> str | None:
@@ -198,6 +227,11 @@ class WandbSource:
         for entry in contents.files:
             check_path(entry.path)
         return contents
+
+
+def _deleted(name: str, project: Project, step: int, reason: str) -> Incomplete:
+    uri = f"{SCHEME}{project.entity}/{project.name}/{name}"
+    return Incomplete(name=name, uri=uri, step=step, lacks=reason, final=True, is_deleted=True)
 
 
 @functools.cache

@@ -1,10 +1,12 @@
-"""What is kept of checkpoints: verified copies, and vectors that they made. Leased while in use, the oldest evicted."""
+"""What is kept of checkpoints: verified copies, and vectors that they made. Leased while in use, evicted for room."""
 
 import contextlib
+import dataclasses
 import errno
+import json
 import logging
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -12,67 +14,116 @@ from typing import Any, Literal
 from pydantic import Field
 
 from dr_validate.component import component
-from dr_validate.files import atomic_folder, locked
+from dr_validate.errors import Outage
+from dr_validate.files import atomic_folder, locked, sha256_of_file, sha256_of_files, write_atomically
 from dr_validate.stages import Vectors
 from dr_validate.store.embeddings import EmbeddingStore
 from dr_validate.store.shelf import Shelf, folder_size, key_of
 from dr_validate.values import Checkpoint, Side
 
 Fetch = Callable[[Checkpoint, Path], None]
+Stamp = tuple[int, int, int]
 log = logging.getLogger(__name__)
+_verified: dict[Path, dict[str, Stamp]] = {}  # copies that had their digests in this process, as they were then
 
 
 @component
 class CheckpointStore:
-    """`<root>/checkpoints/<digest>/`, at most about `max_gib` in all; what is leased stays whatever it weighs.
+    """`<root>/checkpoints/<digest>/`, about `max_gib` in all; what is leased stays whatever it weighs.
 
-    `<root>/embeddings/` holds vectors, at most about `embeddings_max_gib`, 0 for none; see `EmbeddingStore`.
+    `<root>/checkpoints/.records/<digest>.json` says of each copy which checkpoint it is, of which sources, and the SHA-256 of
+    its files. `<root>/embeddings/` holds vectors, at most about `embeddings_max_gib`, 0 for none; see `EmbeddingStore`.
     """
 
     max_gib: float = Field(default=50, gt=0)
     embeddings_max_gib: float = Field(default=20, ge=0)
     embeddings_dtype: Literal["float32", "float16"] = "float32"
 
-    @contextlib.contextmanager
-    def lease(self, checkpoint: Checkpoint, fetch: Fetch, root: Path) -> Iterator[Path]:
-        """The folder of a copy, fetched if need be, that nobody removes within the block. Raises what `fetch` raises."""
-        shelf, key = _shelf(root), key_of(checkpoint.digest)
-        while True:
-            self.prepare(checkpoint, fetch, root)
-            with shelf.lease(key) as folder:
-                if folder.is_dir():  # or else it was evicted between the two lines above
-                    shelf.used(key)
-                    yield folder
-                    return
+    def take(self, checkpoint: Checkpoint, fetch: Fetch, root: Path, source: str = "", keep: Collection[str] = ()) -> None:
+        """Fetch a copy if there is none, and note that `source` has the checkpoint. Two processes fetch one copy once.
 
-    def prepare(self, checkpoint: Checkpoint, fetch: Fetch, root: Path) -> None:
-        """Fetch a copy if there is none, for a later lease. Two processes that want the same one fetch it once."""
+        Makes no room but on a full disk: there whatever is neither leased nor among the digests in `keep` goes, then the
+        vectors. Raises what `fetch` raises, and OSError where the disk stays full.
+        """
         shelf, key = _shelf(root), key_of(checkpoint.digest)
         with locked(shelf.lock_file(key, "fetch")):
-            if shelf.folder(key).is_dir():
-                return
-            _remove_leftovers(shelf, but=key)
-            try:
-                self._fetch(checkpoint, fetch, shelf.folder(key))
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                if not any([shelf.evict(0, {key}), self._embeddings(root).clear()]):
-                    raise
-                log.info("disk full: removed copies and vectors that nobody uses, fetching %s again", checkpoint.name)
-                self._fetch(checkpoint, fetch, shelf.folder(key))
-        self.evict(root, keep=[checkpoint.digest])
+            if shelf.folder(key).is_dir() and not _record(root, key).get(
+                "files"
+            ):  # damaged, or of an earlier version: nothing to compare the copy with
+                shelf.remove(key)
+            if not shelf.folder(key).is_dir():
+                _remove_leftovers(shelf, but=key)
+                try:
+                    self._fetch(checkpoint, fetch, root, source)
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    if not any([shelf.evict(0, {key, *map(key_of, keep)}), self._embeddings(root).clear()]):
+                        raise
+                    log.info("disk full: removed copies and vectors that nobody uses, fetching %s again", checkpoint.name)
+                    self._fetch(checkpoint, fetch, root, source)
+            elif source not in _listed(_record(root, key)):
+                _note(root, checkpoint, source, _digests(shelf.folder(key)))
 
     def has(self, digest: str, root: Path) -> bool:
         """Whether there is a copy."""
         return _shelf(root).folder(key_of(digest)).is_dir()
 
-    def evict(self, root: Path, keep: Collection[str] = ()) -> list[str]:
-        """Remove the copies used longest ago until `max_gib` is kept; never a leased one or the digests in `keep`.
+    def digests(self, root: Path) -> set[str]:
+        """Of all copies that there are."""
+        return {folder.name.replace("-", ":", 1) for folder in (root / "checkpoints").glob("[!.]*")}
 
-        Returns the names of the folders that are gone.
+    def taken(self, source: str, root: Path) -> list[Checkpoint]:
+        """Checkpoints of one source that there are copies of."""
+        found = []
+        for folder in sorted((root / "checkpoints").glob("[!.]*")):
+            if fields := _listed(_record(root, folder.name)).get(source):
+                with contextlib.suppress(TypeError, AssertionError):  # damaged: as if it had not been noted
+                    found.append(Checkpoint(**fields))
+        return found
+
+    def make_room(self, num_bytes: int, keep: Collection[str], precious: Sequence[str], root: Path) -> bool:
+        """Remove copies until `num_bytes` more fit into `max_gib`; whether they do. Removes nothing where that is not enough.
+
+        Those used longest ago go first, then the digests of `precious` from its end on; never a leased one or one of `keep`.
+        A copy that is larger than `max_gib` fits where nothing else is kept.
         """
-        return _shelf(root).evict(self.max_gib * 2**30, {key_of(digest) for digest in keep})
+        shelf = _shelf(root)
+        sizes = shelf.sizes()
+        kept, last = {key_of(digest) for digest in keep}, [key_of(digest) for digest in precious]
+        limit = max(self.max_gib * 2**30 - num_bytes, 0.0)
+        if sum(size for key, size in sizes.items() if key in kept) > limit:
+            return False
+        order = [key for key in sizes if key not in kept and key not in last] + [key for key in last[::-1] if key in sizes]
+        return shelf.evict(limit, order=order) is not None
+
+    def lease(self, digest: str, root: Path) -> AbstractContextManager[Path]:
+        """The folder of a copy whose files have the digests they had when it was taken; nobody removes it within the block.
+
+        Raises Outage where there is none, and where it is damaged: then it is removed, to be taken again.
+        """
+        return self._leased(_shelf(root), key_of(digest), root)
+
+    @contextlib.contextmanager
+    def _leased(self, shelf: Shelf, key: str, root: Path) -> Iterator[Path]:
+        with shelf.lease(key) as folder:
+            if not folder.is_dir():
+                raise Outage(f"the copy in {folder} is gone; it is taken again where its source still has it")
+            wrong = _what_changed(folder, _record(root, key).get("files"))
+            if not wrong:
+                shelf.used(key)
+                yield folder
+                return
+        shelf.remove(key)
+        raise Outage(f"{wrong} in {folder} is not what was copied; the copy is removed, and taken again from its source")
+
+    def weights_sha256(self, digest: str, root: Path) -> str:
+        """Hex SHA-256 of the weights of a copy: of the file where there is one, else over names and digests of all of them."""
+        files = _record(root, key_of(digest)).get("files") or {}
+        weights = {name: value for name, value in files.items() if name.endswith(".safetensors")}
+        if len(weights) == 1:
+            return str(next(iter(weights.values())))
+        return sha256_of_files(weights).removeprefix("sha256:") if weights else ""
 
     def vectors(
         self, digest: str, terms: Mapping[str, Any], counts: Mapping[Side, int], root: Path
@@ -90,7 +141,8 @@ class CheckpointStore:
     def _embeddings(self, root: Path) -> EmbeddingStore:
         return EmbeddingStore(root / "embeddings", max_gib=self.embeddings_max_gib, dtype=self.embeddings_dtype)
 
-    def _fetch(self, checkpoint: Checkpoint, fetch: Fetch, folder: Path) -> None:
+    def _fetch(self, checkpoint: Checkpoint, fetch: Fetch, root: Path, source: str) -> None:
+        folder = _shelf(root).folder(key_of(checkpoint.digest))
         written = 0
         try:
             with atomic_folder(folder) as temporary:
@@ -99,6 +151,8 @@ class CheckpointStore:
                 except OSError:
                     written = folder_size(temporary)
                     raise
+                # Before the folder has its name: a copy without a record would be nobody's after a kill.
+                _note(root, checkpoint, source, _digests(temporary))
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -111,6 +165,56 @@ class CheckpointStore:
 
 def _shelf(root: Path) -> Shelf:
     return Shelf(root / "checkpoints")
+
+
+def _record_file(root: Path, key: str) -> Path:
+    return root / "checkpoints" / ".records" / f"{key}.json"
+
+
+def _record(root: Path, key: str) -> Mapping[str, Any]:
+    try:
+        content = json.loads(_record_file(root, key).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}  # damaged, or of an earlier version: known again when the source lists the checkpoint
+    return content if isinstance(content, dict) else {}
+
+
+def _listed(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    listed = record.get("listed")
+    return listed if isinstance(listed, dict) else {}
+
+
+def _note(root: Path, checkpoint: Checkpoint, source: str, files: Mapping[str, str]) -> None:
+    path = _record_file(root, key_of(checkpoint.digest))
+    with locked(path.with_suffix(".lock")):
+        listed = {**_listed(_record(root, path.stem)), source: dataclasses.asdict(checkpoint)}
+        write_atomically(path, json.dumps({"files": files, "listed": listed}))
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {name: sha256_of_file(path) for name, path in _files(folder).items()}
+
+
+def _what_changed(folder: Path, files: Any) -> str:
+    """The first file of a copy that is not as it was when it was taken; "" if all are. Reads what has changed since."""
+    if not isinstance(files, dict):
+        return "a file without a record"
+    found = _files(folder)
+    if other := sorted(found.keys() ^ files.keys()):
+        return other[0]
+    known = _verified.setdefault(folder.absolute(), {})
+    for name, path in found.items():
+        status = path.stat()
+        stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if known.get(name) != stamp:
+            if sha256_of_file(path) != files[name]:
+                return name
+            known[name] = stamp
+    return ""
 
 
 def _remove_leftovers(shelf: Shelf, but: str) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from dr_validate.files import locked
@@ -43,26 +43,30 @@ class Shelf:
         """Bytes by key, the folder used longest ago first."""
         return {folder.name: folder_size(folder) for folder in self._oldest_first()}
 
-    def evict(self, limit_bytes: float, keep: Collection[str] = ()) -> list[str]:
+    def evict(self, limit_bytes: float, keep: Collection[str] = (), order: Sequence[str] | None = None) -> list[str] | None:
         """Remove the folders used longest ago until `limit_bytes` is kept; never a leased one or the keys in `keep`.
 
-        Returns the keys of the folders that are gone.
+        With `order` only its keys, its first one first, and nothing where all of them would not be enough: then the answer is
+        None. Returns the keys of the folders that are gone.
         """
         for leftover in self.root.glob(".*.evicted"):  # of a removal that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         sizes = self.sizes()
         total = sum(sizes.values())
+        if order is not None and total - sum(sizes.get(key, 0) for key in order) > limit_bytes:
+            return None
         gone = []
-        for key, size in sizes.items():
+        for key in sizes if order is None else order:
             if total <= limit_bytes:
                 break
-            if key not in keep and self._remove_unleased(key):
-                total -= size
+            if key not in keep and self.remove(key):
+                total -= sizes.get(key, 0)
                 gone.append(key)
-                log.info("removed %s/%s (%.2f GiB)", self.root.name, key, size / 2**30)
+                log.info("removed %s/%s (%.2f GiB)", self.root.name, key, sizes.get(key, 0) / 2**30)
         return gone
 
-    def _remove_unleased(self, key: str) -> bool:
+    def remove(self, key: str) -> bool:
+        """Remove a folder unless it is leased; whether it was removed."""
         folder = self.folder(key)
         with contextlib.suppress(BlockingIOError), locked(self.lock_file(key, "lease"), blocking=False):
             hidden = folder.with_name(f".{folder.name}.evicted")  # gone in one step; a kill leaves a leftover, not half a copy

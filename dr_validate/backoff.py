@@ -1,4 +1,4 @@
-"""How long a server is left alone that did not answer: longer with each failure in a row, and one line per outage."""
+"""How long to wait before a question that failed is asked again: longer with each failure in a row; one line per outage."""
 
 import logging
 import random
@@ -13,10 +13,10 @@ MAX_FAILURES = 5  # of a finite run
 log = logging.getLogger(__name__)
 
 
-class Patience:
+class Backoff:
     """Of one kind of question to the source: `failures` in a row, and `until` when (monotonic seconds) to ask nothing.
 
-    `said` is shared by all kinds of questions, so that an outage that all of them meet is told once.
+    `said` is shared by all kinds of questions, so that an outage that all of them meet is logged once.
     """
 
     def __init__(self, watch: Watch, said: set[str]) -> None:
@@ -25,8 +25,8 @@ class Patience:
         self.until = 0.0
 
     @property
-    def is_needed(self) -> bool:
-        """Whether to leave the server alone now."""
+    def is_waiting(self) -> bool:
+        """Whether it is too early to ask again."""
         return self.failures > 0 and time.monotonic() < self.until
 
     def failed(self, error: OSError) -> None:

@@ -1,0 +1,97 @@
+"""Checkpoints that were deleted before anybody had a copy: nobody would ever hear of them."""
+
+import dataclasses
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from dr_validate import schedule
+from dr_validate.component import fingerprint
+from dr_validate.config import Run
+from dr_validate.files import write_atomically
+from dr_validate.values import Checkpoint, Incomplete, Listing
+
+DELETED = "deleted after it was listed"
+NEVER_SEEN = (
+    "deleted before it was ever seen (or saved elsewhere): poll more often (watch.poll_s), or keep more (save_total_limit)"
+)
+TRAINER_NAME = re.compile(r"checkpoint-\d+")
+log = logging.getLogger(__name__)
+
+
+class Deleted:
+    """What waited at the last poll, and what was missing at the first one, under `<state_dir>/listed/`: known after a restart.
+
+    `reason` says of a checkpoint why there was no copy of it, where that is known.
+    """
+
+    def __init__(self, run: Run, spec: str, reason: Callable[[Checkpoint], str | None]) -> None:
+        key = fingerprint({"spec": spec, "source": json.dumps(run.raw.get("source"), sort_keys=True, default=str)})
+        self._file, self._source, self._reason = run.settings.state_dir / "listed" / f"{key}.json", run.source, reason
+        self._waiting, self._absent = self._read()
+        self._written = self._content()
+
+    def since_last_poll(self, listing: Listing, settled: Iterable[str]) -> list[tuple[Checkpoint, str]]:
+        """Those that waited, do not exist any more (`listing` holds what there are copies of), and that the source does not
+        have though it does not list them; with the reason. None of the digests in `settled`."""
+        for digest in settled:
+            self._waiting.pop(digest, None)
+        exist = {checkpoint.digest for checkpoint in listing.checkpoints}
+        unfinished = {part.uri for part in listing.incomplete}  # on their way in, or out: the next poll shows which
+        found = []
+        for digest, checkpoint in list(self._waiting.items()):
+            if digest in exist or checkpoint.uri in unfinished:
+                continue
+            try:
+                is_gone = not self._source.still_has(checkpoint)
+            except OSError as error:
+                log.debug("whether %s is still there: %s", checkpoint.label, error)
+                continue
+            del self._waiting[digest]
+            if is_gone:
+                found.append((checkpoint, self._reason(checkpoint) or DELETED))
+        return found
+
+    def never_seen(self, listing: Listing, labels: Mapping[str, int]) -> list[Incomplete]:
+        """What must have been saved, and neither exists nor has a Report (`labels`: label -> step of those that have one).
+
+        What is missing at the very first poll was deleted before anybody asked for it: one line in the log.
+        """
+        exist = {c.label: c.step for c in listing.checkpoints} | {part.name: part.step for part in listing.incomplete}
+        known = {name: step for name, step in (exist | dict(labels)).items() if TRAINER_NAME.fullmatch(name)}
+        missing = [_unseen(step) for step in schedule.missing_steps(set(known.values()), listing.save_steps)]
+        found = [part for part in (*listing.missing, *missing) if part.name not in exist and part.name not in labels]
+        if self._absent is None:
+            self._absent = frozenset(part.name for part in found)
+            if found:
+                log.info(
+                    "%d checkpoints, %s to %s, were deleted before the first poll: only what exists is validated",
+                    *(len(found), found[0].name, found[-1].name),
+                )
+        return [part for part in found if part.name not in self._absent]
+
+    def remember(self, waiting: Iterable[Checkpoint]) -> None:
+        """Note what waits now, besides what has not been cleared up yet."""
+        self._waiting |= {checkpoint.digest: checkpoint for checkpoint in waiting}
+        if (content := self._content()) != self._written:
+            write_atomically(self._file, json.dumps(content))
+            self._written = content
+
+    def _content(self) -> dict[str, Any]:
+        absent = None if self._absent is None else sorted(self._absent)
+        return {"waiting": [dataclasses.asdict(one) for one in self._waiting.values()], "absent": absent}
+
+    def _read(self) -> tuple[dict[str, Checkpoint], frozenset[str] | None]:
+        try:
+            content = json.loads(self._file.read_bytes())
+            absent = content["absent"]
+            waiting = {fields["digest"]: Checkpoint(**fields) for fields in content["waiting"]}
+            return waiting, None if absent is None else frozenset(map(str, absent))
+        except (FileNotFoundError, ValueError, TypeError, KeyError, AssertionError):
+            return {}, None  # a damaged memory costs the word on what was deleted meanwhile
+
+
+def _unseen(step: int) -> Incomplete:
+    return Incomplete(name=f"checkpoint-{step}", uri="", step=step, lacks=NEVER_SEEN, final=True, is_deleted=True)

@@ -1,0 +1,235 @@
+"""The thread that polls the source and takes copies, against sources that rotate, fail, hang and lie."""
+
+import contextlib
+import dataclasses
+import errno
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dr_validate import schedule
+from dr_validate.config import Run, Settings, Watch
+from dr_validate.errors import CheckpointError, Gone, Outage, SetupError
+from dr_validate.polling import Needs, SourcePoller
+from dr_validate.store.checkpoints import CheckpointStore
+from dr_validate.values import Checkpoint, Listing
+
+LIMIT_S = 60.0
+KIB = 2**10
+
+
+def checkpoint(step: int, size: int = KIB) -> Checkpoint:
+    name = f"checkpoint-{step}"
+    return Checkpoint(
+        name=name,
+        version=name,
+        digest=f"sha256:{step:04x}",
+        step=step,
+        step_from="x",
+        created_at="x",
+        uri=f"/out/{name}",
+        num_bytes=size,
+    )
+
+
+class Source:
+    """Holds what `there` says; what fetching a step does is in `trouble`."""
+
+    def __init__(self, *steps: int) -> None:
+        self.there = [checkpoint(step) for step in steps]
+        self.trouble: dict[int, Exception | threading.Event] = {}
+        self.list_trouble: Exception | None = None
+        self.fetched: list[int] = []
+
+    training_run = "t"
+
+    def identity(self) -> dict[str, Any]:
+        return {"source": "fake"}
+
+    def list(self, state_dir: Path) -> Listing:
+        if self.list_trouble is not None:
+            raise self.list_trouble
+        return Listing(checkpoints=tuple(self.there))
+
+    def fetch(self, one: Checkpoint, into: Path) -> None:
+        self.fetched.append(one.step)
+        trouble = self.trouble.get(one.step)
+        if isinstance(trouble, Exception):
+            raise trouble
+        if trouble is not None:
+            trouble.wait(LIMIT_S)
+        if one.digest not in {c.digest for c in self.there}:
+            raise Gone(f"{one.name} was deleted before it could be copied")
+        (into / "model.safetensors").write_bytes(b"w" * one.num_bytes)
+
+    def still_has(self, one: Checkpoint) -> bool:
+        return one in self.there
+
+
+@dataclasses.dataclass
+class Polled:
+    poller: SourcePoller
+    source: Source
+    state_dir: Path
+    validated: set[str]
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + LIMIT_S
+        while not condition():
+            self.poller.wait(self.poller.changes, 0.05)
+            assert time.monotonic() < end, "waited too long"
+
+    def poll(self) -> None:
+        asked = self.poller.poll_again()
+        self.until(lambda: self.poller.has_answered(asked))
+
+    def copies(self) -> list[int]:
+        store = CheckpointStore()
+        return [c.step for c in store.taken(self.poller.source_key, self.state_dir)]
+
+    def exist(self) -> list[int]:
+        return [c.step for c in self.poller.listing.checkpoints]
+
+
+@contextlib.contextmanager
+def polled(
+    state_dir: Path,
+    source: Source,
+    *,
+    max_gib: float = 1,
+    mode: Any = "follow",
+    poll_s: float = 3600,
+    others: Sequence[str] = (),
+    done: Sequence[str] = (),
+) -> Iterator[Polled]:
+    """A poller that polls when it is asked to; newest first; the digests in `done` need no copy any more."""
+    validated = set(done)
+
+    def needs(listing: Listing) -> Needs:
+        left = [c for c in schedule.unique(listing) if c.digest not in validated]
+        return Needs(order=left[::-1], others=others)
+
+    nothing: Any = dict.fromkeys(("dataset", "encoder", "sampler", "engine", "index", "fidelity", "tracker"), None)
+    parts: Any = {"source": source, "store": CheckpointStore(max_gib=max_gib), **nothing}
+    run = Run(settings=Settings(state_dir=state_dir), watch=Watch(poll_s=poll_s, mode=mode), raw={}, **parts)
+    with SourcePoller(run, needs) as poller:
+        yield Polled(poller, source, state_dir, validated)
+
+
+def test_everything_listed_is_taken_newest_first_and_outlives_its_source(tmp_path: Path) -> None:
+    with polled(tmp_path, Source(100, 200, 300)) as made:
+        made.until(lambda: len(made.copies()) == 3)
+        assert made.source.fetched == [300, 200, 100]
+        made.source.there = [checkpoint(400)]
+        made.poll()
+        made.until(lambda: 400 in made.copies())
+        assert made.exist() == [100, 200, 300, 400]
+    with polled(tmp_path, Source()) as made:  # the next day
+        assert made.exist() == [100, 200, 300, 400]
+        assert all(made.poller.has_copy(c) for c in made.poller.listing.checkpoints)
+
+
+def test_copies_of_another_source_are_not_its_own(tmp_path: Path) -> None:
+    with polled(tmp_path, Source(100)) as made:
+        made.until(lambda: made.copies() == [100])
+    other = Source()
+    other.identity = lambda: {"source": "another"}  # type: ignore[method-assign]
+    with polled(tmp_path, other) as made:
+        made.poll()
+        assert made.exist() == []
+
+
+def test_without_room_the_ones_validated_go_first_then_those_whose_turn_comes_last(tmp_path: Path) -> None:
+    room_for_two = 2.5 * KIB / 2**30
+    with polled(tmp_path, Source(100, 200, 300), max_gib=room_for_two) as made:
+        made.until(lambda: made.copies() == [200, 300])
+        made.until(lambda: "no room for its copy (store.max_gib=" in str(made.poller.reason(checkpoint(100))))
+        assert made.source.fetched == [300, 200]  # 100 waits for room at its source; nothing is fetched in vain
+        made.source.there = [checkpoint(400)]
+        made.poll()
+        made.until(lambda: made.copies() == [300, 400])
+        made.until(lambda: "let go for room" in str(made.poller.reason(checkpoint(200))))
+        made.until(lambda: made.exist() == [300, 400])
+        made.validated.add(checkpoint(400).digest)
+        made.source.there = [checkpoint(400), checkpoint(250)]
+        made.poll()
+        made.until(lambda: made.copies() == [250, 300])
+
+
+def test_what_another_run_still_needs_goes_after_what_nobody_needs(tmp_path: Path) -> None:
+    with polled(tmp_path, Source(100, 200)) as made:
+        made.until(lambda: made.copies() == [100, 200])
+    room_for_two = 2.5 * KIB / 2**30
+    both = [checkpoint(100).digest, checkpoint(200).digest]
+    with polled(tmp_path, Source(300), max_gib=room_for_two, others=both[:1], done=both) as made:
+        made.until(lambda: made.copies() == [100, 300])
+
+
+def test_a_fetch_that_hangs_or_fails_costs_no_other_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dr_validate.polling.ANOTHER_AFTER_S", 0.05)
+    source = Source(100, 200, 300)
+    release = threading.Event()
+    source.trouble = {300: release, 200: Outage("its file answers 500")}
+    with polled(tmp_path, source) as made:
+        made.until(lambda: made.copies() == [100])
+        assert not made.poller.is_ready(checkpoint(300)) and not made.poller.is_ready(checkpoint(200))
+        assert made.poller.is_fetching and not made.poller.has_failed
+        release.set()
+        made.until(lambda: made.copies() == [100, 300])
+        del source.trouble[200]
+        made.until(lambda: made.copies() == [100, 200, 300])  # by itself, after its own pause
+
+
+@pytest.mark.parametrize("error", [CheckpointError("a link leaves the folder"), OSError(errno.EACCES, "denied"), Gone("away")])
+def test_why_there_is_no_copy_is_told_once_to_whoever_validates(tmp_path: Path, error: Exception) -> None:
+    source = Source(100)
+    source.trouble[100] = error
+    with polled(tmp_path, source) as made:
+        made.until(lambda: made.poller.is_ready(checkpoint(100)))
+        assert not made.poller.has_copy(checkpoint(100))
+        assert made.poller.failure(checkpoint(100)) is error
+        assert made.poller.failure(checkpoint(100)) is None
+        source.trouble.clear()
+        made.poll()
+        made.until(lambda: made.copies() == [100])  # the next poll tries again
+
+
+def test_a_finite_run_gives_a_checkpoint_up_that_never_comes(tmp_path: Path) -> None:
+    source = Source(100, 200)
+    source.trouble[200] = Outage("its file answers 500")
+    with polled(tmp_path, source, mode="once", poll_s=0.01) as made:
+        made.until(lambda: made.poller.is_given_up(checkpoint(200)))
+        assert made.copies() == [100] and not made.poller.has_failed
+        assert "5 times in a row" in str(made.poller.failure(checkpoint(200)))
+
+
+def test_an_outage_of_the_source_leaves_what_there_are_copies_of(tmp_path: Path) -> None:
+    with polled(tmp_path, Source(100)) as made:
+        made.until(lambda: made.copies() == [100])
+    source = Source(100, 200)
+    source.list_trouble = Outage("no route")
+    with polled(tmp_path, source) as made:
+        made.poll()
+        assert made.poller.is_out_of_reach and made.exist() == [100]
+        source.list_trouble = None
+        made.until(lambda: made.copies() == [100, 200])
+        assert not made.poller.is_out_of_reach
+
+
+@pytest.mark.parametrize("error", [SetupError("the key is rejected"), OSError(errno.ENOSPC, "full"), RuntimeError("a bug")])
+def test_what_the_thread_cannot_mend_is_raised_by_the_watcher(tmp_path: Path, error: Exception) -> None:
+    source = Source(100)
+    source.list_trouble = error
+    with polled(tmp_path, source) as made:
+        made.until(lambda: made.poller.has_failed)
+        with pytest.raises(type(error)) as caught:
+            made.poller.check()
+        assert caught.value is error
+        made.poller.check()
+        source.list_trouble = None
+        made.poll()
+        made.until(lambda: made.copies() == [100])
