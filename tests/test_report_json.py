@@ -13,7 +13,7 @@ from dr_validate.report_json import report_from_json, report_to_json
 from dr_validate.values import Agreement, Checkpoint, Estimate, Report, Status
 
 CONTRACT = """
-{"checkpoint": {"name": "checkpoint-500", "version": "v3", "digest": "sha256:ab", "step": 500,
+{"checkpoint": {"name": "checkpoint-500", "version": "v3", "weights_sha256": "ab12", "digest": "sha256:ab", "step": 500,
                 "created_at": "2026-11-21T03:12:00Z"},
  "dataset": "vaswani", "sampler": "stratified", "spec": "9f2c", "status": "done", "error": null,
  "metrics": {"mrr@10": {"value": 0.312, "low": 0.301, "high": 0.322, "naive": 0.331}},
@@ -87,7 +87,8 @@ def test_a_report_survives_being_written_and_read(report: Report) -> None:
 def test_the_documented_line_is_read_and_written_back_with_every_field() -> None:
     line = json.loads(CONTRACT)
     written = report_to_json(report_from_json(line))
-    assert written["checkpoint"] == {**line["checkpoint"], "step_from": "", "uri": "", "training_run": "", "group": ""}
+    more = {"step_from": "", "uri": "", "training_run": "", "group": "", "num_bytes": 0}
+    assert written["checkpoint"] == {**more, **line["checkpoint"]}
     assert written["agreement"] == {**line["agreement"], "metric": ""}
     assert {key: written[key] for key in line if key not in ("checkpoint", "agreement")} == {
         key: line[key] for key in line if key not in ("checkpoint", "agreement")

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from safetensors.numpy import save_file
 from dr_validate.errors import CheckpointError, Gone, Outage, SetupError
 from dr_validate.source import wandb_http
 from dr_validate.source.wandb import WandbSource
+from dr_validate.source.wandb_project import Project
 from dr_validate.values import Checkpoint, Incomplete, Listing
 from tests.wandb_server.fixture import KEY, NO_PROXY, ServerHandle, start_server
 
@@ -433,7 +435,43 @@ def test_a_version_deleted_before_it_is_fetched_is_gone(
         assert made.names() == ("fleeting:v0",)
         with pytest.raises(Gone, match=r"fleeting:v0 of tester/p: .*HTTP 404"):
             made.fetch(purged)
-    assert made.list() == Listing()  # still listed by W&B: trying again and again would not help
+    # Still listed by W&B: trying again and again would not help.
+    assert told(made.list()) == [("fleeting:v0", "its files were deleted from W&B")]
+
+
+def told(listing: Listing) -> list[tuple[str, str]]:
+    """What is reported as skipped of versions that are not there."""
+    assert not listing.checkpoints
+    parts = (*listing.incomplete, *listing.missing)
+    assert all(part.final and part.is_deleted and part.reason == part.lacks for part in parts)
+    return [(part.name, part.lacks) for part in parts]
+
+
+def test_a_version_deleted_within_the_look_that_finds_it_is_told_and_so_is_a_number_that_is_missing(
+    watched: Callable[..., Watched], server: ServerHandle, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [{"collection": "brief", "folder": write(logged.root / f"brief-{n}", 70 + n)} for n in range(3)]
+    server.python(LOG, {"PLAN": json.dumps({"brief": {"group": None, "versions": folders}})})
+    server.delete_version(server.artifact("brief:v1"))
+    found = watched(artifact="brief").list()
+    assert [one.version for one in found.checkpoints] == ["v0", "v2"]
+    assert [(part.name, part.reason) for part in found.missing] == [("brief:v1", "deleted from W&B before it was ever seen")]
+    assert watched(artifact="brief", aliases=["latest"]).list().missing == ()  # what is missing may have had no such alias
+    made, lock, origin = watched(artifact="brief"), threading.Lock(), Project.origin
+    shutil.rmtree(made.state_dir / "wandb_versions")
+
+    def delete_and_ask(project: Project, opaque_id: str) -> Any:
+        with lock:
+            if len(server.artifacts(collection="brief")) == 2:
+                server.delete_version(server.artifact("brief:v2"))
+        return origin(project, opaque_id)
+
+    monkeypatch.setattr(Project, "origin", delete_and_ask)
+    found = made.list()
+    assert [one.version for one in found.checkpoints] == ["v0"]
+    assert [(part.name, part.reason) for part in found.incomplete] == [
+        ("brief:v2", "deleted from W&B while it was being listed")
+    ]
 
 
 def test_a_reference_is_followed_only_where_that_is_allowed(
