@@ -24,6 +24,7 @@ from dr_validate.sweep_table import rows_as_csv, show_sweep, sweep_rows, sweep_t
 from dr_validate.watch import Outcome
 from tests.wandb_server.fixture import ServerHandle, start_server
 
+SAMPLED = "sampler=random sampler.fraction=0.1"
 LAUNCHERS = ("hydra_plugins.hydra_joblib_launcher", "hydra_plugins.hydra_submitit_launcher")
 
 
@@ -101,8 +102,9 @@ def test_jobs_side_by_side_share_a_state_dir_a_spec_and_baselines_and_one_table(
     pytest.importorskip(LAUNCHERS[0], reason="Hydra's joblib launcher is not installed")
     tracker = ["tracker=wandb", "tracker.project=retrieval", "tracker.timeout_s=5"]
     parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"]
-    result = sweeps(*tracker, *parallel, "sampler=random,full,full")
+    result = sweeps(*tracker, *parallel, "sampler=random,full,full", "sampler.fraction=0.1")  # which the full corpus lacks
     assert result.returncode == 0, result.stderr
+    assert "job 1 of 3: " in result.stderr and "job 3 of 3: " in result.stderr
     assert result.stdout.count("A sweep of 3 jobs") == 1
     assert "by training step" not in result.stdout  # one table, not one for each job
     reports = sweeps.command.reports("state")
@@ -110,7 +112,8 @@ def test_jobs_side_by_side_share_a_state_dir_a_spec_and_baselines_and_one_table(
     assert len(values) == len(reports) == 4  # two jobs of one spec validated each checkpoint once
     off = [values["random", step] - values["full", step] for step in (100, 200)]
     row, full, again = sweeps.rows
-    assert [one["overrides"] for one in sweeps.rows] == ["sampler=random", "sampler=full", "sampler=full"]
+    assert [one["overrides"] for one in sweeps.rows] == [SAMPLED, "sampler=full", "sampler=full"]
+    assert [one["job"] for one in sweeps.rows] == ["1", "2", "3"]
     assert float(row["bias"]) == pytest.approx(sum(off) / 2)
     assert row["checkpoints"] == "2"
     assert float(row["value"]) == max(values["random", step] for step in (100, 200))
@@ -126,7 +129,7 @@ def test_jobs_side_by_side_share_a_state_dir_a_spec_and_baselines_and_one_table(
 def the_table_is_in_one_run_however_often_it_is_logged(sweeps: Sweeps, server: ServerHandle, row: dict[str, str]) -> None:
     (run,) = [run for run in server.runs() if run.job_type == "validate-sweep"]
     (table,) = strategies(server)
-    assert [one["strategy"] for one in table] == ["sampler=random", "sampler=full", "sampler=full"]
+    assert [one["strategy"] for one in table] == [SAMPLED, "sampler=full", "sampler=full"]
     names = {"value": "value", "low": "low", "high": "high", "naive": "naive", "rmse": "rmse", "bias": "bias"}
     for column, name in {**names, "tau": "kendall_tau", "regret": "regret"}.items():
         assert table[0][column] == (pytest.approx(float(row[name])) if row[name] else None), column
