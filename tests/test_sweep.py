@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +19,12 @@ import pytest
 from dr_validate import sweep
 from dr_validate.attempt import Target
 from dr_validate.config import build
+from dr_validate.report.comparison import compare
 from dr_validate.summary import show_outcome
 from dr_validate.sweep import JobRecord
-from dr_validate.sweep_table import rows_as_csv, show_sweep, sweep_rows, sweep_table
+from dr_validate.sweep_table import Row, compared_at_equal_cost, rows_as_csv, show_sweep, sweep_rows, sweep_table
 from dr_validate.watch import Outcome
+from tests.report.training import FULL, SAMPLE, Training, bound
 from tests.wandb_server.fixture import ServerHandle, start_server
 
 SAMPLED = "sampler=random sampler.fraction=0.1"
@@ -263,6 +266,36 @@ def test_a_job_that_died_is_told_from_one_that_was_not_run() -> None:
         "2 problems: [a] b",
     ]
     assert rows_as_csv(rows).count("\n") == 4
+
+
+def test_only_jobs_of_equal_cost_are_compared_by_error_and_cost_is_counted_in_documents(tmp_path: Path) -> None:
+    training = Training(tmp_path)
+    with training.ledger:
+        training.sample(bound(0.3), bound(0.4))
+        training.full(0.2, 0.3)
+        sampled, full = training.ledger.reports(SAMPLE), training.ledger.reports(FULL)
+
+    def row(number: int, error: float, share: float, metric: str = "mrr@10") -> Row:
+        found = compare(sampled, full, "mrr@10")
+        assert found
+        reports = tuple(replace(each, corpus={**each.corpus, "encoded": 500 * share}) for each in sampled)
+        target = {"dataset": "d", "sampler": "random", "spec": SAMPLE, "sampled_spec": SAMPLE, "full_spec": FULL}
+        known = {"reports": reports, "comparison": replace(found, rmse=error), "metric": metric}
+        return Row(job=record(number, exit_code=0, target=target), overrides=f"job={number}", **known)
+
+    reference = "Errors are differences to the full corpus, the reference; a strategy costs the documents of its sample."
+    assert compared_at_equal_cost([row(1, 0.2, 1), row(2, 0.1, 1), row(3, 0.01, 4)]) == [
+        reference,
+        "Of 2 strategies with 500 documents for a checkpoint job=2 has the smallest error (RMSE 0.100 over 2 checkpoints).",
+    ]
+    for unequal in ([row(1, 0.2, 1), row(2, 0.1, 2)], [row(1, 0.2, 1), row(2, 0.1, 1, "ndcg@10"), row(3, 0.1, 2)]):
+        first, second = compared_at_equal_cost(unequal)
+        assert first == reference and second.endswith("none is said to have the smallest error.")
+    assert compared_at_equal_cost([row(1, 0.2, 1)]) == [reference]
+    rows = list(csv.DictReader(rows_as_csv([row(1, 0.2, 1)]).splitlines()))
+    assert (rows[0]["documents"], rows[0]["encoded"]) == ("500", "1000")
+    columns = [str(column.header) for column in sweep_table([row(1, 0.2, 1)]).columns]
+    assert "documents" in columns and "seconds" not in columns
 
 
 def test_what_looks_like_markup_is_shown_as_it_is_and_a_narrow_terminal_hides_no_digit() -> None:

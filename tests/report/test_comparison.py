@@ -1,11 +1,13 @@
 """The numbers about fidelity: the same as everywhere else, with intervals that do not promise too much."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
 from dr_validate.fidelity.against_full import AgainstFull
-from dr_validate.report.comparison import compare, kendall_tau_b, tau_interval
+from dr_validate.report.comparison import Candidate, compare, kendall_tau_b, smallest_errors, tau_interval
 from tests.report.training import FULL, SAMPLE, Training, bound, exact, within
 
 
@@ -65,3 +67,16 @@ def test_the_interval_of_tau_holds_the_truth_in_at_least_nine_cases_of_ten(check
         assert ends is not None
         held += ends[0] <= tau <= ends[1]
     assert held >= 270
+
+
+def test_equal_errors_have_no_single_winner_and_three_sizes_make_groups_of_their_own(training: Training) -> None:
+    training.sample(bound(0.3), bound(0.4))
+    training.full(0.2, 0.3)
+    found = compare(training.ledger.reports(SAMPLE), training.ledger.reports(FULL), "mrr@10")
+    assert found
+    better, for_each, over = replace(found, rmse=0.05), "for a checkpoint", "over 2 checkpoints"
+    sizes = {"a": (1_000, found), "b": (1_000, found), "c": (2_000, found), "d": (2_040, better), "e": (2_041, better)}
+    candidates = [Candidate(name=name, documents=size, comparison=known) for name, (size, known) in sizes.items()]
+    one, two = smallest_errors(candidates)
+    assert one == f"Of 2 strategies with 1,000 documents {for_each} a and b have the smallest error (RMSE 0.100 {over})."
+    assert two == f"Of 2 strategies with 2,000 to 2,040 documents {for_each} d has the smallest error (RMSE 0.050 {over})."

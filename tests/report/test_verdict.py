@@ -168,13 +168,42 @@ def test_failures_are_counted_and_nothing_at_all_is_said(training: Training) -> 
     assert text == "No checkpoint is validated yet. Of the other checkpoints 1 failed and 1 skipped; the table says why."
 
 
-def test_the_strategy_with_the_smallest_error_is_named(training: Training) -> None:
+@pytest.mark.parametrize(
+    ("documents", "steps", "expected"),
+    [
+        (
+            500,
+            (100, 200),
+            "Of 2 strategies with 500 documents for a checkpoint run_pool has the smallest error (RMSE 0.010 over 2 c",
+        ),
+        (
+            510,
+            (100, 200),
+            "Of 2 strategies with 500 to 510 documents for a checkpoint run_pool has the smallest error (RMSE 0.010",
+        ),
+        (
+            491,
+            (100, 200),
+            "Of 2 strategies with 491 to 500 documents for a checkpoint run_pool has the smallest error (RMSE 0.010",
+        ),
+        (511, (100, 200), None),  # more than 2% apart
+        (490, (100, 200), None),
+        (5_000, (100, 200), None),
+        (500, (100, 300), None),  # not the same checkpoints
+        (500, (100,), None),
+    ],
+)
+def test_the_smallest_error_is_said_only_of_strategies_of_equal_cost_on_the_same_checkpoints(
+    training: Training, documents: int, steps: tuple[int, ...], expected: str | None
+) -> None:
     training.sample(bound(0.5), bound(0.6))
-    training.strategy("b" * 16, "run_pool")
-    for step, value in ((100, 0.21), (200, 0.31)):
-        training.done(step, bound(value), "b" * 16)
-    training.full(0.2, 0.3)
-    assert "Of 2 strategies run_pool 5% has the smallest error (RMSE 0.010)." in said(training)
+    training.strategy("b" * 16, "run_pool", documents=None)
+    corpus = {"documents": 10_000, "encoded": documents, "encoded_now": documents, "fraction": documents / 10_000}
+    for step in steps:
+        training.done(step, bound(0.11 + step / 1000), "b" * 16, corpus=corpus)
+    training.full(0.2, 0.3, 0.4)
+    text = said(training)
+    assert (expected in text) if expected else "smallest error" not in text
 
 
 def test_an_extrapolated_value_is_called_one(training: Training) -> None:
