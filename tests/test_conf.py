@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from dr_validate.config import STAGES, Run, build, conf_dir
 from dr_validate.errors import ConfigError
+from dr_validate.help import comments, documented
 from dr_validate.overrides import explain, explain_sweep, for_every_job, jobs_as_run
 
 CHOICES = sorted(path for stage in STAGES for path in (conf_dir() / stage).glob("*.yaml"))
@@ -64,6 +65,39 @@ def test_every_key_of_a_class_can_be_set_without_a_plus_and_has_the_class_defaul
         required = default in (dataclasses.MISSING, PydanticUndefined)
         same = value == (list(default) if isinstance(default, tuple) else default)
         assert same or required, f"{key}: {value!r} here, {default!r} in the class"
+
+
+@pytest.mark.parametrize("path", sorted(conf_dir().rglob("*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_key_has_a_comment_where_it_is_typed(path: Path) -> None:
+    def leaves(part: dict[str, Any], place: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+        nested = [
+            leaves(value, (*place, key)) if isinstance(value, dict) and value else [(*place, key)]
+            for key, value in part.items()
+        ]
+        return [keys for some in nested for keys in some]
+
+    own = {key: value for key, value in choice(path).items() if key not in ("_target_", "defaults", "hydra")}
+    assert not [".".join(keys) for keys in leaves(own) if keys not in comments(path)]
+
+
+def test_help_shows_each_key_with_its_value_and_its_comment() -> None:
+    config = composed("sampler=run_pool", "dataset=beir", "seed=7", "sampler.depth=5", "encoder.query_prefix=''")
+    lines = documented(config, {"sampler": "run_pool", "dataset": "beir", "encoder": "auto", "source": "mine"}).splitlines()
+    for line in (
+        "seed: 7  # ",
+        "sampler:  # sampler=run_pool",
+        "  depth: 5  # documents of the run for each query",
+        "metrics: [mrr@10, ",
+    ):
+        assert any(one.startswith(line) for one in lines), line
+    for line in (
+        "  path: ???  # required: folder in BEIR's form",
+        "  query_prefix: ''  # put before every query; E5: ",
+        "  mode: follow  # ",
+    ):
+        assert any(one.startswith(line) for one in lines), line
+    assert "source:" in lines and "  follow_links: false" in lines  # a choice of somebody's own has no comments here
+    assert not any("_target_" in line for line in lines)
 
 
 def test_every_stage_has_a_choice_and_every_run_is_tried_here() -> None:
@@ -171,6 +205,7 @@ def test_a_secret_in_the_wrong_place_is_not_shown() -> None:
     ("arguments", "code", "said"),
     [
         (["--help"], 0, "dr_validate validates dense-retrieval checkpoints"),
+        (["--help", "sampler=stratified"], 0, "\n  pool_share: 0.7  # share for the pool, of what is left"),
         (["--cfg", "job", "+run=demo"], 0, "fraction: 0.1"),
         (["sampler=nonsense"], 2, "  sampler: got 'nonsense', expected one of full, random, run_pool, stratified"),
         (["+run=nonsense"], 2, "  run: got 'nonsense', expected one of beir, demo,"),
@@ -179,7 +214,7 @@ def test_a_secret_in_the_wrong_place_is_not_shown() -> None:
         (["source.path=x", "encoder.dtype=float8"], 2, "1 problem in the configuration:\n  encoder.dtype"),
         (["-m", "source.path=x", "sampler=full,random"], 2, "set watch.mode=once"),
     ],
-    ids=["help", "cfg", "choice", "run", "key", "plus", "value", "follow-in-multirun"],
+    ids=["help", "help-of-a-choice", "cfg", "choice", "run", "key", "plus", "value", "follow-in-multirun"],
 )
 def test_questions_and_mistakes_are_answered_without_loading_anything(
     arguments: list[str], code: int, said: str, tmp_path: Path

@@ -280,8 +280,9 @@ def test_only_jobs_of_equal_cost_are_compared_by_error_and_cost_is_counted_in_do
         assert found
         reports = tuple(replace(each, corpus={**each.corpus, "encoded": 500 * share}) for each in sampled)
         target = {"dataset": "d", "sampler": "random", "spec": SAMPLE, "sampled_spec": SAMPLE, "full_spec": FULL}
-        known = {"reports": reports, "comparison": replace(found, rmse=error), "metric": metric}
-        return Row(job=record(number, exit_code=0, target=target), overrides=f"job={number}", **known)
+        job = record(number, exit_code=0, target=target)
+        compared = replace(found, rmse=error)
+        return Row(job=job, overrides=f"job={number}", reports=reports, comparison=compared, metric=metric)
 
     reference = "Errors are differences to the full corpus, the reference; a strategy costs the documents of its sample."
     assert compared_at_equal_cost([row(1, 0.2, 1), row(2, 0.1, 1), row(3, 0.01, 4)]) == [
