@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from dr_validate import sweep
 from dr_validate.config import conf_dir
+from dr_validate.help import offer_help
 from dr_validate.job import SETUP_IS_WRONG, run_job
 from dr_validate.overrides import NOT_COMPOSED, explain, explain_sweep, for_every_job
 
@@ -35,6 +36,7 @@ def main() -> None:
         sys.exit(SETUP_IS_WRONG)
     sys.argv[1:] = for_every_job(sys.argv[1:])
     sweep.prepare(os.environ)
+    offer_help()
     asked_for = RAISE in os.environ
     if not {"-m", "--multirun"} & set(sys.argv):  # there a job may be what raises, in another process
         os.environ.setdefault(RAISE, "1")

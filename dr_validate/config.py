@@ -1,5 +1,6 @@
 """From a composed configuration to a `Run`: every component built, every problem collected into one ConfigError."""
 
+import dataclasses
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,7 +89,20 @@ def build(config: Mapping[str, Any]) -> Run:
     return Run(settings=settings, raw=config, **built)
 
 
+def keys_of(stage: str, config: Any) -> frozenset[str] | None:
+    """The keys of the class that a stage's configuration names; None where there is no such class."""
+    cls = _class_of(stage, config, [])
+    return None if cls is None else frozenset(field.name for field in dataclasses.fields(cls))
+
+
 def _build_stage(stage: str, config: Any, problems: list[str]) -> Any:
+    cls = _class_of(stage, config, problems)
+    if cls is None:
+        return None
+    return _construct(cls, stage, {key: value for key, value in config.items() if key != "_target_"}, problems)
+
+
+def _class_of(stage: str, config: Any, problems: list[str]) -> Any:
     if not isinstance(config, Mapping) or not isinstance(config.get("_target_"), str):
         problems.append(f"{stage}: got {config!r}, expected a choice of the group, e.g. {stage}={_first_choice(stage)}")
         return None
@@ -99,11 +113,10 @@ def _build_stage(stage: str, config: Any, problems: list[str]) -> Any:
         problems.append(f"{stage}._target_: got {target!r}, expected a class of dr_validate.{stage}")
         return None
     try:
-        cls = getattr(importlib.import_module(module_name), class_name)
+        return getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         problems.append(f"{stage}._target_: got {target!r}, which cannot be imported ({error})")
         return None
-    return _construct(cls, stage, {key: value for key, value in config.items() if key != "_target_"}, problems)
 
 
 def _construct(cls: type[Any], place: str, values: Mapping[str, Any], problems: list[str]) -> Any:

@@ -93,8 +93,9 @@ def _run_in_sweep(config: DictConfig, folder: Path, hydra: Any) -> int:
 
 
 def _run_on_record(config: DictConfig, folder: Path, hydra: Any, wish_to_stop: threading.Event) -> int:
-    record = sweep.begin(folder, hydra.job.num, hydra.overrides.task, str(config.get("task")))
-    log.info("job %d of the sweep: %s", record.number, " ".join(record.overrides))
+    record = sweep.begin(folder, hydra.job.num + 1, hydra.overrides.task, str(config.get("task")))
+    place = sweep.place(record.number, os.environ)
+    log.info("%s: %s", place, " ".join(record.overrides))
     try:
         record = _recorded(record, _plain(config), folder, wish_to_stop)
     except DrValidateError as error:
@@ -104,7 +105,7 @@ def _run_on_record(config: DictConfig, folder: Path, hydra: Any, wish_to_stop: t
         dataclasses.replace(record, exit_code=1, error=f"{type(error).__name__}: {error}").save(folder)
         raise
     record.save(folder)
-    log.info("job %d of the sweep has ended: exit code %d", record.number, record.exit_code)
+    log.info("%s has ended: exit code %d", place, record.exit_code)
     assert record.exit_code is not None
     return record.exit_code
 

@@ -1,7 +1,10 @@
 """What is wrong with a command line that does not compose: every problem at once, in the words of this package, not Hydra's."""
 
+import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -12,15 +15,19 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dr_validate.config import build, conf_dir
+from dr_validate.config import STAGES, Settings, build, conf_dir, keys_of
 from dr_validate.errors import ConfigError
 
+Compose = Callable[[tuple[str, ...]], Mapping[str, Any]]  # from overrides to the plain configuration
 NOT_COMPOSED = (HydraException, OmegaConfBaseException)
+SETTINGS = {field.name for field in dataclasses.fields(Settings)}
 MOST_COMPOSED = 12  # jobs of a sweep: what comes after is left to Hydra
 
 
-def explain(error: Exception, arguments: Sequence[str]) -> str:
-    """The message for `arguments`, of which Hydra said `error`. What we have no better words for keeps Hydra's."""
+def explain(error: Exception, arguments: Sequence[str], *, values: bool = True) -> str:
+    """The message for `arguments`, of which Hydra said `error`. What we have no better words for keeps Hydra's.
+
+    `values`: whether what is wrong with values is said in the same message, which takes all arguments."""
     if isinstance(error, MissingConfigException) and (problem := _unknown_choice(error)):
         return str(ConfigError([problem]))  # what else is wrong depends on the choice that was meant
     unknown: list[str] = []
@@ -39,7 +46,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
         config, said = _composed(overrides)
     if not unknown:
         return str(error) if error.__cause__ is None else f"{error}\n{error.__cause__}"
-    others = () if asked.cfg or asked.help else _other_problems(config)
+    others = () if asked.cfg or asked.help or not values else _other_problems(config)
     return str(ConfigError([*(_unknown_key(key, config) for key in unknown), *others]))
 
 
@@ -47,7 +54,7 @@ def explain_sweep(arguments: Sequence[str]) -> str | None:
     """What is wrong with a job of a sweep (-m), found before any of them is launched; None for other command lines, and where
     it takes Hydra to know (a configuration of the user's own, values that only a job has).
 
-    Each value is composed once, beside the first of every other key.
+    Each value is composed once, beside the first of every other key, as `jobs_as_run` has it.
     """
     asked = get_args_parser().parse_known_args(list(arguments))[0]
     own = asked.config_dir or asked.config_path or asked.config_name
@@ -60,18 +67,22 @@ def explain_sweep(arguments: Sequence[str]) -> str | None:
         return None  # Hydra says it
     if not all(values):
         return None
-    first = [each[0] for each in values]
-    jobs = [[*first[:place], value, *first[place + 1 :]] for place, each in enumerate(values) for value in each[1:]]
-    for job in [first, *jobs][:MOST_COMPOSED]:
-        _, error = _composed(job, resolve=False)
-        if error is not None:
+    composed = functools.cache(lambda job: _composed(job, resolve=False))
+    swept = _Swept([list(job) for job in itertools.product(*values)], lambda job: composed(job)[0])
+    for choices in dict.fromkeys(swept.choices):
+        if error := composed(choices)[1]:
+            return explain(error, choices, values=False)
+    if problems := swept.unknown():
+        return str(ConfigError(problems))
+    for job in _each_value_once(swept.as_run())[:MOST_COMPOSED]:
+        if error := composed(tuple(job))[1]:
             return explain(error, job)
     return None
 
 
 def for_every_job(arguments: Sequence[str]) -> list[str]:
     """The command line of a sweep over choices (sampler=a,b), with the keys of that group (sampler.fraction=0.1) as additions:
-    Hydra first composes them beside the default choice, which need not have them. `explain_sweep` has seen that the jobs do."""
+    Hydra first composes them beside the default choice, which need not have them. `jobs_as_run` takes that back."""
     asked = get_args_parser().parse_known_args(list(arguments))[0]
     if not asked.multirun:
         return list(arguments)
@@ -80,12 +91,118 @@ def for_every_job(arguments: Sequence[str]) -> list[str]:
     except NOT_COMPOSED:
         return list(arguments)
     groups = {one.key_or_group for one in overrides if one.is_sweep_override() and (conf_dir() / one.key_or_group).is_dir()}
+    groups |= set(STAGES) if "run" in groups else set()  # its choices choose for every stage
     fixed = {
         str(one.input_line)
         for one in overrides
-        if one.type is OverrideType.CHANGE and not one.is_sweep_override() and one.key_or_group.partition(".")[0] in groups
+        if one.type is OverrideType.CHANGE and not one.is_sweep_override() and _stage_and_key(one)[0] in groups
     }
     return [f"++{argument}" if argument in fixed else argument for argument in arguments]
+
+
+def jobs_as_run(jobs: Sequence[Sequence[str]], compose: Compose) -> list[list[str]]:
+    """The jobs of a sweep, each without the keys that its choice of a stage lacks and another job's has (sampler.fraction
+    where sampler=full), and none twice that differs from an earlier one in nothing else. A key that no job's choice has stays.
+
+    `compose` is asked for the choices of jobs alone, and only where jobs differ in them.
+    """
+    return _Swept(jobs, compose).as_run()
+
+
+class _Swept:
+    """The jobs of a sweep as they were typed, and which keys the choices of each have."""
+
+    def __init__(self, jobs: Sequence[Sequence[str]], compose: Compose) -> None:
+        parser = OverridesParser.create()
+        self._jobs = jobs
+        self._parsed = {text: parser.parse_override(text) for text in dict.fromkeys(itertools.chain(*jobs))}
+        self.choices = [tuple(text for text in job if _is_choice(self._parsed[text])) for job in jobs]
+        differ = self._may_differ()
+        self._configs = {choices: compose(choices) if differ else {} for choices in dict.fromkeys(self.choices)}
+        self._keys = {choices: _keys_by_stage(config) for choices, config in self._configs.items()}
+
+    def _may_differ(self) -> bool:
+        """Whether a job may lack a key that another has; composing takes a while, for each choice."""
+        all_choices, common = set().union(*self.choices), set(self.choices[0]).intersection(*self.choices)
+        chosen = {self._parsed[text].key_or_group for text in all_choices}
+        swept = {self._parsed[text].key_or_group for text in all_choices - common}
+        typed = {_stage_and_key(one)[0] for one in self._parsed.values() if _is_value(one)}
+        return bool(swept) and bool(chosen - set(STAGES) or typed & swept)
+
+    def as_run(self) -> list[list[str]]:
+        first: dict[tuple[str, ...], list[str]] = {}
+        found: list[list[str]] = []
+        for job, choices in zip(self._jobs, self.choices, strict=True):
+            kept, left_out = self._split(job, choices)
+            if first.setdefault(tuple(kept), left_out) == left_out:
+                found.append(kept)
+        return found
+
+    def unknown(self) -> list[str]:
+        """Problems: keys that several choices are swept over for, and none has."""
+        found = {}
+        for text in self._parsed:
+            stage, key = _stage_and_key(self._parsed[text])
+            known = [config for choices, config in self._configs.items() if stage in self._keys[choices]]
+            targets = {str(config[stage]["_target_"]).split(".")[-2]: None for config in known}
+            if len(targets) > 1 and _is_value(self._parsed[text]) and key not in (have := self._known(stage)):
+                hint = difflib.get_close_matches(key, sorted(have), n=1)
+                way_out = f"did you mean {stage}.{hint[0]}?" if hint else f"they have {', '.join(sorted(have))}"
+                found[stage, key] = f"{stage}.{key}: none of {stage}={','.join(targets)} has such a key; {way_out}"
+        return list(found.values())
+
+    def _known(self, stage: str) -> set[str]:
+        return {key for keys in self._keys.values() for key in keys.get(stage, ())}
+
+    def _split(self, job: Sequence[str], choices: tuple[str, ...]) -> tuple[list[str], list[str]]:
+        """What a job is to be told, and what it is not."""
+        kept: list[str] = []
+        left_out: list[str] = []
+        for text in job:
+            stage, key = _stage_and_key(self._parsed[text])
+            mine = self._keys[choices].get(stage)
+            if mine is None or not _is_value(self._parsed[text]):
+                kept.append(text)
+            elif key in mine:
+                kept.append(text.removeprefix("++"))
+            else:
+                (left_out if key in self._known(stage) else kept).append(text)
+        for stage, mine in self._keys[choices].items():  # what a named experiment (+run=NAME) has set for another choice
+            lacking = set(self._configs[choices][stage]) - mine - {"_target_"}
+            kept += [f"~{stage}.{key}" for key in sorted(lacking & self._known(stage)) if f"~{stage}.{key}" not in kept]
+        return kept, left_out
+
+
+def _is_choice(override: Override) -> bool:
+    """Not a value: what it takes to know which choices a job has."""
+    return "." not in override.key_or_group and override.key_or_group not in SETTINGS
+
+
+def _is_value(override: Override) -> bool:
+    """Of a key within a group or section (`sampler.fraction`)."""
+    return "." in override.key_or_group and override.type in (OverrideType.CHANGE, OverrideType.FORCE_ADD)
+
+
+def _stage_and_key(override: Override) -> tuple[str, str]:
+    stage, _, key = override.key_or_group.partition(".")
+    return stage, key.partition(".")[0]
+
+
+def _keys_by_stage(config: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+    """Of each stage whose class is known."""
+    found = {stage: keys_of(stage, config.get(stage)) for stage in STAGES}
+    return {stage: keys for stage, keys in found.items() if keys is not None}
+
+
+def _each_value_once(jobs: Sequence[list[str]]) -> list[list[str]]:
+    """The first job, and every one that has an override which those before it have not."""
+    seen: set[str] = set()
+    found: list[list[str]] = []
+    for job in jobs:
+        if not found or not seen.issuperset(job):
+            found.append(job)
+            seen.update(job)
+    return found
 
 
 def _values(override: Override) -> Iterator[str]:

@@ -73,17 +73,20 @@ class Pipeline:
                 ranked = self._rank(hand, plan, control)
                 clock.lap("rank", ranked.seconds)
                 encoded_now += ranked.encoded_now
+                control.progress("scoring", 0, 0)
                 self._begin_warm_up()  # nothing was loaded if all vectors were kept
                 self._warm_up.join()
                 scores = self.metrics.score(ranked.ranking, self.test_set.qrels)
                 clock.lap("score")
                 self._meet_anchor(plan, control)
+                control.progress("estimating", 0, 0)
                 outcome = self.outcomes.of(plan, checkpoint.digest, ranked.ranking, scores)
                 earlier |= outcome.notes.get("estimate", {}).get("earlier", {})  # of those that met this level
                 clock.lap("estimate")
                 if reason := self._reason_to_stop(checkpoint, plan, outcome):
                     break
             clock.spent({"load": hand.model.load_s})
+        control.progress("writing results", 0, 0)
         self._keep(checkpoint, plan, ranked.ranking, (outcome.per_query, scores.per_query))
         return Report(
             checkpoint=checkpoint,

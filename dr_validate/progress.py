@@ -36,14 +36,14 @@ class Progress:
             self._bar.start()
 
     def show(self, progress: Mapping[str, Any] | None) -> None:
-        """`progress` holds phase, done and total, as the worker sends them."""
+        """`progress` holds phase, done and total (documents; 0 for a phase that counts none), as the worker sends them."""
         if not self._title:
             return
         self._known = progress or self._known
         if self._bar is not None:
             if progress is not None:
                 phase, done, total = (progress[name] for name in ("phase", "done", "total"))
-                self._bar.update(self._task, description=f"{self._title}: {phase}", completed=done, total=total)
+                self._bar.update(self._task, description=f"{self._title}: {phase}", completed=done, total=total or None)
         elif time.monotonic() - self._last_line > LINE_EVERY_S:
             self._last_line = time.monotonic()
             log.info("%s: %s", self._title, self._words())
@@ -51,7 +51,8 @@ class Progress:
     def _words(self) -> str:
         if self._known is None:
             return f"no documents yet after {self._last_line - self._began:.0f} s (a slow device takes long for the first ones)"
-        return f"{self._known['phase']} {self._known['done']} of {self._known['total']}"
+        phase, done, total = (self._known[name] for name in ("phase", "done", "total"))
+        return f"{phase} {done:,} of {total:,} documents" if total else str(phase)
 
     def end(self) -> None:
         """Take the bar away."""

@@ -174,7 +174,8 @@ class Control(Protocol):
     def check(self) -> None:
         """Raise GaveWay, Stopped or TimedOut if this work is to stop now."""
 
-    def progress(self, phase: str, done: int, total: int) -> None: ...
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """Tell what is being done now ("encoding", "scoring"), and of how many documents; `total` 0 where none are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,8 @@ from dr_validate.component import fingerprint
 class Strategy:
     """A row: one job, its best checkpoint's value, and how well its sample of `documents` stood in for the corpus.
 
+    What it costs is the number of `documents` for a checkpoint, of which `encoded` over all checkpoints were not kept from an
+    earlier job; `seconds` depend on what else the machine did.
     `tau_low`, `tau_high`: 95%; `covered`: in how many of `with_interval` checkpoints the full value lies in the interval.
     """
 
@@ -30,6 +32,7 @@ class Strategy:
     covered: int | None
     with_interval: int | None
     documents: int | None
+    encoded: int
     seconds: float
     status: str
 

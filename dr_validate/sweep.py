@@ -20,15 +20,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from dr_validate.config import SECRET_WORDS
+from dr_validate.config import SECRET_WORDS, STAGES
 from dr_validate.files import write_atomically
 from dr_validate.logs import set_up_logging
+from dr_validate.overrides import jobs_as_run
 
 SWEEP_ID = "DR_VALIDATE_SWEEP"  # environment: set by the launching process, ends hydra.sweep.dir in conf/config.yaml
 SWEEP_FOLDER = "DR_VALIDATE_SWEEP_FOLDER"  # environment: set by it once the folder is known, inherited by its jobs
+SWEEP_JOBS = "DR_VALIDATE_SWEEP_JOBS"  # environment: how many jobs there are, where it is known before the first begins
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 STOP_MARK = "stop"
 log = logging.getLogger(__name__)
 
@@ -37,7 +42,7 @@ log = logging.getLogger(__name__)
 class JobRecord:
     """What is known of one job (JSON values). `exit_code` is None until it has ended: for ever if its process dies.
 
-    `target`: the fields of `attempt.Target`, once known; `config`: the plain configuration, once found right.
+    `number`: from 1; `target`: the fields of `attempt.Target`, once known; `config`: the plain configuration, once found right.
     """
 
     number: int
@@ -60,7 +65,8 @@ class JobRecord:
 def prepare(environment: MutableMapping[str, str]) -> None:
     """Give this process, should it launch a sweep, a name for it that no other sweep has."""
     environment[SWEEP_ID] = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
-    environment.pop(SWEEP_FOLDER, None)  # of a sweep whose job started this process
+    for name in (SWEEP_FOLDER, SWEEP_JOBS):  # of a sweep whose job started this process
+        environment.pop(name, None)
 
 
 def sweep_folder(environment: Mapping[str, str]) -> Path | None:
@@ -69,11 +75,41 @@ def sweep_folder(environment: Mapping[str, str]) -> Path | None:
     return Path(folder) if folder else None
 
 
+def place(number: int, environment: Mapping[str, str]) -> str:
+    """`job 2 of 4`, as far as that is known."""
+    jobs = environment.get(SWEEP_JOBS)
+    return f"job {number} of {jobs}" if jobs else f"job {number}"
+
+
+def tell_jobs_their_keys() -> None:
+    """Have Hydra's own sweeper tell each job only what its choices have a key for (`jobs_as_run`).
+
+    Other sweepers (hydra/sweeper=NAME) stay what they are.
+    """
+    # Hydra takes no sweeper from outside its own packages, and the class of an import may be another one than it uses.
+    basic: Any = Plugins.instance().class_name_to_class[BASIC_SWEEPER]
+    jobs_as_typed = basic.split_arguments
+
+    def split_arguments(sweeper: Any, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        def compose(choices: tuple[str, ...]) -> Mapping[str, Any]:
+            config = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(choices))
+            stages = {stage: config[stage] for stage in STAGES if isinstance(config.get(stage), DictConfig)}
+            return {stage: OmegaConf.to_container(part, throw_on_missing=False) for stage, part in stages.items()}
+
+        (jobs,) = jobs_as_typed(overrides, None)
+        jobs = jobs_as_run(jobs, compose)
+        os.environ[SWEEP_JOBS] = str(len(jobs))
+        return list(sweeper.split_overrides_to_chunks(jobs, max_batch_size))
+
+    basic.split_arguments = split_arguments
+
+
 class SweepStart(Callback):
     """Called by Hydra in the launching process before the first job (`hydra.callbacks` in conf/config.yaml)."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Make the folder, tell the jobs of it, and have a wish to stop reach them."""
+        """Make the folder, tell the jobs of it, and have a wish to stop reach them"""
+        tell_jobs_their_keys()
         folder, name = Path(str(config.hydra.sweep.dir)).absolute(), os.environ.get(SWEEP_ID)
         if name is None:  # started by other code than ours, which has its own ideas about sweeps
             return

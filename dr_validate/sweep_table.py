@@ -1,8 +1,12 @@
-"""The table at the end of a sweep: what each job's sample was worth, how far it was off the full corpus, what it cost."""
+"""The table at the end of a sweep: what each job's sample was worth, how far it was off the full corpus, what it cost.
+
+Cost is counted in documents: seconds depend on what else the machine did.
+"""
 
 import csv
 import io
 import logging
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +19,7 @@ from dr_validate.config import Run, build
 from dr_validate.errors import Outage, SetupError
 from dr_validate.files import write_atomically
 from dr_validate.ledger import Ledger
-from dr_validate.report.comparison import Comparison, compare
+from dr_validate.report.comparison import Candidate, Comparison, compare, smallest_errors
 from dr_validate.strategies import Strategy, Sweep
 from dr_validate.summary import show_outcome
 from dr_validate.sweep import JobRecord, records, worst_exit_code
@@ -46,6 +50,12 @@ class Row:
         """The checkpoint with the highest value, the earliest of several."""
         done = [report for report in self.reports if report.status == "done"]
         return max(done, key=lambda r: (r.metrics[self.metric].value, -r.checkpoint.step), default=None)
+
+    @property
+    def documents(self) -> float | None:
+        """Of the sample, encoded or kept for one checkpoint: the mean (early decisions end some sooner)."""
+        known = [float(report.corpus["encoded"]) for report in self.reports if report.status == "done"]
+        return statistics.fmean(known) if known else None
 
     @property
     def encoded(self) -> int:
@@ -87,6 +97,8 @@ def show_sweep(folder: Path) -> int:
         elif len(jobs) > 1:
             console = _console()
             console.print(sweep_table(rows))
+            for sentence in compared_at_equal_cost(rows):
+                console.print(sentence, highlight=False, soft_wrap=True, markup=False)
             console.print(f"Rows: {folder / 'sweep.csv'}", highlight=False, soft_wrap=True)
             _log_to_tracker(rows)
     return worst_exit_code(jobs)
@@ -130,7 +142,8 @@ def _strategy(row: Row) -> Strategy:
         tau=agreement.kendall_tau if agreement else None,
         **{name: getattr(agreement, name, None) for name in ("rmse", "bias", "regret", "checkpoints")},
         **{name: getattr(found, name, None) for name in ("covered", "with_interval")},
-        documents=int(best.corpus["encoded"]) if best else None,
+        documents=None if row.documents is None else round(row.documents),
+        encoded=row.encoded,
         seconds=round(row.seconds, 3),
         status=row.status,
     )
@@ -197,7 +210,7 @@ def sweep_table(rows: Sequence[Row]) -> Any:
     )
     table.add_column("job", justify="right", no_wrap=True)
     table.add_column("overrides", overflow="fold", min_width=12)
-    for name in (metric, "step", "bias", "RMSE", "tau", "regret", "over", "encoded", "seconds"):
+    for name in (metric, "step", "bias", "RMSE", "tau", "regret", "over", "documents", "encoded"):
         table.add_column(name, justify="right", overflow="fold")  # a narrow terminal breaks numbers, but hides no digit
     table.add_column("status", overflow="fold", min_width=8)
     for row in rows:
@@ -215,7 +228,25 @@ def _cells(row: Row, *, named: bool) -> list[str]:
         cells += [f"{agreement.bias:+.4f}", f"{agreement.rmse:.4f}", tau, f"{agreement.regret:.4f}", str(agreement.checkpoints)]
     else:
         cells += [""] * 5
-    return [*cells, f"{row.encoded:,}" if best else "", f"{row.seconds:.1f}" if best else "", row.status]
+    documents = "" if row.documents is None else f"{row.documents:,.0f}"
+    return [*cells, documents, f"{row.encoded:,}" if best else "", row.status]
+
+
+def compared_at_equal_cost(rows: Sequence[Row]) -> list[str]:
+    """What can be said of the jobs' errors: which is the smallest among those of one test set, metric and cost."""
+    kinds: dict[tuple[str, str], list[Candidate]] = {}
+    for row in rows:
+        if row.comparison is not None and row.documents is not None and row.job.target is not None:
+            candidate = Candidate(name=row.overrides, documents=row.documents, comparison=row.comparison)
+            kinds.setdefault((row.job.target["full_spec"], row.metric), []).append(candidate)
+    if not kinds:
+        return []
+    sentences = ["Errors are differences to the full corpus, the reference; a strategy costs the documents of its sample."]
+    found = [sentence for candidates in kinds.values() for sentence in smallest_errors(candidates)]
+    if not found and any(len(candidates) > 1 for candidates in kinds.values()):
+        same = "the same number of documents, and full-corpus values of the same two checkpoints or more"
+        found = [f"No two strategies have {same}: none is said to have the smallest error."]
+    return [*sentences, *found]
 
 
 def rows_as_csv(rows: Sequence[Row]) -> str:
@@ -240,6 +271,7 @@ def _fields(row: Row) -> dict[str, Any]:
         "step": best.checkpoint.step if best else None,
         "checkpoint": best.checkpoint.label if best else None,
         **{name: getattr(agreement, name, None) for name in ("bias", "rmse", "kendall_tau", "regret", "checkpoints")},
+        "documents": None if row.documents is None else round(row.documents),
         "encoded": row.encoded,
         "seconds": round(row.seconds, 3),
         **{status: counts[status] for status in ("done", "failed", "skipped")},

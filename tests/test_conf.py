@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from pydantic_core import PydanticUndefined
 
 from dr_validate.config import STAGES, Run, build, conf_dir
 from dr_validate.errors import ConfigError
-from dr_validate.overrides import explain, explain_sweep, for_every_job
+from dr_validate.help import comments, documented
+from dr_validate.overrides import explain, explain_sweep, for_every_job, jobs_as_run
 
 CHOICES = sorted(path for stage in STAGES for path in (conf_dir() / stage).glob("*.yaml"))
 NEEDED = {
@@ -63,6 +65,39 @@ def test_every_key_of_a_class_can_be_set_without_a_plus_and_has_the_class_defaul
         required = default in (dataclasses.MISSING, PydanticUndefined)
         same = value == (list(default) if isinstance(default, tuple) else default)
         assert same or required, f"{key}: {value!r} here, {default!r} in the class"
+
+
+@pytest.mark.parametrize("path", sorted(conf_dir().rglob("*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_key_has_a_comment_where_it_is_typed(path: Path) -> None:
+    def leaves(part: dict[str, Any], place: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+        nested = [
+            leaves(value, (*place, key)) if isinstance(value, dict) and value else [(*place, key)]
+            for key, value in part.items()
+        ]
+        return [keys for some in nested for keys in some]
+
+    own = {key: value for key, value in choice(path).items() if key not in ("_target_", "defaults", "hydra")}
+    assert not [".".join(keys) for keys in leaves(own) if keys not in comments(path)]
+
+
+def test_help_shows_each_key_with_its_value_and_its_comment() -> None:
+    config = composed("sampler=run_pool", "dataset=beir", "seed=7", "sampler.depth=5", "encoder.query_prefix=''")
+    lines = documented(config, {"sampler": "run_pool", "dataset": "beir", "encoder": "auto", "source": "mine"}).splitlines()
+    for line in (
+        "seed: 7  # ",
+        "sampler:  # sampler=run_pool",
+        "  depth: 5  # documents of the run for each query",
+        "metrics: [mrr@10, ",
+    ):
+        assert any(one.startswith(line) for one in lines), line
+    for line in (
+        "  path: ???  # required: folder in BEIR's form",
+        "  query_prefix: ''  # put before every query; E5: ",
+        "  mode: follow  # ",
+    ):
+        assert any(one.startswith(line) for one in lines), line
+    assert "source:" in lines and "  follow_links: false" in lines  # a choice of somebody's own has no comments here
+    assert not any("_target_" in line for line in lines)
 
 
 def test_every_stage_has_a_choice_and_every_run_is_tried_here() -> None:
@@ -170,6 +205,7 @@ def test_a_secret_in_the_wrong_place_is_not_shown() -> None:
     ("arguments", "code", "said"),
     [
         (["--help"], 0, "dr_validate validates dense-retrieval checkpoints"),
+        (["--help", "sampler=stratified"], 0, "\n  pool_share: 0.7  # share for the pool, of what is left"),
         (["--cfg", "job", "+run=demo"], 0, "fraction: 0.1"),
         (["sampler=nonsense"], 2, "  sampler: got 'nonsense', expected one of full, random, run_pool, stratified"),
         (["+run=nonsense"], 2, "  run: got 'nonsense', expected one of beir, demo,"),
@@ -178,7 +214,7 @@ def test_a_secret_in_the_wrong_place_is_not_shown() -> None:
         (["source.path=x", "encoder.dtype=float8"], 2, "1 problem in the configuration:\n  encoder.dtype"),
         (["-m", "source.path=x", "sampler=full,random"], 2, "set watch.mode=once"),
     ],
-    ids=["help", "cfg", "choice", "run", "key", "plus", "value", "follow-in-multirun"],
+    ids=["help", "help-of-a-choice", "cfg", "choice", "run", "key", "plus", "value", "follow-in-multirun"],
 )
 def test_questions_and_mistakes_are_answered_without_loading_anything(
     arguments: list[str], code: int, said: str, tmp_path: Path
@@ -208,7 +244,13 @@ def test_an_interrupt_ends_with_one_line(tmp_path: Path) -> None:
     [
         (["sampler=random,stratifed"], "sampler: got 'stratifed', expected one of full, random, run_pool, stratified"),
         (["sampler=random", "sampler.fractoin=0.1,0.2"], "sampler=random has no such key; did you mean sampler.fraction?"),
-        (["sampler=random,full", "sampler.fraction=0.1"], "sampler.fraction: sampler=full has no such key"),
+        (["sampler=full", "sampler.fraction=0.1,0.2"], "sampler.fraction: sampler=full has no such key"),
+        (
+            ["sampler=full,random", "sampler.fractoin=0.1"],
+            "sampler.fractoin: none of sampler=full,random has such a key; did you mean sampler.fraction?",
+        ),
+        (["sampler=full,stratifed", "sampler.fraction=0.1"], "sampler: got 'stratifed', expected one of full, random"),
+        (["sampler=full,random", "sampler.fraction=0.1", "nonsense=1"], "  nonsense: there is no such key"),
         (["metrics=[mrr@10],[ndcg@10]", "watch.mod=once"], "watch.mod: there is no such key; did you mean watch.mode?"),
     ],
 )
@@ -226,8 +268,10 @@ def test_sweeps_that_compose_are_let_through() -> None:
 
 
 def test_a_key_that_the_default_choice_lacks_may_be_set_for_all_choices_of_a_sweep() -> None:
+    for choices in ("sampler=random,stratified", "sampler=full,random,stratified"):
+        sweep = ["-m", choices, "sampler.fraction=0.1", "seed=1", "dataset=beir"]
+        assert explain_sweep([*sweep, "source.path=x", "dataset.path=y"]) is None
     sweep = ["-m", "sampler=random,stratified", "sampler.fraction=0.1", "seed=1", "dataset=beir"]
-    assert explain_sweep([*sweep, "source.path=x", "dataset.path=y"]) is None
     assert for_every_job(sweep) == ["-m", "sampler=random,stratified", "++sampler.fraction=0.1", "seed=1", "dataset=beir"]
     for as_it_is in (
         sweep[1:],  # no sweep
@@ -236,6 +280,51 @@ def test_a_key_that_the_default_choice_lacks_may_be_set_for_all_choices_of_a_swe
         ["-m", "seed=["],
     ):
         assert for_every_job(as_it_is) == as_it_is
+
+
+@pytest.mark.parametrize(
+    ("swept", "expected"),
+    [
+        (
+            ["sampler=full,random,stratified", "++sampler.fraction=0.1"],
+            [
+                ["sampler=full"],
+                ["sampler=random", "sampler.fraction=0.1"],
+                ["sampler=stratified", "sampler.fraction=0.1"],
+            ],
+        ),
+        (
+            ["sampler.fraction=0.05,0.1", "sampler=random,full"],
+            [["sampler.fraction=0.05", "sampler=random"], ["sampler=full"], ["sampler.fraction=0.1", "sampler=random"]],
+        ),
+        (["index=flat,factory", "++index.spec=IVF8"], [["index=flat"], ["index=factory", "index.spec=IVF8"]]),
+        (
+            ["+run=msmarco,nq", "++dataset.path=here", "++dataset.id=there"],
+            [["+run=msmarco", "dataset.path=here"], ["+run=nq", "dataset.id=there"]],
+        ),
+        (
+            ["+run=demo", "sampler=full,random"],
+            [["+run=demo", "sampler=full", "~sampler.fraction"], ["+run=demo", "sampler=random"]],
+        ),
+        (["sampler=random,random,full,full"], [["sampler=random"], ["sampler=random"], ["sampler=full"], ["sampler=full"]]),
+        (["sampler=full,random", "++sampler.x=1"], [["sampler=full", "++sampler.x=1"], ["sampler=random", "++sampler.x=1"]]),
+        (["sampler=full", "sampler.fraction=0.1,0.2"], [["sampler=full", f"sampler.fraction={n}"] for n in (0.1, 0.2)]),
+    ],
+)
+def test_a_job_of_a_sweep_is_told_only_what_its_choices_have_a_key_for_and_no_job_runs_twice_for_it(
+    swept: list[str], expected: list[list[str]]
+) -> None:
+    values = [[f"{key}={value}" for value in values.split(",")] for key, _, values in (one.partition("=") for one in swept)]
+    jobs = jobs_as_run([list(job) for job in itertools.product(*values)], lambda choices: composed(*choices))
+    assert jobs == expected
+
+
+def test_what_sweeps_have_in_common_takes_no_composing() -> None:
+    def compose(choices: tuple[str, ...]) -> dict[str, Any]:
+        raise AssertionError(choices)
+
+    for jobs in ([["seed=1", "source.path=x"], ["seed=2", "source.path=x"]], [["sampler=full", "top_k=9"], ["sampler=random"]]):
+        assert jobs_as_run(jobs, compose) == jobs
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ class StopsAfter(Unhurried):
             raise Stopped
 
     def progress(self, phase: str, done: int, total: int) -> None:
-        self._is_time = done == self._documents
+        self._is_time = self._is_time or done == self._documents
 
 
 def test_one_that_was_stopped_between_two_levels_goes_on(collection: Path, folders: Sequence[Path], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +19,15 @@ import pytest
 from dr_validate import sweep
 from dr_validate.attempt import Target
 from dr_validate.config import build
+from dr_validate.report.comparison import compare
 from dr_validate.summary import show_outcome
 from dr_validate.sweep import JobRecord
-from dr_validate.sweep_table import rows_as_csv, show_sweep, sweep_rows, sweep_table
+from dr_validate.sweep_table import Row, compared_at_equal_cost, rows_as_csv, show_sweep, sweep_rows, sweep_table
 from dr_validate.watch import Outcome
+from tests.report.training import FULL, SAMPLE, Training, bound
 from tests.wandb_server.fixture import ServerHandle, start_server
 
+SAMPLED = "sampler=random sampler.fraction=0.1"
 LAUNCHERS = ("hydra_plugins.hydra_joblib_launcher", "hydra_plugins.hydra_submitit_launcher")
 
 
@@ -101,8 +105,9 @@ def test_jobs_side_by_side_share_a_state_dir_a_spec_and_baselines_and_one_table(
     pytest.importorskip(LAUNCHERS[0], reason="Hydra's joblib launcher is not installed")
     tracker = ["tracker=wandb", "tracker.project=retrieval", "tracker.timeout_s=5"]
     parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"]
-    result = sweeps(*tracker, *parallel, "sampler=random,full,full")
+    result = sweeps(*tracker, *parallel, "sampler=random,full,full", "sampler.fraction=0.1")  # which the full corpus lacks
     assert result.returncode == 0, result.stderr
+    assert "job 1 of 3: " in result.stderr and "job 3 of 3: " in result.stderr
     assert result.stdout.count("A sweep of 3 jobs") == 1
     assert "by training step" not in result.stdout  # one table, not one for each job
     reports = sweeps.command.reports("state")
@@ -110,7 +115,8 @@ def test_jobs_side_by_side_share_a_state_dir_a_spec_and_baselines_and_one_table(
     assert len(values) == len(reports) == 4  # two jobs of one spec validated each checkpoint once
     off = [values["random", step] - values["full", step] for step in (100, 200)]
     row, full, again = sweeps.rows
-    assert [one["overrides"] for one in sweeps.rows] == ["sampler=random", "sampler=full", "sampler=full"]
+    assert [one["overrides"] for one in sweeps.rows] == [SAMPLED, "sampler=full", "sampler=full"]
+    assert [one["job"] for one in sweeps.rows] == ["1", "2", "3"]
     assert float(row["bias"]) == pytest.approx(sum(off) / 2)
     assert row["checkpoints"] == "2"
     assert float(row["value"]) == max(values["random", step] for step in (100, 200))
@@ -126,7 +132,7 @@ def test_jobs_side_by_side_share_a_state_dir_a_spec_and_baselines_and_one_table(
 def the_table_is_in_one_run_however_often_it_is_logged(sweeps: Sweeps, server: ServerHandle, row: dict[str, str]) -> None:
     (run,) = [run for run in server.runs() if run.job_type == "validate-sweep"]
     (table,) = strategies(server)
-    assert [one["strategy"] for one in table] == ["sampler=random", "sampler=full", "sampler=full"]
+    assert [one["strategy"] for one in table] == [SAMPLED, "sampler=full", "sampler=full"]
     names = {"value": "value", "low": "low", "high": "high", "naive": "naive", "rmse": "rmse", "bias": "bias"}
     for column, name in {**names, "tau": "kendall_tau", "regret": "regret"}.items():
         assert table[0][column] == (pytest.approx(float(row[name])) if row[name] else None), column
@@ -260,6 +266,37 @@ def test_a_job_that_died_is_told_from_one_that_was_not_run() -> None:
         "2 problems: [a] b",
     ]
     assert rows_as_csv(rows).count("\n") == 4
+
+
+def test_only_jobs_of_equal_cost_are_compared_by_error_and_cost_is_counted_in_documents(tmp_path: Path) -> None:
+    training = Training(tmp_path)
+    with training.ledger:
+        training.sample(bound(0.3), bound(0.4))
+        training.full(0.2, 0.3)
+        sampled, full = training.ledger.reports(SAMPLE), training.ledger.reports(FULL)
+
+    def row(number: int, error: float, share: float, metric: str = "mrr@10") -> Row:
+        found = compare(sampled, full, "mrr@10")
+        assert found
+        reports = tuple(replace(each, corpus={**each.corpus, "encoded": 500 * share}) for each in sampled)
+        target = {"dataset": "d", "sampler": "random", "spec": SAMPLE, "sampled_spec": SAMPLE, "full_spec": FULL}
+        job = record(number, exit_code=0, target=target)
+        compared = replace(found, rmse=error)
+        return Row(job=job, overrides=f"job={number}", reports=reports, comparison=compared, metric=metric)
+
+    reference = "Errors are differences to the full corpus, the reference; a strategy costs the documents of its sample."
+    assert compared_at_equal_cost([row(1, 0.2, 1), row(2, 0.1, 1), row(3, 0.01, 4)]) == [
+        reference,
+        "Of 2 strategies with 500 documents for a checkpoint job=2 has the smallest error (RMSE 0.100 over 2 checkpoints).",
+    ]
+    for unequal in ([row(1, 0.2, 1), row(2, 0.1, 2)], [row(1, 0.2, 1), row(2, 0.1, 1, "ndcg@10"), row(3, 0.1, 2)]):
+        first, second = compared_at_equal_cost(unequal)
+        assert first == reference and second.endswith("none is said to have the smallest error.")
+    assert compared_at_equal_cost([row(1, 0.2, 1)]) == [reference]
+    rows = list(csv.DictReader(rows_as_csv([row(1, 0.2, 1)]).splitlines()))
+    assert (rows[0]["documents"], rows[0]["encoded"]) == ("500", "1000")
+    columns = [str(column.header) for column in sweep_table([row(1, 0.2, 1)]).columns]
+    assert "documents" in columns and "seconds" not in columns
 
 
 def test_what_looks_like_markup_is_shown_as_it_is_and_a_narrow_terminal_hides_no_digit() -> None:

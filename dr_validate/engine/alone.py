@@ -37,7 +37,7 @@ class Alone:
                 share.add(piece)
                 done.add(piece.start)
                 count += len(piece)
-                self._control.progress("encode", count, len(work.ordinals))
+                self._control.progress("encoding", count, len(work.ordinals))
                 if time.monotonic() - saved_at >= self._save_every_s:
                     progress.save(done, share.top())
                     num_saved, saved_at = len(done), time.monotonic()

@@ -120,7 +120,7 @@ class Shared:
     def _take_documents(self, member: int, piece: Slice) -> None:
         self._finished[member].add(piece.start)
         self._count += len(piece)
-        self._control.progress("encode", self._count, len(self._workload.ordinals))
+        self._control.progress("encoding", self._count, len(self._workload.ordinals))
 
     def _settle(self) -> None:
         while self._team.waiting:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dr_validate.report.words import has_interval
+from dr_validate.report.words import count, has_interval, listed, number
 from dr_validate.values import Estimate, Float64, Report
 
 LEAST_FOR_INTERVAL = 5  # the variance below is not defined for four
 Z_95 = 1.959964
+EQUAL_COST = 0.02  # strategies cost the same where their numbers of documents differ by no more than this share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,11 +20,12 @@ class Comparison:
 
     `regret`: what the full corpus loses by taking `chosen`, the best on the sample (the worst of several that tie), instead
     of `best`. `tau`: Kendall's tau-b, None where one side is constant, with a 95% interval from five checkpoints on.
-    `covered`: in how many of `with_interval` checkpoints the full value lies in the interval.
+    `covered`: in how many of `with_interval` checkpoints the full value lies in the interval. `digests`: which checkpoints.
     """
 
     metric: str
     checkpoints: int
+    digests: frozenset[str]
     bias: float
     rmse: float
     regret: float
@@ -48,6 +50,7 @@ def compare(sampled: Sequence[Report], full: Sequence[Report], metric: str) -> C
     return Comparison(
         metric=metric,
         checkpoints=len(pairs),
+        digests=frozenset(report.checkpoint.digest for report, _ in pairs),
         bias=float(np.mean(x - y)),
         rmse=float(np.sqrt(np.mean((x - y) ** 2))),
         regret=float(y.max() - y[chosen]),
@@ -58,6 +61,44 @@ def compare(sampled: Sequence[Report], full: Sequence[Report], metric: str) -> C
         covered=held.count(True),
         with_interval=len(held) - held.count(None),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A sampled strategy that may be compared with others; `documents`: encoded for one checkpoint, the mean."""
+
+    name: str
+    documents: float
+    comparison: Comparison
+
+
+def smallest_errors(candidates: Sequence[Candidate]) -> list[str]:
+    """A sentence on each group of strategies that cost the same and know the full-corpus values of the same checkpoints.
+
+    All are of one test set, metric and training. Nothing is said of unequal cost: more documents make smaller errors.
+    """
+    known = [one for one in candidates if one.comparison.checkpoints > 1]
+    groups: list[list[Candidate]] = []
+    for one in sorted(known, key=lambda one: one.documents):
+        for group in groups:
+            same = one.comparison.digests == group[0].comparison.digests
+            if same and one.documents <= (1 + EQUAL_COST) * group[0].documents:
+                group.append(one)
+                break
+        else:
+            groups.append([one])
+    return [_smallest_error(group) for group in groups if len(group) > 1]
+
+
+def _smallest_error(group: Sequence[Candidate]) -> str:
+    least = min(one.comparison.rmse for one in group)
+    names = [one.name for one in group if one.comparison.rmse == least]
+    fewest, most = (f"{round(end(one.documents for one in group)):,}" for end in (min, max))
+    size = f"{fewest} documents" if fewest == most else f"{fewest} to {most} documents"
+    has = "has" if len(names) == 1 else "have"
+    checkpoints = count(group[0].comparison.checkpoints, "checkpoint")
+    error = f"RMSE {number(least, 3)} over {checkpoints}"
+    return f"Of {len(group)} strategies with {size} for a checkpoint {listed(names)} {has} the smallest error ({error})."
 
 
 def paired(sampled: Sequence[Report], full: Sequence[Report], metric: str) -> list[tuple[Report, Report]]:

@@ -59,7 +59,7 @@ def pairs_table(section: Section, strategies: Sequence[Strategy]) -> Table:
     full = section.full.done if section.full else ()
     for strategy in (strategy for strategy in strategies if strategy is not section.full):
         for metric in section.metrics:
-            for report, exact in paired(strategy.done[-MAX_ROWS:], full, metric):
+            for report, exact in paired(strategy.done, full, metric)[-MAX_ROWS:]:
                 estimate, value = report.metrics[metric], exact.metrics[metric].value
                 made: list[Cell] = [report.checkpoint.step, report.checkpoint.label, metric]
                 known = [estimate.value, estimate.low, estimate.high, estimate.naive, value, estimate.value - value]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dr_validate.report.comparison import Comparison
+from dr_validate.report.comparison import Candidate, Comparison, smallest_errors
 from dr_validate.report.gather import Section, Strategy
 from dr_validate.report.queries import Movement, best_of
 from dr_validate.report.words import (
@@ -176,11 +176,9 @@ def _extrapolated(strategy: Strategy, metric: str) -> list[str]:
 
 def _best_strategy(section: Section, metric: str) -> list[str]:
     found = [(strategy, section.comparison(strategy, metric)) for strategy in section.sampled]
-    known = [(strategy, comparison) for strategy, comparison in found if comparison and comparison.checkpoints > 1]
-    if len(known) < 2:
-        return []
-    strategy, comparison = min(known, key=lambda pair: pair[1].rmse)
-    return [f"Of {len(known)} strategies {strategy.name} has the smallest error (RMSE {number(comparison.rmse, DIGITS)})."]
+    return smallest_errors(
+        [Candidate(name=one.name, documents=one.documents, comparison=known) for one, known in found if known and one.documents]
+    )
 
 
 def _cost(section: Section) -> list[str]:

@@ -219,7 +219,7 @@ def test_an_own_document_in_a_sample_smaller_than_top_k_leaves_an_empty_place(tm
 def test_progress_reaches_the_whole_sample(tmp_path: Path) -> None:
     control = StopAfter()
     rank(workload_of(tmp_path), control=control)
-    assert control.seen[-1] == ("encode", NUM_DOCUMENTS, NUM_DOCUMENTS)
+    assert control.seen[-1] == ("encoding", NUM_DOCUMENTS, NUM_DOCUMENTS)
 
 
 def test_the_control_may_stop_before_anything_is_encoded(tmp_path: Path) -> None:

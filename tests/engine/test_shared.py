@@ -172,7 +172,7 @@ def test_progress_counts_documents_of_all_members(tmp_path: Path) -> None:
     shared(AllHere(workload_of(tmp_path), [1, 1]), control=control)
     counts = [done for _, done, _ in control.seen]
     assert counts == sorted(counts)
-    assert control.seen[-1] == ("encode", NUM_DOCUMENTS, NUM_DOCUMENTS)
+    assert control.seen[-1] == ("encoding", NUM_DOCUMENTS, NUM_DOCUMENTS)
 
 
 def test_few_documents_are_cut_smaller_unless_that_could_change_the_ranking(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """The numbers about fidelity: the same as everywhere else, with intervals that do not promise too much."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
 from dr_validate.fidelity.against_full import AgainstFull
-from dr_validate.report.comparison import compare, kendall_tau_b, tau_interval
+from dr_validate.report.comparison import Candidate, compare, kendall_tau_b, smallest_errors, tau_interval
 from tests.report.training import FULL, SAMPLE, Training, bound, exact, within
 
 
@@ -52,6 +54,12 @@ def test_a_perfect_order_is_not_called_certain_and_few_checkpoints_have_no_inter
     assert middle and middle[0] == pytest.approx(-middle[1])
 
 
+def test_the_interval_of_tau_is_that_of_a_hand_calculation() -> None:
+    # 20 checkpoints: a swapped pair is 2 / 190 = 0.0105263; the reach is 1.959964 * sqrt(0.437 / 16) = 0.3239133
+    # tanh(atanh(0.4894737) - 0.3239133) and tanh(atanh(0.5105263) + 0.3239133)
+    assert tau_interval(0.5, 20) == pytest.approx((0.2083584, 0.7100847), abs=1e-6)
+
+
 @pytest.mark.parametrize(("checkpoints", "tau"), [(6, 0.9), (12, 0.9), (12, 0.5), (30, 0.8)])
 def test_the_interval_of_tau_holds_the_truth_in_at_least_nine_cases_of_ten(checkpoints: int, tau: float) -> None:
     rng = np.random.default_rng(2)
@@ -65,3 +73,16 @@ def test_the_interval_of_tau_holds_the_truth_in_at_least_nine_cases_of_ten(check
         assert ends is not None
         held += ends[0] <= tau <= ends[1]
     assert held >= 270
+
+
+def test_equal_errors_have_no_single_winner_and_three_sizes_make_groups_of_their_own(training: Training) -> None:
+    training.sample(bound(0.3), bound(0.4))
+    training.full(0.2, 0.3)
+    found = compare(training.ledger.reports(SAMPLE), training.ledger.reports(FULL), "mrr@10")
+    assert found
+    better, for_each, over = replace(found, rmse=0.05), "for a checkpoint", "over 2 checkpoints"
+    sizes = {"a": (1_000, found), "b": (1_000, found), "c": (2_000, found), "d": (2_040, better), "e": (2_041, better)}
+    candidates = [Candidate(name=name, documents=size, comparison=known) for name, (size, known) in sizes.items()]
+    one, two = smallest_errors(candidates)
+    assert one == f"Of 2 strategies with 1,000 documents {for_each} a and b have the smallest error (RMSE 0.100 {over})."
+    assert two == f"Of 2 strategies with 2,000 to 2,040 documents {for_each} d has the smallest error (RMSE 0.050 {over})."

@@ -3,7 +3,8 @@
 import dataclasses
 
 from dr_validate.findings import MAX_ROWS, Findings
-from dr_validate.report.findings import findings, pairs_table
+from dr_validate.report.findings import fidelity_table, findings, pairs_table
+from dr_validate.values import Agreement, Report
 from tests.report.training import FULL, SAMPLE, Training, bound, exact, within
 
 NAMES = {"spec": SAMPLE, "full_spec": FULL, "training_run": "t"}
@@ -56,6 +57,19 @@ def test_a_long_training_shows_its_newest_checkpoints(training: Training) -> Non
     training.sample(within(0.25, 0.125))
     training.full(0.25)
     section = training.section()
-    (strategy,) = section.sampled
-    many = dataclasses.replace(strategy, reports=strategy.reports * (MAX_ROWS + 1))
-    assert len(pairs_table(section, [many]).rows) == MAX_ROWS
+    (strategy,), full = section.sampled, section.full
+    assert full
+
+    def at_steps(report: Report, steps: range) -> tuple[Report, ...]:
+        made = [dataclasses.replace(report.checkpoint, step=step, digest=f"sha256:{step:04x}") for step in steps]
+        return tuple(dataclasses.replace(report, checkpoint=checkpoint) for checkpoint in made)
+
+    last = MAX_ROWS + 3
+    agreement = Agreement(checkpoints=2, metric="mrr@10", kendall_tau=1.0, rmse=0.1, bias=0.1, regret=0.0)
+    many = dataclasses.replace(strategy, reports=at_steps(strategy.reports[0], range(1, last + 1)))
+    for known, expected in ((last, range(4, last + 1)), (5, range(1, 6))):  # baselines of the first five alone are shown, too
+        exact_ones = dataclasses.replace(full, reports=at_steps(full.reports[0], range(1, known + 1)))
+        table = pairs_table(dataclasses.replace(section, full=exact_ones), [many])
+        assert [row[0] for row in table.rows] == list(expected)
+    agreeing = [dataclasses.replace(report, agreement=agreement) for report in many.reports]
+    assert [row[0] for row in fidelity_table(agreeing[::-1]).rows] == list(range(4, last + 1))

@@ -23,6 +23,17 @@ def test_the_change_is_from_the_best_to_the_last_checkpoint_query_by_query(train
     assert found.interval is None  # three queries say nothing about others
 
 
+def test_the_interval_of_the_mean_change_is_that_of_a_hand_calculation_from_ten_queries_on(training: Training) -> None:
+    training.full(0.2, 0.4)
+    for queries, expected in ((9, None), (10, (0.1346679, 0.2653321))):
+        # five changes of 0.1, five of 0.3: mean 0.2, standard deviation 0.1054093; 1.959964 * 0.1054093 / sqrt(10) = 0.0653321
+        for report, change in zip(training.ledger.reports(FULL), (0.0, 0.1), strict=True):
+            training.queries(report, {"mrr@10": [0.25 + change * (1 if n % 2 else 3) for n in range(queries)]})
+        found = movement(training.section(), training.state_dir)
+        assert found
+        assert found.interval == (expected and pytest.approx(expected, abs=1e-6))
+
+
 def test_where_the_last_is_the_best_the_change_is_from_the_one_before_and_full_values_come_first(training: Training) -> None:
     training.sample(bound(0.2), bound(0.3))
     training.full(0.1, 0.2)

@@ -1,8 +1,13 @@
 """The verdict: each thing it can say, from a ledger that has it."""
 
+import dataclasses
+from dataclasses import dataclass
+
 import pytest
 
-from dr_validate.report.queries import movement
+from dr_validate.report.comparison import Comparison
+from dr_validate.report.gather import Section, Strategy
+from dr_validate.report.queries import Movement, movement
 from dr_validate.report.verdict import verdict
 from tests.report.training import FULL, Training, bound, exact, within
 
@@ -168,16 +173,178 @@ def test_failures_are_counted_and_nothing_at_all_is_said(training: Training) -> 
     assert text == "No checkpoint is validated yet. Of the other checkpoints 1 failed and 1 skipped; the table says why."
 
 
-def test_the_strategy_with_the_smallest_error_is_named(training: Training) -> None:
+@pytest.mark.parametrize(
+    ("documents", "steps", "expected"),
+    [
+        (
+            500,
+            (100, 200),
+            "Of 2 strategies with 500 documents for a checkpoint run_pool has the smallest error (RMSE 0.010 over 2 c",
+        ),
+        (
+            510,
+            (100, 200),
+            "Of 2 strategies with 500 to 510 documents for a checkpoint run_pool has the smallest error (RMSE 0.010",
+        ),
+        (
+            491,
+            (100, 200),
+            "Of 2 strategies with 491 to 500 documents for a checkpoint run_pool has the smallest error (RMSE 0.010",
+        ),
+        (511, (100, 200), None),  # more than 2% apart
+        (490, (100, 200), None),
+        (5_000, (100, 200), None),
+        (500, (100, 300), None),  # not the same checkpoints
+        (500, (100,), None),
+    ],
+)
+def test_the_smallest_error_is_said_only_of_strategies_of_equal_cost_on_the_same_checkpoints(
+    training: Training, documents: int, steps: tuple[int, ...], expected: str | None
+) -> None:
     training.sample(bound(0.5), bound(0.6))
-    training.strategy("b" * 16, "run_pool")
-    for step, value in ((100, 0.21), (200, 0.31)):
-        training.done(step, bound(value), "b" * 16)
-    training.full(0.2, 0.3)
-    assert "Of 2 strategies run_pool 5% has the smallest error (RMSE 0.010)." in said(training)
+    training.strategy("b" * 16, "run_pool", documents=None)
+    corpus = {"documents": 10_000, "encoded": documents, "encoded_now": documents, "fraction": documents / 10_000}
+    for step in steps:
+        training.done(step, bound(0.11 + step / 1000), "b" * 16, corpus=corpus)
+    training.full(0.2, 0.3, 0.4)
+    text = said(training)
+    assert (expected in text) if expected else "smallest error" not in text
 
 
 def test_an_extrapolated_value_is_called_one(training: Training) -> None:
     training.strategy()
     training.done(100, within(0.3, 0.1), notes={"estimate": {"crossings": 0.4, "population": {}, "checkpoints": 1}})
     assert "Only 0.4 sampled crossings: the corrected values are extrapolation, not evidence." in said(training)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared(Section):
+    """A section of which one thing is known: how its strategies compare with the full corpus."""
+
+    found: Comparison
+
+    def comparison(self, strategy: Strategy, metric: str) -> Comparison | None:
+        return self.found
+
+
+def said_of(training: Training, **known: object) -> str:
+    """Of two sampled and full checkpoints, with what a comparison of them would have found."""
+    section = training.section()
+    found = section.comparison(section.sampled[0], "mrr@10")
+    assert found
+    fields = {field.name: getattr(section, field.name) for field in dataclasses.fields(Section)}
+    return verdict(Compared(**fields, found=dataclasses.replace(found, **known))).text  # type: ignore[arg-type]  # any field
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ({"tau": 0.9, "tau_interval": (0.5, 1.0)}, "orders 2 checkpoints as the full corpus does: tau 0.90"),
+        ({"tau": 0.8999, "tau_interval": (0.5, 1.0)}, "orders 2 checkpoints mostly as the full corpus does"),
+        ({"tau": 0.7, "tau_interval": (0.5, 1.0)}, "orders 2 checkpoints mostly as the full corpus does: tau 0.70"),
+        ({"tau": 0.6999, "tau_interval": (0.5, 1.0)}, "orders 2 checkpoints only roughly as the full corpus does"),
+        ({"tau": 0.4, "tau_interval": (0.1, 1.0)}, "orders 2 checkpoints only roughly as the full corpus does: tau 0.40"),
+        ({"tau": 0.3999, "tau_interval": (0.1, 1.0)}, "does not order 2 checkpoints as the full corpus does"),
+        ({"tau": 0.9, "tau_interval": (0.0, 1.0)}, "is not known yet: tau 0.90"),
+        ({"tau": 0.9, "tau_interval": (1e-9, 1.0)}, "orders 2 checkpoints as the full corpus does: tau 0.90"),
+        ({"checkpoints": 1}, "1 checkpoint has a full-corpus value, too: for an order there must be two."),
+        ({"bias": 0.0005}, "Sampled values are 0.001 too high on average"),
+        ({"bias": 0.000499}, "Sampled values are right on average"),
+        ({"bias": -0.000499}, "Sampled values are right on average"),
+        ({"bias": -0.0005}, "Sampled values are 0.001 too low on average"),
+        ({"regret": 0.0}, "Of these it picks the one that is best on the full corpus"),
+        ({"regret": 0.0001}, "which on the full corpus is 0.0001 below the best"),
+    ],
+)
+def test_what_is_said_of_the_sample_changes_at_its_threshold_and_not_before(
+    training: Training, known: dict[str, object], expected: str
+) -> None:
+    training.sample(within(0.2, 0.01), within(0.3, 0.01))
+    training.full(0.2, 0.3)
+    assert expected in said_of(training, **known)
+
+
+@pytest.mark.parametrize(("crossings", "extrapolated"), [(2.99, True), (3.0, False)])
+def test_three_crossings_are_evidence(training: Training, crossings: float, extrapolated: bool) -> None:
+    training.strategy()
+    training.done(100, within(0.3, 0.1), notes={"estimate": {"crossings": crossings, "population": {}, "checkpoints": 1}})
+    assert ("extrapolation, not evidence" in said(training)) == extrapolated
+
+
+@pytest.mark.parametrize(("reach", "overlap"), [(0.125, True), (0.1249, False)])
+def test_intervals_overlap_from_a_common_end_on(training: Training, reach: float, overlap: bool) -> None:
+    training.sample(within(0.25, reach), within(0.5, 0.125))  # the second from 0.375 on
+    text = said(training)
+    assert ("Its interval overlaps with that of step 100" in text) == overlap
+    assert ("No other interval reaches into its own." in text) == (not overlap)
+
+
+@pytest.mark.parametrize(("reach", "words"), [(0.125, "is 0.250 lower, within the intervals."), (0.1249, "is 0.250 lower.")])
+def test_the_last_checkpoint_is_within_the_intervals_from_a_common_end_on(training: Training, reach: float, words: str) -> None:
+    training.sample(within(0.5, 0.125), within(0.25, reach))
+    assert f"The last checkpoint (step 200) {words}" in said(training)
+
+
+@pytest.mark.parametrize(("lost", "words"), [(0.00051, "is 0.001 lower"), (0.00049, "is less than 0.001 lower")])
+def test_a_fall_is_a_number_from_half_a_digit_on(training: Training, lost: float, words: str) -> None:
+    training.full(0.3, 0.3 - lost)
+    assert f"The last checkpoint (step 200) {words}" in said(training)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved(Movement):
+    """A movement whose mean change has a given interval."""
+
+    ends: tuple[float, float]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.ends
+
+
+def said_with(training: Training, interval: tuple[float, float]) -> str:
+    """With twelve queries."""
+    for report in training.ledger.reports(FULL):
+        training.queries(report, {"mrr@10": [report.metrics["mrr@10"].value] * 12})
+    section = training.section()
+    moved = movement(section, training.state_dir)
+    assert moved
+    fields = {field.name: getattr(moved, field.name) for field in dataclasses.fields(Movement)}
+    return verdict(section, Moved(**fields, ends=interval)).text
+
+
+@pytest.mark.parametrize(
+    ("values", "interval", "overfits"),
+    [
+        ((0.5, 0.3, 0.2), (-0.2, -1e-9), True),
+        ((0.5, 0.3, 0.2), (-0.2, 0.0), False),  # other queries might say otherwise
+        ((0.3, 0.5, 0.2), (-0.2, -1e-9), False),  # one checkpoint after the best is not yet a course
+    ],
+)
+def test_overfitting_takes_two_later_checkpoints_and_an_interval_below_zero(
+    training: Training, values: tuple[float, ...], interval: tuple[float, float], overfits: bool
+) -> None:
+    training.full(*values)
+    assert ("seems to overfit" in said_with(training, interval)) == overfits
+
+
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [
+        ((-0.2, 0.0), "could have gone the other way"),
+        ((-0.2, -1e-9), "more than the choice of these 12 queries explains"),
+        ((0.0, 0.2), "could have gone the other way"),
+        ((1e-9, 0.2), "more than the choice of these 12 queries explains"),
+    ],
+)
+def test_a_mean_change_is_more_than_chance_once_its_interval_leaves_zero(
+    training: Training, interval: tuple[float, float], words: str
+) -> None:
+    training.full(0.2, 0.3)
+    assert words in said_with(training, interval)
+
+
+@pytest.mark.parametrize(("values", "said_so"), [((0.2, 0.3), False), ((0.2, 0.25, 0.3), True)])
+def test_a_course_takes_three_checkpoints(training: Training, values: tuple[float, ...], said_so: bool) -> None:
+    training.full(*values)
+    assert ("the training may still be getting better" in said(training)) == said_so
