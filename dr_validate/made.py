@@ -10,14 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-
 from dr_validate.config import SECRET_WORDS, Run
 
 PACKAGES = ("dr_validate", "torch", "transformers", "tokenizers", "faiss-cpu", "faiss-gpu", "ranx", "numpy")
 STAGES = ("dataset", "sampler", "index")  # those whose settings a spec depends on and no Report repeats
 HIDDEN = "***"
-_PLAIN = re.compile(r"[\w@%+=:,./\[\]-]+")  # brackets: only a file of such a name would make a shell read them otherwise
 _LOGIN = re.compile(r"(?<=://)[^/\s@]+@")  # user:password@ of an address
 
 
@@ -45,6 +42,8 @@ def _stage(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def command_line() -> str:
     """What was typed to start this process, to be typed again; of a sweep the job's own. "" where there was no command."""
+    from hydra.core.hydra_config import HydraConfig  # which the worker does without
+
     if not HydraConfig.initialized():
         return ""
     hydra = HydraConfig.get()
@@ -72,7 +71,7 @@ def _quoted(word: str) -> str:
     """For a shell, which knows the home folder; Hydra's grammar has another meaning for `~`."""
     parts = _home().split(word)
     if len(parts) == 1:
-        return word if _PLAIN.fullmatch(word) else shlex.quote(word)
+        return shlex.quote(word)
     return '"{}"'.format("$HOME".join(re.sub(r'([\\"$`])', r"\\\1", part) for part in parts))
 
 
