@@ -100,7 +100,7 @@ def _course(done: list[Report], best: Report, metric: str, movement: Movement | 
 
 
 def _moved(movement: Movement | None, section: Section) -> list[str]:
-    if movement is None or movement.interval is None:
+    if movement is None or movement.interval is None or not movement.changes.any():
         return []
     low, high = movement.interval
     change = f"{signed(movement.mean, DIGITS)} {interval(low, high, DIGITS)}"
