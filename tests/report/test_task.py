@@ -107,6 +107,7 @@ def test_the_page_fits_a_telephone_and_its_script_sorts(filled: Training, tmp_pa
     assert (tmp_path / "page.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_page_of_a_real_run_has_texts_documents_and_how_it_was_made_without_being_told_the_data_set(
     dr_validate: CommandLine, collection: Path, write_checkpoint: Callable[..., Path]
 ) -> None:
