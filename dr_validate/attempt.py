@@ -10,11 +10,10 @@ from dr_validate.errors import CheckpointError, Gone, Interrupted, Outage, Setup
 from dr_validate.files import is_disk_full
 from dr_validate.ledger import Attempt, Ledger
 from dr_validate.polling import SourcePoller
-from dr_validate.report_notes import refined
+from dr_validate.report_notes import STALE, refined
 from dr_validate.values import Agreement, Checkpoint, Incomplete, Report
 from dr_validate.worker_client import Tick, WorkerClient
 
-STALE = "stale: "
 MAX_INTERRUPTIONS_PER_ATTEMPT = 5
 log = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from dr_validate.config import Run
 from dr_validate.early import reason_to_stop
 from dr_validate.epochs import NotKept
 from dr_validate.estimates import Outcome
+from dr_validate.made import settings_of, versions
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.outcomes import Outcomes
 from dr_validate.plans import Plan, Plans
@@ -48,6 +49,7 @@ class Pipeline:
             self._begin_warm_up()
         self.open_data()
         self._write_samples(self.plans.levels(0))
+        results.write_queries(self.state_dir, self.test_set)
         if self.team:
             self.team.open(self.specs)
 
@@ -121,6 +123,7 @@ class Pipeline:
         return {
             "dataset": self.test_set.name,
             "dataset_fingerprint": self.test_set.fingerprint,
+            "corpus": self.test_set.corpus_key,
             "documents": len(self.test_set.corpus),
             "queries": len(self.test_set.query_ids),
             "sampler": sampled.sampler,
@@ -129,6 +132,7 @@ class Pipeline:
             "encoded": len(sampled.sample.ordinals),
             "full_spec": full.spec,
             "device": self.device,
+            "made": settings_of(self.run),
         }
 
     def _begin_warm_up(self) -> None:
@@ -193,11 +197,12 @@ class Pipeline:
     def _notes(self, plan: Plan, scores: Scores, reason: str | None) -> dict[str, Any]:
         left_out = int(np.isnan(next(iter(scores.per_query.values()))).sum())
         queries = {"queries": len(self.test_set.query_ids), "queries_without_relevant_documents": left_out}
+        made = {"device": self.device, "versions": versions(), **queries}
         if not plan.level:
-            return {"device": self.device, **queries}
+            return made
         share = len(plan.sample.ordinals) / plan.sample.num_documents
         early = {"level": plan.level, "fraction": share, "reason": reason or "end of the sample"}
-        return {"device": self.device, **queries, "early": early}
+        return {**made, "early": early}
 
     def _taught(self, plan: Plan) -> dict[str, Any]:
         """Of a baseline: the sampled values that it has changed."""
@@ -210,6 +215,7 @@ class Pipeline:
     def _keep(self, checkpoint: Checkpoint, plan: Plan, ranking: Ranking, values: tuple[PerQuery, PerQuery]) -> None:
         place = f"{plan.spec}/{_file_name(checkpoint.digest)}"
         results.write_query_values(self.state_dir / "queries" / f"{place}.parquet", self.test_set, *values)
+        results.write_top(self.state_dir / "top" / f"{place}.parquet", self.test_set, ranking)
         if self.run.settings.write_ranking:
             results.write_ranking(self.state_dir / "rankings" / f"{place}.trec", self.test_set, ranking, checkpoint.name)
         if plan is self.plans[True]:

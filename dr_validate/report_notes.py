@@ -7,6 +7,10 @@ from typing import Any
 
 from dr_validate.values import Estimate, Report
 
+# How the reason of a skip begins where nothing is lost by it.
+SAME_WEIGHTS = "same weights as "  # validated under the other name
+STALE = "stale: "  # what watch.skip=stale asks for
+
 
 def crossings_of(report: Report, metric: str) -> float | None:
     """How many sampled documents stood above a relevant one, which is what an estimator learns from; None without one."""
@@ -27,6 +31,11 @@ def baselines_of(report: Report) -> int:
     """Full-corpus baselines of other checkpoints that its values were corrected with."""
     found = _estimate(report).get("baselines")
     return found if isinstance(found, int) else 0
+
+
+def is_expected(report: Report) -> bool:
+    """Whether it was skipped for a reason that is nobody's concern; other skips leave a hole, failures are to be looked at."""
+    return report.status == "skipped" and (report.error or "").startswith((SAME_WEIGHTS, STALE))
 
 
 def lag_s(report: Report) -> float | None:

@@ -8,6 +8,8 @@ import numpy as np
 from dr_validate.files import atomic_file
 from dr_validate.values import Float64, Ranking, Sample, TestSet
 
+TOP = 3  # documents of a query that are kept with its values
+
 
 def write_sample(state_dir: Path, test_set: TestSet, sample: Sample) -> Path | None:
     """`samples/<fingerprint>.parquet` (document_id, ordinal, inclusion), once; nothing for a full corpus."""
@@ -30,6 +32,32 @@ def write_query_values(path: Path, test_set: TestSet, values: Mapping[str, Float
             "metric": np.repeat(names, len(test_set.query_ids)),
             "value": np.concatenate([values[name] for name in names]),
             "naive": np.concatenate([naive[name] for name in names]),
+        },
+    )
+
+
+def write_queries(state_dir: Path, test_set: TestSet) -> None:
+    """`queries/texts-<fingerprint>.parquet` (query_id, text), once; nothing for queries that came as token ids."""
+    path = state_dir / "queries" / f"texts-{test_set.fingerprint}.parquet"
+    texts = list(test_set.query_texts)
+    if not path.exists() and all(isinstance(text, str) for text in texts):
+        _write_parquet(path, {"query_id": list(test_set.query_ids), "text": texts})
+
+
+def write_top(path: Path, test_set: TestSet, ranking: Ranking) -> None:
+    """The first documents of each query, a row each: query_id, rank, document_id, gain (null where it is not judged)."""
+    documents = ranking.documents[:, :TOP]
+    rows, ranks = np.nonzero(documents >= 0)
+    ordinals = documents[rows, ranks]
+    judged = [dict(zip(*map(np.ndarray.tolist, test_set.qrels.row(row)), strict=True)) for row in range(len(documents))]
+    gains = [judged[row].get(ordinal) for row, ordinal in zip(rows.tolist(), ordinals.tolist(), strict=True)]
+    _write_parquet(
+        path,
+        {
+            "query_id": [test_set.query_ids[row] for row in rows],
+            "rank": ranks + 1,
+            "document_id": test_set.corpus.ids(ordinals),
+            "gain": gains,
         },
     )
 

@@ -125,7 +125,8 @@ class Qrels:
 class TestSet:
     """A test collection: every query has at least one judgement, every judged document exists.
     `own_documents[q]` is the ordinal of the document that *is* query q (ArguAna, Quora) and must not be returned for it,
-    -1 for none. `fingerprint` changes with any document, query or judgement.
+    -1 for none. `fingerprint` changes with any document, query or judgement; `corpus_key` is the folder of the documents in
+    the cache of data sets, "" where they are in none.
     """
 
     __test__ = False  # not a pytest class
@@ -137,6 +138,7 @@ class TestSet:
     qrels: Qrels
     own_documents: Int64  # (num_queries,)
     fingerprint: str
+    corpus_key: str = ""
 
     def __post_init__(self) -> None:
         agree = len(self.query_ids) == len(self.query_texts) == len(self.qrels.offsets) - 1 == len(self.own_documents)

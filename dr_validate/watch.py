@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dr_validate import schedule
-from dr_validate.attempt import STALE, Attempts, Target
+from dr_validate.attempt import Attempts, Target
 from dr_validate.claims import Claimed, claim, holder, note_activity
 from dr_validate.config import Run
 from dr_validate.deleted import Deleted
@@ -24,8 +24,10 @@ from dr_validate.errors import GaveWay, SetupError, Stopped, TimedOut
 from dr_validate.failed import retry_or_name
 from dr_validate.files import is_disk_full
 from dr_validate.ledger import Ledger
+from dr_validate.made import command_line
 from dr_validate.polling import Needs, SourcePoller
 from dr_validate.progress import Progress
+from dr_validate.report_notes import SAME_WEIGHTS, STALE
 from dr_validate.signals import stop_on_signals
 from dr_validate.values import Checkpoint, Listing, Report
 from dr_validate.worker_client import WorkerClient
@@ -80,7 +82,7 @@ class _Watcher:
         self._end_interrupted()
         for target in {self.target, self.full_target}:
             baseline = {"baseline": target.is_baseline, "sampler": "full" if target.is_baseline else sampler}
-            description = {**names, "spec": target.spec, **baseline}
+            description = {**names, "spec": target.spec, **baseline, "command": command_line()}
             self.ledger.register_spec(target.spec, description, now())
         retry_or_name(self.ledger, {spec, full_spec}, retry=self.run.watch.retry_failed)
         log.info(
@@ -164,7 +166,7 @@ class _Watcher:
         for part in schedule.given_up(listing, finite=self.run.watch.mode == "once"):
             self.attempts.skip_incomplete(part, self.target)
         for later, earlier in schedule.same_weights(listing):
-            self.attempts.skip(later, self.target, f"same weights as {earlier.version}")
+            self.attempts.skip(later, self.target, f"{SAME_WEIGHTS}{earlier.version}")
         if self.run.watch.skip == "stale":
             known = self.attempts.stale(self.target)
             for old, newest in schedule.stale(listing, self.ledger.settled(self.target.spec)):

@@ -62,6 +62,7 @@ def open_test_set(collection: Collection, cache: Path) -> TestSet:
         qrels=qrels,
         own_documents=_own_documents(collection, corpus, queries, qrels),
         fingerprint=key,
+        corpus_key=corpus_key,
     )
 
 

@@ -26,6 +26,14 @@ class Backbone:
     tokenizer: Path
     config: Mapping[str, Any]
 
+    @property
+    def architecture(self) -> str:
+        """Its class and size in the words of config.json: `BertModel, num_hidden_layers=6, hidden_size=384`."""
+        names = self.config.get("architectures")
+        named = names[0] if isinstance(names, list) and names else self.config["model_type"]
+        sizes = [f"{key}={self.config[key]}" for key in ("num_hidden_layers", "hidden_size") if key in self.config]
+        return ", ".join([str(named), *sizes])
+
 
 def read_backbone(folder: Path, root: Path, stated: Stated) -> Backbone:
     """The transformer in `folder`; a tokenizer may also lie in `root`, the checkpoint's own folder.

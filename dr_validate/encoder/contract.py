@@ -71,4 +71,5 @@ def _plain_tower(backbone: Backbone, folder: Path, side: Side, stated: Stated) -
         prefix=stated.prefix(side) or "",
         max_length=length,
         max_length_from=origin,
+        architecture=backbone.architecture,
     )

@@ -72,6 +72,7 @@ def modules_tower(folder: Path, root: Path, side: Side, stated: Stated) -> Tower
         prefix=prompt_for(side, library, stated, folder),
         max_length=length,
         max_length_from=origin,
+        architecture=backbone.architecture,
     )
 
 

@@ -55,8 +55,8 @@ class Head:
 class Tower:
     """How one side's text becomes a vector: prefix, tokens, transformer, pooling, heads, truncation, normalisation.
 
-    `max_length` counts special tokens and the prefix. `weights` is the folder of the transformer, which for an adapter is
-    that of its base. Prefix tokens are left out of pooling unless `include_prompt`.
+    `architecture` names the transformer. `max_length` counts special tokens and the prefix. `weights` is the folder of the
+    transformer, which for an adapter is that of its base. Prefix tokens are left out of pooling unless `include_prompt`.
     """
 
     weights: Path
@@ -71,10 +71,12 @@ class Tower:
     prefix: str
     max_length: int
     max_length_from: str
+    architecture: str = ""
 
     def describe(self) -> dict[str, Any]:
         """JSON values for the Report; no paths, so that equal contracts look equal."""
         return {
+            "architecture": self.architecture,
             "pooling": "+".join(self.pooling),
             "normalize": self.normalize,
             "heads": [head.describe() for head in self.heads],

@@ -10,7 +10,7 @@ from dr_validate.report.gather import Section, Strategy
 from dr_validate.report.markup import Markup, el, join
 from dr_validate.report.queries import Movement
 from dr_validate.report.scales import around, around_on_log, nice_step
-from dr_validate.report.words import count, interval, number, signed
+from dr_validate.report.words import count, number, signed
 
 SHAPES = ("circle", "square", "triangle", "diamond")
 COLOURS = 6
@@ -45,39 +45,30 @@ def costed(section: Section) -> list[Costed]:
 
 
 def cost_charts(section: Section) -> Markup:
-    """RMSE by documents and by seconds, tau by documents; nothing for a single strategy."""
+    """RMSE and tau by documents, which cost the same on every machine; nothing for a single strategy."""
     found = costed(section)
     if len(found) < 2:
         return Markup("")
     rmse = f"RMSE of {section.metric}"
-    documents, seconds = "documents encoded for a checkpoint", "seconds for a checkpoint (median)"
+    documents = "documents encoded for a checkpoint"
 
     def error(one: Costed) -> float | None:
         return one.comparison.rmse
 
     figures = [
-        _cost_chart(found, plot.Labels(title="Error by documents", x=documents, y=rmse), _documents, error),
-        _cost_chart(found, plot.Labels(title="Error by time", x=seconds, y=rmse), _seconds, error),
-        _cost_chart(found, plot.Labels(title="Order by documents", x=documents, y="Kendall tau"), _documents, _tau),
+        _cost_chart(found, plot.Labels(title="Error by documents", x=documents, y=rmse), error),
+        _cost_chart(found, plot.Labels(title="Order by documents", x=documents, y="Kendall tau"), _tau),
     ]
     entries = [(one.strategy.name, el("g", plot.shape(one.look[0], (14, 7)), class_=one.look[1])) for one in found]
     return join(plot.legend(entries), plot.charts(*figures))
-
-
-def _documents(one: Costed) -> float | None:
-    return one.strategy.documents
-
-
-def _seconds(one: Costed) -> float | None:
-    return one.strategy.seconds
 
 
 def _tau(one: Costed) -> float | None:
     return one.comparison.tau
 
 
-def _cost_chart(found: Sequence[Costed], labels: plot.Labels, cost: Read, error: Read) -> Markup:
-    known = [(one, x, y) for one in found if (x := cost(one)) and (y := error(one)) is not None]
+def _cost_chart(found: Sequence[Costed], labels: plot.Labels, error: Read) -> Markup:
+    known = [(one, x, y) for one in found if (x := one.strategy.documents) and (y := error(one)) is not None]
     if not known:
         return Markup("")
     costs = [x for _, x, _ in known]
@@ -85,7 +76,8 @@ def _cost_chart(found: Sequence[Costed], labels: plot.Labels, cost: Read, error:
     ends = [end for one, _, _ in known if error is _tau for end in one.comparison.tau_interval or ()]
     low, high = around([*(y for _, _, y in known), *ends, *([] if error is _tau else [0.0])])
     low, high = (max(low, -1.0), min(high, 1.0)) if error is _tau else (0.0, high)
-    on = plot.frame(around_on_log(costs) if log else around([0.0, *costs]), (low, high if high > low else low + 1), log_x=log)
+    across = around_on_log(costs) if log else (0.0, around([0.0, *costs])[1])
+    on = plot.frame(across, (low, high if high > low else low + 1), log_x=log)
     marks = []
     for one, x, y in known:
         told = (
@@ -128,9 +120,7 @@ def change_in_words(movement: Movement) -> str:
     """One sentence under the heading."""
     gained, lost = (int((sign * movement.changes > 0).sum()) for sign in (1, -1))
     same = len(movement.query_ids) - gained - lost
-    mean = f"mean {signed(movement.mean)}"
-    if movement.interval:
-        mean += f" {interval(*movement.interval)} (95%, for other queries like these)"
-    return (
-        f"Of {count(len(movement.query_ids), 'query')} {gained:,} gained, {lost:,} lost and {same:,} stayed the same; {mean}."
-    )
+    queries = count(len(movement.query_ids), "query")
+    # The verdict says the mean, with its interval, where there are enough of them for one.
+    mean = "" if movement.interval else f"; mean {signed(movement.mean)}"
+    return f"Of {queries} {gained:,} gained, {lost:,} lost and {same:,} stayed the same{mean}."

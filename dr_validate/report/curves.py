@@ -6,9 +6,9 @@ from dr_validate.report import plot
 from dr_validate.report.comparison import paired
 from dr_validate.report.gather import Section, Strategy
 from dr_validate.report.markup import Markup, el, join
-from dr_validate.report.queries import best_of
 from dr_validate.report.scales import around
 from dr_validate.report.words import has_interval, is_bound, number, with_interval
+from dr_validate.report_notes import is_expected
 from dr_validate.values import Estimate, Report
 
 MANY_POINTS = 40  # beyond, they are drawn smaller
@@ -18,13 +18,12 @@ LEAST_RANGE = 0.01  # of a metric: smaller differences are not blown up to fill 
 def steps_charts(section: Section, strategy: Strategy) -> Markup:
     """A metric over training steps, a chart each, under one legend."""
     full = section.full.done if section.full and strategy is not section.full else ()
-    figures = [_steps_chart(strategy, full, metric) for metric in section.metrics if _with(strategy.done, metric)]
+    figures = [_steps_chart(section, strategy, full, m) for m in section.metrics if _with(strategy.done, m)]
     return join(plot.legend(_steps_legend(section, strategy)), plot.charts(*figures)) if figures else Markup("")
 
 
-def _steps_chart(strategy: Strategy, full: Sequence[Report], metric: str) -> Markup:
-    done, exact = _with(strategy.done, metric), _with(full, metric)
-    missing = [report for report in strategy.reports if report.status != "done"]
+def _steps_chart(section: Section, strategy: Strategy, full: Sequence[Report], metric: str) -> Markup:
+    done, exact, missing = _with(strategy.done, metric), _with(full, metric), _missing(strategy)
     every_step = sorted({report.checkpoint.step for report in (*done, *exact, *missing)})
     estimates = [report.metrics[metric] for report in (*done, *exact)]
     values = [value for estimate in estimates for value in (estimate.value, *_ends(estimate), *_naive(estimate))]
@@ -39,19 +38,36 @@ def _steps_chart(strategy: Strategy, full: Sequence[Report], metric: str) -> Mar
         *(_cross(on, report) for report in missing),
         *_points(on, done, metric, own),
         *_points(on, exact, metric, "full"),
-        _ring(on, best_of(done, metric), metric) if len(done) > 1 else Markup(""),
+        *(_ring(on, report, metric) for report in _headline(section, done, exact)),
     ]
     return plot.chart(on, plot.Labels(title=metric, x="training step", y=metric), *marks)
 
 
 def unit_range(values: Sequence[float]) -> tuple[float, float]:
-    """Some room around values of a metric, which are in 0..1."""
+    """Some room around values of a metric, most in 0..1; what lies outside (hits, ends of intervals) is shown, too."""
     low, high = around(values, least=LEAST_RANGE)
-    return max(low, 0.0) if high > 0 else low, min(high, 1.0) if low < 1 else high
+    return max(low, min([0.0, *values])), min(high, max([1.0, *values]))
 
 
 def _with(reports: Sequence[Report], metric: str) -> list[Report]:
     return [report for report in reports if metric in report.metrics]
+
+
+def _missing(strategy: Strategy) -> list[Report]:
+    """What ended without a value and should not have."""
+    return [report for report in strategy.reports if report.status != "done" and not is_expected(report)]
+
+
+def _headline(section: Section, done: Sequence[Report], exact: Sequence[Report]) -> list[Report]:
+    """The checkpoint that the headline names, at the value that it goes by: on the full corpus where that decides.
+
+    Empty where it is the only one, or is not among these.
+    """
+    best, judge = section.best, section.judge
+    if best is None or judge is None or len(judge.done) < 2:
+        return []
+    drawn = [*exact, *done] if judge is section.full else [*done, *exact]
+    return [report for report in drawn if report.checkpoint.digest == best.checkpoint.digest][:1]
 
 
 def _ends(estimate: Estimate) -> tuple[float, ...]:
@@ -105,7 +121,7 @@ def _told(report: Report, metric: str, own: str) -> str:
 
 def _cross(on: plot.Frame, report: Report) -> Markup:
     told = f"step {report.checkpoint.step:,} ({report.checkpoint.label}) {report.status}: {report.error}"
-    return plot.titled(told, plot.shape("cross", (on.x(report.checkpoint.step), on.bottom - 7)), class_="missing")
+    return plot.titled(told, plot.shape("cross", (on.x(report.checkpoint.step), on.bottom)), class_="missing")
 
 
 def _ring(on: plot.Frame, best: Report, metric: str) -> Markup:
@@ -127,10 +143,11 @@ def _steps_legend(section: Section, strategy: Strategy) -> list[tuple[str, Marku
         entries.append(("naive, an upper bound", plot.line([(1, 7), (27, 7)], "naive")))
     if own == "sampled" and section.full and section.full.done:
         entries.append(("full corpus", el("g", plot.shape("diamond", (14, 7)), class_="full point")))
-    if len(strategy.done) > 1:
-        entries.append(("highest", el("g", plot.shape("circle", (14, 7), 6), class_="ring")))
-    if any(report.status != "done" for report in strategy.reports):
-        entries.append(("failed or skipped", el("g", plot.shape("cross", (14, 7)), class_="missing")))
+    for best in _headline(section, strategy.done, section.full.done if section.full else ()):
+        name = f"the best, step {best.checkpoint.step:,}"
+        entries.append((name, el("g", plot.shape("circle", (14, 7), 6), class_="ring")))
+    if ended := sorted({report.status for report in _missing(strategy)}):
+        entries.append((" or ".join(ended), el("g", plot.shape("cross", (14, 7)), class_="missing")))
     return entries
 
 

@@ -19,13 +19,15 @@ MOST = 0.8  # of the documents: a baseline after its sample has the sample's vec
 class Strategy:
     """One way to validate the checkpoints of one training run: a spec, and what became of each checkpoint under it.
 
-    `reports`: by ascending step, one for each checkpoint; `unfinished`: those that run or wait for another attempt.
+    `reports`: by ascending step, one for each checkpoint; `unfinished`: those that run or wait for another attempt;
+    `description`: what the ledger says of the spec.
     """
 
     spec: str
     name: str
     reports: tuple[Report, ...]
     unfinished: tuple[State, ...] = ()
+    description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def done(self) -> tuple[Report, ...]:
@@ -91,11 +93,23 @@ class Section:
         validated = {report.checkpoint.digest for report in self.sampled[0].done}
         return self.full if validated <= known and known else self.sampled[0]
 
+    @property
+    def best(self) -> Report | None:
+        """The checkpoint that the headline names, as the judge knows it."""
+        judge, metric = self.judge, self.metric
+        done = [report for report in judge.done if metric in report.metrics] if judge else []
+        return best_of(done, metric) if done and metric else None
+
     def comparison(self, strategy: Strategy, metric: str) -> Comparison | None:
         """Of a sampled strategy with the full corpus; None for the full corpus itself, and without a baseline."""
         if self.full is None or strategy is self.full:
             return None
         return compare(strategy.done, self.full.done, metric)
+
+
+def best_of(done: Sequence[Report], metric: str) -> Report:
+    """The highest value, the earliest of several."""
+    return max(done, key=lambda report: (report.metrics[metric].value, -report.checkpoint.step))
 
 
 def gather(ledger: Ledger, only: str = "") -> list[Section]:
@@ -153,7 +167,7 @@ def _strategy(spec: str, description: Mapping[str, Any], reports: Sequence[Repor
     sampler = str(description.get("sampler", "sample"))
     share = f" {percent(encoded / documents)}" if encoded and documents else ""
     name = "full corpus" if is_full else f"{sampler}{share}"
-    return Strategy(spec=spec, name=name, reports=kept, unfinished=tuple(unfinished))
+    return Strategy(spec=spec, name=name, reports=kept, unfinished=tuple(unfinished), description=description)
 
 
 def _section(full_spec: str, run: str, described: Mapping[str, Mapping[str, Any]], strategies: Sequence[Strategy]) -> Section:

@@ -1,18 +1,19 @@
 """The whole page: a section for each test collection and training run, in the order in which questions come up."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dr_validate.report.costs import change_chart, change_in_words, cost_charts
 from dr_validate.report.curves import scatter_charts, steps_charts
 from dr_validate.report.gather import Section, Strategy
+from dr_validate.report.making import making
 from dr_validate.report.markup import Markup, el, join
 from dr_validate.report.plot import charts
-from dr_validate.report.queries import Movement
+from dr_validate.report.queries import Movement, Top
 from dr_validate.report.tables import checkpoints_table, other_metrics_table, queries_table, strategies_table
 from dr_validate.report.verdict import Verdict
-from dr_validate.report.words import count, listed
+from dr_validate.report.words import count, listed, with_interval
 from dr_validate.report_notes import baselines_of
 
 TITLE = "Validation of checkpoints"
@@ -20,7 +21,7 @@ NOTHING_YET = "Nothing has been validated yet."
 MEANINGS = (
     "compared: checkpoints with a full-corpus value; bias: mean of sampled minus full; RMSE: its root mean square; "
     "tau: Kendall\u2019s tau-b, its 95% interval by Fisher\u2019s z, from five checkpoints on; regret: what the full corpus "
-    "loses by the choice that the sample makes; covered: 95% intervals that hold the full-corpus value; "
+    "loses by the choice that the sample makes; covered: 95% intervals that hold the full-corpus value."
 )
 LEARNT = (
     "Sampled values are as the latest report sees them: corrected with all checkpoints and with what full-corpus baselines "
@@ -36,12 +37,17 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A section with what was found out about it; `texts` of the queries that moved most, where they are known."""
+    """A section with what was found out about it; of the queries that moved most `top`, what both checkpoints found first.
+
+    `texts` by id of a query, `documents` by id of a document, where they are known.
+    """
 
     section: Section
     verdict: Verdict
     movement: Movement | None
-    texts: dict[str, str]
+    texts: Mapping[str, str] = field(default_factory=dict)
+    top: tuple[Top, Top] = ({}, {})
+    documents: Mapping[str, str] = field(default_factory=dict)
 
 
 def page(parts: Sequence[Part], state_dir: str) -> str:
@@ -55,7 +61,7 @@ def page(parts: Sequence[Part], state_dir: str) -> str:
         el("header", el("h1", TITLE), el("p", f"{state_dir}{latest}", class_="facts")),
         _contents(parts),
         *(_section(part, number) for number, part in enumerate(parts, 1)),
-        None if parts else _nothing_yet(state_dir),
+        _notes(parts) if parts else _nothing_yet(state_dir),
     ]
     head = [
         el("meta", charset="utf-8"),
@@ -82,10 +88,26 @@ def _contents(parts: Sequence[Part]) -> Markup | None:
     if len(parts) < 2:
         return None
     rows = [
-        el("li", el("a", part.section.title, href=f"#part-{number}"), f" {part.verdict.headline}")
+        el("li", el("a", part.section.title, href=f"#part-{number}"), _in_short(part.section))
         for number, part in enumerate(parts, 1)
     ]
     return el("nav", el("ul", *rows), aria_label="Contents")
+
+
+def _in_short(section: Section) -> str:
+    best, metric = section.best, section.metric
+    if best is None or metric is None:
+        return ": nothing yet"
+    return f": step {best.checkpoint.step:,}, {metric} {with_interval(best.metrics[metric])}"
+
+
+def _notes(parts: Sequence[Part]) -> Markup:
+    """What words in the tables mean, once for all of them."""
+    sampled = [(part.section, strategy) for part in parts for strategy in part.section.sampled]
+    compared = any(section.metric and section.comparison(strategy, section.metric) for section, strategy in sampled)
+    told = any(baselines_of(report) for _, strategy in sampled for report in strategy.done)
+    notes = [MEANINGS] * compared + [LEARNT] * told + [COLUMNS]
+    return el("footer", *(el("p", note, class_="note") for note in notes))
 
 
 def _section(part: Part, number: int) -> Markup:
@@ -106,6 +128,7 @@ def _section(part: Part, number: int) -> Markup:
         _strategies(section),
         _queries(part),
         _checkpoints(section),
+        making(section),
         id=f"part-{number}",
     )
 
@@ -128,16 +151,7 @@ def _folded(summary: str, *content: Markup) -> Markup:
 def _strategies(section: Section) -> Markup | None:
     if not any(strategy.done for strategy in section.sampled):
         return None
-    compared = section.metric and any(section.comparison(strategy, section.metric) for strategy in section.sampled)
-    told = any(baselines_of(report) for strategy in section.sampled for report in strategy.done)
-    note = f"{MEANINGS if compared else ''}seconds: the median over checkpoints whose vectors were not kept before."
-    return join(
-        el("h3", "Error and cost of the strategies"),
-        cost_charts(section),
-        strategies_table(section),
-        el("p", note, class_="note"),
-        el("p", LEARNT, class_="note") if told else None,
-    )
+    return join(el("h3", "Error and cost of the strategies"), cost_charts(section), strategies_table(section))
 
 
 def _queries(part: Part) -> Markup | None:
@@ -145,7 +159,7 @@ def _queries(part: Part) -> Markup | None:
     if movement is None:
         return None
     before, after = movement.before.checkpoint.step, movement.after.checkpoint.step
-    tables = [queries_table(movement, sign, part.texts) for sign in (1, -1)]
+    tables = [queries_table(movement, sign, part.texts, part.top, part.documents) for sign in (1, -1)]
     return join(
         el("h3", f"Queries that moved from step {before:,} to {after:,}"),
         el("p", f"{movement.metric}, {movement.strategy.name}. {change_in_words(movement)}"),
@@ -166,7 +180,6 @@ def _checkpoints(section: Section) -> Markup | None:
     return join(
         el("h3", "All checkpoints"),
         checkpoints_table(section, shown[0]),
-        el("p", COLUMNS, class_="note"),
         _folded(listed(section.metrics[1:]), rest) if rest else None,
         *others,
     )

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from dr_validate.per_query import read_query_values
+from dr_validate.dataset.corpus import ArrowCorpus, is_usable
+from dr_validate.per_query import Retrieved, read_query_texts, read_query_values, read_top
 from dr_validate.report.comparison import Z_95
-from dr_validate.report.gather import Section, Strategy
+from dr_validate.report.gather import Section, Strategy, best_of
 from dr_validate.values import Float64, Report
 
 MOST_SHOWN = 10  # queries that gained most, and as many that lost most
 LARGEST_FILE_BYTES = 64 << 20  # a longer list of queries is not read for a page
+Top = Mapping[str, Sequence[Retrieved]]  # query -> its first documents
 csv.field_size_limit(1 << 24)
 log = logging.getLogger(__name__)
 
@@ -87,11 +89,6 @@ def movement(section: Section, state_dir: Path) -> Movement | None:
     return None
 
 
-def best_of(done: Sequence[Report], metric: str) -> Report:
-    """The highest value, the earliest of several."""
-    return max(done, key=lambda report: (report.metrics[metric].value, -report.checkpoint.step))
-
-
 def _values(report: Report, metric: str, state_dir: Path) -> Mapping[str, float]:
     try:
         return read_query_values(state_dir, report, metric)
@@ -100,10 +97,43 @@ def _values(report: Report, metric: str, state_dir: Path) -> Mapping[str, float]
         return {}
 
 
-def query_texts(wanted: Collection[str], state_dir: Path, dataset: Mapping[str, Any]) -> Mapping[str, str]:
-    """Texts of the queries, as far as a file with them is near: the one that `dataset` of the configuration points at, or the
-    one in the state_dir. A file that does not know every one of `wanted` is of another collection; none is no text at all.
+def top_of(movement: Movement, wanted: Collection[str], state_dir: Path) -> tuple[Top, Top]:
+    """Before and after; empty where nothing was kept (an older version, or a file that cannot be read)."""
+    found: list[Top] = []
+    for report in (movement.before, movement.after):
+        try:
+            found.append(read_top(state_dir, report, wanted))
+        except OSError as error:
+            log.warning("%s; the page goes without the documents of these queries", error)
+            found.append({})
+    return found[0], found[1]
+
+
+def document_texts(wanted: Collection[str], strategy: Strategy, state_dir: Path) -> Mapping[str, str]:
+    """From the cache of data sets, as far as it still has the corpus that the ledger names; none for token ids."""
+    key = strategy.description.get("corpus")
+    folder = state_dir / "datasets" / str(key)
+    if not wanted or not key or not is_usable(folder):
+        return {}
+    corpus, ids = ArrowCorpus(folder), sorted(wanted)
+    places = corpus.find(ids)
+    known = [(identity, place) for identity, place in zip(ids, places.tolist(), strict=True) if place >= 0]
+    texts = corpus.texts(np.array([place for _, place in known], dtype=np.int64))
+    return {identity: text for (identity, _), text in zip(known, texts, strict=True) if isinstance(text, str)}
+
+
+def query_texts(
+    wanted: Collection[str], state_dir: Path, dataset: Mapping[str, Any], fingerprint: str = ""
+) -> Mapping[str, str]:
+    """Texts of the queries: those kept for the test set of this `fingerprint`, else (an older version kept none) from a file
+    that is near: the one that `dataset` of the configuration points at, or the one in the state_dir. A file that does not know
+    every one of `wanted` is of another collection; none is no text at all.
     """
+    try:
+        if kept := read_query_texts(state_dir, fingerprint, wanted):
+            return kept
+    except OSError as error:
+        log.warning("%s", error)
     for path in _candidates(state_dir, dataset):
         if not path.is_file() or path.stat().st_size > LARGEST_FILE_BYTES:
             continue

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 from dr_validate.ledger_schema import State
+from dr_validate.per_query import Retrieved
 from dr_validate.report.comparison import Comparison
 from dr_validate.report.gather import Section, Strategy
 from dr_validate.report.grid import EMPTY, Cell, Column, Row, numeric, table, text
 from dr_validate.report.markup import Markup, el, join
-from dr_validate.report.queries import Movement
-from dr_validate.report.words import duration, has_interval, interval, is_bound, number, percent, signed
+from dr_validate.report.queries import Movement, Top
+from dr_validate.report.words import duration, has_interval, interval, is_bound, number, percent, shortened, signed
 from dr_validate.report_notes import crossings_of, lag_s, population_of
 from dr_validate.values import Estimate, Report
 
@@ -19,7 +20,6 @@ def strategies_table(section: Section) -> Markup:
     heads = (
         "documents",
         "share",
-        "seconds",
         "validated",
         "compared",
         "bias",
@@ -35,12 +35,11 @@ def strategies_table(section: Section) -> Markup:
 
 
 def _strategy_row(strategy: Strategy, found: Comparison | None) -> Row:
-    documents, fraction, seconds = strategy.documents, strategy.fraction, strategy.seconds
+    documents, fraction = strategy.documents, strategy.fraction
     cost = [
         text(strategy.name),
         numeric(documents, f"{documents or 0:,.0f}"),
         numeric(fraction, percent(fraction or 0)),
-        numeric(seconds, f"{seconds or 0:,.1f}"),
         numeric(len(strategy.done), f"{len(strategy.done):,}"),
     ]
     if found is None:
@@ -59,14 +58,19 @@ def _strategy_row(strategy: Strategy, found: Comparison | None) -> Row:
     ]
 
 
-def queries_table(movement: Movement, sign: int, texts: Mapping[str, str]) -> Markup:
-    """The queries that gained (`sign` 1) or lost (-1) most; nothing where none did."""
+def queries_table(
+    movement: Movement, sign: int, texts: Mapping[str, str], top: tuple[Top, Top], documents: Mapping[str, str]
+) -> Markup:
+    """The queries that gained (`sign` 1) or lost (-1) most, with what both checkpoints found first; nothing where none did.
+
+    `texts` by query, `documents` by document, as far as they are known.
+    """
     rows = []
     for place in movement.largest(sign):
         before, after, change = (float(v[place]) for v in (movement.values_before, movement.values_after, movement.changes))
         query = movement.query_ids[place]
         numbers = [numeric(before, number(before)), numeric(after, number(after)), numeric(change, signed(change))]
-        rows.append([_query(query, texts.get(query)), *numbers])
+        rows.append([_query(query, texts.get(query), _found(movement, query, top, documents)), *numbers])
     if not rows:
         return Markup("")
     steps = (f"step {movement.before.checkpoint.step:,}", f"step {movement.after.checkpoint.step:,}", "change")
@@ -74,10 +78,26 @@ def queries_table(movement: Movement, sign: int, texts: Mapping[str, str]) -> Ma
     return table(names, rows, "Largest gains" if sign > 0 else "Largest losses")
 
 
-def _query(identity: str, known: str | None) -> Cell:
-    """The text over the id, the id alone where no text is known."""
-    shown = identity if known is None else join(known, el("small", identity))
+def _query(identity: str, known: str | None, found: Markup | None) -> Cell:
+    """The text over the id, the id alone where no text is known; `found` to unfold."""
+    shown = join(known or identity, None if known is None else el("small", identity), found)
     return Cell(shown=shown, sort=known or identity, look="text")
+
+
+def _found(movement: Movement, query: str, top: tuple[Top, Top], documents: Mapping[str, str]) -> Markup | None:
+    lists = []
+    for report, found in zip((movement.before, movement.after), top, strict=True):
+        items = [_document(one, documents.get(one.document)) for one in found.get(query, ())]
+        lists.append(el("div", el("span", f"step {report.checkpoint.step:,}"), el("ol", *items)) if items else None)
+    both = el("div", *lists, class_="both")
+    return el("details", el("summary", "first documents"), both) if any(lists) else None
+
+
+def _document(one: Retrieved, known: str | None) -> Markup:
+    judged = None if one.gain is None else f"grade {one.gain}, relevant" if one.gain > 0 else "judged not relevant"
+    told = None if judged is None else el("em", f" {judged}")
+    text_of = None if known is None else el("small", shortened(known))
+    return el("li", one.document, told, text_of, class_="relevant" if one.gain and one.gain > 0 else None)
 
 
 def checkpoints_table(section: Section, strategy: Strategy) -> Markup:
@@ -86,10 +106,9 @@ def checkpoints_table(section: Section, strategy: Strategy) -> Markup:
     numbers = [Column(name=name, group=metric) for metric in metrics for name in _METRIC_COLUMNS]
     columns = [
         *_WHICH,
+        Column(name="status", number=False),
         *numbers,
         *(Column(name=name) for name in ("documents", "seconds", "lag", "attempts", "crossings")),
-        Column(name="status", number=False),
-        Column(name="why", number=False),
     ]
     rows = [_checkpoint_row(report, exact.get(report.checkpoint.digest), metrics) for report in strategy.reports]
     rows += [_unfinished_row(state, len(columns)) for state in strategy.unfinished]
@@ -130,14 +149,13 @@ def _checkpoint_row(report: Report, exact: Report | None, metrics: Sequence[str]
     crossings = crossings_of(report, metrics[0]) if metrics else None
     return [
         *_which(report),
+        _status(report.status, report.error),
         *(cell for metric in metrics for cell in _metric_cells(report, exact, metric)),
         numeric(encoded, f"{encoded or 0:,.0f}"),
         numeric(total, f"{total or 0:,.1f}"),
         numeric(lag if done else None, duration(lag)),
         numeric(report.attempts, str(report.attempts)) if report.attempts > 1 else EMPTY,
         numeric(crossings, number(crossings, 1)),
-        text(report.status, report.status),
-        text(report.error, "why"),
     ]
 
 
@@ -168,5 +186,9 @@ def _population(report: Report, metric: str) -> Cell:
 
 def _unfinished_row(state: State, width: int) -> Row:
     again = "running" if state.state == "running" else "waiting"
-    blank = [EMPTY] * (width - 4)
-    return [numeric(state.step, f"{state.step:,}"), text(state.name, "name"), *blank, text(again), text(state.detail, "why")]
+    blank = [EMPTY] * (width - 3)
+    return [numeric(state.step, f"{state.step:,}"), text(state.name, "name"), _status(again, state.detail), *blank]
+
+
+def _status(status: str, why: str | None) -> Cell:
+    return Cell(shown=join(status, el("small", why) if why else None), sort=status, look=f"{status} why" if why else status)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from dr_validate.report.comparison import Candidate, Comparison, smallest_errors
 from dr_validate.report.gather import Section, Strategy
-from dr_validate.report.queries import Movement, best_of
+from dr_validate.report.queries import Movement
 from dr_validate.report.words import (
     count,
     has_interval,
@@ -17,13 +17,14 @@ from dr_validate.report.words import (
     steps,
     with_interval,
 )
-from dr_validate.report_notes import crossings_of
+from dr_validate.report_notes import SAME_WEIGHTS, crossings_of, is_expected
 from dr_validate.values import Report
 
 # Kendall's tau from which an order is called the same, mostly the same, or roughly so.
 SAME, MOSTLY, ROUGHLY = 0.9, 0.7, 0.4
 FEW_CROSSINGS = 3  # below this a corrected value is extrapolation, not evidence
 DIGITS = 3
+ENDS = ("failed", "skipped", "with the same weights as another", "overtaken by newer ones")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +41,10 @@ class Verdict:
 
 def verdict(section: Section, movement: Movement | None = None) -> Verdict:
     """On the first metric of the section."""
-    judge, metric = section.judge, section.metric
-    if judge is None or metric is None:
+    judge, metric, best = section.judge, section.metric, section.best
+    if judge is None or metric is None or best is None:
         return Verdict(headline="No checkpoint is validated yet.", sentences=tuple(_troubles(section)))
     done = [report for report in judge.done if metric in report.metrics]
-    best = best_of(done, metric)
     parts = [*_rivals(done, best, metric), *_course(done, best, metric, movement), *_moved(movement, section)]
     sentences = (*parts, *_fidelity(section, metric), *_cost(section), *_troubles(section))
     return Verdict(headline=_headline(section, judge, best, metric), sentences=sentences)
@@ -100,7 +100,7 @@ def _course(done: list[Report], best: Report, metric: str, movement: Movement | 
 
 
 def _moved(movement: Movement | None, section: Section) -> list[str]:
-    if movement is None or movement.interval is None:
+    if movement is None or movement.interval is None or not movement.changes.any():
         return []
     low, high = movement.interval
     change = f"{signed(movement.mean, DIGITS)} {interval(low, high, DIGITS)}"
@@ -182,21 +182,23 @@ def _best_strategy(section: Section, metric: str) -> list[str]:
 
 
 def _cost(section: Section) -> list[str]:
-    first, full = next(iter(section.sampled), None), section.full
+    first = next(iter(section.sampled), None)
     if first is None or first.fraction is None:
         return []
-    share = f"The sample has {percent(first.fraction)} of the documents"
-    spent, exact = first.seconds, full.seconds if full else None
-    if not spent or not exact:
-        return [f"{share}."]
-    return [f"{share} and takes {percent(spent / exact)} of the time."]
+    return [f"The sample has {percent(first.fraction)} of the documents."]
+
+
+def _end(report: Report) -> str:
+    if not is_expected(report):
+        return report.status
+    return ENDS[2] if (report.error or "").startswith(SAME_WEIGHTS) else ENDS[3]
 
 
 def _troubles(section: Section) -> list[str]:
     sampled = section.sampled or section.strategies
     reports = {r.checkpoint.label: r for strategy in sampled for r in strategy.reports}
-    by_status = {status: sum(r.status == status for r in reports.values()) for status in ("failed", "skipped")}
-    parts = [f"{how_many:,} {status}" for status, how_many in by_status.items() if how_many]
+    ends = [_end(report) for report in reports.values() if report.status != "done"]
+    parts = [f"{ends.count(end):,} {end}" for end in ENDS if end in ends]
     if waiting := len({state.digest for strategy in sampled for state in strategy.unfinished}):
         parts.append(f"{waiting:,} not finished")
     return [f"Of the other checkpoints {listed(parts)}; the table says why."] if parts else []

@@ -28,6 +28,12 @@ def interval(low: float, high: float, digits: int = 4) -> str:
     return f"[{number(low, digits)}, {number(high, digits)}]"
 
 
+def shortened(text: str, most: int = 240) -> str:
+    """On one line, cut at a word where it is longer than `most` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most].rpartition(' ')[0] or line[:most]} \u2026"
+
+
 def with_interval(estimate: Estimate, digits: int = 3) -> str:
     """`0.312 [0.301, 0.322]`, the value alone where it is exact, `at most 0.331` where it is only an upper bound."""
     if is_bound(estimate):

@@ -10,7 +10,7 @@ from dr_validate.files import write_atomically
 from dr_validate.ledger import Ledger
 from dr_validate.report.gather import Section, gather
 from dr_validate.report.page import NOTHING_YET, Part, page
-from dr_validate.report.queries import movement, query_texts
+from dr_validate.report.queries import document_texts, movement, query_texts, top_of
 from dr_validate.report.settings import ReportSettings
 from dr_validate.report.verdict import verdict
 
@@ -46,8 +46,19 @@ def _part(section: Section, state_dir: Path, dataset: Mapping[str, Any]) -> Part
     moved = movement(section, state_dir)
     wanted = {moved.query_ids[place] for sign in (1, -1) for place in moved.largest(sign)} if moved else set()
     own = dataset if _is_named(dataset, section.dataset) else {}
-    texts = query_texts(wanted, state_dir, own) if wanted else {}
-    return Part(section=section, verdict=verdict(section, moved), movement=moved, texts=dict(texts))
+    told = verdict(section, moved)
+    if moved is None or not wanted:
+        return Part(section=section, verdict=told, movement=moved)
+    top = top_of(moved, wanted, state_dir)
+    documents = {one.document for found in top for first in found.values() for one in first}
+    return Part(
+        section=section,
+        verdict=told,
+        movement=moved,
+        texts=query_texts(wanted, state_dir, own, str(moved.strategy.description.get("dataset_fingerprint", ""))),
+        top=top,
+        documents=document_texts(documents, moved.strategy, state_dir),
+    )
 
 
 def _is_named(dataset: Mapping[str, Any], name: str) -> bool:

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from dr_validate.errors import SetupError
-from dr_validate.report import words
+from dr_validate.report import plot, words
 from dr_validate.report.settings import ReportSettings
 from dr_validate.report.write import write_report
 from dr_validate.values import Estimate
@@ -91,12 +91,13 @@ def test_every_question_has_its_place_in_the_given_order(rich: Training) -> None
         "Error and cost of the strategies",
         "Queries that moved from step 7,000 to 8,000",
         "All checkpoints",
+        "How this was made",
     ]
 
 
 def test_every_chart_has_axes_with_ticks_and_every_mark_says_what_it_is(rich: Training) -> None:
     figures = list(parsed(written(rich)).iter("figure"))
-    assert len(figures) == 4 + 4 + 3 + 1  # two strategies by two metrics, twice; cost; queries
+    assert len(figures) == 4 + 4 + 2 + 1  # two strategies by two metrics, twice; cost; queries
     for figure in figures:
         svg = figure.find(f"{SVG}svg")
         assert svg is not None and svg.get("aria-label")
@@ -122,19 +123,145 @@ def test_a_point_stands_where_its_value_is(training: Training) -> None:
     assert x1 < x2 and y1 > y2  # a higher value is further up
 
 
-def test_hostile_names_are_shown_and_not_obeyed(training: Training) -> None:
-    training.strategy(sampler=HOSTILE, dataset=HOSTILE)
+def test_hostile_text_is_shown_and_not_obeyed_wherever_it_comes_from(training: Training) -> None:
+    def hostile(place: str) -> str:
+        return f"{HOSTILE}{place}"
+
+    made = {"dataset": {"choice": "beir", "path": hostile("path")}, "sampler": {hostile("key"): [hostile("value")]}}
+    training.strategy(
+        *(SAMPLE, hostile("sampler")),
+        dataset=hostile("dataset"),
+        made=made,
+        command=hostile("command"),
+        dataset_fingerprint="1",
+    )
+    tower = {"architecture": hostile("model"), "prefix": hostile("prefix")}
+    notes = {"encoder": {"query": tower, "document": tower}, "versions": {hostile("package"): "1"}, "device": hostile("device")}
     for step in (100, 200):
-        report = training.done(step, bound(0.001 * step), run=HOSTILE, name=f"{HOSTILE}{step}")
-        training.queries(report, {"mrr@10": [0.5, 0.001 * step]})
-    training.ended(300, "failed", f"{HOSTILE}\x00\x1b[31m")
+        name = hostile(f"name{step}")
+        report = training.done(step, bound(0.001 * step), run=hostile("run"), name=name, notes=notes)
+        path = training.queries(report, {"mrr@10": [0.5, 0.001 * step]})
+        query, document = "q1", hostile("document")
+        training.table(
+            path.parents[2] / "top" / path.parent.name / path.name, query_id=query, rank=1, document_id=document, gain=1
+        )
+    training.table(training.state_dir / "queries" / "texts-1.parquet", query_id="q1", text=hostile("query"))
+    training.ended(300, "failed", f"{hostile('error')}\x00\x1b[31m")
     page = written(training)
     tree = parsed(page)
     assert len(list(tree.iter("script"))) == 1
     assert not list(tree.iter("b"))
     text = shown(page)
-    assert text.count(HOSTILE) >= 5
-    assert f"{HOSTILE}\ufffd\ufffd[31m" in text
+    places = ("sampler", "dataset", "run", "name100", "error", "command", "path", "key", "value", "model", "prefix", "package")
+    for place in (*places, "device", "document", "query"):
+        assert hostile(place) in text, place
+    assert f"{hostile('error')}\ufffd\ufffd[31m" in text
+
+
+def rings(page: str) -> list[tuple[float, float]]:
+    """Places of the circles around a checkpoint, one for each chart over the training; without that of the legend."""
+    charts = [svg for svg in parsed(page).iter(f"{SVG}svg") if svg.get("role")]
+    groups = [group for svg in charts for group in svg.iter(f"{SVG}g") if group.get("class") == "ring"]
+    circles = [circle for group in groups for circle in group.iter(f"{SVG}circle")]
+    return [(float(str(circle.get("cx"))), float(str(circle.get("cy")))) for circle in circles]
+
+
+def test_the_circle_is_around_the_checkpoint_of_the_headline_and_at_its_value(training: Training) -> None:
+    training.sample(within(0.2, 0.01), within(0.5, 0.01), within(0.4, 0.01))  # the sample prefers step 200
+    training.strategy("b" * 16, "run_pool")
+    for step, value in ((100, 0.6), (200, 0.5), (300, 0.4)):  # and this one step 100
+        training.done(step, bound(value), "b" * 16)
+    training.full(0.1, 0.3, 0.35)
+    page = written(training)
+    assert "Best of 3 checkpoints: step 300 (mrr@10 0.350 on the full corpus)." in shown(page)
+    legends = [" ".join(item.itertext()) for item in parsed(page).iter("li")]
+    assert legends.count("the best, step 300") == 2  # one for each strategy
+    charts = [svg for svg in parsed(page).iter(f"{SVG}svg") if "by training step" in str(svg.get("aria-label"))]
+    assert len(charts) == len(rings(page)) == 2
+    for svg, (x, y) in zip(charts, rings(page), strict=True):
+        diamonds = [group for group in svg.iter(f"{SVG}g") if group.get("class") == "full point"]
+        last = diamonds[-1].find(f"{SVG}path")
+        assert last is not None
+        left, top = map(float, re.findall(r"[\d.]+", str(last.get("d")))[:2])  # of a diamond: its upper corner
+        assert x == pytest.approx(left, abs=0.1) and 0 < y - top < 8
+
+
+def test_without_a_full_corpus_the_circle_is_on_the_sampled_curve_of_every_metric(training: Training) -> None:
+    training.strategy()
+    for step, first, second in ((100, 0.4, 0.1), (200, 0.3, 0.2), (300, 0.2, 0.3)):  # the second metric prefers another
+        training.done(step, {"mrr@10": within(first, 0.01), "recall@100": within(second, 0.01)})
+    found = rings(written(training))
+    assert len(found) == 2 and found[0][0] == found[1][0]
+
+
+def test_what_was_skipped_for_a_good_reason_has_no_cross(training: Training) -> None:
+    def crosses() -> int:
+        figure = next(parsed(written(training)).iter("figure"))
+        return sum(group.get("class") == "missing" for group in figure.iter(f"{SVG}g"))
+
+    training.sample(bound(0.3), bound(0.4))
+    training.ended(300, "skipped", "same weights as checkpoint-100")
+    training.ended(400, "skipped", "stale: overtaken by checkpoint-500 at step 500")
+    assert crosses() == 0
+    assert "same weights as checkpoint-100" in shown(written(training))  # in the table
+    training.ended(500, "skipped", "deleted after it was listed")
+    training.ended(600, "failed", "weights are not finite")
+    assert crosses() == 2
+
+
+@pytest.mark.parametrize(
+    "estimates",
+    [
+        [Estimate(value=0.01, low=-0.05, high=0.07, naive=0.08), exact(0.0)],
+        [Estimate(value=0.98, low=0.93, high=1.04, naive=1.05), exact(1.0)],
+        [exact(0.4), exact(3.5)],  # hits@10 counts
+    ],
+)
+def test_every_point_and_every_end_of_an_interval_is_inside_its_axes(training: Training, estimates: list[Estimate]) -> None:
+    training.strategy()
+    training.strategy(FULL, "full")
+    training.strategy("b" * 16, "run_pool")
+    for step, estimate in enumerate(estimates, 1):
+        training.done(step, {"hits@10": estimate})
+        training.done(step, {"hits@10": bound(estimate.naive)}, "b" * 16)
+        training.done(step, {"hits@10": exact(estimate.value / 2 + 0.4)}, FULL)
+    training.done(50, {"hits@10": exact(0.9)}, FULL)  # a baseline alone
+    figures = list(parsed(written(training)).iter("figure"))
+    assert len(figures) >= 5
+    for figure in figures:
+        svg = figure.find(f"{SVG}svg")
+        assert svg is not None
+        (x1, x2), (y1, y2) = plot_area(svg)
+        for x, y in marks(svg):
+            assert x1 - 0.1 <= x <= x2 + 0.1 and y1 - 0.1 <= y <= y2 + 0.1, (figure.find("figcaption"), x, y)
+
+
+def plot_area(svg: ElementTree.Element) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Left and right, top and bottom of what the axes enclose."""
+    _, _, width, height = map(float, str(svg.get("viewBox")).split())
+    return (plot.LEFT, width - plot.RIGHT), (plot.TOP, height - plot.BOTTOM)
+
+
+def marks(svg: ElementTree.Element) -> list[tuple[float, float]]:
+    """Centres of circles and ends of bars, bands and lines."""
+    found = [(float(str(c.get("cx"))), float(str(c.get("cy")))) for c in svg.iter(f"{SVG}circle")]
+    for path in svg.iter(f"{SVG}path"):
+        if path.get("class") in ("bar", "band", "naive", "sampled line"):
+            pairs = re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", str(path.get("d")))
+            found += [(float(x), float(y)) for x, y in pairs]
+    return found
+
+
+def test_no_sentence_stands_twice_on_a_page(rich: Training) -> None:
+    rich.strategy("c" * 16, dataset="nq", full_spec="e" * 16)  # another collection, with the same notes
+    rich.done(100, within(0.4, 0.1), "c" * 16, notes={"estimate": {"baselines": 1}})
+    rich.done(200, within(0.5, 0.1), "c" * 16, corpus={"documents": 100, "encoded": 7, "fraction": 0.07})
+    page = written(rich)
+    blocks = [" ".join(block.itertext()) for block in parsed(page).iter() if block.tag in ("p", "li", "caption", "summary")]
+    sentences = [one for block in blocks for one in re.split(r"(?<=[.;:]) ", block) if len(one.split()) > 4]
+    assert len(sentences) > 20
+    assert {one for one in sentences if sentences.count(one) > 1} == set()
+    assert shown(page).count("95% interval: where") == 1
 
 
 def test_the_same_ledger_gives_the_same_page(rich: Training) -> None:
@@ -154,6 +281,7 @@ def test_one_checkpoint_makes_a_page_without_empty_charts(training: Training) ->
         "Over the training",
         "Error and cost of the strategies",
         "All checkpoints",
+        "How this was made",
     ]
     assert len(list(tree.iter("figure"))) == 1
 
@@ -234,3 +362,31 @@ def test_what_values_were_learnt_from_is_said(training: Training) -> None:
     assert "own baseline" not in shown(written(training))
     training.done(200, within(0.4, 0.1), notes={"estimate": {"sample": "s", "baselines": 1}})
     assert "never with the checkpoint\u2019s own baseline" in shown(written(training))
+
+
+def test_the_strategies_are_compared_by_documents_and_not_by_seconds(rich: Training) -> None:
+    page = written(rich)
+    titles = [caption.text for caption in parsed(page).iter("figcaption")]
+    assert "Error by documents" in titles and "Error by time" not in titles
+    table = next(t for t in parsed(page).iter("table") if (t.findtext("caption") or "").startswith("Strategies"))
+    assert "seconds" not in " ".join(table.itertext())
+
+
+def test_a_moved_query_shows_what_both_checkpoints_found_first(rich: Training) -> None:
+    rich.strategy(FULL, "full", dataset_fingerprint="1")
+    folder = rich.state_dir / "top" / FULL
+    ids = {report.checkpoint.step: report.checkpoint.digest.replace(":", "-") for report in rich.ledger.reports(FULL)}
+    rows = {"query_id": ["q6"] * 3, "rank": [2, 1, 3]}
+    rich.table(folder / f"{ids[7000]}.parquet", **rows, document_id=["d2", "d1", "d3"], gain=[0, 2, None])
+    rich.table(folder / f"{ids[8000]}.parquet", **rows, document_id=["d5", "d4", "d1"], gain=[None, None, 2])
+    rich.table(rich.state_dir / "queries" / "texts-1.parquet", query_id=[f"q{n}" for n in range(30)], text=["how long"] * 30)
+    page = written(rich)
+    cells = [cell for cell in parsed(page).iter("td") if cell.find("details") is not None]
+    (cell,) = cells
+    words_of = " ".join(" ".join(cell.itertext()).split())
+    assert words_of == (
+        "how long q6 first documents step 7,000 d1 grade 2, relevant d2 judged not relevant d3 "
+        "step 8,000 d4 d5 d1 grade 2, relevant"
+    )
+    (folder / f"{ids[7000]}.parquet").write_bytes(b"no parquet")
+    assert "d4" in shown(written(rich))  # what cannot be read costs no more than itself

@@ -6,13 +6,16 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from dr_validate.report.settings import ReportSettings
 from dr_validate.report.write import write_report
+from tests.conftest import CommandLine
 from tests.report.training import Training, within
 
 HEAVY = {"torch", "faiss", "transformers", "wandb", "ranx", "scipy.stats", "pandas", "datasets"}
@@ -102,3 +105,32 @@ def test_the_page_fits_a_telephone_and_its_script_sorts(filled: Training, tmp_pa
         assert one["open"] and all(one["open"])
         assert one["heads"] > 10
     assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_page_of_a_real_run_has_texts_documents_and_how_it_was_made_without_being_told_the_data_set(
+    dr_validate: CommandLine, collection: Path, write_checkpoint: Callable[..., Path]
+) -> None:
+    home = dr_validate.folder
+    dr_validate.environment["HOME"] = str(home)
+    data = collection.rename(home / "collection")
+    for step in (100, 200):
+        write_checkpoint(home / "training" / f"checkpoint-{step}", seed=step, step=step)
+    stated = ["dataset=beir", f"dataset.path={data}", "encoder.pooling=mean", "encoder.normalize=true", "seed=21"]
+    result = dr_validate(
+        *("watch.mode=once", f"source.path={home / 'training'}", *stated, "tracker=none", "metrics=[mrr@10]", "top_k=10")
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    shutil.rmtree(data)  # the state_dir has what it takes
+    assert dr_validate("task=report").returncode == 0
+    page = ElementTree.fromstring((home / ".dr_validate" / "report.html").read_text())
+    text = " ".join(" ".join(page.itertext()).split())
+    unfolded = [" ".join(" ".join(cell.itertext()).split()) for cell in page.iter("td") if cell.find("details") is not None]
+    assert unfolded  # two random encoders do not agree on every query
+    for cell in unfolded:
+        assert re.match(r"\w+ \w+ q\d+ first documents step 100 d\d+ .*\w+ \w+ number \d+ .* step 200 d\d+ .* number \d+", cell)
+    assert any("grade 1, relevant" in cell for cell in unfolded)
+    for fact in ("BertModel, num_hidden_layers=1, hidden_size=32", "beir, path=~/collection, split=test", "32 tokens"):
+        assert fact in text
+    assert "source.path=$HOME/training" in text and "seed=21" in text and str(home) not in text
+    assert re.search(r"dr_validate \d\S+, torch \d\S+, transformers \d", text)

@@ -73,6 +73,12 @@ class Training:
         pyarrow.parquet.write_table(table, path)
         return path
 
+    def table(self, path: Path, **columns: Any) -> None:
+        """One more file beside the ledger; a value that is no list is a column of one row."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lists = {name: column if isinstance(column, list) else [column] for name, column in columns.items()}
+        pyarrow.parquet.write_table(pyarrow.table(lists), path)
+
     def sections(self) -> list[Section]:
         return gather(self.ledger)
 
