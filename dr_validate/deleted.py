@@ -5,7 +5,6 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from dr_validate import schedule
 from dr_validate.component import fingerprint
@@ -22,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Deleted:
-    """What waited at the last poll, and what was missing at the first one, under `<state_dir>/listed/`: known after a restart.
+    """What waited at the last poll, under `<state_dir>/listed/`, so that a restart knows it, too.
 
     `reason` says of a checkpoint why there was no copy of it, where that is known.
     """
@@ -30,8 +29,8 @@ class Deleted:
     def __init__(self, run: Run, spec: str, reason: Callable[[Checkpoint], str | None]) -> None:
         key = fingerprint({"spec": spec, "source": json.dumps(run.raw.get("source"), sort_keys=True, default=str)})
         self._file, self._source, self._reason = run.settings.state_dir / "listed" / f"{key}.json", run.source, reason
-        self._waiting, self._absent = self._read()
-        self._written = self._content()
+        self._waiting = self._read()
+        self._written = dict(self._waiting)
 
     def since_last_poll(self, listing: Listing, settled: Iterable[str]) -> list[tuple[Checkpoint, str]]:
         """Those that waited, do not exist any more (`listing` holds what there are copies of), and that the source does not
@@ -54,43 +53,27 @@ class Deleted:
                 found.append((checkpoint, self._reason(checkpoint) or DELETED))
         return found
 
-    def never_seen(self, listing: Listing, labels: Mapping[str, int]) -> list[Incomplete]:
-        """What must have been saved, and neither exists nor has a Report (`labels`: label -> step of those that have one).
-
-        What is missing at the very first poll was deleted before anybody asked for it: one line in the log.
-        """
-        exist = {c.label: c.step for c in listing.checkpoints} | {part.name: part.step for part in listing.incomplete}
-        known = {name: step for name, step in (exist | dict(labels)).items() if TRAINER_NAME.fullmatch(name)}
-        missing = [_unseen(step) for step in schedule.missing_steps(set(known.values()), listing.save_steps)]
-        found = [part for part in (*listing.missing, *missing) if part.name not in exist and part.name not in labels]
-        if self._absent is None:
-            self._absent = frozenset(part.name for part in found)
-            if found:
-                log.info(
-                    "%d checkpoints, %s to %s, were deleted before the first poll: only what exists is validated",
-                    *(len(found), found[0].name, found[-1].name),
-                )
-        return [part for part in found if part.name not in self._absent]
-
     def remember(self, waiting: Iterable[Checkpoint]) -> None:
         """Note what waits now, besides what has not been cleared up yet."""
         self._waiting |= {checkpoint.digest: checkpoint for checkpoint in waiting}
-        if (content := self._content()) != self._written:
-            write_atomically(self._file, json.dumps(content))
-            self._written = content
+        if self._waiting != self._written:
+            write_atomically(self._file, json.dumps([dataclasses.asdict(one) for one in self._waiting.values()]))
+            self._written = dict(self._waiting)
 
-    def _content(self) -> dict[str, Any]:
-        absent = None if self._absent is None else sorted(self._absent)
-        return {"waiting": [dataclasses.asdict(one) for one in self._waiting.values()], "absent": absent}
-
-    def _read(self) -> tuple[dict[str, Checkpoint], frozenset[str] | None]:
+    def _read(self) -> dict[str, Checkpoint]:
         try:
-            content = json.loads(self._file.read_bytes())
-            absent = content["absent"]
-            waiting = {fields["digest"]: Checkpoint(**fields) for fields in content["waiting"]}
-            return waiting, None if absent is None else frozenset(map(str, absent))
+            return {fields["digest"]: Checkpoint(**fields) for fields in json.loads(self._file.read_bytes())}
         except (FileNotFoundError, ValueError, TypeError, KeyError, AssertionError):
-            return {}, None  # a damaged memory costs the word on what was deleted meanwhile
+            return {}  # a damaged memory costs the word on what was deleted meanwhile
+
+
+def never_seen(listing: Listing, labels: Mapping[str, int]) -> list[Incomplete]:
+    """What must have been saved, going by the numbers of what exists or has a Report (`labels`: label -> training step), and
+    neither exists nor has one."""
+    exist = {c.label: c.step for c in listing.checkpoints} | {part.name: part.step for part in listing.incomplete}
+    known = {step for name, step in (exist | dict(labels)).items() if TRAINER_NAME.fullmatch(name)}
+    missing = [_unseen(step) for step in schedule.missing_steps(known, listing.save_steps)]
+    return [part for part in (*listing.missing, *missing) if part.name not in exist and part.name not in labels]
 
 
 def _unseen(step: int) -> Incomplete:

@@ -5,22 +5,25 @@ Neither waits for a validation: a trainer that keeps its last two checkpoints de
 
 import contextlib
 import dataclasses
+import json
 import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from dr_validate import schedule
 from dr_validate.backoff import JITTER, Backoff
 from dr_validate.component import fingerprint
 from dr_validate.config import Run
+from dr_validate.deleted import never_seen
 from dr_validate.errors import Gone, Outage, SetupError
-from dr_validate.files import is_disk_full
+from dr_validate.files import is_disk_full, write_atomically
 from dr_validate.stages import Source
-from dr_validate.values import Checkpoint, Listing
+from dr_validate.values import Checkpoint, Incomplete, Listing
 
 MAX_FETCHES = 4
+MAX_NAMES = 5
 MAX_PAUSE_S = 3600.0
 ANOTHER_AFTER_S = 10.0  # one at a time, in the order of work; beside one that takes longer than this another begins
 log = logging.getLogger(__name__)
@@ -58,6 +61,7 @@ class SourcePoller:
         self._seconds: dict[str, float] = {}  # by digest: how long the fetch took
         self._reasons: dict[str, str] = {}  # by digest: why there will be none, if the source deletes it
         self._error: BaseException | None = None
+        self._absent: frozenset[str] | None = None  # names of what was missing at the first poll of this source, ever
         self.listing = schedule.union(Listing(), run.store.taken(self.source_key, self._state_dir))
         self.changes = self.polls = 0
         self._thread = threading.Thread(target=self._work, name="poll", daemon=True)
@@ -79,12 +83,21 @@ class SourcePoller:
     def is_fetching(self) -> bool:
         return bool(self._fetching)
 
-    def check(self) -> None:
+    def check(self, kind: type[BaseException] = BaseException) -> None:
         """Raise what the thread has met and cannot mend: a full disk, a wrong key, a source that a finite run gives up on."""
         with self._changed:
+            if not isinstance(self._error, kind):
+                return
             error, self._error = self._error, None
-        if error is not None:
-            raise error
+        raise error
+
+    def never_seen(self, labels: Mapping[str, int]) -> list[Incomplete]:
+        """What was saved and deleted between two polls, or while nobody polled; see `deleted.never_seen`.
+
+        Not what was missing at the very first poll: that was deleted before anybody asked for it.
+        """
+        absent = self._absent or frozenset()
+        return [part for part in never_seen(self.listing, labels) if part.name not in absent]
 
     @property
     def has_failed(self) -> bool:
@@ -184,12 +197,29 @@ class SourcePoller:
             else:
                 self._backoff.answered()
                 self._listed = listed
+                self._absent = self._absent if self._absent is not None else self._first_sight(listed)
                 self.polls += 1
-        self._next_poll = time.monotonic() + poll_s * random.uniform(*JITTER)
-        if self._backoff.failures:
-            self._next_poll = self._backoff.until
+        pause = poll_s * random.uniform(*JITTER)
+        with self._changed:
+            self._next_poll = self._backoff.until if self._backoff.failures else time.monotonic() + pause
+            if self._asked > asked:  # meanwhile
+                self._next_poll = 0.0
         self._tried.clear()
         self._publish(asked)
+
+    def _first_sight(self, listed: Listing) -> frozenset[str]:
+        path = self._state_dir / "listed" / f"first-{self.source_key}.json"
+        try:
+            return frozenset(map(str, json.loads(path.read_bytes())))
+        except (FileNotFoundError, ValueError, TypeError):
+            absent = [part.name for part in never_seen(listed, {})]
+        write_atomically(path, json.dumps(absent))
+        if absent:
+            log.info(
+                "deleted before the first poll, so never validated: %s%s",
+                *(", ".join(absent[:MAX_NAMES]), f" and {len(absent) - MAX_NAMES} more" if len(absent) > MAX_NAMES else ""),
+            )
+        return frozenset(absent)
 
     def _publish(self, asked: int = 0) -> None:
         listing = schedule.union(self._listed, self._run.store.taken(self.source_key, self._state_dir))

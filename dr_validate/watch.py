@@ -54,8 +54,9 @@ def watch(run: Run) -> Outcome:
     with stop_on_signals(stop), Ledger(state_dir / "ledger.db") as ledger, contextlib.ExitStack() as stack:
         stack.callback(worker.close)
         watcher = _Watcher(run, ledger, worker, stop)
+        stack.enter_context(watcher.poller)  # copies are taken while the worker makes ready, which may take an hour
         try:
-            names = {**worker.start(watcher.tick), "training_run": run.source.training_run}
+            names = {**worker.start(watcher.tick_of_start), "training_run": run.source.training_run}
         except Stopped:
             return Outcome(target=None, exit_code=0, stopped=True)
         stack.enter_context(claim(state_dir, names["spec"], now()))
@@ -68,6 +69,7 @@ class _Watcher:
         self.poller = SourcePoller(run, self._needs)
         self.attempts = Attempts(run, ledger, worker, self.poller, now)
         self.progress = Progress()
+        self._has_spec = False
         self._noted = -1  # changes of the poller that have been taken note of
         self._doing, self._next_note = "", 0.0
         self._deadline = float("inf")
@@ -78,6 +80,7 @@ class _Watcher:
         spec, full_spec, sampler = names["spec"], names["full_spec"], names["sampler"]
         self.target = Target(dataset=names["dataset"], sampler=sampler, spec=spec, sampled_spec=spec, full_spec=full_spec)
         self.full_target = dataclasses.replace(self.target, spec=full_spec)
+        self._has_spec = True
         self.deleted = Deleted(self.run, spec, self.poller.reason)
         self._end_interrupted()
         for target in {self.target, self.full_target}:
@@ -89,7 +92,7 @@ class _Watcher:
             "validating on %s: %s, %d queries, %d of %d documents (sampler %s, spec %s)",
             *(names["device"], names["dataset"], names["queries"], names["encoded"], names["documents"], sampler, spec),
         )
-        with Delivery(self.run, self.ledger, names, now) as self.delivery, self.poller:
+        with Delivery(self.run, self.ledger, names, now) as self.delivery:
             self._loop()
             self.delivery.deliver()
         found = self.poller.listing.checkpoints or self.poller.listing.incomplete
@@ -109,6 +112,11 @@ class _Watcher:
             raise Stopped("stopped by a signal")
         if time.monotonic() > self._deadline:
             raise TimedOut
+
+    def tick_of_start(self, progress: Mapping[str, Any] | None) -> None:
+        """The same, while the worker starts: a source that is set up wrongly ends that."""
+        self.tick(progress)
+        self.poller.check(SetupError)
 
     def _note(self, doing: str, detail: str = "") -> None:
         """For `task=status`. What cannot be written now is not worth ending for."""
@@ -179,7 +187,7 @@ class _Watcher:
         for checkpoint, reason in self.deleted.since_last_poll(listing, {*settled, *skips}):
             self.attempts.skip(checkpoint, self.target, reason)
             self._not_before.pop(checkpoint.digest, None)
-        for part in self.deleted.never_seen(listing, self.ledger.reported_labels(self.target.spec)):
+        for part in self.poller.never_seen(self.ledger.reported_labels(self.target.spec)):
             self.attempts.skip_incomplete(part, self.target)
         waiting = schedule.waiting(listing, settled, self.run.watch.order)
         self.deleted.remember(c for c in waiting if c.digest not in skips)
@@ -197,7 +205,10 @@ class _Watcher:
         return left
 
     def _needs(self, listing: Listing) -> Needs:
-        """What copies are needed for; asked by the thread of the poller."""
+        """What copies are needed for; asked by the thread of the poller, from before the spec is known."""
+        if not self._has_spec:
+            settled = {digest: status for spec in self.ledger.specs() for digest, status in self.ledger.settled(spec).items()}
+            return Needs(order=schedule.waiting(listing, settled, self.run.watch.order))
         order = [*self._left_of(listing), *self._missing_baselines(listing)]
         state_dir = self.run.settings.state_dir
         foreign = set(self.ledger.specs()) - {self.target.spec, self.full_target.spec}

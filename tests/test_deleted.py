@@ -10,7 +10,7 @@ import pytest
 
 from dr_validate import schedule
 from dr_validate.config import Run, Settings, Watch
-from dr_validate.deleted import NEVER_SEEN, Deleted
+from dr_validate.deleted import NEVER_SEEN, Deleted, never_seen
 from dr_validate.source.folder import FolderSource
 from dr_validate.values import Listing
 from tests.test_watch import wait_for
@@ -90,45 +90,36 @@ def test_a_damaged_memory_is_an_empty_one(checkpoints: Path, tmp_path: Path) -> 
 
 def saved_every(save_steps: int, checkpoints: Path) -> None:
     for folder in checkpoints.iterdir():
-        step = int(folder.name.removeprefix("checkpoint-"))
+        step = int(folder.name.partition("-")[2] or 251)
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "save_steps": save_steps}))
 
 
-def test_a_step_that_was_saved_and_never_seen_is_told_once(checkpoints: Path, tmp_path: Path) -> None:
+def test_a_step_that_was_saved_and_never_seen_is_known_by_the_steps_around_it(checkpoints: Path, tmp_path: Path) -> None:
+    source = FolderSource(path=checkpoints)
     saved_every(100, checkpoints)
-    deleted, source = looked(checkpoints, tmp_path / "state")
-    assert deleted.never_seen(source.list(tmp_path / "state"), {}) == []
-    deleted.remember([])
+    assert never_seen(source.list(tmp_path / "state"), {}) == []
     shutil.rmtree(checkpoints / "checkpoint-100")  # has its Report
     (checkpoints / "checkpoint-300").rename(checkpoints / "checkpoint-600")
     saved_every(100, checkpoints)
-    deleted, source = looked(checkpoints, tmp_path / "state")
-    found = deleted.never_seen(source.list(tmp_path / "state"), {"checkpoint-100": 100, "checkpoint-300": 300})
+    found = never_seen(source.list(tmp_path / "state"), {"checkpoint-100": 100, "checkpoint-300": 300})
     assert [(part.name, part.step, part.reason) for part in found] == [
         ("checkpoint-400", 400, NEVER_SEEN),
         ("checkpoint-500", 500, NEVER_SEEN),
     ]
 
 
-def test_what_was_missing_at_the_first_poll_is_one_line_and_no_report(
-    checkpoints: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO")
-    shutil.rmtree(checkpoints / "checkpoint-200")
+def test_a_final_model_and_the_last_step_of_a_training_make_no_holes(checkpoints: Path, tmp_path: Path) -> None:
     saved_every(100, checkpoints)
-    for _ in range(2):  # a restart says nothing more
-        deleted, source = looked(checkpoints, tmp_path / "state")
-        assert deleted.never_seen(source.list(tmp_path / "state"), {}) == []
-        deleted.remember([])
-    assert caplog.text.count("1 checkpoints, checkpoint-200 to checkpoint-200, were deleted before the first poll") == 1
+    (checkpoints / "checkpoint-300").rename(checkpoints / "checkpoint-250")
+    shutil.copytree(checkpoints / "checkpoint-250", checkpoints / "final")
+    saved_every(100, checkpoints)
+    assert never_seen(FolderSource(path=checkpoints).list(tmp_path / "state"), {}) == []
 
 
 def test_a_trainer_that_saves_by_another_rule_has_no_holes(checkpoints: Path, tmp_path: Path) -> None:
-    deleted, source = looked(checkpoints, tmp_path / "state")
-    deleted.never_seen(source.list(tmp_path / "state"), {})
     (checkpoints / "checkpoint-300").rename(checkpoints / "checkpoint-939")
     saved_every(500, checkpoints)  # save_strategy=epoch leaves the default of save_steps
-    assert deleted.never_seen(source.list(tmp_path / "state"), {}) == []
+    assert never_seen(FolderSource(path=checkpoints).list(tmp_path / "state"), {}) == []
 
 
 def test_a_rotating_trainer_loses_nothing_to_a_slow_validation(

@@ -53,7 +53,7 @@ class Source:
     def list(self, state_dir: Path) -> Listing:
         if self.list_trouble is not None:
             raise self.list_trouble
-        return Listing(checkpoints=tuple(self.there))
+        return Listing(checkpoints=tuple(self.there), save_steps=100)
 
     def fetch(self, one: Checkpoint, into: Path) -> None:
         self.fetched.append(one.step)
@@ -233,3 +233,26 @@ def test_what_the_thread_cannot_mend_is_raised_by_the_watcher(tmp_path: Path, er
         source.list_trouble = None
         made.poll()
         made.until(lambda: made.copies() == [100])
+
+
+def test_what_was_missing_at_the_first_poll_is_one_line_and_what_is_missing_later_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for _ in range(2):  # a restart says nothing more
+        with polled(tmp_path, Source(200, 400)) as made:
+            made.until(lambda: made.copies() == [200, 400])
+            assert made.poller.never_seen({}) == []
+    assert caplog.text.count("deleted before the first poll, so never validated: checkpoint-100, checkpoint-300\n") == 1
+    with polled(tmp_path, Source(600, 800)) as made:  # while nobody polled
+        made.until(lambda: made.copies() == [200, 400, 600, 800])
+        assert [part.name for part in made.poller.never_seen({"checkpoint-700": 700})] == ["checkpoint-500"]
+
+
+def test_a_first_poll_that_finds_nothing_leaves_nothing_out_later(tmp_path: Path) -> None:
+    source = Source()
+    with polled(tmp_path, source) as made:
+        made.poll()
+        source.there = [checkpoint(300)]
+        made.poll()
+        assert [part.name for part in made.poller.never_seen({})] == ["checkpoint-100", "checkpoint-200"]
