@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dr_validate"
 STAGES = ("source", "store", "dataset", "encoder", "sampler", "engine", "index", "metrics", "fidelity", "tracker")
-SHARED = {"values", "errors", "component", "files", "stages", "strategies", "tokens", "messages"}
+SHARED = {"values", "errors", "component", "files", "stages", "strategies", "tables", "tokens", "messages"}
 SHARED |= {"report_json", "report_notes", "findings", "per_query"}
 KNOW_THE_ORDER = {"pipeline", "config", "delivery", "estimates"}
 HEAVY = {

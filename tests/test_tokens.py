@@ -1,8 +1,10 @@
+import inspect
 import json
 import logging
 import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +99,19 @@ def test_another_tokenizer_or_block_size_has_a_folder_of_its_own(tmp_path: Path)
     assert open_blocks(tmp_path, ByteTokenizer()).folder == first.folder
     meta = json.loads((first.folder / "meta.json").read_text())
     assert (meta["texts"], meta["tokenizer"], meta["block_size"]) == ("some texts", "bytes", 10)
+
+
+def test_whatever_names_the_texts_or_makes_the_tokens_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    usual = {"tokenizer": ByteTokenizer(), "texts_key": "some texts", "num_texts": 24, "block_size": 10}
+    others = {"tokenizer": ByteTokenizer("other"), "texts_key": "other texts", "num_texts": 23, "block_size": 9}
+    arguments = inspect.signature(TokenCache.open).parameters.keys() - {"self", "read"}  # `read` gives what `texts_key` names
+    assert arguments == usual.keys() == others.keys(), "a new argument: does it change the tokens?"
+
+    def folder(**arguments: Any) -> Path:
+        return TokenCache(tmp_path).open(**arguments, read=lambda part: TEXTS[part]).folder
+
+    folders = [folder(**usual), *(folder(**(usual | {name: others[name]})) for name in others)]
+    assert len(set(folders)) == len(folders)
 
 
 def test_no_texts_give_no_blocks(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """From the parts of a collection to a checked TestSet: every data set ends here."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,14 +82,39 @@ def _texts(queries: list[Entry]) -> tuple[str, ...] | tuple[list[int], ...]:
 
 
 def _own_documents(collection: Collection, corpus: ArrowCorpus, queries: list[Entry], qrels: Qrels) -> Int64:
-    if not collection.ignore_identical_ids:
-        return np.full(len(queries), -1, dtype=np.int64)
     own = corpus.find([entry.id for entry in queries])
+    sizes = np.diff(qrels.offsets)
+    hits = (np.repeat(own, sizes) == qrels.documents) & (qrels.gains > 0)
+    is_relevant = np.bincount(np.repeat(np.arange(len(own)), sizes)[hits], minlength=len(own)) > 0
+    if not collection.ignore_identical_ids:
+        _warn_of_identical(corpus, queries, np.where(is_relevant, -1, own))
+        return np.full(len(queries), -1, dtype=np.int64)
     if not np.any(own >= 0):
         raise DatasetError(
             "dataset.ignore_identical_ids: got true, but no query id is a document id, so it has no effect; remove it"
         )
-    rows = np.repeat(own, np.diff(qrels.offsets))
-    if unreachable := int(np.sum((rows == qrels.documents) & (qrels.gains > 0))):
+    if unreachable := int(np.count_nonzero(is_relevant)):
         log.warning("%d queries have their own document judged relevant, which ignore_identical_ids never returns", unreachable)
     return own
+
+
+def _warn_of_identical(corpus: ArrowCorpus, queries: list[Entry], own: Int64) -> None:
+    """Say so where queries are documents (ArguAna, Quora); ids alone may meet by chance, as numbers do."""
+    rows = np.flatnonzero(own >= 0)
+    documents: Sequence[str | list[int]] = corpus.texts(own[rows])
+    if identical := sum(_are_one(document, queries[row].text) for document, row in zip(documents, rows, strict=True)):
+        log.warning(
+            "of %d queries, %d have the id of a document and %d of them its text, too (as in ArguAna and Quora): a document "
+            "identical to its query takes the first place and is not relevant; set dataset.ignore_identical_ids=true to leave "
+            "documents with the id of the query out, as BEIR's own evaluation does",
+            *(len(queries), len(rows), identical),
+        )
+
+
+def _are_one(document: str | list[int], query: str | list[int]) -> bool:
+    """Whether the texts agree, a title before one of them and spaces aside."""
+    if isinstance(document, list) or isinstance(query, list):
+        return document == query
+    one, other = document.split(), query.split()
+    shorter = min(len(one), len(other))
+    return shorter > 0 and one[-shorter:] == other[-shorter:]

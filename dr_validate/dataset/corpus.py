@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dr_validate.dataset.manifest import is_sealed
 from dr_validate.values import Int64
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of the folder, and of how texts are read: it is part of what a test set is
 DOCUMENTS = "documents.arrow"
 TIE_RANK = "tie_rank.npy"
 ID_HASH = "id_hash.npy"

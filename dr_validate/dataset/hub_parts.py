@@ -12,7 +12,6 @@ from dr_validate.dataset.build import Collection
 from dr_validate.dataset.read import PARQUET_BATCH_ROWS, Place, Problems, Row
 from dr_validate.dataset.records import (
     DOCUMENT,
-    JUDGEMENT_COLUMNS,
     QUERY,
     Entry,
     Part,
@@ -58,24 +57,25 @@ def _entries(hub: "_Hub", key: str, wanted: str) -> Part[Entry]:
     if own := _own_file(wanted):
         return entry_part([own], fields)
     loaded = hub.load(key, wanted, [key, wanted, hub.parts.qrels_split])
-    return _part(loaded, f"{hub.parts.id}[{wanted}]", fields.columns, lambda rows, problems: entries(rows, fields, problems))
+    return _part(loaded, f"{hub.parts.id}[{wanted}]", fields.names, lambda rows, problems: entries(rows, fields, problems))
 
 
 def _judgements(hub: "_Hub", parts: HubParts) -> Part[Any]:
     if parts.qrels is not None and (own := _own_file(parts.qrels)):
         return judgement_part([own])
     loaded, where = hub.load_qrels()
-    return _part(loaded, f"{where}[{parts.qrels_split}]", JUDGEMENT_COLUMNS, judgements)
+    return _part(loaded, f"{where}[{parts.qrels_split}]", None, judgements)
 
 
-def _part(loaded: Any, where: str, columns: Sequence[str], parse: Callable[[Rows, Problems], Iterator[T]]) -> Part[T]:
-    """The Arrow files that the library keeps stand for the content: their digest makes the fingerprint."""
+def _part(loaded: Any, where: str, columns: Sequence[str] | None, parse: Callable[[Rows, Problems], Iterator[T]]) -> Part[T]:
+    """The Arrow files that the library keeps stand for the content: their digest makes the fingerprint. `columns`: None for
+    all."""
     files = tuple(Path(entry["filename"]) for entry in loaded.cache_files)
     return Part(files=files, read=lambda problems: parse(_rows(loaded, where, columns), problems))
 
 
-def _rows(loaded: Any, where: str, columns: Sequence[str]) -> Iterator[tuple[Place, Row]]:
-    present = [column for column in loaded.column_names if column in columns]
+def _rows(loaded: Any, where: str, columns: Sequence[str] | None) -> Iterator[tuple[Place, Row]]:
+    present = [column for column in loaded.column_names if columns is not None and column in columns]
     table = loaded.select_columns(present) if present else loaded
     number = 0
     for batch in table.with_format("arrow").iter(batch_size=PARQUET_BATCH_ROWS):

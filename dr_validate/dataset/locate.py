@@ -11,7 +11,7 @@ from pydantic import Field
 from dr_validate.component import component
 from dr_validate.dataset.build import Collection
 from dr_validate.dataset.judge import MissingJudged
-from dr_validate.dataset.read import Problems
+from dr_validate.dataset.read import MSMARCO_V2, Problems
 from dr_validate.dataset.records import DOCUMENT, QUERY, entry_part, judgement_part
 from dr_validate.errors import DatasetError
 
@@ -93,7 +93,8 @@ def variants(folder: Path, *names: str) -> list[Path]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    return [file for file in folder.iterdir() if file.name.endswith(SHARD_ENDINGS) and not file.name.startswith(".")]
+    named = (file for file in folder.iterdir() if file.name.endswith(SHARD_ENDINGS) or MSMARCO_V2.fullmatch(file.name))
+    return [file for file in named if not file.name.startswith(".")]
 
 
 def _looked_for(places: Sequence[Path]) -> str:

@@ -1,20 +1,25 @@
 """Rows of JSON lines, tab-separated, TREC and Parquet files, each with its place, and the collector of what is wrong."""
 
 import gzip
+import itertools
 import json
+import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dr_validate.errors import DatasetError
+from dr_validate.tables import Columns, split_quoted
 
 Row = Mapping[str, Any]
+Bare = Callable[[str], Row | str]  # a line without a header: its row, or what is wrong with it
 MAX_PROBLEMS = 10
 GZIP_MAGIC = b"\x1f\x8b"
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TABLE_SUFFIXES = (".tsv", ".txt", ".trec", ".qrels")
+MSMARCO_V2 = re.compile(r"msmarco_(passage|doc)_\d+(\.gz)?")  # JSON lines, whose names do not say so
 PARQUET_BATCH_ROWS = 16_384
 
 
@@ -57,7 +62,7 @@ class Problems:
 def kind_of(file: Path) -> str:
     """`json`, `parquet` or `table` by the file's name, a `.gz` at its end aside. Raises DatasetError for other names."""
     suffix = Path(file.name.removesuffix(".gz")).suffix.lower()
-    if suffix in JSON_SUFFIXES:
+    if suffix in JSON_SUFFIXES or MSMARCO_V2.fullmatch(file.name):
         return "json"
     if suffix == ".parquet":
         return "parquet"
@@ -114,42 +119,61 @@ def json_rows(file: Path, problems: Problems) -> Iterator[tuple[Place, Row]]:
             problems.add(place, f"got {shorten(line)}, expected a JSON object")
 
 
-def table_rows(file: Path, problems: Problems) -> Iterator[tuple[Place, Row]]:
-    """`id<TAB>text` per line, as MS MARCO writes it; further tabs belong to the text."""
-    name = str(file)
-    for number, line in lines(file, problems):
-        place = Place(name, number)
-        identity, tab, text = line.partition("\t")
-        if tab:
-            yield place, {"id": identity, "text": text}
+def table_rows(file: Path, columns: Columns, bare: Bare, problems: Problems) -> Iterator[tuple[Place, Row]]:
+    """Rows by the names of a header, which is the first line if it looks like one, else what `bare` makes of each line."""
+    name, stream = str(file), lines(file, problems)
+    first = list(itertools.islice(stream, 2))
+    header: tuple[str, ...] | None = None
+    if first:
+        try:
+            header = columns.header(*(_cells(line) for _, line in first))
+        except ValueError as error:
+            problems.add(Place(name, first[0][0]), str(error))
+            return
+    for number, line in itertools.chain(first if header is None else first[1:], stream):
+        row = bare(line) if header is None else _named(line, header)
+        if isinstance(row, str):
+            problems.add(Place(name, number), row)
         else:
-            problems.add(place, f"no tab in {shorten(line)}, expected id<TAB>text")
+            yield Place(name, number), row
 
 
-def judgement_rows(file: Path, problems: Problems) -> Iterator[tuple[Place, Row]]:
-    """`query document gain` with or without a header (BEIR), or `query 0 document gain` (TREC), by tabs or runs of spaces."""
-    name = str(file)
-    for number, line in lines(file, problems):
-        fields = [field.strip() for field in line.split("\t")]
-        if len(fields) not in (3, 4):
-            fields = line.split()
-        if len(fields) not in (3, 4):
-            expected = "expected query-id, corpus-id, score or the four columns of TREC (query 0 document gain)"
-            problems.add(Place(name, number), f"got {len(fields)} columns in {shorten(line)}, {expected}")
-        elif not (number == 1 and _is_header(fields)):
-            yield Place(name, number), {"query-id": fields[0], "corpus-id": fields[-2], "score": fields[-1]}
+def bare_entry(line: str) -> Row | str:
+    """`id<TAB>text`, as MS MARCO writes it, or what is wrong with the line."""
+    cells = line.split("\t")
+    if len(cells) == 1:
+        return f"no tab in {shorten(line)}, expected id<TAB>text"
+    if len(cells) > 2:
+        return (
+            f"got {len(cells)} columns in {shorten(line)}, expected id<TAB>text; name the columns in a first line (such as "
+            "id<TAB>url<TAB>title<TAB>text), or, if the tab is within a text, write a space for it"
+        )
+    return {"id": cells[0], "text": cells[1]}
 
 
-def parquet_rows(file: Path, columns: Sequence[str], problems: Problems) -> Iterator[tuple[Place, Row]]:
-    """Rows of a Parquet file with those of `columns` that it has, a batch in memory at a time."""
+def bare_judgement(line: str) -> Row | str:
+    """`query document gain`, or `query 0 document gain` (TREC), or what is wrong with the line."""
+    cells = [cell.strip() for cell in line.split("\t")]
+    if len(cells) not in (3, 4):
+        cells = line.split()
+    if len(cells) not in (3, 4):
+        return (
+            f"got {len(cells)} columns in {shorten(line)}, expected query-id, corpus-id, score or the four columns of TREC "
+            "(query 0 document gain), by tabs or spaces; other columns need a header that names them"
+        )
+    return {"query-id": cells[0], "corpus-id": cells[-2], "score": cells[-1]}
+
+
+def parquet_rows(file: Path, columns: Sequence[str] | None, problems: Problems) -> Iterator[tuple[Place, Row]]:
+    """Rows of a Parquet file with those of `columns` that it has (None: all), a batch in memory at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     name = str(file)
     try:
         with pq.ParquetFile(file) as reader:
-            present = [column for column in reader.schema_arrow.names if column in columns]
-            if not present:
+            present = [column for column in reader.schema_arrow.names if columns is None or column in columns]
+            if columns is not None and not present:
                 problems.add(name, f"got the columns {reader.schema_arrow.names}, expected some of {list(columns)}")
                 return
             number = 0
@@ -168,5 +192,13 @@ def _open(file: Path) -> BufferedReader | gzip.GzipFile:
     return file.open("rb")
 
 
-def _is_header(fields: Sequence[str]) -> bool:
-    return fields[0].lower().replace("_", "-") in ("query-id", "qid", "query", "topic", "queryid")
+def _cells(line: str) -> list[str]:
+    """By tabs, else by spaces."""
+    return split_quoted(line) if "\t" in line else line.split()
+
+
+def _named(line: str, header: Sequence[str]) -> Row | str:
+    cells = _cells(line)
+    if len(cells) != len(header):
+        return f"got {len(cells)} columns in {shorten(line)}, but the header has {len(header)}: {list(header)}"
+    return {column: cell.strip() for column, cell in zip(header, cells, strict=True)}

@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from dr_validate.dataset.read import Place, Problems, Row, json_rows, judgement_rows, kind_of, parquet_rows, shorten, table_rows
+from dr_validate.dataset.read import (
+    Place,
+    Problems,
+    Row,
+    bare_entry,
+    bare_judgement,
+    json_rows,
+    kind_of,
+    parquet_rows,
+    shorten,
+    table_rows,
+)
+from dr_validate.tables import DOCUMENT_ID, QUERY_ID, Columns
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +65,20 @@ class Fields:
     title: tuple[str, ...] = ()
 
     @property
-    def columns(self) -> tuple[str, ...]:
+    def columns(self) -> Columns:
+        return Columns(needed={f"{self.what} id": self.id, f"{self.what} text": self.text}, optional=self.title)
+
+    @property
+    def names(self) -> tuple[str, ...]:
         return (*self.id, *self.text, *self.title)
 
 
-DOCUMENT = Fields("document", ("_id", "docid", "text_id", "pid", "doc_id", "id"), ("text", "passage", "contents"), ("title",))
+# MS MARCO v2 gives a passage its `pid`, and in `docid` the document that it is from.
+DOCUMENT = Fields("document", ("_id", "pid", "docid", "text_id", "doc_id", "id"), ("text", "passage", "contents"), ("title",))
 QUERY = Fields("query", ("_id", "query_id", "text_id", "qid", "query-id", "id"), ("query", "text"))
-JUDGED_QUERY = ("query-id", "query_id", "qid")
-JUDGED_DOCUMENT = ("corpus-id", "corpus_id", "docid", "doc_id", "pid")
-GAIN = ("score", "gain", "relevance", "label")
-JUDGEMENT_COLUMNS = (*JUDGED_QUERY, *JUDGED_DOCUMENT, *GAIN)
+GAIN = ("score", "gain", "relevance", "label", "grade", "rel", "rating")
+JUDGEMENT = Columns(needed={"query id": QUERY_ID, "document id": DOCUMENT_ID}, optional=GAIN)
+_IDS = frozenset((*QUERY_ID, *DOCUMENT_ID))
 
 
 def entry_part(files: Sequence[Path], fields: Fields) -> Part[Entry]:
@@ -106,17 +122,29 @@ def entries(rows: Rows, fields: Fields, problems: Problems) -> Iterator[Entry]:
 
 
 def judgements(rows: Rows, problems: Problems) -> Iterator[Judgement]:
-    """Rows as judgements. What is wrong goes to `problems`."""
+    """Rows as judgements; where all have the two ids and nothing else, the gain is 1. What is wrong goes to `problems`."""
+    graded: bool | None = None  # as the first row is
     for place, row in rows:
-        query, document = identifier(_pick(row, JUDGED_QUERY)), identifier(_pick(row, JUDGED_DOCUMENT))
-        raw = _pick(row, GAIN)
-        gain = _integer(raw)
+        ids_alone = row.keys() <= _IDS
+        if graded is None:
+            graded = not ids_alone
+            if ids_alone:
+                log.info("%s has no column of gains: each judgement has gain 1", place.file)
+        query, document = identifier(_pick(row, QUERY_ID)), identifier(_pick(row, DOCUMENT_ID))
+        gains = [name for name in GAIN if name in row]
+        gain = 1 if ids_alone and not graded else _integer(_pick(row, GAIN))
         if query is None:
-            problems.add(place, _wrong("query id", _pick(row, JUDGED_QUERY), row, JUDGED_QUERY, "an id"))
+            problems.add(place, _wrong("query id", _pick(row, QUERY_ID), row, QUERY_ID, "an id"))
         elif document is None:
-            problems.add(place, _wrong("document id", _pick(row, JUDGED_DOCUMENT), row, JUDGED_DOCUMENT, "an id"))
+            problems.add(place, _wrong("document id", _pick(row, DOCUMENT_ID), row, DOCUMENT_ID, "an id"))
+        elif len(gains) > 1:
+            problems.add(place, f"got the fields {gains}, each of which could be the gain; keep one of them")
         elif gain is None:
-            problems.add(place, _wrong("gain", raw, row, GAIN, "an integer"))
+            problems.add(place, _wrong("gain", _pick(row, GAIN), row, GAIN, "an integer"))
+        elif not (graded or ids_alone):
+            problems.add(
+                place, f"got the fields {sorted(row)}, but the first judgement has no gain; give all of them one, or none"
+            )
         else:
             yield Judgement(query, document, gain, place)
 
@@ -171,15 +199,15 @@ def _entry_rows(files: Sequence[Path], fields: Fields, problems: Problems) -> It
     for file in files:
         kind = kind_of(file)
         if kind == "parquet":
-            yield from parquet_rows(file, fields.columns, problems)
+            yield from parquet_rows(file, fields.names, problems)
         else:
-            yield from json_rows(file, problems) if kind == "json" else table_rows(file, problems)
+            yield from json_rows(file, problems) if kind == "json" else table_rows(file, fields.columns, bare_entry, problems)
 
 
 def _judgement_rows(files: Sequence[Path], problems: Problems) -> Iterator[tuple[Place, Row]]:
     for file in files:
         kind = kind_of(file)
         if kind == "parquet":
-            yield from parquet_rows(file, JUDGEMENT_COLUMNS, problems)
+            yield from parquet_rows(file, None, problems)  # what else is there tells whether the gain has another name
         else:
-            yield from json_rows(file, problems) if kind == "json" else judgement_rows(file, problems)
+            yield from json_rows(file, problems) if kind == "json" else table_rows(file, JUDGEMENT, bare_judgement, problems)

@@ -107,9 +107,9 @@ class FastTokenizer:
 
     def _make_key(self) -> str:
         backend = hashlib.sha256(self._backend.to_str().encode()).hexdigest()  # holds the truncation too
-        return fingerprint(
-            {"backend": backend, "prefix": self._prefix, "max_length": self._max_length, "add": self._add, "drop": self._drop}
-        )
+        parts = {"backend": backend, "prefix": self._prefix, "max_length": self._max_length}
+        ends = {"add": self._add, "drop": self._drop, "end": self._end if self._add or self._drop else []}
+        return fingerprint({**parts, **ends})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,10 +24,11 @@ class RunPoolSampler:
     or as deep as `fraction` of the whole corpus allows, judged documents included; one of the two, a depth of 100 if neither.
 
     A pool is no random draw: what is in has odds 1, and nothing is known about what is not. `bm25_depth` (1000 if not set)
-    is how deep the built-in run goes.
+    is how deep the built-in run goes. Of a run without an order (MS MARCO's `top1000.dev.tsv`) `depth` takes that many hits of
+    a query, the highest ids, and `fraction` any of them, by the seed.
     """
 
-    run: str = Field(min_length=1)
+    run: str = Field(default=BM25, min_length=1)
     depth: int | None = Field(default=None, ge=1)
     fraction: float | None = Field(default=None, gt=0, le=1)
     bm25_depth: int | None = Field(default=None, ge=1)
@@ -49,7 +50,8 @@ class RunPoolSampler:
 
         With `fraction`, the seed decides which documents of the last, partial depth come in.
         """
-        return self.draw_from(candidates([self._run.read(test_set, cache)], test_set), test_set, seed)
+        run = self._run.read(test_set, cache)
+        return self.draw_from(candidates([run if self.fraction else run.first(self._depth)], test_set), test_set, seed)
 
     def draw_from(self, pool: Candidates, test_set: TestSet, seed: int) -> Sample:
         """`draw` with the candidates of `run` as they were found before: for whoever draws many times."""

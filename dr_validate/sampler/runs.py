@@ -5,37 +5,60 @@ import itertools
 import logging
 import math
 import zlib
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from dr_validate.errors import SetupError
+from dr_validate.tables import DOCUMENT_ID, QUERY_ID, Columns
 from dr_validate.values import Float64, Int64, TestSet
 
 log = logging.getLogger(__name__)
 
 Entry = tuple[str, str, float]  # query id, document id, score: higher is better
+TEXTS = ("query", "passage", "text", "title", "url")  # columns beside the ids that are no order
+COLUMNS = Columns(needed={"query id": QUERY_ID, "document id": DOCUMENT_ID}, optional=("score", "rank", *TEXTS[1:]))
+FORMS = (
+    "6 (query Q0 document rank score tag) or 3 (query document rank) in every line, or a header that names the columns "
+    "(query-id, docid, and rank or score)"
+)
 ENTRIES_AT_ONCE = 500_000  # about 100 MiB; each batch is a pass over the ids of the corpus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Hits by query row, then rank: ties are ordered by `Corpus.tie_rank`, as trec_eval orders them."""
+    """Hits by query row, then rank: ties are ordered by `Corpus.tie_rank`, as trec_eval orders them, unless all hits of a query
+    are tied: such a list has no order, and they share the first rank."""
 
     rows: Int64  # (num_hits,) of the test set's queries
     documents: Int64  # (num_hits,) ordinals
     ranks: Int64  # (num_hits,) from 0 on within each query
 
+    def first(self, depth: int) -> "Run":
+        """At most `depth` hits of each query; of those that share a rank, the highest ids."""
+        kept = np.arange(len(self.rows)) - np.searchsorted(self.rows, self.rows) < depth
+        return Run(rows=self.rows[kept], documents=self.documents[kept], ranks=self.ranks[kept])
+
 
 def read_file(path: Path) -> Iterator[Entry]:
-    """Entries of a TREC run (6 columns, ordered by score) or an MS MARCO run (3 columns, ordered by rank), gzip or not.
+    """Entries of a run, gzip or not, in columns separated by tabs, else by spaces. Raises SetupError naming file and line.
 
-    Columns are separated by tabs, else by spaces. Raises SetupError naming file and line.
+    6 columns are TREC's, ordered by score. 3 are `query document rank` (MS MARCO), if the third are whole numbers, each once a
+    query, or `query document score` (Tevatron), if they fall from line to line of each query; what could be both, or neither,
+    is refused. 4 with texts are MS MARCO's `top1000.dev.tsv` (query document and their texts), whose order is no ranking: all
+    hits of a query count equally. Any other order of columns needs a header that names them.
     """
     try:
-        yield from _entries(path)
+        layout = _layout(path)
+        sign = _sign(path, layout) if layout.by in ("rank", "either") else 1.0
+        if layout.by == "nothing":
+            log.warning("%s has neither ranks nor scores: all hits of a query count equally", path)
+        for number, cells in _lines(path, layout):
+            yield cells[layout.query], cells[layout.document], sign * _value(path, number, cells, layout)
     except UnicodeDecodeError as error:
         raise SetupError(
             f"{path}: is not UTF-8 text ({error}); give a TREC or MS MARCO run, gzip only with the ending .gz"
@@ -44,25 +67,96 @@ def read_file(path: Path) -> Iterator[Entry]:
         raise SetupError(f"{path}: cannot be read ({error}); is it cut short, or not what its ending says?") from error
 
 
-def _entries(path: Path) -> Iterator[Entry]:
-    opener = gzip.open if path.suffix == ".gz" else Path.open
-    columns = 0
-    with opener(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            cells = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
-            if not cells or cells == [""]:
-                continue
-            columns = columns or len(cells)
-            if columns not in (3, 6) or len(cells) != columns:
-                raise SetupError(
-                    f"{path}:{number}: got {len(cells)} columns, expected 6 (query Q0 document rank score tag) or "
-                    "3 (query document rank) in every line"
-                )
-            try:
-                yield _entry(cells)
-            except ValueError as error:
-                kind = "score" if columns == 6 else "rank"
-                raise SetupError(f"{path}:{number}: {kind} is not a number ({error})") from error
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layout:
+    """Where in a line of `columns` is what counts; the lines before `first` are a header. `by` says what the value is."""
+
+    columns: int
+    query: int
+    document: int
+    value: int
+    by: Literal["score", "rank", "either", "nothing"]
+    first: int = 1
+
+
+def _layout(path: Path) -> _Layout:
+    number, cells = next(_lines(path), (0, []))
+    if not cells:
+        raise SetupError(f"{path}: is empty")
+    if len(cells) == 6 and _is_number(cells[4]):
+        return _Layout(columns=6, query=0, document=2, value=4, by="score")
+    if len(cells) == 3 and _is_number(cells[2]):
+        return _Layout(columns=3, query=0, document=1, value=2, by="either")
+    try:
+        names = COLUMNS.header(cells)
+    except ValueError as error:
+        raise SetupError(f"{path}:{number}: {error}") from error
+    if names is not None:
+        return _named(path, number, names)
+    if len(cells) == 4 and not any(_is_number(cell) for cell in cells[2:]):
+        return _Layout(columns=4, query=0, document=1, value=0, by="nothing")
+    if len(cells) not in (3, 6):
+        raise SetupError(f"{path}:{number}: got {len(cells)} columns, expected {FORMS}")
+    what, value = ("score", cells[4]) if len(cells) == 6 else ("third column", cells[2])
+    raise SetupError(f"{path}:{number}: {what} is not a number (got {value!r}); expected {FORMS}")
+
+
+def _named(path: Path, number: int, names: Sequence[str]) -> _Layout:
+    query, document = (next(name for name in accepted if name in names) for accepted in (QUERY_ID, DOCUMENT_ID))
+    value = next((name for name in ("score", "rank") if name in names), None)
+    if value is None and (others := [name for name in names if name not in (query, document, *TEXTS)]):
+        raise SetupError(f"{path}:{number}: the header {list(names)} names no score and no rank; rename one of {others}")
+    return _Layout(
+        columns=len(names),
+        query=names.index(query),
+        document=names.index(document),
+        value=names.index(value) if value else 0,
+        by="score" if value == "score" else "rank" if value else "nothing",
+        first=number + 1,
+    )
+
+
+def _sign(path: Path, layout: _Layout) -> float:
+    """-1 where the values are ranks, 1 where they are scores. Raises SetupError where that cannot be told.
+
+    Takes 16 bytes a line, and some more while they are sorted.
+    """
+    known: dict[str, int] = {}
+    of_lines, of_queries, of_values, hits = array("i"), array("i"), array("d"), array("i")
+    counts = layout.by == "either"  # whether the second column counts the lines of each query
+    for number, cells in _lines(path, layout):
+        row = known.setdefault(cells[layout.query], len(known))
+        if counts:
+            hits.extend([0] * (row == len(hits)))
+            hits[row] += 1
+            counts = cells[layout.document] == str(hits[row])
+        of_lines.append(number)
+        of_queries.append(row)
+        of_values.append(_value(path, number, cells, layout))
+    if counts and max(hits) > 1:
+        raise SetupError(f"{path}: the second column counts 1, 2 ... for each query, which are ranks, not ids; give {FORMS}")
+    lines, rows, values = np.array(of_lines), np.array(of_queries), np.array(of_values)
+    by_value, by_line = np.lexsort((values, rows)), np.argsort(rows, kind="stable")
+    one_query = rows[by_line][1:] == rows[by_line][:-1]  # of neighbours, in either order
+    again = by_value[1:][one_query & (values[by_value][1:] == values[by_value][:-1])]
+    not_whole = np.flatnonzero((values < 0) | (values != np.floor(values)) | np.isinf(values))
+    no_ranks = np.sort(np.concatenate([not_whole, again]))
+    before, after = values[by_line][:-1][one_query], values[by_line][1:][one_query]
+    no_scores = by_line[1:][one_query][after > before]
+    has_order = bool(np.any(after != before)) or not len(after)
+    if not len(no_ranks) and (len(no_scores) or not len(after) or layout.by == "rank"):
+        return -1.0
+    if len(no_ranks) and has_order and not len(no_scores) and layout.by == "either":
+        log.info("%s: the third column falls from line to line of each query and is taken for scores", path)
+        return 1.0
+    if not len(no_ranks):
+        raise SetupError(f"{path}: the third column could be ranks, the last first, or scores, the best first; give {FORMS}")
+    place = int(no_ranks[0])
+    why = f"which fall from line to line of a query: line {lines[no_scores[0]]} does not" if len(no_scores) else "all are equal"
+    nor_scores = f", nor are these scores ({why})" if layout.by == "either" else ""
+    raise SetupError(
+        f"{path}:{lines[place]}: {values[place]:g} is no rank (a whole number, once a query){nor_scores}; give {FORMS}"
+    )
 
 
 def read_ranxhub(run_id: str) -> Iterator[Entry]:
@@ -112,16 +206,39 @@ def ranked(rows: Int64, documents: Int64, scores: Float64, test_set: TestSet) ->
     kept = test_set.own_documents[rows] != documents
     rows, documents, scores = rows[kept], documents[kept], scores[kept]
     order = np.lexsort((test_set.corpus.tie_rank[documents], -scores, rows))
-    rows, documents = rows[order], documents[order]
+    rows, documents, scores = rows[order], documents[order], scores[order]
     _, first = np.unique(rows * len(test_set.corpus) + documents, return_index=True)
     first.sort()
-    rows, documents = rows[first], documents[first]
-    starts = np.searchsorted(rows, rows)
-    return Run(rows=rows, documents=documents, ranks=np.arange(len(rows)) - starts)
+    rows, documents, scores = rows[first], documents[first], scores[first]
+    starts, ends = np.searchsorted(rows, rows), np.searchsorted(rows, rows, side="right")
+    ranks = np.where(scores[starts] == scores[ends - 1], 0, np.arange(len(rows)) - starts)
+    return Run(rows=rows, documents=documents, ranks=ranks)
 
 
-def _entry(cells: list[str]) -> Entry:
-    score = float(cells[4]) if len(cells) == 6 else -float(cells[2])
-    if math.isnan(score):
-        raise ValueError("nan")
-    return cells[0], cells[2] if len(cells) == 6 else cells[1], score
+def _lines(path: Path, layout: _Layout | None = None) -> Iterator[tuple[int, list[str]]]:
+    """Numbers and cells of the lines that are not blank; of a `layout` those after the header, which must have its columns."""
+    opener = gzip.open if path.suffix == ".gz" else Path.open
+    with opener(path, "rt", encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            cells = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
+            if cells in ([], [""]) or (layout and number < layout.first):
+                continue
+            if layout and len(cells) != layout.columns:
+                raise SetupError(f"{path}:{number}: got {len(cells)} columns, expected {layout.columns} as before, of {FORMS}")
+            yield number, cells
+
+
+def _value(path: Path, number: int, cells: Sequence[str], layout: _Layout) -> float:
+    if layout.by == "nothing":
+        return 0.0
+    if not _is_number(cells[layout.value]):
+        what = "third column" if layout.by == "either" else layout.by
+        raise SetupError(f"{path}:{number}: {what} is not a number (got {cells[layout.value]!r})")
+    return float(cells[layout.value])
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return not math.isnan(float(cell))
+    except ValueError:
+        return False

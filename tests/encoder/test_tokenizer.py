@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,37 @@ def test_ids_are_those_of_transformers_cut_with_special_tokens_counted(bert: Pat
     assert block.ids.dtype == np.uint16
 
 
-def test_the_key_follows_length_prefix_and_end_of_text(bert: Path) -> None:
-    variants: list[dict[str, Any]] = [{}, {"document_max_length": 9}, {"document_prefix": "d: "}, {"append_eos": False}]
-    keys = [tokenizer(bert, **settings).key for settings in variants]
-    assert len(set(keys)) == len(variants)
-    assert tokenizer(bert, max_tokens_per_batch=7).key == keys[0]
+# Fields of the encoder that change no token of a document; each of the others does.
+NO_TOKEN = {"pooling", "normalize", "query_prefix", "query_max_length", "dtype", "base_model", "max_tokens_per_batch"}
+OTHERS: dict[str, Any] = {"pooling": "cls", "normalize": False, "query_prefix": "q: ", "query_max_length": 9}
+OTHERS |= {"dtype": "bfloat16", "max_tokens_per_batch": 7}
+OTHERS |= {"document_prefix": "d: ", "document_max_length": 9, "append_eos": False, "tokenizer": "tokenizer with other words"}
+
+
+def test_every_setting_that_can_change_tokens_changes_the_key_and_no_other_does(bert: Path, tmp_path: Path) -> None:
+    folder = tmp_path / OTHERS["tokenizer"]
+    shutil.copytree(bert, folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    *_, first, second = content["model"]["vocab"]
+    content["model"]["vocab"] |= {first: content["model"]["vocab"][second], second: content["model"]["vocab"][first]}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    fields = {field.name for field in dataclasses.fields(AutoEncoder)}
+    assert fields == OTHERS.keys() | {"base_model"}, "a new field: does it change the tokens of a text?"
+    usual = tokenizer(bert).key
+    for name, value in OTHERS.items():
+        stated = {**STATED, name: str(folder) if name == "tokenizer" else value}
+        with AutoEncoder(**stated).load(bert, "cpu") as model:
+            assert (model.tokenizer("document").key == usual) == (name in NO_TOKEN), name
+
+
+def test_the_key_follows_the_end_of_text_that_is_added(bert: Path) -> None:
+    config, keys = bert / "tokenizer_config.json", []
+    tokens = json.loads((bert / "tokenizer.json").read_text()) | {"post_processor": None}
+    (bert / "tokenizer.json").write_text(json.dumps(tokens))
+    for token in ("<s>", "</s>"):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token": token}))
+        keys.append(tokenizer(bert, append_eos=True).key)
+    assert keys[0] != keys[1]
 
 
 def test_the_end_of_text_is_added_or_left_out_at_full_length(bert: Path, texts: list[str]) -> None:

@@ -1,5 +1,7 @@
 """One encode serves every strategy: whole pipelines on a shared state_dir, with a real encoder."""
 
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -95,3 +97,22 @@ def test_a_baseline_builds_on_the_sample_gives_way_and_goes_on_without_encoding_
     assert baseline.metrics == expected.metrics
     if max_gib:
         assert num_kept(tmp_path / "state") == NUM_DOCUMENTS + 3 * 60  # nothing was encoded twice, and nothing lost
+
+
+def test_another_collection_of_the_same_ids_and_size_is_encoded_anew(
+    open_pipeline: OpenPipeline, checkpoints: Checkpoints, wide_collection: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(wide_collection, other)
+    lines = (other / "corpus.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    turned = [{**row, "text": text["text"]} for row, text in zip(rows, reversed(rows), strict=True)]
+    (other / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in turned))
+    (one,) = checkpoints(1)
+    strategy = ["sampler=random", "sampler.fraction=0.3"]
+    first = validated(open_pipeline(*strategy), one)
+    second = validated(open_pipeline(*strategy, f"dataset.path={other}"), one)
+    alone = validated(open_pipeline(*strategy, f"dataset.path={other}", f"state_dir={tmp_path / 'fresh'}"), one)
+    assert [report.corpus["encoded_now"] for report in (first, second, alone)] == [60, 60, 60]
+    assert second.metrics == alone.metrics != first.metrics
+    assert second.spec == alone.spec != first.spec

@@ -1,4 +1,5 @@
 import gzip
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -6,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dr_validate.errors import SetupError
 from dr_validate.sampler.bm25 import bm25_run
 from dr_validate.values import TestSet
+from tests.sampler.conftest import build
 
 
 def bm25_by_hand(test_set: TestSet, query: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -72,6 +75,56 @@ def test_a_collection_that_came_as_token_ids_is_searched_by_them(small: TestSet,
     found = bm25_run(replace(small, corpus=corpus, query_texts=queries, fingerprint="tokens"), 20, tmp_path)
     expected = bm25_run(small, 20, tmp_path)
     np.testing.assert_array_equal(found.documents, expected.documents)
+
+
+# Documents and queries of three words each, without a space between them; the second document holds the query.
+UNSPACED = {
+    "Chinese": ("北京大学历史系", "上海天气今天很好", "天气很好"),
+    "Chinese beyond the basic plane": ("𠀀𠀁𠀂𠀃", "𠀅𠀆𠀇𠀈", "𠀆𠀇"),
+    "Japanese": ("東京タワーへ行く", "ラーメンを食べたい", "ラーメン"),
+    "half-width kana": ("ﾄｳｷｮｳﾀﾜｰ", "ﾗｰﾒﾝｦﾀﾍﾞﾙ", "ﾗｰﾒﾝ"),
+    "Thai": ("ประเทศไทยสวยงาม", "ฉันชอบกินข้าวผัด", "ข้าวผัด"),
+    "Lao": ("ສະບາຍດີ", "ຂອບໃຈຫຼາຍໆ", "ຂອບໃຈ"),
+    "Khmer": ("សួស្តី", "អរគុណច្រើន", "អរគុណ"),
+    "Burmese": ("မင်္ဂလာပါ", "ကျေးဇူးတင်ပါတယ်", "ကျေးဇူး"),
+}
+
+
+@pytest.mark.parametrize("script", UNSPACED)
+def test_text_without_spaces_is_searched_by_pairs_of_characters_which_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, script: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    other, document, query = UNSPACED[script]
+    test_set = build({"other": other, "one": document}, {"q": query}, {"q": {"one": 1}})
+    run = bm25_run(test_set, 10, tmp_path)
+    assert run.documents.tolist()[0] == 1
+    assert "is written without spaces between words: BM25 searches it by pairs of characters" in caplog.text
+
+
+def test_words_of_several_scripts_in_one_text_are_all_found(tmp_path: Path) -> None:
+    documents = {"a": "BM25の検索 system", "b": "検 alone", "c": "nothing"}
+    for query, expected in {"system": [0], "検索": [0], "bm25": [0], "検": [1], "alone 検索": [0, 1]}.items():
+        run = bm25_run(build(documents, {"q": query}, {"q": {"c": 1}}), 10, tmp_path)
+        assert sorted(run.documents.tolist()) == expected
+
+
+def test_words_that_no_language_has_are_said_to_be_text_without_spaces(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    documents = {"a": "thisisatextwithoutanyspacesinit", "b": "andthisisanotheronewithoutspaces"}
+    bm25_run(build(documents, {"q": documents["a"]}, {"q": {"a": 1}}), 10, tmp_path)
+    assert "words of small have 32 letters on average: it seems to be text without spaces" in caplog.text
+
+
+def test_queries_that_find_nothing_are_counted_and_all_of_them_are_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bm25_run(build({"a": "some words"}, {"q": "words", "r": "others"}, {"q": {"a": 1}, "r": {"a": 1}}), 10, tmp_path)
+    assert "BM25 finds nothing for 1 of 2 queries of small" in caplog.text
+    with pytest.raises(SetupError, match="bm25 finds no term of any query in the documents of small; give another run"):
+        bm25_run(build({"a": "some words"}, {"r": "others"}, {"r": {"a": 1}}), 10, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_bm25_on_vaswani_is_as_good_as_bm25_is(vaswani: TestSet, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from dr_validate.errors import SetupError
+from dr_validate.sampler.fusion import candidates
+from dr_validate.sampler.named_run import NamedRun
 from dr_validate.sampler.run_pool import RunPoolSampler
 from dr_validate.values import Sample, TestSet
 
@@ -50,6 +52,103 @@ def test_three_columns_are_an_ms_marco_run_ordered_by_rank(
     path = write_run(name, "\n".join(line.replace(" ", separator) for line in lines))
     sample = RunPoolSampler(run=str(path), depth=3).draw(small, 13, tmp_path)
     assert extra(small, sample) == {"d100", "d101", "d103", "d150"}
+
+
+# The same ranking of three documents, d103 first, in every form that says so.
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["q0\td103\t1", "q0\td101\t2", "q0\td100\t3"],
+        ["q0\td100\t3", "q0\td103\t1", "q0\td101\t2"],
+        ["q0\td103\t0", "q0\td101\t1", "q0\td100\t2"],
+        ["q0\td103\t1.0", "q0\td101\t2.0", "q0\td100\t3.0"],
+        ["q0\td103\t17", "q0\td101\t40", "q0\td100\t1000"],
+        ["q0\td103\t12.5", "q0\td101\t2.5", "q0\td100\t2.25"],
+        ["q0\td103\t-1.5", "q0\td101\t-2", "q0\td100\t-30"],
+        ["q0\td103\t-1", "q0\td101\t-2", "q0\td100\t-3"],
+        ["q0\td103\t9", "q0\td101\t8", "q0\td100\t8"],
+        ["q1\td103\t7.5", "q0\td103\t3.5", "q1\td101\t1.5", "q0\td101\t2.5", "q0\td100\t1.5", "q1\td100\t1e-3"],
+        ["q0 Q0 d100 1 1.5 t", "q0 Q0 d101 2 2.5 t", "q0 Q0 d103 3 3.5 t"],
+        ["score\tqid\tdocid", "1.5\tq0\td100", "2.5\tq0\td101", "3.5\tq0\td103"],
+        ["Query-ID\tRank\tDocID", "q0\t2\td101", "q0\t1\td103", "q0\t3\td100"],
+        ["qid pid rank score", "q0 d100 1 1.5", "q0 d101 2 2.5", "q0 d103 3 3.5"],
+        ["\ufeffq0\td103\t3.5", "q0\td101\t2.5", "q0\td100\t1.5"],
+    ],
+)
+def test_three_columns_are_ranks_or_falling_scores_and_a_header_names_them(
+    small: TestSet, tmp_path: Path, write_run: WriteRun, lines: list[str]
+) -> None:
+    path = write_run("run", "\n".join(lines))
+    first, second = (extra(small, RunPoolSampler(run=str(path), depth=depth).draw(small, 13, tmp_path)) for depth in (1, 2))
+    assert (first, second) == ({"d103"}, {"d103", "d101"})
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (
+            ["q0\td1\t1", "q0\td2\t1"],
+            "run:2: 1 is no rank (a whole number, once a query), nor are these scores (all are equal)",
+        ),
+        (["q0\td1\t1", "q0\td2\t2", "q0\td3\t2", "q0\td4\t4"], "run:3: 2 is no rank"),
+        (
+            ["q0\td1\t0.5", "q0\td2\t0.7"],
+            "run:1: 0.5 is no rank (a whole number, once a query), nor are these scores (which fall ",
+        ),
+        (["q0\td1\t5.5", "q1\td2\t9", "q0\td2\t7.5"], "line 3 does not"),
+        (["q0\td1\t-2", "q0\td2\t-1"], "run:1: -2 is no rank"),
+        (["q0\td1\tinf", "q0\td2\t-1", "q0\td2\t0"], "run:1: inf is no rank"),
+        (["q0\td1\t3", "q0\td2\t2", "q0\td3\t1"], "could be ranks, the last first, or scores, the best first"),
+        (["q0\t1\t17", "q0\t2\t4", "q1\t1\t8"], "the second column counts 1, 2 ... for each query, which are ranks"),
+        (["0.5\tq0\td1", "0.4\tq0\td2"], "third column is not a number (got 'd1')"),
+        (["qid\tdocid\tsimilarity", "q0\td1\t3"], "names no score and no rank; rename one of ['similarity']"),
+        (["qid\tthing\trank", "q0\td1\t3"], "this looks like a header, ['qid', 'thing', 'rank'], but names no document id"),
+        (["qid\tpid\trank", "q0\td1\t1.5"], "run:2: 1.5 is no rank (a whole number, once a query); give 6 (query Q0"),
+        (["q0,d1,1", "q0,d2,2"], "run:1: got 1 columns, expected 6 (query Q0 document rank score tag) or 3"),
+        (["q0\t0\td1\t1", "q0\t0\td2\t1"], "run:1: got 4 columns"),
+    ],
+)
+def test_what_is_neither_ranks_nor_scores_is_refused_with_the_way_out(
+    small: TestSet, tmp_path: Path, write_run: WriteRun, lines: list[str], said: str
+) -> None:
+    with pytest.raises(SetupError) as caught:
+        RunPoolSampler(run=str(write_run("run", "\n".join(lines)))).draw(small, 13, tmp_path)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["1", "17", "12.5", "-3"])
+def test_one_hit_a_query_needs_no_order(small: TestSet, tmp_path: Path, write_run: WriteRun, value: str) -> None:
+    path = write_run("run", f"q0\td103\t{value}\nq1\td150\t{value}\n")
+    assert extra(small, RunPoolSampler(run=str(path), depth=1).draw(small, 13, tmp_path)) == {"d103", "d150"}
+
+
+@pytest.mark.parametrize("header", ["", "qid\tpid\tquery\tpassage\n"])
+def test_hits_of_top1000_dev_have_no_order(
+    small: TestSet, tmp_path: Path, write_run: WriteRun, caplog: pytest.LogCaptureFixture, header: str
+) -> None:
+    hits = [("q0", document) for document in range(50, 90)] + [("q1", document) for document in range(60, 100)]
+    rows = "".join(f"{query}\td{document}\tthe words of {query}\tsome passage {document}\n" for query, document in hits)
+    path = str(write_run("top1000.dev.tsv", header + rows))
+    assert len(extra(small, RunPoolSampler(run=path, depth=100).draw(small, 13, tmp_path))) == 50
+    assert "has neither ranks nor scores: all hits of a query count equally" in caplog.text
+    assert extra(small, RunPoolSampler(run=path, depth=2).draw(small, 13, tmp_path)) == {"d89", "d88", "d99", "d98"}
+    by_seed = [extra(small, RunPoolSampler(run=path, fraction=0.2).draw(small, seed, tmp_path)) for seed in (1, 2)]
+    assert [len(ids) for ids in by_seed] == [27, 27]
+    assert by_seed[0] != by_seed[1]  # any of the 50, none before the others
+
+
+def test_a_run_without_an_order_leaves_that_of_another_as_it_is(small: TestSet, tmp_path: Path, write_run: WriteRun) -> None:
+    unordered = "".join(f"q0\td{n}\tsome query\tsome passage {n}\n" for n in range(110, 160))
+    ordered = "".join(f"q0 Q0 d{n} 1 {999 - n} t\n" for n in range(110, 160))
+    named = [NamedRun(name=str(write_run(*run)), key="pool") for run in (("top1000.tsv", unordered), ("run.trec", ordered))]
+    found = candidates([run.read(small, tmp_path) for run in named], small)
+    best = found.best(50, small.corpus.id_hash[found.documents])
+    assert small.corpus.ids(best) == [f"d{n}" for n in range(110, 160)]
+
+
+def test_the_default_pool_needs_nothing_but_takes_a_fraction(small: TestSet, tmp_path: Path) -> None:
+    assert len(RunPoolSampler(fraction=0.1).draw(small, 13, tmp_path).ordinals) == 20
+    assert RunPoolSampler().fingerprint()["run"] == RunPoolSampler(run="bm25").fingerprint()["run"]
 
 
 def test_a_fraction_is_filled_exactly_and_its_samples_nest(small: TestSet, tmp_path: Path) -> None:
@@ -105,7 +204,9 @@ def test_a_run_over_another_collection_is_refused(small: TestSet, tmp_path: Path
         ("q0 Q0 d1 1 2 t\nq0 d1 1\n", r"run:2: got 3 columns, expected 6 .* or 3"),
         ("q0 0 d1 1\n", "run:1: got 4 columns"),
         ("q0 Q0 d1 1 high t\n", "run:1: score is not a number"),
-        ("q0\td1\tnan\n", "run:1: rank is not a number"),
+        ("q0\td1\tnan\n", r"run:1: third column is not a number \(got 'nan'\)"),
+        ("q0\td1\t1\nq0\td2\tx\n", r"run:2: third column is not a number \(got 'x'\)"),
+        ("", "run: is empty"),
     ],
 )
 def test_a_broken_line_is_an_error_that_names_it(

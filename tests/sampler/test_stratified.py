@@ -98,7 +98,7 @@ def test_equal_settings_draw_the_same_whatever_the_order_of_the_corpus(
 
 
 @settings(max_examples=25, deadline=None)
-@given(less=st.integers(209, 330), step=st.integers(1, 60), seed=st.integers(0, 1000))
+@given(less=st.integers(209, 313), step=st.integers(1, 60), seed=st.integers(0, 1000))  # from 374 on the rest has above 0.32
 def test_pool_and_rest_are_nested_over_budgets(medium: TestSet, cache: Path, less: int, step: int, seed: int) -> None:
     small, large = (ringed(fraction=n / 600).draw(medium, seed, cache) for n in (less, less + step))
     reached_by_the_ring = set(pool_order(medium, cache)[: less + step - 13])  # by default, pool and ring are that many
