@@ -41,13 +41,14 @@ class FolderSource:
         """Complete checkpoints and incomplete ones, each by (step, name). Reads weights only where they have changed."""
         folders = self._folders()
         having_state = {name for name, folder in folders.items() if (folder / "trainer_state.json").is_file()}
-        by_name = steps(folders)
+        by_name = steps(folders, self.path.absolute())
         found: list[Checkpoint | Incomplete] = []
         with Digests(state_dir, self.path) as digests:
             for name, folder in folders.items():
                 step, step_from = by_name[name]
                 place = _Place(name=name, folder=folder, step=step, step_from=step_from, training_run=self.name or "")
-                if (one := self._look(place, digests, bool(having_state - {name}))) is not None:
+                is_final_model = folder == self.path.absolute()  # which no trainer_state.json need follow
+                if (one := self._look(place, digests, bool(having_state - {name}) and not is_final_model)) is not None:
                     found.append(one)
         found.sort(key=lambda one: (one.step, one.name))
         return Listing(

@@ -90,6 +90,46 @@ def test_the_step_comes_from_the_trainer_then_the_name_then_the_place(watched: W
     ]
 
 
+@pytest.mark.parametrize("name", ["nq-lr1e-5", "minilm-v2", "bert-base-2024", "run3", "checkpoint-500", "plain"])
+def test_a_final_model_in_the_output_folder_stands_after_the_last_checkpoint(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name / "checkpoint-1000", 1, state(1000))
+    write(tmp_path / name / "checkpoint-2000", 2)
+    write(tmp_path / name, 3)
+    source = FolderSource(path=tmp_path / name)
+
+    def found() -> list[tuple[str, int, str]]:
+        return [(one.name, one.step, one.step_from) for one in source.list(tmp_path / "state").checkpoints]
+
+    # checkpoint-2000 waits for its trainer_state.json, and states a step all the same
+    assert found() == [("checkpoint-1000", 1000, "trainer_state.json"), (name, 2001, "place in name order")]
+    write(tmp_path / name, 3, state(2000))
+    assert found()[-1] == (name, 2000, "trainer_state.json")
+
+
+def test_a_checkpoint_that_is_pointed_at_has_the_step_of_its_name_and_no_other_number(tmp_path: Path) -> None:
+    for name, step in (("checkpoint-500", 500), ("step_80", 80), ("nq-lr1e-5", 1), ("run3", 1)):
+        (one,) = FolderSource(path=write(tmp_path / name)).list(tmp_path / "state").checkpoints
+        assert (one.name, one.step) == (name, step)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {"checkpoint-100": 100, "step_200": 200, "300": 300, "bert-base-2024": 301, "checkpoint-final": 302, "minilm-v2": 303},
+        {"epoch=3-step=1000": 1000, "epoch=4-step=1500": 1500, "final-1": 1501},
+        {"epoch-1": 1, "epoch-2": 2, "v1": 3},
+        {"tas-b-500": 500, "tas-b-1000": 1000, "tas-b": 1001},
+    ],
+    ids=["words", "both", "epochs", "numbers"],
+)
+def test_a_number_in_a_name_is_a_step_only_where_it_is_called_one_or_all_have_one(
+    watched: Watched, steps: Mapping[str, int]
+) -> None:
+    for seed, name in enumerate(steps):
+        write(watched.root / name, seed)
+    assert {one.name: one.step for one in watched.list().checkpoints} == steps
+
+
 def test_a_half_written_file_becomes_complete_without_waiting(watched: Watched) -> None:
     folder = write(watched.root / "checkpoint-500")
     whole = (folder / "model.safetensors").read_bytes()
