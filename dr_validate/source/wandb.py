@@ -160,6 +160,10 @@ class WandbSource:
         if self._connection.is_gone(uri):
             return None
         step, step_from = version.step
+        if (logged := version.logged_step) and logged[0] != step:
+            _say_once(
+                f"{version.name} is of step {step:,} ({step_from}); its {logged[1]} is the last one logged, {logged[0]:,}"
+            )
         if lacks := facts.lacks or self._refused(facts):
             run = {"training_run": facts.training_run, "group": facts.group}
             return Incomplete(name=version.name, uri=uri, step=step, lacks=lacks, final=True, **run)
