@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.errors import CheckpointError
+from dr_validate.files import two_sets_of_weights
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # Written by trainers beside the weights; their absence or presence says nothing about the weights.
@@ -56,7 +57,8 @@ def check_no_code(folder: Path) -> None:
 
 
 def check_weights(folder: Path) -> None:
-    """Raise CheckpointError unless `folder` holds safetensors weights, whole and inside it."""
+    """Raise CheckpointError unless `folder` holds safetensors weights, whole, inside it and of one model."""
+    _check_one_set(folder)
     if (folder / "model.safetensors").is_file():
         return
     index = folder / "model.safetensors.index.json"
@@ -71,9 +73,15 @@ def check_weights(folder: Path) -> None:
 
 
 def check_adapter_weights(folder: Path) -> None:
-    """Raise CheckpointError unless `folder` holds adapter weights as safetensors."""
+    """Raise CheckpointError unless `folder` holds adapter weights as safetensors, and no others."""
+    _check_one_set(folder)
     if not (folder / "adapter_model.safetensors").is_file():
         raise CheckpointError(_no_weights(folder, "adapter_model.safetensors"))
+
+
+def _check_one_set(folder: Path) -> None:
+    if two := two_sets_of_weights([path.name for path in folder.glob("*")]):
+        raise CheckpointError(f"{folder}: {two}")
 
 
 def _no_weights(folder: Path, wanted: str) -> str:

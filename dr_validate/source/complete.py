@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dr_validate.files import two_sets_of_weights
 from dr_validate.source.safetensors import what_is_wrong
 from dr_validate.source.wanted import PICKLES, TOWER_FOLDERS, TRAINING_STATE, is_wanted_file, matches
 
@@ -122,21 +123,28 @@ def _modules(path: Path) -> list[tuple[str, str]]:
 
 
 def _missing_weights(folder: Path) -> str | None:
-    """Whether there are weights and all of them."""
+    """Whether there are weights and all of them, and of one model only."""
+    names = {path.name for path in folder.iterdir()}
+    if two := two_sets_of_weights(names):
+        return two
     for index in sorted(folder.glob("*.safetensors.index.json")):
         content = read_json(index)
         shards = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(shards, dict):
             return f"{index.name} has no weight_map"
+        if index.name.removesuffix(".index.json") in names and not names >= {str(name) for name in shards.values()}:
+            continue  # only the other set of weights is whole
         for shard in sorted({str(name) for name in shards.values()}):
             _check_inside(shard, index.name)
             if not (folder / shard).is_file():
                 return f"{index.name} names {shard}, which is not there"
     if broken := _broken_weights(folder):
         return broken
-    if any(is_wanted_file(path.name) for path in folder.glob("*.safetensors")):
-        return None
-    return _pickles(folder) or "weights (*.safetensors) are not there"
+    if not any(is_wanted_file(name) and name.endswith(".safetensors") for name in names):
+        return _pickles(folder) or "weights (*.safetensors) are not there"
+    if "adapter_config.json" in names and "adapter_model.safetensors" not in names:
+        return "adapter_config.json is there, but not adapter_model.safetensors; delete the former if this is a whole model"
+    return None
 
 
 def _broken_weights(folder: Path) -> str | None:

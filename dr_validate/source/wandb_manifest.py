@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from dr_validate.files import sha256_of_files
+from dr_validate.files import sha256_of_files, two_sets_of_weights
 from dr_validate.source.steps import names_a_step
 from dr_validate.source.wanted import PICKLES, TOWER_FOLDERS, TRAINING_STATE, matches, wanted
 
@@ -139,6 +139,8 @@ def _missing_in_model(found: Collection[str], every: Collection[str], folder: st
         has_config = has_config or any(name.endswith("/config.json") for name in here)
     if not weights:
         return _pickles(every, folder) or f"weights (*.safetensors) are not there; {USE_INSTEAD}"
+    if two := two_sets_of_weights(files):
+        return two
     if not has_config:
         return f"config.json is not there: a bare state dict, as a plain save_model() leaves it; {USE_INSTEAD}"
     return None

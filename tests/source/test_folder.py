@@ -165,6 +165,43 @@ def test_every_shard_must_be_there(watched: Watched) -> None:
     assert watched.names() == ("checkpoint-500",)
 
 
+def write_shards(folder: Path, seed: int) -> None:
+    shards = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for name, shard in zip("wv", shards, strict=True):
+        save_file({name: np.full(50, seed, np.float32)}, folder / shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(zip("wv", shards, strict=True))}))
+
+
+def test_two_sets_of_weights_are_never_chosen_between(watched: Watched) -> None:
+    folder = write(watched.root / "checkpoint-500")
+    alone = watched.only().digest
+    write_shards(folder, 1)
+    lacks = watched.lacks()
+    for said in ("model.safetensors and model-00001-of-00002.safetensors to model-00002-of-00002", "not guessed: delete"):
+        assert said in lacks
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    assert watched.names() == ("checkpoint-500",)  # the single file alone is whole
+    (folder / "model-00001-of-00002.safetensors").unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    assert watched.only().digest == alone
+    (folder / "model.safetensors").unlink()
+    write_shards(folder, 1)
+    assert watched.names() == ("checkpoint-500",)
+    (folder / "pytorch_model.bin").write_text("is never loaded")
+    assert watched.names() == ("checkpoint-500",)
+    save_file({"w": np.zeros(3, np.float32)}, folder / "model-00001-of-00001.safetensors")
+    assert "two sets of weights" in watched.lacks()
+
+
+def test_an_adapter_beside_a_whole_model_is_never_chosen_between(watched: Watched) -> None:
+    folder = write(watched.root / "checkpoint-500", files={"adapter_config.json": "{}"})
+    assert "but not adapter_model.safetensors" in watched.lacks()
+    save_file({"a": np.zeros(3, np.float32)}, folder / "adapter_model.safetensors")
+    assert "two sets of weights: model.safetensors and adapter_model.safetensors" in watched.lacks()
+    (folder / "model.safetensors").unlink()
+    assert watched.names() == ("checkpoint-500",)
+
+
 def test_the_trainer_writes_its_state_last(watched: Watched) -> None:
     first = write(watched.root / "checkpoint-1", 1, {"optimizer.pt": "x"})
     assert watched.lacks() == "trainer_state.json is not there yet (the trainer writes it last)"

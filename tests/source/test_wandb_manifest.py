@@ -51,6 +51,8 @@ def test_everything_that_a_checkpoint_needs_is_wanted_and_nothing_else(names: li
         ([*PLAIN, "modules.json"], "1_Pooling/"),
         (TOWERS[:2], "query_model/ is there, but not the other tower"),
         (TOWERS[:3], "passage_model/: weights"),
+        ([*PLAIN, *(f"model-0000{n}-of-00002.safetensors" for n in (1, 2))], "two sets of weights: model.safetensors and"),
+        ([*PLAIN, "adapter_config.json", "adapter_model.safetensors"], "model.safetensors and adapter_model.safetensors"),
         ([], "weights"),
         ([*PLAIN, "/tmp/x"], "'/tmp/x', which is no path inside a folder"),
         ([*PLAIN, "a/../../x.json"], "no path inside a folder"),
