@@ -14,6 +14,10 @@ MAX_JSON_BYTES = 256 << 20  # tokenizer.json of a large vocabulary has some 30 M
 TRAINER_LEAVES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 HAVE_WEIGHTS = (".Dense", ".LayerNorm")
 STEP_VERSION = "a version made by a plain save_model() lacks it for good"
+NO_CONFIG = (
+    f"config.json is not there ({STEP_VERSION}); if these are the weights of a module of your own, set encoder.config, "
+    "encoder.tokenizer and encoder.weights_prefix"
+)
 AS_SAFETENSORS = "save with model.save_pretrained(folder, safe_serialization=True), as safetensors"
 
 
@@ -21,14 +25,17 @@ class Unreadable(ValueError):
     """A file that is not what its name says: being written, or broken."""
 
 
-def what_is_missing(folder: Path, siblings_have_state: bool) -> str | None:
+def what_is_missing(folder: Path, siblings_have_state: bool, needs_config: bool = True) -> str | None:
     """What a checkpoint lacks to be used, in words for a user, or None if it is complete.
 
-    `siblings_have_state`: whether other checkpoints of the same training hold trainer_state.json.
+    `siblings_have_state`: whether other checkpoints of the same training hold trainer_state.json. `needs_config`: whether one
+    without config.json lacks something.
     """
     try:
         names = {path.name for path in folder.iterdir()}
-        return _trainer_is_writing(folder, names, siblings_have_state) or _missing_in_model(folder, names)
+        lacks = _trainer_is_writing(folder, names, siblings_have_state) or _missing_in_model(folder, names)
+        # A bare state dict has no sub-folders: what else there may be needs a config.json of its own.
+        return _missing_weights(folder) if lacks == NO_CONFIG and not needs_config else lacks
     except Unreadable as error:
         return str(error)
 
@@ -74,7 +81,7 @@ def _missing_in_model(folder: Path, names: Collection[str]) -> str | None:
     if "config.json" in names:
         read_json(folder / "config.json")
         return _missing_weights(folder)
-    return _pickles(folder) or f"config.json is not there ({STEP_VERSION})"
+    return _pickles(folder) or NO_CONFIG
 
 
 def _missing_in_towers(folder: Path, towers: list[str]) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import ClassVar
 
 from dr_validate.component import component
 from dr_validate.errors import CheckpointError, Gone, SetupError
@@ -32,6 +33,7 @@ class FolderSource:
     path: Path
     name: str | None = None
     follow_links: bool = False
+    needs_config: ClassVar[bool] = True  # see Source
 
     @property
     def training_run(self) -> str:
@@ -72,7 +74,7 @@ class FolderSource:
             raise OSError(f"{folder} changed while it was copied: {error}") from error
         if sha256_of_files(digests) != checkpoint.digest:
             try:
-                missing = what_is_missing(folder, siblings_have_state=False)
+                missing = what_is_missing(folder, False, self.needs_config)
             except FileNotFoundError:
                 missing = "it is gone"
             if missing:
@@ -109,7 +111,7 @@ class FolderSource:
         if _shown(place.name) != place.name:
             return place.incomplete("its name is not UTF-8, so that no report can name it; rename it", final=True)
         try:
-            lacks = self._leaving_link(folder) or what_is_missing(folder, siblings_have_state)
+            lacks = self._leaving_link(folder) or what_is_missing(folder, siblings_have_state, self.needs_config)
             if lacks is None:
                 return self._complete(place, digests, siblings_have_state)
         except (FileNotFoundError, ChangedMeanwhile) as error:
@@ -132,7 +134,8 @@ class FolderSource:
                 read_json(path)
         digest, created_at = sha256_of_files(digests.of(files)), _newest(files)
         # Complete before and after, with the same files: then it was complete in between.
-        if what_is_missing(place.folder, siblings_have_state) or wanted_files(place.folder).keys() != files.keys():
+        lacks = what_is_missing(place.folder, siblings_have_state, self.needs_config)
+        if lacks or wanted_files(place.folder).keys() != files.keys():
             raise ChangedMeanwhile("its files come and go")
         return place.checkpoint(digest, created_at)
 

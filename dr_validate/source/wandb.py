@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from dr_validate.errors import CheckpointError, Gone, SetupError
 from dr_validate.source.complete import what_is_missing
 from dr_validate.source.walk import check_room
 from dr_validate.source.wandb_connection import Connection
-from dr_validate.source.wandb_manifest import Contents, check_path
+from dr_validate.source.wandb_manifest import NO_CONFIG, Contents, check_path
 from dr_validate.source.wandb_project import Project
 from dr_validate.source.wandb_versions import Facts, Version, folder_of
 from dr_validate.values import Checkpoint, Incomplete, Listing
@@ -49,6 +49,7 @@ class WandbSource:
     allow_references: bool = False
     timeout_s: float = Field(default=60, gt=0)
     api_timeout_s: float = Field(default=10, gt=0)
+    needs_config: ClassVar[bool] = True  # see Source
 
     @property
     def training_run(self) -> str:
@@ -88,7 +89,7 @@ class WandbSource:
             raise Gone(f"{pinned} of {entity}/{name}: {error}") from error
         except CheckpointError as error:
             raise CheckpointError(f"{pinned} of {entity}/{name}: {error}") from error
-        if missing := what_is_missing(into, siblings_have_state=False):
+        if missing := what_is_missing(into, False, self.needs_config):
             raise CheckpointError(f"{pinned} of {entity}/{name}: {missing}")
 
     def still_has(self, checkpoint: Checkpoint) -> bool:
@@ -164,7 +165,7 @@ class WandbSource:
             _say_once(
                 f"{version.name} is of step {step:,} ({step_from}); its {logged[1]} is the last one logged, {logged[0]:,}"
             )
-        if lacks := facts.lacks or self._refused(facts):
+        if lacks := self._refused(facts):
             run = {"training_run": facts.training_run, "group": facts.group}
             return Incomplete(name=version.name, uri=uri, step=step, lacks=lacks, final=True, **run)
         return Checkpoint(
@@ -180,6 +181,8 @@ class WandbSource:
         )
 
     def _refused(self, facts: Facts) -> str | None:
+        if facts.lacks and (self.needs_config or facts.lacks != NO_CONFIG):
+            return facts.lacks
         if facts.num_bytes > self.max_gib * 2**30:
             gib = facts.num_bytes / 2**30
             return (
@@ -194,9 +197,8 @@ class WandbSource:
     def _contents(self, project: Project, checkpoint: Checkpoint, opaque_id: str) -> Contents:
         """Read again, and judged again: what was remembered decides what is listed, not what is written to disk."""
         contents = self._connection.manifest(project, opaque_id).contents
-        refused = self._refused(Facts.of(contents, "", ""))
-        if contents.lacks or refused:
-            raise CheckpointError(contents.lacks or str(refused))
+        if refused := self._refused(Facts.of(contents, "", "")):
+            raise CheckpointError(refused)
         if contents.digest != checkpoint.digest:
             raise CheckpointError(f"its manifest is not the one that was listed: {contents.digest}, not {checkpoint.digest}")
         for entry in contents.files:

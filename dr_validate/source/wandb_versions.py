@@ -12,7 +12,7 @@ from dr_validate.files import write_atomically
 from dr_validate.source.steps import MAX_STEP
 from dr_validate.source.wandb_manifest import Contents
 
-FORMAT = 1
+FORMAT = 2  # to be raised when a verdict on the same manifest changes, in words, too
 STEP_KEYS = ("train/global_step", "global_step", "step")
 STEP_ALIAS = re.compile(r"checkpoint_global_step_(\d{1,15})")
 
