@@ -29,6 +29,12 @@ def baselines_of(report: Report) -> int:
     return found if isinstance(found, int) else 0
 
 
+def warnings_of(report: Report) -> tuple[str, ...]:
+    """Where what was stated of the encoder contradicts the checkpoint."""
+    found = _mapping(report.notes.get("encoder")).get("warnings")
+    return tuple(map(str, found)) if isinstance(found, list) else ()
+
+
 def lag_s(report: Report) -> float | None:
     """From the birth of the checkpoint to its Report."""
     try:

@@ -73,8 +73,8 @@ class AutoEncoder:
     def read(self, folder: Path) -> Mapping[str, Any]:
         """See `Encoder.read`: of what is stated only its effect counts, and files by their content."""
         contract = self._contract(folder)
-        said = {"dtype": self.dtype, "append_eos": self.append_eos}
-        effect = {**said, **{side: _effect(contract.tower(side)) for side in SIDES}}
+        said: dict[str, Any] = {"dtype": self.dtype, "append_eos": self.append_eos}
+        effect: dict[str, Any] = said | {side: _effect(contract.tower(side)) for side in SIDES}
         return {"contract": {**said, **contract.describe()}, "vectors": fingerprint(effect)}
 
     def _contract(self, folder: Path) -> Contract:

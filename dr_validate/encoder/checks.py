@@ -110,7 +110,7 @@ def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the weights in `folder` by name; no weight is read."""
     from safetensors import SafetensorError, safe_open
 
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder):
         try:
             with safe_open(path, "np") as file:
@@ -135,9 +135,10 @@ def check_unused(folder: Path, unused: Collection[str], model_type: str) -> None
     if found := output_weights(shapes, unused, model_type):
         listed = some([f"{name} {shapes.get(name, '')}".rstrip() for name in found])
         raise CheckpointError(
-            f"{folder}: the model has no place for {len(found)} weights of the file: {listed}. If they make the vector (a head "
-            "of its own), what would be scored is another model: save it in sentence-transformers' form, with a Dense module. "
-            "If they do not, save it without them, or set encoder.weights_prefix to what the names of the others begin with"
+            f"{folder}: cannot load it whole: its config.json has no place for {len(found)} weights of the file: {listed}. If "
+            "they make the vector (a head of its own), another model would be scored: save it in sentence-transformers' form, "
+            "with a Dense module. If they do not, save it without them, or set encoder.weights_prefix to what the names "
+            "of the others begin with"
         )
     if heads := sorted(name for name in unused if not OF_EVERY_BERT.fullmatch(name)):
         log.info("%s: %d weights that encoding does not use, such as %s", folder.name, len(heads), heads[0])

@@ -76,14 +76,15 @@ def _dpr_tower(backbone: Backbone, folder: Path, side: Side, stated: Stated) -> 
     shapes = weight_shapes(folder)
     if not any(weight.startswith(f"{key}.bert_model.") for weight in shapes):
         raise CheckpointError(
-            f"{folder}: {side} vectors need a {name} of DPR, and this folder holds none (no weights {key}.bert_model.*): put the "
-            "DPRQuestionEncoder into query_model/ and the DPRContextEncoder into passage_model/ of one folder. If one encoder "
-            "serves both sides, save its BERT alone (its bert_model, with save_pretrained)"
+            f"{folder}: {side} vectors need a {name} of DPR, and this folder holds none (no weights {key}.bert_model.*): put "
+            "the DPRQuestionEncoder into query_model/ and the DPRContextEncoder into passage_model/ of one folder. If one "
+            "encoder serves both sides, save its BERT alone (its bert_model, with save_pretrained)"
         )
     heads: tuple[Head, ...] = ()
     if width := backbone.config.get("projection_dim"):
-        sizes = {"in_features": int(backbone.config["hidden_size"]), "out_features": int(width)}
-        heads = (Head(kind="dense", folder=folder, weights_prefix=f"{key}.encode_proj.", **sizes),)
+        sizes = int(backbone.config["hidden_size"]), int(width)
+        prefix = f"{key}.encode_proj."
+        heads = (Head(kind="dense", folder=folder, in_features=sizes[0], out_features=sizes[1], weights_prefix=prefix),)
     used = (f"{key}.bert_model.", *(head.weights_prefix for head in heads))
     check_unused(folder, [weight for weight in shapes if not weight.startswith(used)], "dpr")
     warnings = [*contradiction("pooling", stated.pooling, "cls"), *contradiction("normalize", stated.normalize, False)]

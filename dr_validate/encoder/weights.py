@@ -36,13 +36,13 @@ def load_transformer(tower: Tower, dtype: torch.dtype, device: str) -> Any:
     return model.to(device).eval().requires_grad_(False)
 
 
-def _load_base(tower: Tower, dtype: torch.dtype) -> nn.Module:
+def _load_base(tower: Tower, dtype: torch.dtype) -> Any:
     folder = tower.weights
     try:
         model, info = _from_pretrained(tower, dtype)
+    except CheckpointError:
+        raise
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{folder}: transformers cannot load it: {error}") from error
     wrong = [f"{name} (file {tuple(file)}, model {tuple(wanted)})" for name, file, wanted in sorted(info["mismatched_keys"])]
     if wrong:
@@ -65,7 +65,7 @@ def _way_out(tower: Tower, missing: Sequence[str]) -> str:
     return f"if they are those that begin with {' or '.join(sorted(found))}, set encoder.weights_prefix"
 
 
-def _from_pretrained(tower: Tower, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
+def _from_pretrained(tower: Tower, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
     content = read_object(tower.config)
     family: Any = getattr(transformers, ENCODER_OF.get(str(content["model_type"]), "AutoModel"))
     place: dict[str, Any] = {"pretrained_model_name_or_path": str(tower.weights)}
@@ -97,22 +97,21 @@ def _from_pretrained(tower: Tower, dtype: torch.dtype) -> tuple[nn.Module, dict[
 
 
 def _taken(tower: Tower) -> dict[str, Tensor]:
-    """Weights whose names begin with the prefix, without it. Raises CheckpointError where others are those of another encoder."""
+    """Weights whose names begin with the prefix, without it. Raises CheckpointError where others are another encoder's."""
     every = {name: weight for path in weight_files(tower.weights) for name, weight in load_file(path).items()}
     prefix = tower.weights_prefix
     taken = {name.removeprefix(prefix): weight for name, weight in every.items() if name.startswith(prefix)}
     first = min(taken)
-    for name in every:
-        other = name.removesuffix(first)
-        if prefix and name.endswith(first) and not other.startswith(prefix) and other != prefix:
-            twins = {key: every.get(other + key) for key in taken}
-            if all(twin is not None and twin.shape == taken[key].shape for key, twin in twins.items()) and not all(
-                torch.equal(twin, taken[key]) for key, twin in twins.items() if twin is not None
-            ):
-                raise CheckpointError(
-                    f"{tower.weights}: there is another encoder under {other}, with other weights than the one under {prefix}: "
-                    "save the two as folders query_model/ and passage_model/, so that each side has its own"
-                )
+    others = {name.removesuffix(first) for name in every if name.endswith(first) and not name.startswith(prefix)}
+    for other in sorted(others):
+        twins = [(every.get(other + name), weight) for name, weight in taken.items()]
+        if all(twin is not None for twin, _ in twins) and not all(
+            torch.equal(twin, weight) for twin, weight in twins if twin is not None
+        ):
+            raise CheckpointError(
+                f"{tower.weights}: there is another encoder under {other}, with other weights than the one under {prefix}: "
+                "save the two as folders query_model/ and passage_model/, so that each side has its own"
+            )
     return taken
 
 

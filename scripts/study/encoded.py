@@ -142,8 +142,8 @@ def kept_vectors(run: Run, test_set: TestSet, checkpoints: Sequence[Checkpoint],
                     raise NotKept
             except NotKept:
                 raise SetupError(
-                    f"{shelf.root}: no vectors of {checkpoint.label} under these encoder settings; state the encoder.* keys that "
-                    "the full run had, or leave it out (--checkpoints)"
+                    f"{shelf.root}: no vectors of {checkpoint.label} under these encoder settings; state the encoder.* keys "
+                    "that the full run had, or leave it out (--checkpoints)"
                 ) from None
             files = {
                 side: stack.enter_context(closing(VectorFile(folder / side, count, "float32")))

@@ -181,3 +181,11 @@ def test_an_extrapolated_value_is_called_one(training: Training) -> None:
     training.strategy()
     training.done(100, within(0.3, 0.1), notes={"estimate": {"crossings": 0.4, "population": {}, "checkpoints": 1}})
     assert "Only 0.4 sampled crossings: the corrected values are extrapolation, not evidence." in said(training)
+
+
+def test_a_stated_setting_that_contradicts_the_checkpoint_is_said_once(training: Training) -> None:
+    warning = "encoder.pooling=cls is used, though the checkpoint says mean"
+    training.strategy()
+    for step in (100, 200):
+        training.done(step, within(0.3, 0.01), notes={"encoder": {"warnings": [warning]}})
+    assert said(training).count(f"Warning: {warning}.") == 1
