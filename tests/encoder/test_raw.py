@@ -1,5 +1,6 @@
 """Checkpoints that are no plain encoder: state dicts of modules of one's own, heads, DPR; and what is stated against them."""
 
+import dataclasses
 import json
 import logging
 import re
@@ -14,8 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dr_validate.encoder.auto import AutoEncoder
+from dr_validate.encoder.modules import TRANSFORMER_FILES
 from dr_validate.errors import CheckpointError, ConfigError
 from dr_validate.source.folder import FolderSource
+from dr_validate.source.wanted import is_wanted
 from dr_validate.values import Float32, Side
 from tests.test_conf import built
 
@@ -306,3 +309,74 @@ ANOTHER: list[dict[str, Any]] = [
     {"append_eos": True},
     {"append_eos": False},
 ]
+
+
+def test_no_setting_of_the_encoder_is_without_effect_on_the_key_of_kept_vectors(bert: Path, tmp_path: Path) -> None:
+    tried = {key for settings in ANOTHER for key in settings} | {"tokenizer"}  # by the test above
+    other = Path(shutil.copytree(bert, tmp_path / "other"))
+    edit(other / "config.json", layer_norm_eps=1e-3)
+    assert key_of(bert, config=str(other), **STATED) != key_of(bert, **STATED)
+    tied = bare(tmp_path / "tied", bert, lambda name: f"a.{name}", **{"b.x": torch.ones(1), "b.encoder.x": torch.ones(1)})
+    given = {"config": str(bert), "tokenizer": str(bert), **STATED}
+    assert key_of(tied, weights_prefix="a.", **given) != key_of(tied, weights_prefix="b.", **given)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    edit(adapter / "adapter_config.json", peft_type="LORA", base_model_name_or_path=str(bert))
+    save_file({"x": torch.ones(1)}, adapter / "adapter_model.safetensors")
+    plain = key_of(adapter, **STATED)
+    assert key_of(adapter, base_model=str(bert), **STATED) == plain
+    assert key_of(adapter, base_model=str(other), **STATED) != plain
+    tried |= {"config", "weights_prefix", "base_model"}
+    assert {field.name for field in dataclasses.fields(AutoEncoder)} - tried == {"max_tokens_per_batch"}
+
+
+def test_a_fetched_copy_is_encoded_as_the_original(bert: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out/checkpoint-5"
+    shutil.copytree(as_modules(bert, prompts={"query": "query: "}), folder)
+    for name in ("modules.json", "config_sentence_transformers.json"):
+        assert (folder / name).is_file()
+    source = FolderSource(path=tmp_path / "out")
+    (tmp_path / "copy").mkdir()
+    (one,) = source.list(tmp_path / "state").checkpoints
+    source.fetch(one, tmp_path / "copy")
+    assert AutoEncoder().read(tmp_path / "copy") == AutoEncoder().read(folder)
+    assert np.array_equal(vectors_of(tmp_path / "copy"), vectors_of(folder))
+
+
+@pytest.mark.parametrize("name", TRANSFORMER_FILES)
+def test_every_file_that_says_a_length_is_in_the_copy(bert: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "out/checkpoint-5"
+    shutil.copytree(as_modules(bert), folder)
+    (folder / "sentence_bert_config.json").rename(folder / name)
+    (tmp_path / "copy").mkdir()
+    source = FolderSource(path=tmp_path / "out")
+    source.fetch(source.list(tmp_path / "state").checkpoints[0], tmp_path / "copy")
+    assert contract_of(tmp_path / "copy")["document"]["max_length"] == contract_of(folder)["document"]["max_length"] == 40
+
+
+def test_every_file_that_changes_the_contract_is_wanted(bert: Path, tmp_path: Path) -> None:
+    """Whatever lies in a checkpoint: take one file away, and either nothing changes or the copy would have had it."""
+    folder = as_modules(bert, prompts={"query": "query: "})
+    (folder / "2_Dense").mkdir()
+    entries = json.loads((folder / "modules.json").read_text())
+    entries.append({"idx": 2, "path": "2_Dense", "type": "sentence_transformers.models.Dense"})
+    (folder / "modules.json").write_text(json.dumps(entries))
+    edit(folder / "2_Dense/config.json", in_features=32, out_features=8)
+    save_file({"linear.weight": torch.ones(8, 32), "linear.bias": torch.ones(8)}, folder / "2_Dense/model.safetensors")
+    (folder / "vocab.txt").write_text("a")
+    for name in ("added_tokens.json", "special_tokens_map.json", "README.json", "generation_config.json"):
+        edit(folder / name)
+    whole = AutoEncoder().read(folder)
+    needed = set()
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        name, content = path.relative_to(folder).as_posix(), path.read_bytes()
+        path.unlink()
+        try:
+            changed = AutoEncoder().read(folder) != whole
+        except CheckpointError:
+            changed = True
+        path.write_bytes(content)
+        if changed:
+            needed.add(name)
+    assert {"sentence_bert_config.json", "tokenizer_config.json", "2_Dense/config.json", "model.safetensors"} <= needed
+    assert not [name for name in needed if not is_wanted(name)]

@@ -348,6 +348,13 @@ def test_only_what_encoding_needs_makes_the_digest(watched: Watched) -> None:
     assert watched.only().digest != digest
 
 
+def test_the_names_of_files_count_in_the_digest(watched: Watched) -> None:
+    folder = write(watched.root / "checkpoint-5", files={"vocab.txt": "x"})
+    digest = watched.only().digest
+    (folder / "vocab.txt").rename(folder / "vocab.bpe")
+    assert watched.only().digest != digest
+
+
 def test_unchanged_files_are_not_read_again_and_changed_ones_are(watched: Watched) -> None:
     folder = write(watched.root / "checkpoint-5")
     digest = watched.only().digest

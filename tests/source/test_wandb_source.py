@@ -591,6 +591,31 @@ def test_the_key_is_written_nowhere(
     assert not [e for e in server.requests() if e.route in ("file", "manifest") and e.authorized]
 
 
+def test_a_login_in_the_url_of_the_server_is_written_nowhere(
+    watched: Callable[..., Watched],
+    server: ServerHandle,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import wandb
+
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("WANDB_BASE_URL", server.url.replace("://", "://somebody:sesame@"))
+    wandb.teardown()
+    made = watched(artifact="model-t1")
+    said = ""
+    try:
+        made.list()
+        server.fault("status", route="graphql", status=503, times=None)
+        made.list()
+    except (Outage, SetupError) as error:
+        said = str(error)
+    finally:
+        wandb.teardown()
+    assert said and "sesame" not in said + caplog.text
+    assert not [path for path in made.root.rglob("*") if path.is_file() and b"sesame" in path.read_bytes()]
+
+
 def test_a_hundred_new_versions_are_one_look(watched: Callable[..., Watched], server: ServerHandle, logged: Logged) -> None:
     folder = write(logged.root / "hundred")
     code = f"""
