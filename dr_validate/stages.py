@@ -169,7 +169,7 @@ class Vectors(Protocol):
         ...
 
     def contract(self, read: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-        """The model's contract as it was when the first of these were made; read and kept if need be."""
+        """How these were computed, as said when the first of them were made (JSON values); read and kept if need be."""
         ...
 
 

@@ -42,7 +42,11 @@ class Work:
 
     def contract(self) -> Mapping[str, Any]:
         """The model's, and how it was computed when the first of its vectors was made."""
-        return {**self.workload.vectors.contract(lambda: self.model.contract), **self.described}
+
+        def computed() -> Mapping[str, Any]:
+            return {key: value for key, value in self.model.contract.items() if key not in self.described}
+
+        return {**self.described, **self.workload.vectors.contract(computed)}
 
     @property
     def tokenize_s(self) -> float:

@@ -62,7 +62,7 @@ def bare(folder: Path, model: Path, rename: Callable[[str], str], **more: torch.
 @pytest.mark.parametrize("prefix", ["encoder.", "0.model.", "lm_q.", "model.bert."])
 def test_a_bare_state_dict_encodes_as_the_model_that_it_is(bert: Path, tmp_path: Path, prefix: str) -> None:
     raw = bare(tmp_path / "raw", bert, lambda name: prefix + name)
-    given = {"config": str(bert), "tokenizer": str(bert), "weights_prefix": prefix}
+    given: dict[str, Any] = {"config": str(bert), "tokenizer": str(bert), "weights_prefix": prefix}
     assert np.array_equal(vectors_of(raw, **given, **STATED), vectors_of(bert, **STATED))
     as_file = {**given, "config": str(bert / "config.json")}
     assert np.array_equal(vectors_of(raw, **as_file, **STATED), vectors_of(bert, **STATED))
@@ -95,7 +95,7 @@ def test_what_is_outside_the_prefix_is_counted_and_said_where_it_may_make_the_ve
 ) -> None:
     head = {"proj.weight": torch.ones(8, 32), "loss.scale": torch.ones(1)}
     raw = bare(tmp_path / "raw", bert, lambda name: f"encoder.{name}", **head)
-    given = {"config": str(bert), "tokenizer": str(bert), "weights_prefix": "encoder."}
+    given: dict[str, Any] = {"config": str(bert), "tokenizer": str(bert), "weights_prefix": "encoder."}
     with caplog.at_level(logging.INFO):
         assert np.array_equal(vectors_of(raw, **given, **STATED), vectors_of(bert, **STATED))
     assert re.search(r"39 of 41 weights begin with encoder\., the others are left out", caplog.text)
@@ -105,7 +105,7 @@ def test_what_is_outside_the_prefix_is_counted_and_said_where_it_may_make_the_ve
 
 def test_a_prefix_that_does_not_fit_is_told_with_those_that_are_there(bert: Path, tmp_path: Path) -> None:
     raw = bare(tmp_path / "raw", bert, lambda name: f"encoder.{name}")
-    given = {"config": str(bert), "tokenizer": str(bert)}
+    given: dict[str, Any] = {"config": str(bert), "tokenizer": str(bert)}
     assert "got 'encodr.', but no weight" in (said := refusal(raw, weights_prefix="encodr.", **given, **STATED))
     assert "what they begin with: encoder." in said
     assert "begin with encoder., set encoder.weights_prefix" in refusal(raw, **given, **STATED)
@@ -118,7 +118,7 @@ def test_a_prefix_that_does_not_fit_is_told_with_those_that_are_there(bert: Path
 
 def test_two_encoders_in_one_state_dict_are_not_taken_for_one(bert: Path, tmp_path: Path) -> None:
     same = {f"lm_p.{name}": weight.clone() for name, weight in load_file(bert / "model.safetensors").items()}
-    given = {"config": str(bert), "tokenizer": str(bert), "weights_prefix": "lm_q."}
+    given: dict[str, Any] = {"config": str(bert), "tokenizer": str(bert), "weights_prefix": "lm_q."}
     tied = bare(tmp_path / "tied", bert, lambda name: f"lm_q.{name}", **same)
     assert np.array_equal(vectors_of(tied, **given, **STATED), vectors_of(bert, **STATED))
     same["lm_p.encoder.layer.1.output.dense.bias"] += 1
@@ -190,7 +190,13 @@ def test_what_makes_no_vector_is_left_out(bert: Path, name: str) -> None:
 def dpr(folder: Path, kind: str, tokenizer: Path, projection: int) -> Path:
     import transformers
 
-    sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes: dict[str, Any] = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     torch.manual_seed(len(kind))
     model = getattr(transformers, kind)(
         transformers.DPRConfig(**sizes, projection_dim=projection, pad_token_id=1, initializer_range=0.3)
@@ -317,7 +323,7 @@ def test_no_setting_of_the_encoder_is_without_effect_on_the_key_of_kept_vectors(
     edit(other / "config.json", layer_norm_eps=1e-3)
     assert key_of(bert, config=str(other), **STATED) != key_of(bert, **STATED)
     tied = bare(tmp_path / "tied", bert, lambda name: f"a.{name}", **{"b.x": torch.ones(1), "b.encoder.x": torch.ones(1)})
-    given = {"config": str(bert), "tokenizer": str(bert), **STATED}
+    given: dict[str, Any] = {"config": str(bert), "tokenizer": str(bert), **STATED}
     assert key_of(tied, weights_prefix="a.", **given) != key_of(tied, weights_prefix="b.", **given)
     adapter = tmp_path / "adapter"
     adapter.mkdir()
