@@ -78,6 +78,7 @@ def build(config: Mapping[str, Any]) -> Run:
     """Build every component of a resolved configuration (plain mappings). Raises ConfigError with all problems at once."""
     problems: list[str] = []
     built = {stage: _build_stage(stage, config.get(stage), problems) for stage in STAGES}
+    _give_config(built["source"], config)
     built["watch"] = _construct(Watch, "watch", config.get("watch") or {}, problems)
     _construct(ReportSettings, "report", config.get("report") or {}, problems)
     shared = {key: value for key, value in config.items() if key not in (*STAGES, "watch", "report")}
@@ -93,6 +94,13 @@ def keys_of(stage: str, config: Any) -> frozenset[str] | None:
     """The keys of the class that a stage's configuration names; None where there is no such class."""
     cls = _class_of(stage, config, [])
     return None if cls is None else frozenset(field.name for field in dataclasses.fields(cls))
+
+
+def _give_config(source: Source | None, config: Mapping[str, Any]) -> None:
+    """Tell the source that checkpoints need no config.json of their own where `encoder.config` states one."""
+    encoder = config.get("encoder")
+    if source is not None and isinstance(encoder, Mapping) and encoder.get("config"):
+        object.__setattr__(source, "needs_config", False)  # components are frozen, and this is no key of theirs
 
 
 def _build_stage(stage: str, config: Any, problems: list[str]) -> Any:
@@ -183,6 +191,7 @@ def source_if_any(config: Mapping[str, Any]) -> Source | None:
     """The source alone, or None where its configuration is not enough to build one: `task=status` works without."""
     problems: list[str] = []
     source: Source | None = _build_stage("source", config.get("source"), problems)
+    _give_config(source, config)
     return source
 
 

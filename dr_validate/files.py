@@ -5,15 +5,17 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 CHUNK_BYTES = 1 << 20
 FICLONE = 0x40049409  # ioctl of Linux: let two files share their blocks until one of them is written to
+SHARD = re.compile(r"model-\d{1,9}-of-(\d{1,9})\.safetensors")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -77,6 +79,27 @@ def sha256_of_files(digests: Mapping[str, str]) -> str:
     """`sha256:hex` over relative paths and their hex digests, whatever the order: one digest for a folder."""
     lines = "".join(f"{name}\0{digests[name]}\n" for name in sorted(digests))
     return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+
+
+def two_sets_of_weights(names: Collection[str]) -> str | None:
+    """What is wrong where files of these names in one folder are the whole weights of two models, in words, or None.
+
+    A save over another leaves the older one's files where it does not write files of the same names, and nothing says which
+    are the newer. Shards are whole where all are there that their names count, an adapter where its configuration is there.
+    """
+    sets = [[name] for name in ("model.safetensors",) if name in names]
+    shards: dict[str, list[str]] = {}
+    for match in filter(None, (SHARD.fullmatch(name) for name in sorted(names))):
+        shards.setdefault(match[1], []).append(match[0])
+    sets += [files for count, files in shards.items() if len(files) == int(count)]
+    sets += [["adapter_model.safetensors"]] * ({"adapter_model.safetensors", "adapter_config.json"} <= set(names))
+    if len(sets) < 2:
+        return None
+    listed = " and ".join(files[0] if len(files) == 1 else f"{files[0]} to {files[-1]}" for files in sets)
+    return (
+        f"two sets of weights: {listed}; which of them is the model is not guessed: delete the files of the older save (an "
+        "index or adapter_config.json of it, too), and save into an empty folder"
+    )
 
 
 def copy_with_digest(source: Path, target: Path) -> str:

@@ -154,9 +154,10 @@ class Pipeline:
     def _in_hand(self, checkpoint: Checkpoint, folder: Path) -> Iterator[Hand]:
         """On this device, or on those of the team."""
         with contextlib.ExitStack() as stack:
+            hand = stack.enter_context(self.bench.in_hand(checkpoint.digest, folder, self._begin_warm_up))
             if self.team:
                 stack.enter_context(self.team.in_hand(checkpoint.digest, folder))
-            yield stack.enter_context(self.bench.in_hand(checkpoint.digest, folder, self._begin_warm_up))
+            yield hand
 
     def _rank(self, hand: Hand, plan: Plan, control: Control) -> Ranked:
         work = self.bench.work(hand, plan)

@@ -38,6 +38,12 @@ def is_expected(report: Report) -> bool:
     return report.status == "skipped" and (report.error or "").startswith((SAME_WEIGHTS, STALE))
 
 
+def warnings_of(report: Report) -> tuple[str, ...]:
+    """Where what was stated of the encoder contradicts the checkpoint."""
+    found = _mapping(report.notes.get("encoder")).get("warnings")
+    return tuple(map(str, found)) if isinstance(found, list) else ()
+
+
 def lag_s(report: Report) -> float | None:
     """From the birth of the checkpoint to its Report."""
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from dr_validate.messages import Share, Team
 from dr_validate.values import (
@@ -31,6 +31,9 @@ from dr_validate.values import (
 
 class Source(Protocol):
     """Which checkpoints exist; bring one here."""
+
+    needs_config: ClassVar[bool]
+    """Whether a checkpoint without config.json is incomplete. Not so where the encoder is given one (`config.build`)."""
 
     @property
     def training_run(self) -> str:
@@ -112,6 +115,12 @@ class Encoder(Protocol):
         about it cannot work; never guesses pooling or normalisation, never runs code or pickles from the folder."""
         ...
 
+    def read(self, folder: Path) -> Mapping[str, Any]:
+        """What becomes of a checkpoint, without its weights: `contract` as Model.contract begins, and `vectors`, a string that
+        changes when any vector of this checkpoint could, whether by what is stated or by what it says itself. JSON values.
+        Raises as `load` does."""
+        ...
+
     def fingerprint(self) -> Mapping[str, Any]: ...
 
 
@@ -164,7 +173,7 @@ class Vectors(Protocol):
         ...
 
     def contract(self, read: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-        """The model's contract as it was when the first of these were made; read and kept if need be."""
+        """How these were computed, as said when the first of them were made (JSON values); read and kept if need be."""
         ...
 
 

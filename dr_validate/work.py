@@ -1,14 +1,17 @@
 """What ranking a checkpoint takes: its kept vectors, its model and its tokens, none of them touched before it is used."""
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dr_validate.component import fingerprint
 from dr_validate.config import Run
 from dr_validate.epochs import NotKept
+from dr_validate.files import write_atomically
 from dr_validate.lazy import LazyBlocks, LazyModel
 from dr_validate.plans import Plan
 from dr_validate.stages import Model, TextBlocks, Vectors, Workload
@@ -20,9 +23,10 @@ SIDES: tuple[Side, Side] = ("query", "document")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hand:
-    """A checkpoint in hand: its kept vectors and its model, lazy."""
+    """A checkpoint in hand: its contract, its kept vectors and its model, lazy."""
 
     digest: str
+    contract: Mapping[str, Any]
     vectors: Vectors
     model: LazyModel
 
@@ -34,10 +38,15 @@ class Work:
     model: LazyModel
     texts: Mapping[Side, LazyBlocks]
     workload: Workload
+    described: Mapping[str, Any]
 
     def contract(self) -> Mapping[str, Any]:
-        """The model's, as it was when the first of its vectors was made."""
-        return dict(self.workload.vectors.contract(lambda: self.model.contract))
+        """The model's, and how it was computed when the first of its vectors was made."""
+
+        def computed() -> Mapping[str, Any]:
+            return {key: value for key, value in self.model.contract.items() if key not in self.described}
+
+        return {**self.described, **self.workload.vectors.contract(computed)}
 
     @property
     def tokenize_s(self) -> float:
@@ -64,10 +73,11 @@ class Bench:
             model: AbstractContextManager[Model] = self._run.encoder.load(folder, self._device)
             return model
 
-        terms = {"encoder": dict(self._run.encoder.fingerprint()), "test_set": self._test_set.fingerprint}
+        read = read_encoder(self._run, digest, folder)
+        terms = vectors_key(read, self._test_set)
         counts: dict[Side, int] = {"query": len(self._test_set.query_ids), "document": len(self._test_set.corpus)}
         with self._run.store.vectors(digest, terms, counts, self._state_dir) as vectors, LazyModel(load, when_loaded) as model:
-            yield Hand(digest=digest, vectors=vectors, model=model)
+            yield Hand(digest=digest, contract=read["contract"], vectors=vectors, model=model)
 
     def work(self, hand: Hand, plan: Plan) -> Work:
         """The checkpoint on one sample."""
@@ -82,7 +92,7 @@ class Bench:
             top_k=self._run.settings.top_k,
             progress_file=self._state_dir / "progress" / f"{plan.name}-{hand.digest.replace(':', '-')}.npz",
         )
-        return Work(model=hand.model, texts=texts, workload=workload)
+        return Work(model=hand.model, texts=texts, workload=workload, described=hand.contract)
 
     def _texts(self, side: Side, sample: Sample, model: Model) -> LazyBlocks:
         test_set = self._test_set
@@ -101,3 +111,31 @@ class Bench:
             return self._tokens.open(tokenizer=tokenizer, texts_key=key, num_texts=number, read=read, block_size=block_size)
 
         return LazyBlocks(open_blocks, num_texts=number, block_size=block_size)
+
+
+def read_encoder(run: Run, digest: str, folder: Path | None) -> Mapping[str, Any]:
+    """What the encoder says of a checkpoint (`Encoder.read`); of one whose folder is not there, what it said when it was.
+
+    Raises NotKept where that is not known.
+    """
+    stated = fingerprint(dict(run.encoder.fingerprint()))
+    path = run.settings.state_dir / "embeddings" / ".read" / f"{digest.replace(':', '-')}-{stated}.json"
+    if folder is None or not folder.is_dir():
+        try:
+            known: Mapping[str, Any] = json.loads(path.read_bytes())
+            return {"contract": known["contract"], "vectors": known["vectors"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            if folder is None:
+                raise NotKept from None
+    assert folder is not None
+    read = run.encoder.read(folder)
+    with contextlib.suppress(OSError):  # then it is read again
+        content = json.dumps(dict(read), sort_keys=True)
+        if not path.is_file() or path.read_text(encoding="utf-8") != content:
+            write_atomically(path, content)
+    return read
+
+
+def vectors_key(read: Mapping[str, Any], test_set: TestSet) -> Mapping[str, Any]:
+    """What vectors of a checkpoint are kept under: the effect of the encoder's settings, however it was brought about."""
+    return {"encoder": read["vectors"], "test_set": test_set.fingerprint}

@@ -3,18 +3,19 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from dr_validate.component import component
+from dr_validate.component import component, fingerprint
 from dr_validate.encoder.contract import read_contract
-from dr_validate.encoder.terms import Stated
+from dr_validate.encoder.terms import Contract, Stated, Tower
 from dr_validate.errors import ConfigError
 from dr_validate.files import sha256_of_file, sha256_of_files
 from dr_validate.stages import Model
+from dr_validate.values import Side
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +23,17 @@ log = logging.getLogger(__name__)
 CPU_TOKENS = 2048
 GPU_TOKENS = 32768
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+TOKENIZER_PATTERNS = ("config.json", "tokenizer*", "vocab.*", "*tokens*.json", "merges.txt", "bpe.codes", "*.model")
+SIDES: tuple[Side, Side] = ("query", "document")
 
 
 @component
 class AutoEncoder:
     """Transformers, sentence-transformers, PEFT and two-tower folders to vectors; a stated value wins over the checkpoint's.
 
-    `tokenizer` and `base_model` are folders, for checkpoints that came without. Lengths count special tokens and the prefix.
+    `tokenizer` and `base_model` are folders, `config` a folder or a config.json, for checkpoints that came without. Where the
+    names of weights begin with `weights_prefix` (a module of one's own, saved as a state dict), it is taken away, and weights
+    without it are left out. Lengths count special tokens and the prefix of a text.
     `append_eos`: every text ends with the end-of-text token (Tevatron's flag); None: as the tokenizer does.
     `max_tokens_per_batch` counts padding where there is any; None: 2048 on the CPU, where each thread has a batch of its own,
     32768 elsewhere. It is halved when memory runs out. The Report's contract says how texts went through: `packed` without
@@ -44,13 +49,15 @@ class AutoEncoder:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     tokenizer: str | None = None
     base_model: str | None = None
+    config: str | None = None
+    weights_prefix: str | None = None
     append_eos: bool | None = None
     max_tokens_per_batch: int | None = Field(default=None, ge=1)
 
     @contextlib.contextmanager
     def load(self, folder: Path, device: str) -> Iterator[Model]:
         """The model in `folder` on `device`, freed on exit. Raises CheckpointError or ConfigError before any weight is read."""
-        contract = read_contract(folder, self._stated())
+        contract = self._contract(folder)
         from dr_validate.encoder.transformer import TransformerModel
 
         budget = self.max_tokens_per_batch or (CPU_TOKENS if device == "cpu" else GPU_TOKENS)
@@ -63,10 +70,34 @@ class AutoEncoder:
             model.close()
             _free(device)
 
+    def read(self, folder: Path) -> Mapping[str, Any]:
+        """See `Encoder.read`: of what is stated only its effect counts, and files by their content."""
+        contract = self._contract(folder)
+        said: dict[str, Any] = {"dtype": self.dtype, "append_eos": self.append_eos}
+        effect: dict[str, Any] = said | {side: _effect(contract.tower(side)) for side in SIDES}
+        return {"contract": {**said, **contract.describe()}, "vectors": fingerprint(effect)}
+
+    def _contract(self, folder: Path) -> Contract:
+        contract = read_contract(folder, self._stated())
+        for warning in contract.warnings:
+            if warning not in self._said:  # once in a process, not for every checkpoint
+                log.warning("%s", warning)
+                self._said.add(warning)
+        return contract
+
+    @functools.cached_property
+    def _said(self) -> set[str]:
+        return set()
+
     def fingerprint(self) -> Mapping[str, Any]:
         """All that can change a vector; stated folders count by content, not by path."""
         stated = self._stated()
+        later = {
+            "config": None if stated.config is None else _file_digest(stated.config),
+            "weights_prefix": self.weights_prefix,
+        }
         return {
+            **{key: value for key, value in later.items() if value is not None},  # specs without them stay what they were
             "pooling": self.pooling,
             "normalize": self.normalize,
             "query_prefix": self.query_prefix,
@@ -84,6 +115,11 @@ class AutoEncoder:
         problems = [
             f"{key}: no such folder (got {path!r})" for key, path in folders.items() if path and not Path(path).is_dir()
         ]
+        config = Path(self.config) if self.config else None
+        if config is not None and config.is_dir():
+            config = config / "config.json"
+        if config is not None and not config.is_file():
+            problems.append(f"encoder.config: no such folder with a config.json, and no such file (got {self.config!r})")
         if problems:
             raise ConfigError(problems)
         return Stated(
@@ -95,17 +131,36 @@ class AutoEncoder:
             document_max_length=self.document_max_length,
             tokenizer=Path(self.tokenizer) if self.tokenizer else None,
             base_model=Path(self.base_model) if self.base_model else None,
+            config=config,
+            weights_prefix=self.weights_prefix,
         )
 
 
-def _digest(folder: Path) -> str:
-    files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
-    stats = {path: path.stat() for path in files}
-    return sha256_of_files({path.name: _file_digest(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()})
+def _effect(tower: Tower) -> Mapping[str, Any]:
+    """All of one side that can change a vector of a checkpoint, however it came to be."""
+    told = {key: value for key, value in tower.describe().items() if key != "max_length_from"}
+    base = None if tower.adapter is None else _digest(tower.weights, MODEL_FILES)
+    return {
+        **told,
+        "tokenizer": _digest(tower.tokenizer, TOKENIZER_PATTERNS),
+        "config": _file_digest(tower.config),
+        "weights_prefix": tower.weights_prefix,
+        "base_model": base,
+    }
 
 
-@functools.lru_cache(maxsize=64)  # a base model of many GiB is read once, not for every fingerprint
-def _file_digest(path: Path, size: int, modified_ns: int) -> str:
+def _digest(folder: Path, patterns: Sequence[str] = MODEL_FILES) -> str:
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    return sha256_of_files({path.name: _file_digest(path) for path in files})
+
+
+def _file_digest(path: Path) -> str:
+    stat = path.stat()
+    return _digest_of(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)  # a base model of many GiB is read once, not for every fingerprint
+def _digest_of(path: Path, size: int, modified_ns: int) -> str:
     return sha256_of_file(path)
 
 

@@ -1,14 +1,28 @@
 """Where the transformer of a tower is: its weights, an adapter over them, its tokenizer. JSON only."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dr_validate.encoder.checks import USE_STEP_VERSION, check_adapter_weights, check_no_code, check_weights, read_object
-from dr_validate.encoder.terms import Stated
+from dr_validate.encoder.checks import (
+    USE_STEP_VERSION,
+    check_adapter_weights,
+    check_no_code,
+    check_no_code_in,
+    check_weights,
+    output_weights,
+    read_object,
+    some,
+    weight_shapes,
+)
+from dr_validate.encoder.terms import Stated, contradiction
 from dr_validate.errors import CheckpointError
 
+log = logging.getLogger(__name__)
+
+NOT_OF_THE_MODEL = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "use_cache"}
 TOKENIZER_FILES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model",
 )  # fmt: skip
@@ -19,12 +33,16 @@ ADAPTERS = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backbone:
-    """The transformer of a tower; `weights` is the base's folder where there is an adapter, `config` its config.json."""
+    """The transformer of a tower; `weights` is the base's folder where there is an adapter, `config` what is in its
+    config.json, `config_file`; the other fields as in Tower."""
 
     weights: Path
     adapter: Path | None
     tokenizer: Path
+    config_file: Path
     config: Mapping[str, Any]
+    weights_prefix: str
+    warnings: tuple[str, ...]
 
     @property
     def architecture(self) -> str:
@@ -44,15 +62,56 @@ def read_backbone(folder: Path, root: Path, stated: Stated) -> Backbone:
     weights = _base_of(folder, stated) if adapter is not None else folder
     for place in {folder, weights}:
         check_no_code(place)
-    if not (weights / "config.json").is_file():
+    config_file = stated.config or weights / "config.json"
+    check_no_code_in(config_file)
+    if not config_file.is_file():
         raise CheckpointError(_no_config(weights))
     check_weights(weights)
-    config = read_object(weights / "config.json")
-    _check_config(config, weights / "config.json")
+    config = read_object(config_file)
+    _check_config(config, config_file)
     tokenizer = stated.tokenizer or _tokenizer_in(folder, root, weights)
     check_no_code(tokenizer)
     read_object(tokenizer / "tokenizer.json")  # on a broken file the tokenizers library raises a bare Exception
-    return Backbone(weights=weights, adapter=adapter, tokenizer=tokenizer, config=config)
+    warnings = _other_config(config, weights / "config.json", stated)
+    if stated.weights_prefix:
+        warnings += _left_out(weights, stated.weights_prefix, str(config["model_type"]))
+    return Backbone(
+        weights=weights,
+        adapter=adapter,
+        tokenizer=tokenizer,
+        config_file=config_file,
+        config=config,
+        weights_prefix=stated.weights_prefix or "",
+        warnings=tuple(warnings),
+    )
+
+
+def _other_config(config: Mapping[str, Any], own: Path, stated: Stated) -> list[str]:
+    """A warning where the stated configuration is of another model than the checkpoint's own."""
+    said = read_object(own)
+    if stated.config is None or not said:
+        return []
+    differ = sorted(key for key in said.keys() & config.keys() - NOT_OF_THE_MODEL if said[key] != config[key])
+    return contradiction("config", str(stated.config), ", ".join(f"{key}={said[key]!r}" for key in differ) or None)
+
+
+def _left_out(weights: Path, prefix: str, model_type: str) -> list[str]:
+    """Count what does not have the prefix; a warning where that may make the vector. Raises where nothing has it."""
+    shapes = weight_shapes(weights)
+    others = [name for name in shapes if not name.startswith(prefix)]
+    if len(others) == len(shapes):
+        there = sorted({f"{name.partition('.')[0]}." for name in shapes})
+        raise CheckpointError(
+            f"encoder.weights_prefix: got {prefix!r}, but no weight in {weights} begins so; what they begin with: {some(there)}"
+        )
+    log.info(
+        "%s: %d of %d weights begin with %s, the others are left out",
+        weights,
+        *(len(shapes) - len(others), len(shapes), prefix),
+    )
+    if not (found := output_weights(shapes, others, model_type)):
+        return []
+    return [f"encoder.weights_prefix={prefix!r} leaves out {len(found)} weights that may make the vector: {some(found)}"]
 
 
 def _base_of(folder: Path, stated: Stated) -> Path:
@@ -103,7 +162,9 @@ def _tokenizer_in(*places: Path) -> Path:
 def _no_config(folder: Path) -> str:
     if any(folder.glob("*.safetensors")):
         return (
-            f"{folder}: weights without config.json: a bare state dict, as the version 'final_model' of a "
-            f"sentence-transformers or Tevatron training is. It does not say what model it is; {USE_STEP_VERSION}"
+            f"{folder}: weights without config.json: a bare state dict, as the Trainer saves a module of one's own, and as the "
+            "version 'final_model' of a sentence-transformers or Tevatron training is. It does not say what model it is: set "
+            "encoder.config and encoder.tokenizer to the folder of the model that was trained, and encoder.weights_prefix to "
+            f"what the names of its weights begin with; or {USE_STEP_VERSION}"
         )
     return f"{folder}: not a model: no config.json, modules.json, adapter_config.json or query_model/ in it"

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from dr_validate.encoder.attention import Packing, Rule, attend
 from dr_validate.encoder.bert_config import BertConfig, read_bert_config
-from dr_validate.encoder.checks import read_object
+from dr_validate.encoder.checks import check_unused, read_object
 from dr_validate.encoder.linears import linear_of
 from dr_validate.encoder.terms import Tower
 
@@ -101,6 +101,8 @@ def load_bert(tower: Tower, dtype: torch.dtype) -> Bert | None:
     file = tower.weights / "model.safetensors"
     if (
         tower.adapter is not None
+        or tower.weights_prefix
+        or tower.config != tower.weights / "config.json"
         or read_object(tower.weights / "config.json")["model_type"] not in PREFIX_OF
         or not file.is_file()
     ):
@@ -115,16 +117,14 @@ def load_bert(tower: Tower, dtype: torch.dtype) -> Bert | None:
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
         log.debug("%s is left to transformers: %s", tower.weights, error)
         return None
-    if unused:
-        log.info("%s: %d weights that encoding does not use, such as %s", tower.weights.name, len(unused), unused[0])
+    check_unused(tower.weights, unused, config.model_type)
     return model.eval().requires_grad_(False)
 
 
 def _read(tower: Tower, prefix: str, wanted: set[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors under the names of our modules, and the names of those without a place, the unused pooler left out."""
+    """Tensors under the names of our modules, and the names of those without a place."""
     with safe_open(tower.weights / "model.safetensors", "pt") as file:
         names = set(file.keys())
         own = prefix if any(name.startswith(prefix) for name in names) else ""
         state = {key: file.get_tensor(own + key) for key in wanted if own + key in names}
-    unused = sorted(names - {own + key for key in wanted})
-    return state, [name for name in unused if "pooler." not in name and not name.endswith("embeddings.position_ids")]
+    return state, sorted(names - {own + key for key in wanted})

@@ -1,12 +1,27 @@
 """What may be read from a checkpoint folder at all: JSON and safetensors, nothing that runs, nothing outside it."""
 
 import json
+import logging
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dr_validate.errors import CheckpointError
+from dr_validate.files import two_sets_of_weights
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+log = logging.getLogger(__name__)
+
+OF_EVERY_BERT = re.compile(r"(.*\.)?(pooler\.dense|position_ids)(\..*)?")
+# Weights that no vector is made from: of heads that predict tokens, of BERT's pooler, and numbers that are no weights.
+WITHOUT_USE = re.compile(
+    r"(.*\.)?(pooler\.dense|cls\.predictions|cls\.seq_relationship|lm_head|vocab_transform|vocab_layer_norm|vocab_projector|"
+    r"generator_predictions|generator_lm_head|discriminator_predictions|predictions|sop_classifier|lm_predictions|"
+    r"mask_predictions|pred_layer|position_ids|inv_freq|masked_bias)(\..*)?"
+)
+WITHOUT_USE_IN = {"modernbert": re.compile(r"(head\.(dense|norm)|decoder)\..*")}  # names too plain to be known elsewhere
 # Written by trainers beside the weights; their absence or presence says nothing about the weights.
 NOT_WEIGHTS = {"training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state.pth"}
 USE_STEP_VERSION = "use the version with the alias 'checkpoint_global_step_N' instead: it holds the whole folder"
@@ -46,17 +61,23 @@ def child(folder: Path, name: object, place: str) -> Path:
 
 def check_no_code(folder: Path) -> None:
     """Raise CheckpointError where a configuration wants Python code from the checkpoint to run."""
-    for name in ("config.json", "tokenizer_config.json"):
-        auto_map = read_object(folder / name).get("auto_map")
-        if auto_map:
-            raise CheckpointError(
-                f"{folder / name}: auto_map {auto_map!r} asks to run code that came with the checkpoint; remote code is "
-                "never run. Save the model with a class of transformers and without auto_map"
-            )
+    for path in (folder / "config.json", folder / "tokenizer_config.json"):
+        check_no_code_in(path)
+
+
+def check_no_code_in(path: Path) -> None:
+    """The same for one file."""
+    auto_map = read_object(path).get("auto_map")
+    if auto_map:
+        raise CheckpointError(
+            f"{path}: auto_map {auto_map!r} asks to run code that came with the checkpoint; remote code is "
+            "never run. Save the model with a class of transformers and without auto_map"
+        )
 
 
 def check_weights(folder: Path) -> None:
-    """Raise CheckpointError unless `folder` holds safetensors weights, whole and inside it."""
+    """Raise CheckpointError unless `folder` holds safetensors weights, whole, inside it and of one model."""
+    _check_one_set(folder)
     if (folder / "model.safetensors").is_file():
         return
     index = folder / "model.safetensors.index.json"
@@ -71,9 +92,67 @@ def check_weights(folder: Path) -> None:
 
 
 def check_adapter_weights(folder: Path) -> None:
-    """Raise CheckpointError unless `folder` holds adapter weights as safetensors."""
+    """Raise CheckpointError unless `folder` holds adapter weights as safetensors, and no others."""
+    _check_one_set(folder)
     if not (folder / "adapter_model.safetensors").is_file():
         raise CheckpointError(_no_weights(folder, "adapter_model.safetensors"))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of the model in `folder`, which check_weights has passed."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    shards = read_object(folder / "model.safetensors.index.json")["weight_map"]
+    return [folder / name for name in sorted(set(shards.values()))]
+
+
+def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights in `folder` by name; no weight is read."""
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, tuple[int, ...]] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, "np") as file:
+                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: safetensors cannot load it: {error}") from error
+    return found
+
+
+def output_weights(shapes: Mapping[str, Sequence[int]], unused: Collection[str], model_type: str) -> list[str]:
+    """Those of the `unused` weights that may belong to how a vector is made: more than one number, and not known as useless."""
+    plain = WITHOUT_USE_IN.get(model_type)
+    known = [name for name in unused if WITHOUT_USE.fullmatch(name) or (plain is not None and plain.fullmatch(name))]
+    return sorted(name for name in set(unused) - set(known) if math.prod(shapes.get(name, (2,))) > 1)
+
+
+def check_unused(folder: Path, unused: Collection[str], model_type: str) -> None:
+    """Raise CheckpointError where encoding would leave out weights that may make the vector; log those that do not."""
+    if not unused:
+        return
+    shapes = weight_shapes(folder)
+    if found := output_weights(shapes, unused, model_type):
+        listed = some([f"{name} {shapes.get(name, '')}".rstrip() for name in found])
+        raise CheckpointError(
+            f"{folder}: cannot load it whole: its config.json has no place for {len(found)} weights of the file: {listed}. If "
+            "they make the vector (a head of its own), another model would be scored: save it in sentence-transformers' form, "
+            "with a Dense module. If they do not, save it without them, or set encoder.weights_prefix to what the names "
+            "of the others begin with"
+        )
+    if heads := sorted(name for name in unused if not OF_EVERY_BERT.fullmatch(name)):
+        log.info("%s: %d weights that encoding does not use, such as %s", folder.name, len(heads), heads[0])
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    shown = ", ".join(names[:5]) or "none"
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def _check_one_set(folder: Path) -> None:
+    if two := two_sets_of_weights([path.name for path in folder.glob("*")]):
+        raise CheckpointError(f"{folder}: {two}")
 
 
 def _no_weights(folder: Path, wanted: str) -> str:

@@ -1,17 +1,24 @@
 """Read what a checkpoint folder says it is, join it with what is stated, or refuse and name the keys to set. JSON only."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from dr_validate.encoder.backbone import Backbone, read_backbone
-from dr_validate.encoder.checks import USE_STEP_VERSION, check_no_link_leaves
-from dr_validate.encoder.lengths import max_length
+from dr_validate.encoder.checks import USE_STEP_VERSION, check_no_link_leaves, check_unused, weight_shapes
+from dr_validate.encoder.lengths import length_warnings, max_length
 from dr_validate.encoder.modules import modules_tower
-from dr_validate.encoder.terms import Contract, Kind, Stated, Tower
+from dr_validate.encoder.terms import Contract, Head, Kind, PoolingName, Stated, Tower, contradiction
 from dr_validate.errors import CheckpointError
 from dr_validate.values import Side
 
 QUERY_FOLDER = "query_model"
 DOCUMENT_FOLDERS = ("passage_model", "document_model")
+# Of DPR's two encoders: the class, and what its weights begin with.
+DPR: Mapping[Side, tuple[str, str]] = {
+    "query": ("DPRQuestionEncoder", "question_encoder"),
+    "document": ("DPRContextEncoder", "ctx_encoder"),
+}
 
 
 def read_contract(folder: Path, stated: Stated) -> Contract:
@@ -45,7 +52,10 @@ def _two_towers(folder: Path, stated: Stated) -> Contract:
 def _tower(folder: Path, root: Path, side: Side, stated: Stated) -> Tower:
     if (folder / "modules.json").is_file():
         return modules_tower(folder, root, side, stated)
-    return _plain_tower(read_backbone(folder, root, stated), folder, side, stated)
+    backbone = read_backbone(folder, root, stated)
+    if backbone.config["model_type"] == "dpr":
+        return _dpr_tower(backbone, folder, side, stated)
+    return _plain_tower(backbone, folder, side, stated)
 
 
 def _plain_tower(backbone: Backbone, folder: Path, side: Side, stated: Stated) -> Tower:
@@ -57,19 +67,48 @@ def _plain_tower(backbone: Backbone, folder: Path, side: Side, stated: Stated) -
             f"wrong scores without an error; set {' and '.join(lacking)} as in training (the message is not about the "
             f"weights; if training saved modules.json, {USE_STEP_VERSION})"
         )
+    return _made(backbone, side, stated, pooling=stated.pooling, normalize=stated.normalize)
+
+
+def _dpr_tower(backbone: Backbone, folder: Path, side: Side, stated: Stated) -> Tower:
+    """One of DPR's two encoders, whose classes say what a vector is: that of the first token, projected if `projection_dim`."""
+    name, key = DPR[side]
+    shapes = weight_shapes(folder)
+    if not any(weight.startswith(f"{key}.bert_model.") for weight in shapes):
+        raise CheckpointError(
+            f"{folder}: {side} vectors need a {name} of DPR, and this folder holds none (no weights {key}.bert_model.*): put "
+            "the DPRQuestionEncoder into query_model/ and the DPRContextEncoder into passage_model/ of one folder. If one "
+            "encoder serves both sides, save its BERT alone (its bert_model, with save_pretrained)"
+        )
+    heads: tuple[Head, ...] = ()
+    if width := backbone.config.get("projection_dim"):
+        sizes = int(backbone.config["hidden_size"]), int(width)
+        prefix = f"{key}.encode_proj."
+        heads = (Head(kind="dense", folder=folder, in_features=sizes[0], out_features=sizes[1], weights_prefix=prefix),)
+    used = (f"{key}.bert_model.", *(head.weights_prefix for head in heads))
+    check_unused(folder, [weight for weight in shapes if not weight.startswith(used)], "dpr")
+    warnings = [*contradiction("pooling", stated.pooling, "cls"), *contradiction("normalize", stated.normalize, False)]
+    found = _made(backbone, side, stated, pooling=stated.pooling or "cls", normalize=bool(stated.normalize))
+    return replace(found, heads=heads, weights_prefix=f"{key}.bert_model.", warnings=(*warnings, *found.warnings))
+
+
+def _made(backbone: Backbone, side: Side, stated: Stated, *, pooling: PoolingName, normalize: bool) -> Tower:
     length, origin = max_length(stated, side, {}, backbone.tokenizer, backbone.config)
     return Tower(
         weights=backbone.weights,
         adapter=backbone.adapter,
         tokenizer=backbone.tokenizer,
+        config=backbone.config_file,
+        weights_prefix=backbone.weights_prefix,
         lower_case=False,
-        pooling=(stated.pooling,),
+        pooling=(pooling,),
         include_prompt=True,
         heads=(),
         truncate_dim=None,
-        normalize=stated.normalize,
+        normalize=normalize,
         prefix=stated.prefix(side) or "",
         max_length=length,
         max_length_from=origin,
         architecture=backbone.architecture,
+        warnings=(*backbone.warnings, *length_warnings(stated, side, {}, backbone.tokenizer)),
     )

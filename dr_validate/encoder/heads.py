@@ -36,7 +36,10 @@ def _load(head: Head, device: str) -> Step:
     module = _LayerNorm(head) if head.kind == "layer_norm" else _Dense(head)
     path = head.folder / "model.safetensors"
     try:
-        module.load_state_dict({key: value.float() for key, value in load_file(path).items()}, strict=True)
+        weights = load_file(path)
+        if prefix := head.weights_prefix:
+            weights = {f"linear.{key.removeprefix(prefix)}": weights[key] for key in weights if key.startswith(prefix)}
+        module.load_state_dict({key: value.float() for key, value in weights.items()}, strict=True)
     except (RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: does not fit {head.describe()}: {error}") from error
     return module.to(device).eval().requires_grad_(False)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.encoder.checks import read_object
-from dr_validate.encoder.terms import Stated
+from dr_validate.encoder.terms import Stated, contradiction
 from dr_validate.errors import CheckpointError
 from dr_validate.values import Side
 
@@ -52,13 +52,29 @@ def positions(config: Mapping[str, Any]) -> int | None:
     return table
 
 
+def length_warnings(stated: Stated, side: Side, module: Mapping[str, Any], tokenizer: Path) -> list[str]:
+    """Where the stated length is not the one that the checkpoint was trained with, or more than its tokenizer says it takes."""
+    configured, (said, origin) = stated.max_length(side), _said(side, module, tokenizer)
+    if said is None or configured is None or (not _in_module(side, module) and configured <= said):
+        return []
+    return contradiction(f"{side}_max_length", configured, said, origin)
+
+
 def _wanted(stated: Stated, side: Side, module: Mapping[str, Any], tokenizer: Path) -> tuple[int | None, str]:
     configured = stated.max_length(side)
     if configured is not None:
         return configured, f"encoder.{side}_max_length"
-    for key in (f"{side}_length", "max_seq_length"):
-        if isinstance(module.get(key), int):
-            return int(module[key]), f"{key} of sentence_bert_config.json"
+    return _said(side, module, tokenizer)
+
+
+def _in_module(side: Side, module: Mapping[str, Any]) -> str | None:
+    return next((key for key in (f"{side}_length", "max_seq_length") if isinstance(module.get(key), int)), None)
+
+
+def _said(side: Side, module: Mapping[str, Any], tokenizer: Path) -> tuple[int | None, str]:
+    """By the checkpoint itself."""
+    if key := _in_module(side, module):
+        return int(module[key]), f"{key} of sentence_bert_config.json"
     limit = read_object(tokenizer / "tokenizer_config.json").get("model_max_length")
     if isinstance(limit, int | float) and 0 < limit < NO_LIMIT:
         return int(limit), "model_max_length of the tokenizer"

@@ -6,9 +6,9 @@ from typing import Any
 
 from dr_validate.encoder.backbone import read_backbone
 from dr_validate.encoder.checks import USE_STEP_VERSION, check_weights, child, read_object, read_objects
-from dr_validate.encoder.lengths import max_length
-from dr_validate.encoder.prompts import prompt_for
-from dr_validate.encoder.terms import Head, PoolingName, Stated, Tower
+from dr_validate.encoder.lengths import length_warnings, max_length
+from dr_validate.encoder.prompts import prompt_for, prompt_warnings
+from dr_validate.encoder.terms import Head, PoolingName, Stated, Tower, contradiction
 from dr_validate.errors import CheckpointError
 from dr_validate.values import Side
 
@@ -57,12 +57,15 @@ def modules_tower(folder: Path, root: Path, side: Side, stated: Stated) -> Tower
             f"{folder}: model_type {library['model_type']!r} is not a model with one dense vector for each text"
         )
     heads = tuple(head for name, path in parts[2:] if (head := _head(name, path)) is not None)
+    said = {"pooling": "+".join(pooling), "normalize": _is_normalized(heads, library)}
     heads, normalize = _normalization(heads, library, stated, folder)
     length, origin = max_length(stated, side, settings, backbone.tokenizer, backbone.config)
     return Tower(
         weights=backbone.weights,
         adapter=backbone.adapter,
         tokenizer=backbone.tokenizer,
+        config=backbone.config_file,
+        weights_prefix=backbone.weights_prefix,
         lower_case=bool(settings.get("do_lower_case", False)),
         pooling=pooling if stated.pooling is None else (stated.pooling,),
         include_prompt=include_prompt,
@@ -73,6 +76,13 @@ def modules_tower(folder: Path, root: Path, side: Side, stated: Stated) -> Tower
         max_length=length,
         max_length_from=origin,
         architecture=backbone.architecture,
+        warnings=(
+            *backbone.warnings,
+            *contradiction("pooling", stated.pooling, said["pooling"]),
+            *contradiction("normalize", stated.normalize, said["normalize"]),
+            *prompt_warnings(side, library, stated),
+            *length_warnings(stated, side, settings, backbone.tokenizer),
+        ),
     )
 
 
@@ -158,6 +168,14 @@ def _size(config: Mapping[str, Any], key: str, folder: Path) -> int:
     if not isinstance(value, int) or value <= 0:
         raise CheckpointError(f"{folder / 'config.json'}: {key}: got {value!r}, expected a positive integer")
     return value
+
+
+def _is_normalized(heads: Sequence[Head], library: Mapping[str, Any]) -> bool | None:
+    """As far as the model says how its vectors are compared."""
+    if bool(heads) and heads[-1].kind == "normalize":
+        return True
+    similarity = library.get("similarity_fn_name")
+    return None if similarity is None else similarity == "cosine"
 
 
 def _normalization(

@@ -1,5 +1,6 @@
 """The words of an encoder contract: what a user states, what a checkpoint says, and what follows from both."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,8 @@ class Stated:
     document_max_length: int | None = None
     tokenizer: Path | None = None
     base_model: Path | None = None
+    config: Path | None = None  # the file
+    weights_prefix: str | None = None
 
     def prefix(self, side: Side) -> str | None:
         """The prefix stated for one side."""
@@ -34,7 +37,7 @@ class Stated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """One module after pooling; `folder` holds its weights. Only the fields of its kind count."""
+    """One module after pooling; `folder` holds its weights, under `weights_prefix`. Only the fields of its kind count."""
 
     kind: Literal["dense", "layer_norm", "normalize"]
     folder: Path
@@ -43,6 +46,7 @@ class Head:
     bias: bool = True
     activation: str = "Identity"
     residual: bool = False
+    weights_prefix: str = ""
 
     def describe(self) -> str:
         """Short words for the Report."""
@@ -56,12 +60,16 @@ class Tower:
     """How one side's text becomes a vector: prefix, tokens, transformer, pooling, heads, truncation, normalisation.
 
     `architecture` names the transformer. `max_length` counts special tokens and the prefix. `weights` is the folder of the
-    transformer, which for an adapter is that of its base. Prefix tokens are left out of pooling unless `include_prompt`.
+    transformer, which for an adapter is that of its base; of its weights those under `weights_prefix` are the transformer's,
+    and `config` is its config.json.
+    Prefix tokens are left out of pooling unless `include_prompt`. `warnings`: where what is stated contradicts the checkpoint.
     """
 
     weights: Path
     adapter: Path | None
     tokenizer: Path
+    config: Path
+    weights_prefix: str
     lower_case: bool
     pooling: tuple[PoolingName, ...]  # more than one: concatenated
     include_prompt: bool
@@ -72,6 +80,7 @@ class Tower:
     max_length: int
     max_length_from: str
     architecture: str = ""
+    warnings: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """JSON values for the Report; no paths, so that equal contracts look equal."""
@@ -101,3 +110,26 @@ class Contract:
     def tower(self, side: Side) -> Tower:
         """The tower that encodes one side."""
         return self.query if side == "query" else self.document
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values for the Report."""
+        sides = {"query": self.query.describe(), "document": self.document.describe()}
+        return {"kind": self.kind, **sides, **({"warnings": list(self.warnings)} if self.warnings else {})}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Of both sides, each once."""
+        return tuple(dict.fromkeys([*self.query.warnings, *self.document.warnings]))
+
+
+def contradiction(key: str, stated: object, said: object, place: str = "") -> list[str]:
+    """A warning where the configuration states something else than the checkpoint says; None says nothing."""
+    if stated is None or said is None or stated == said:
+        return []
+    where = f" ({place})" if place else ""
+    return [f"encoder.{key}={_shown(stated)} is used, though the checkpoint says {_shown(said)}{where}"]
+
+
+def _shown(value: object) -> str:
+    """As it is typed on the command line."""
+    return value if isinstance(value, str) and value and value == value.strip() else json.dumps(value)

@@ -20,16 +20,14 @@ class TransformerModel:
     """Both sides of a checkpoint on one device; towers with the same weights share them."""
 
     def __init__(self, contract: Contract, *, dtype: str, device: str, append_eos: bool | None, max_tokens: int) -> None:
-        self._contract = {"kind": contract.kind, "dtype": dtype, "append_eos": append_eos} | {
-            side: contract.tower(side).describe() for side in _SIDES
-        }
+        self._contract: dict[str, Any] = {"dtype": dtype, "append_eos": append_eos} | contract.describe()
         if device == "cpu":
             keep_heap()
         self._towers: dict[Side, LoadedTower] = {}
-        chosen: dict[tuple[object, object], Chosen] = {}
+        chosen: dict[tuple[object, ...], Chosen] = {}
         for side in _SIDES:
             tower = contract.tower(side)
-            place = (tower.weights, tower.adapter)
+            place = (tower.weights, tower.adapter, tower.weights_prefix)
             if place not in chosen:
                 chosen[place] = _choose(tower, getattr(torch, dtype), device)
             tokenizer = FastTokenizer(tower, append_eos)

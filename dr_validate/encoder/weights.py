@@ -3,17 +3,18 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from dr_validate.encoder.backbone import ENCODER_OF
-from dr_validate.encoder.checks import read_object
+from dr_validate.encoder.checks import check_unused, read_object, some, weight_files, weight_shapes
 from dr_validate.encoder.terms import Tower
 from dr_validate.errors import CheckpointError
 
@@ -23,11 +24,11 @@ log = logging.getLogger(__name__)
 def load_transformer(tower: Tower, dtype: torch.dtype, device: str) -> Any:
     """The transformer in eval mode on `device`, its adapter merged where that is exact.
 
-    Raises CheckpointError naming a weight that is missing (it would be random) or has the wrong shape. Weights the model has
-    no place for, such as the head of a language model, are only logged.
+    Raises CheckpointError naming a weight that is missing (it would be random), has the wrong shape, or has no place in the
+    model though it may make the vector; others without a place, such as the head of a language model, are only logged.
     """
     with _quiet():
-        model: Any = _load_base(tower.weights, dtype)
+        model: Any = _load_base(tower, dtype)
         if tower.adapter is not None:
             model = _load_adapter(model, tower.adapter, dtype)
     if hasattr(model.config, "use_cache"):
@@ -35,31 +36,48 @@ def load_transformer(tower: Tower, dtype: torch.dtype, device: str) -> Any:
     return model.to(device).eval().requires_grad_(False)
 
 
-def _load_base(folder: Path, dtype: torch.dtype) -> nn.Module:
+def _load_base(tower: Tower, dtype: torch.dtype) -> Any:
+    folder = tower.weights
     try:
-        model, info = _from_pretrained(folder, dtype)
+        model, info = _from_pretrained(tower, dtype)
+    except CheckpointError:
+        raise
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: transformers cannot load it: {error}") from error
     wrong = [f"{name} (file {tuple(file)}, model {tuple(wanted)})" for name, file, wanted in sorted(info["mismatched_keys"])]
     if wrong:
-        raise CheckpointError(f"{folder}: weights of the wrong shape: {_some(wrong)}; config.json is of another model")
+        raise CheckpointError(f"{folder}: weights of the wrong shape: {some(wrong)}; {tower.config} is of another model")
     # No vector here is made from the pooler of BERT: a model trained without one is whole.
     missing = sorted(name for name in info["missing_keys"] if "pooler." not in name)
     if missing:
         raise CheckpointError(
-            f"{folder}: weights missing in the file, which would be random: {_some(missing)}; save the whole model again"
+            f"{folder}: weights missing in the file, which would be random: {some(missing)}; {_way_out(tower, missing)}"
         )
-    if info["unexpected_keys"]:
-        log.info("%s: weights that encoding does not use: %s", folder.name, _some(sorted(info["unexpected_keys"])))
+    check_unused(folder, [f"{tower.weights_prefix}{name}" for name in info["unexpected_keys"]], model.config.model_type)
     return model
 
 
-def _from_pretrained(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
-    family: Any = getattr(transformers, ENCODER_OF.get(str(read_object(folder / "config.json")["model_type"]), "AutoModel"))
+def _way_out(tower: Tower, missing: Sequence[str]) -> str:
+    """Where all are there under names that begin with something else, that is what to state."""
+    found = {name.removesuffix(missing[0]) for name in weight_shapes(tower.weights) if name.endswith(f".{missing[0]}")}
+    if not found:
+        return "save the whole model again"
+    return f"if they are those that begin with {' or '.join(sorted(found))}, set encoder.weights_prefix"
+
+
+def _from_pretrained(tower: Tower, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    content = read_object(tower.config)
+    family: Any = getattr(transformers, ENCODER_OF.get(str(content["model_type"]), "AutoModel"))
+    place: dict[str, Any] = {"pretrained_model_name_or_path": str(tower.weights)}
+    if tower.weights_prefix or tower.config != tower.weights / "config.json":
+        kind = "bert" if content["model_type"] == "dpr" else str(content["model_type"])
+        config = transformers.CONFIG_MAPPING[kind].from_dict({**content, "model_type": kind})
+        family = transformers.MODEL_MAPPING[type(config)] if kind not in ENCODER_OF else family
+        place = {"pretrained_model_name_or_path": None, "config": config, "state_dict": _taken(tower)}
 
     def load(attention: str) -> Any:
         return family.from_pretrained(
-            str(folder),
+            **place,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -76,6 +94,25 @@ def _from_pretrained(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, dict[
             raise
         model, info = load("eager")  # this architecture has no other
     return model, info
+
+
+def _taken(tower: Tower) -> dict[str, Tensor]:
+    """Weights whose names begin with the prefix, without it. Raises CheckpointError where others are another encoder's."""
+    every = {name: weight for path in weight_files(tower.weights) for name, weight in load_file(path).items()}
+    prefix = tower.weights_prefix
+    taken = {name.removeprefix(prefix): weight for name, weight in every.items() if name.startswith(prefix)}
+    first = min(taken)
+    others = {name.removesuffix(first) for name in every if name.endswith(first) and not name.startswith(prefix)}
+    for other in sorted(others):
+        twins = [(every.get(other + name), weight) for name, weight in taken.items()]
+        if all(twin is not None for twin, _ in twins) and not all(
+            torch.equal(twin, weight) for twin, weight in twins if twin is not None
+        ):
+            raise CheckpointError(
+                f"{tower.weights}: there is another encoder under {other}, with other weights than the one under {prefix}: "
+                "save the two as folders query_model/ and passage_model/, so that each side has its own"
+            )
+    return taken
 
 
 def _load_adapter(model: nn.Module, folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -98,8 +135,8 @@ def _load_adapter(model: nn.Module, folder: Path, dtype: torch.dtype) -> nn.Modu
     extra, missing = stored - wanted - set(adapted.state_dict()), wanted - stored
     if extra or missing:
         raise CheckpointError(
-            f"{folder}: the adapter does not fit its base: only in the file {_some(sorted(extra))}, only in the model "
-            f"{_some(sorted(missing))}; set encoder.base_model to the base it was trained on"
+            f"{folder}: the adapter does not fit its base: only in the file {some(sorted(extra))}, only in the model "
+            f"{some(sorted(missing))}; set encoder.base_model to the base it was trained on"
         )
     if dtype == torch.float32:
         return adapted.merge_and_unload()  # type: ignore[no-any-return]  # peft is untyped
@@ -124,8 +161,3 @@ def _quiet() -> Iterator[None]:
 
 def _drop(record: logging.LogRecord) -> bool:
     return False
-
-
-def _some(names: Collection[str]) -> str:
-    shown = ", ".join(list(names)[:3])
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown or "none"

@@ -17,7 +17,7 @@ from dr_validate.report.words import (
     steps,
     with_interval,
 )
-from dr_validate.report_notes import SAME_WEIGHTS, crossings_of, is_expected
+from dr_validate.report_notes import SAME_WEIGHTS, crossings_of, is_expected, warnings_of
 from dr_validate.values import Report
 
 # Kendall's tau from which an order is called the same, mostly the same, or roughly so.
@@ -46,7 +46,7 @@ def verdict(section: Section, movement: Movement | None = None) -> Verdict:
         return Verdict(headline="No checkpoint is validated yet.", sentences=tuple(_troubles(section)))
     done = [report for report in judge.done if metric in report.metrics]
     parts = [*_rivals(done, best, metric), *_course(done, best, metric, movement), *_moved(movement, section)]
-    sentences = (*parts, *_fidelity(section, metric), *_cost(section), *_troubles(section))
+    sentences = (*parts, *_fidelity(section, metric), *_cost(section), *_troubles(section), *_warnings(section))
     return Verdict(headline=_headline(section, judge, best, metric), sentences=sentences)
 
 
@@ -202,3 +202,8 @@ def _troubles(section: Section) -> list[str]:
     if waiting := len({state.digest for strategy in sampled for state in strategy.unfinished}):
         parts.append(f"{waiting:,} not finished")
     return [f"Of the other checkpoints {listed(parts)}; the table says why."] if parts else []
+
+
+def _warnings(section: Section) -> list[str]:
+    reports = [report for strategy in section.strategies for report in strategy.done]
+    return [f"Warning: {said}." for said in dict.fromkeys(said for report in reports for said in warnings_of(report))]

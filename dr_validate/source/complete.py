@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dr_validate.files import two_sets_of_weights
 from dr_validate.source.safetensors import what_is_wrong
 from dr_validate.source.wanted import PICKLES, TOWER_FOLDERS, TRAINING_STATE, is_wanted_file, matches
 
@@ -13,6 +14,10 @@ MAX_JSON_BYTES = 256 << 20  # tokenizer.json of a large vocabulary has some 30 M
 TRAINER_LEAVES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 HAVE_WEIGHTS = (".Dense", ".LayerNorm")
 STEP_VERSION = "a version made by a plain save_model() lacks it for good"
+NO_CONFIG = (
+    f"config.json is not there ({STEP_VERSION}); if these are the weights of a module of your own, set encoder.config, "
+    "encoder.tokenizer and encoder.weights_prefix"
+)
 AS_SAFETENSORS = "save with model.save_pretrained(folder, safe_serialization=True), as safetensors"
 
 
@@ -20,14 +25,17 @@ class Unreadable(ValueError):
     """A file that is not what its name says: being written, or broken."""
 
 
-def what_is_missing(folder: Path, siblings_have_state: bool) -> str | None:
+def what_is_missing(folder: Path, siblings_have_state: bool, needs_config: bool = True) -> str | None:
     """What a checkpoint lacks to be used, in words for a user, or None if it is complete.
 
-    `siblings_have_state`: whether other checkpoints of the same training hold trainer_state.json.
+    `siblings_have_state`: whether other checkpoints of the same training hold trainer_state.json. `needs_config`: whether one
+    without config.json lacks something.
     """
     try:
         names = {path.name for path in folder.iterdir()}
-        return _trainer_is_writing(folder, names, siblings_have_state) or _missing_in_model(folder, names)
+        lacks = _trainer_is_writing(folder, names, siblings_have_state) or _missing_in_model(folder, names)
+        # A bare state dict has no sub-folders: what else there may be needs a config.json of its own.
+        return _missing_weights(folder) if lacks == NO_CONFIG and not needs_config else lacks
     except Unreadable as error:
         return str(error)
 
@@ -73,7 +81,7 @@ def _missing_in_model(folder: Path, names: Collection[str]) -> str | None:
     if "config.json" in names:
         read_json(folder / "config.json")
         return _missing_weights(folder)
-    return _pickles(folder) or f"config.json is not there ({STEP_VERSION})"
+    return _pickles(folder) or NO_CONFIG
 
 
 def _missing_in_towers(folder: Path, towers: list[str]) -> str | None:
@@ -122,21 +130,28 @@ def _modules(path: Path) -> list[tuple[str, str]]:
 
 
 def _missing_weights(folder: Path) -> str | None:
-    """Whether there are weights and all of them."""
+    """Whether there are weights and all of them, and of one model only."""
+    names = {path.name for path in folder.iterdir()}
+    if two := two_sets_of_weights(names):
+        return two
     for index in sorted(folder.glob("*.safetensors.index.json")):
         content = read_json(index)
         shards = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(shards, dict):
             return f"{index.name} has no weight_map"
+        if index.name.removesuffix(".index.json") in names and not names >= {str(name) for name in shards.values()}:
+            continue  # only the other set of weights is whole
         for shard in sorted({str(name) for name in shards.values()}):
             _check_inside(shard, index.name)
             if not (folder / shard).is_file():
                 return f"{index.name} names {shard}, which is not there"
     if broken := _broken_weights(folder):
         return broken
-    if any(is_wanted_file(path.name) for path in folder.glob("*.safetensors")):
-        return None
-    return _pickles(folder) or "weights (*.safetensors) are not there"
+    if not any(is_wanted_file(name) and name.endswith(".safetensors") for name in names):
+        return _pickles(folder) or "weights (*.safetensors) are not there"
+    if "adapter_config.json" in names and "adapter_model.safetensors" not in names:
+        return "adapter_config.json is there, but not adapter_model.safetensors; delete the former if this is a whole model"
+    return None
 
 
 def _broken_weights(folder: Path) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dr_validate.component import component
 from dr_validate.errors import CheckpointError, Gone, SetupError
@@ -33,6 +33,7 @@ class FolderSource:
     path: Path
     name: str | None = None
     follow_links: bool = False
+    needs_config: ClassVar[bool] = True  # see Source
 
     @property
     def training_run(self) -> str:
@@ -46,13 +47,14 @@ class FolderSource:
         """Complete checkpoints and incomplete ones, each by (step, name). Reads weights only where they have changed."""
         folders = self._folders()
         having_state = {name for name, folder in folders.items() if (folder / "trainer_state.json").is_file()}
-        by_name = steps(folders)
+        by_name = steps(folders, self.path.absolute())
         found: list[Checkpoint | Incomplete] = []
         with Digests(state_dir, self.path) as digests:
             for name, folder in folders.items():
                 step, step_from = by_name[name]
                 place = _Place(name=name, folder=folder, step=step, step_from=step_from, training_run=self.name or "")
-                if (one := self._look(place, digests, bool(having_state - {name}))) is not None:
+                is_final_model = folder == self.path.absolute()  # which no trainer_state.json need follow
+                if (one := self._look(place, digests, bool(having_state - {name}) and not is_final_model)) is not None:
                     found.append(one)
         found.sort(key=lambda one: (one.step, one.name))
         return Listing(
@@ -77,7 +79,7 @@ class FolderSource:
             raise OSError(f"{folder} changed while it was copied: {error}") from error
         if sha256_of_files(digests) != checkpoint.digest:
             try:
-                missing = what_is_missing(folder, siblings_have_state=False)
+                missing = what_is_missing(folder, False, self.needs_config)
             except FileNotFoundError:
                 missing = "it is gone"
             if missing:
@@ -114,7 +116,7 @@ class FolderSource:
         if _shown(place.name) != place.name:
             return place.incomplete("its name is not UTF-8, so that no report can name it; rename it", final=True)
         try:
-            lacks = self._leaving_link(folder) or what_is_missing(folder, siblings_have_state)
+            lacks = self._leaving_link(folder) or what_is_missing(folder, siblings_have_state, self.needs_config)
             if lacks is None:
                 return self._complete(place, digests, siblings_have_state)
         except (FileNotFoundError, ChangedMeanwhile) as error:
@@ -137,7 +139,8 @@ class FolderSource:
                 read_json(path)
         digest, created_at = sha256_of_files(digests.of(files)), _newest(files)
         # Complete before and after, with the same files: then it was complete in between.
-        if what_is_missing(place.folder, siblings_have_state) or wanted_files(place.folder).keys() != files.keys():
+        lacks = what_is_missing(place.folder, siblings_have_state, self.needs_config)
+        if lacks or wanted_files(place.folder).keys() != files.keys():
             raise ChangedMeanwhile("its files come and go")
         return place.checkpoint(digest, created_at, sum(path.stat().st_size for path in files.values()))
 

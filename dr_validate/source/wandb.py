@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -16,7 +16,7 @@ from dr_validate.errors import CheckpointError, Gone, SetupError
 from dr_validate.source.complete import what_is_missing
 from dr_validate.source.walk import check_room
 from dr_validate.source.wandb_connection import Connection
-from dr_validate.source.wandb_manifest import Contents, check_path
+from dr_validate.source.wandb_manifest import NO_CONFIG, Contents, check_path
 from dr_validate.source.wandb_project import Project
 from dr_validate.source.wandb_versions import Facts, Version, folder_of
 from dr_validate.values import Checkpoint, Incomplete, Listing
@@ -50,6 +50,7 @@ class WandbSource:
     allow_references: bool = False
     timeout_s: float = Field(default=60, gt=0)
     api_timeout_s: float = Field(default=10, gt=0)
+    needs_config: ClassVar[bool] = True  # see Source
 
     @property
     def training_run(self) -> str:
@@ -99,7 +100,7 @@ class WandbSource:
             raise Gone(f"{pinned} of {entity}/{name}: {error}") from error
         except CheckpointError as error:
             raise CheckpointError(f"{pinned} of {entity}/{name}: {error}") from error
-        if missing := what_is_missing(into, siblings_have_state=False):
+        if missing := what_is_missing(into, False, self.needs_config):
             raise CheckpointError(f"{pinned} of {entity}/{name}: {missing}")
 
     def still_has(self, checkpoint: Checkpoint) -> bool:
@@ -188,7 +189,11 @@ class WandbSource:
             return _deleted(version.name, project, step, "deleted from W&B while it was being listed")
         if self._connection.is_gone(uri):
             return _deleted(version.name, project, step, "its files were deleted from W&B")
-        if lacks := facts.lacks or self._refused(facts):
+        if (logged := version.logged_step) and logged[0] != step:
+            _say_once(
+                f"{version.name} is of step {step:,} ({step_from}); its {logged[1]} is the last one logged, {logged[0]:,}"
+            )
+        if lacks := self._refused(facts):
             part = Incomplete(name=version.name, uri=uri, step=step, lacks=lacks, final=True)
             return dataclasses.replace(part, training_run=facts.training_run, group=facts.group)
         return Checkpoint(
@@ -205,6 +210,8 @@ class WandbSource:
         )
 
     def _refused(self, facts: Facts) -> str | None:
+        if facts.lacks and (self.needs_config or facts.lacks != NO_CONFIG):
+            return facts.lacks
         if facts.num_bytes > self.max_gib * 2**30:
             gib = facts.num_bytes / 2**30
             return (
@@ -219,9 +226,8 @@ class WandbSource:
     def _contents(self, project: Project, checkpoint: Checkpoint, opaque_id: str) -> Contents:
         """Read again, and judged again: what was remembered decides what is listed, not what is written to disk."""
         contents = self._connection.manifest(project, opaque_id).contents
-        refused = self._refused(Facts.of(contents, "", ""))
-        if contents.lacks or refused:
-            raise CheckpointError(contents.lacks or str(refused))
+        if refused := self._refused(Facts.of(contents, "", "")):
+            raise CheckpointError(refused)
         if contents.digest != checkpoint.digest:
             raise CheckpointError(f"its manifest is not the one that was listed: {contents.digest}, not {checkpoint.digest}")
         for entry in contents.files:

@@ -5,14 +5,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
 
-from dr_validate.files import sha256_of_files
+from dr_validate.files import sha256_of_files, two_sets_of_weights
 from dr_validate.source.steps import names_a_step
 from dr_validate.source.wanted import PICKLES, TOWER_FOLDERS, TRAINING_STATE, matches, wanted
 
 MAX_FILES = 10_000
 MAX_REPORTED = 3
 USE_INSTEAD = "use a checkpoint_global_step_N version"
+NO_CONFIG = (
+    f"config.json is not there: a bare state dict, as a plain save_model() leaves it; {USE_INSTEAD}, or, if these are the "
+    "weights of a module of your own, set encoder.config, encoder.tokenizer and encoder.weights_prefix"
+)
 
 Algorithm = Literal["md5", "xxh128"]
 ALGORITHMS: Mapping[str, Algorithm] = {"MD5": "md5", "XXH128": "xxh128"}
@@ -35,7 +40,8 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """What encoding needs of a version, by path; `lacks` says why it can never be used, and is empty if it can."""
+    """What encoding needs of a version, by path; `lacks` says why it can never be used, and is empty if it can
+    (NO_CONFIG: with a config.json from elsewhere it can)."""
 
     files: tuple[Entry, ...]
     lacks: str = ""
@@ -46,8 +52,8 @@ class Contents:
 
     @property
     def reference(self) -> str:
-        """Where the first of the files is that W&B itself does not hold; empty if there is none."""
-        return next((entry.reference for entry in self.files if entry.reference), "")
+        """Where the first of the files is that W&B itself does not hold, to be shown; empty if there is none."""
+        return next((_without_login(entry.reference) for entry in self.files if entry.reference), "")
 
     @property
     def digest(self) -> str:
@@ -108,6 +114,12 @@ def _entry(path: str, given: Any) -> Entry:
     return Entry(path=path, size=size, digest=digest, algorithm=ALGORITHMS[name], reference=reference)
 
 
+def _without_login(url: str) -> str:
+    """Without a user's name and password, and without what may sign it."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
 def _module_folders(names: Collection[str]) -> list[str]:
     """Folders that may belong to modules.json, which cannot be read yet: all but checkpoints inside the checkpoint."""
     if "modules.json" not in names:
@@ -139,8 +151,10 @@ def _missing_in_model(found: Collection[str], every: Collection[str], folder: st
         has_config = has_config or any(name.endswith("/config.json") for name in here)
     if not weights:
         return _pickles(every, folder) or f"weights (*.safetensors) are not there; {USE_INSTEAD}"
+    if two := two_sets_of_weights(files):
+        return two
     if not has_config:
-        return f"config.json is not there: a bare state dict, as a plain save_model() leaves it; {USE_INSTEAD}"
+        return NO_CONFIG
     return None
 
 

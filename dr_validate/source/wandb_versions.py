@@ -12,7 +12,7 @@ from dr_validate.files import write_atomically
 from dr_validate.source.steps import MAX_STEP
 from dr_validate.source.wandb_manifest import Contents
 
-FORMAT = 1
+FORMAT = 2  # to be raised when a verdict on the same manifest changes, in words, too
 STEP_KEYS = ("train/global_step", "global_step", "step")
 STEP_ALIAS = re.compile(r"checkpoint_global_step_(\d{1,15})")
 
@@ -35,13 +35,29 @@ class Version:
 
     @property
     def step(self) -> tuple[int, str]:
-        """The training step, and where that was read."""
+        """The training step, and where that was read.
+
+        The Trainer's alias says when it saved. Its metadata say when it last logged, which may be long before; of several
+        aliases (the same files logged again) they tell which is meant where they name one of them, else it is the largest.
+        """
+        logged, named = self.logged_step, self.named_steps
+        if named:
+            return (logged[0] if logged and logged[0] in named else max(named)), "alias checkpoint_global_step_N"
+        return logged or (self.number, "version number")
+
+    @property
+    def named_steps(self) -> list[int]:
+        """The N of its aliases `checkpoint_global_step_N`."""
+        return [int(match[1]) for match in map(STEP_ALIAS.fullmatch, self.aliases) if match]
+
+    @property
+    def logged_step(self) -> tuple[int, str] | None:
+        """What its metadata say, and under which key."""
         for key in STEP_KEYS:
             value = self.metadata.get(key)
             if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MAX_STEP and value == int(value):
                 return int(value), f"metadata {key}"
-        named = [int(match[1]) for match in map(STEP_ALIAS.fullmatch, self.aliases) if match]
-        return (max(named), "alias checkpoint_global_step_N") if named else (self.number, "version number")
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

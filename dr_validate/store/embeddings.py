@@ -13,7 +13,7 @@ from dr_validate.store.kept import KeptVectors, NothingKept
 from dr_validate.store.shelf import Shelf, key_of
 from dr_validate.values import Side
 
-FORMAT = 1  # to be raised when encoding changes in this package: older vectors are then not found
+FORMAT = 2  # to be raised when encoding changes in this package: older vectors are then not found
 RESERVED_SHARE = 0.05  # of the disk, left to everything else ...
 RESERVED_BYTES = 2 * 2**30  # ... but no more than this
 SHARE_AT_ONCE = 1 / 16  # of the limit, between two looks at the disk and at what other processes keep

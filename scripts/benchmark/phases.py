@@ -57,6 +57,9 @@ class _Encoder:
                 model = stack.enter_context(self._encoder.load(folder, device))
             yield _Model(model, self._meter)
 
+    def read(self, folder: Path) -> Mapping[str, Any]:
+        return self._encoder.read(folder)
+
     def fingerprint(self) -> Mapping[str, Any]:
         return self._encoder.fingerprint()
 

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from dr_validate.component import fingerprint
 from dr_validate.config import Run, build, conf_dir
+from dr_validate.epochs import NotKept
 from dr_validate.errors import SetupError
 from dr_validate.ledger import Ledger
 from dr_validate.store.embeddings import FORMAT
 from dr_validate.store.shelf import Shelf, key_of
 from dr_validate.store.vector_file import VectorFile
 from dr_validate.values import Checkpoint, Float32, Int64, TestSet
+from dr_validate.work import read_encoder, vectors_key
 
 
 class Encoded(Protocol):
@@ -128,18 +130,21 @@ def kept_vectors(run: Run, test_set: TestSet, checkpoints: Sequence[Checkpoint],
     there are none under these encoder settings."""
     # The store itself would make room, make folders and write: a study only reads.
     shelf = Shelf(run.settings.state_dir / "embeddings")
-    terms = {"encoder": dict(run.encoder.fingerprint()), "test_set": test_set.fingerprint}
     counts = {"query": len(test_set.query_ids), "document": len(test_set.corpus)}
     with ExitStack() as stack:
         found: list[Encoded] = []
         for checkpoint in checkpoints:
-            key = f"{key_of(checkpoint.digest)}-{fingerprint({'format': FORMAT, **terms})}"
-            folder = stack.enter_context(shelf.lease(key))
-            if not folder.is_dir():
+            try:
+                terms = vectors_key(read_encoder(run, checkpoint.digest, None), test_set)
+                key = f"{key_of(checkpoint.digest)}-{fingerprint({'format': FORMAT, **terms})}"
+                folder = stack.enter_context(shelf.lease(key))
+                if not folder.is_dir():
+                    raise NotKept
+            except NotKept:
                 raise SetupError(
-                    f"{folder}: no vectors of {checkpoint.label} under these encoder settings; state the encoder.* keys that "
-                    "the full run had, or leave it out (--checkpoints)"
-                )
+                    f"{shelf.root}: no vectors of {checkpoint.label} under these encoder settings; state the encoder.* keys "
+                    "that the full run had, or leave it out (--checkpoints)"
+                ) from None
             files = {
                 side: stack.enter_context(closing(VectorFile(folder / side, count, "float32")))
                 for side, count in counts.items()

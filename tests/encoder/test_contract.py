@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from dr_validate.encoder.auto import AutoEncoder
@@ -142,6 +143,15 @@ def test_pickled_weights_are_refused_with_advice(bert: Path) -> None:
     torch.save(load_file(bert / "model.safetensors"), bert / "pytorch_model.bin")
     (bert / "model.safetensors").unlink()
     assert re.search("pytorch_model.bin.*never loaded.*save_pretrained", refusal(bert, **STATED))
+
+
+def test_two_sets_of_weights_are_refused_and_both_named(bert: Path, tmp_path: Path) -> None:
+    transformers.AutoModel.from_pretrained(bert).save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    for path in (tmp_path / "sharded").iterdir():
+        (bert / path.name).write_bytes(path.read_bytes())
+    assert re.search(r"model.safetensors and model-00001-of-000\d\d.safetensors to .*delete", refusal(bert, **STATED))
+    (bert / "model.safetensors").unlink()
+    assert vectors_of(AutoEncoder(**STATED), bert).shape == (2, 32)
 
 
 def test_a_link_out_of_the_folder_is_refused(bert: Path, tmp_path: Path) -> None:

@@ -116,3 +116,32 @@ def test_another_collection_of_the_same_ids_and_size_is_encoded_anew(
     assert [report.corpus["encoded_now"] for report in (first, second, alone)] == [60, 60, 60]
     assert second.metrics == alone.metrics != first.metrics
     assert second.spec == alone.spec != first.spec
+
+
+def test_another_setting_encodes_anew_and_another_way_to_state_the_same_does_not(
+    open_pipeline: OpenPipeline, checkpoints: Checkpoints
+) -> None:
+    (one,) = checkpoints(1)
+    first = validated(open_pipeline(), one)
+    assert first.corpus["encoded_now"] == NUM_DOCUMENTS
+    for other in ("encoder.pooling=cls", "encoder.normalize=false", "encoder.document_max_length=4", "encoder.query_prefix=a"):
+        report = validated(open_pipeline(other), one)
+        assert report.corpus["encoded_now"] == NUM_DOCUMENTS, other
+        assert report.spec != first.spec
+    # the tokenizer says 32 by itself, and has no prefix
+    same = validated(open_pipeline("encoder.document_max_length=32", "encoder.query_prefix=''"), one)
+    assert same.corpus["encoded_now"] == 0
+    assert same.metrics == first.metrics and same.spec != first.spec
+    assert same.notes["encoder"]["document"]["max_length_from"] == "encoder.document_max_length"
+
+
+def test_a_warning_of_the_encoder_is_in_the_report_when_all_vectors_are_kept(
+    open_pipeline: OpenPipeline, checkpoints: Checkpoints
+) -> None:
+    (one,) = checkpoints(1)
+    for _ in range(2):
+        report = validated(open_pipeline("encoder.document_max_length=64"), one)
+        (said,) = report.notes["encoder"]["warnings"]
+        assert said.startswith("encoder.document_max_length=64 is used, though the checkpoint says 32")
+    assert report.corpus["encoded_now"] == 0
+    assert "warnings" not in validated(open_pipeline(), one).notes["encoder"]

@@ -359,3 +359,11 @@ def test_a_checkpoint_with_the_weights_of_another_is_no_trouble(training: Traini
     training.ended(500, "failed", "weights are not finite")
     told = "1 failed, 1 skipped, 1 with the same weights as another and 1 overtaken by newer ones; the table says why."
     assert f"Of the other checkpoints {told}" in said(training)
+
+
+def test_a_stated_setting_that_contradicts_the_checkpoint_is_said_once(training: Training) -> None:
+    warning = "encoder.pooling=cls is used, though the checkpoint says mean"
+    training.strategy()
+    for step in (100, 200):
+        training.done(step, within(0.3, 0.01), notes={"encoder": {"warnings": [warning]}})
+    assert said(training).count(f"Warning: {warning}.") == 1

@@ -90,6 +90,46 @@ def test_the_step_comes_from_the_trainer_then_the_name_then_the_place(watched: W
     ]
 
 
+@pytest.mark.parametrize("name", ["nq-lr1e-5", "minilm-v2", "bert-base-2024", "run3", "checkpoint-500", "plain"])
+def test_a_final_model_in_the_output_folder_stands_after_the_last_checkpoint(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name / "checkpoint-1000", 1, state(1000))
+    write(tmp_path / name / "checkpoint-2000", 2)
+    write(tmp_path / name, 3)
+    source = FolderSource(path=tmp_path / name)
+
+    def found() -> list[tuple[str, int, str]]:
+        return [(one.name, one.step, one.step_from) for one in source.list(tmp_path / "state").checkpoints]
+
+    # checkpoint-2000 waits for its trainer_state.json, and states a step all the same
+    assert found() == [("checkpoint-1000", 1000, "trainer_state.json"), (name, 2001, "place in name order")]
+    write(tmp_path / name, 3, state(2000))
+    assert found()[-1] == (name, 2000, "trainer_state.json")
+
+
+def test_a_checkpoint_that_is_pointed_at_has_the_step_of_its_name_and_no_other_number(tmp_path: Path) -> None:
+    for name, step in (("checkpoint-500", 500), ("step_80", 80), ("nq-lr1e-5", 1), ("run3", 1)):
+        (one,) = FolderSource(path=write(tmp_path / name)).list(tmp_path / "state").checkpoints
+        assert (one.name, one.step) == (name, step)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {"checkpoint-100": 100, "step_200": 200, "300": 300, "bert-base-2024": 301, "checkpoint-final": 302, "minilm-v2": 303},
+        {"epoch=3-step=1000": 1000, "epoch=4-step=1500": 1500, "final-1": 1501},
+        {"epoch-1": 1, "epoch-2": 2, "v1": 3},
+        {"tas-b-500": 500, "tas-b-1000": 1000, "tas-b": 1001},
+    ],
+    ids=["words", "both", "epochs", "numbers"],
+)
+def test_a_number_in_a_name_is_a_step_only_where_it_is_called_one_or_all_have_one(
+    watched: Watched, steps: Mapping[str, int]
+) -> None:
+    for seed, name in enumerate(steps):
+        write(watched.root / name, seed)
+    assert {one.name: one.step for one in watched.list().checkpoints} == steps
+
+
 def test_a_half_written_file_becomes_complete_without_waiting(watched: Watched) -> None:
     folder = write(watched.root / "checkpoint-500")
     whole = (folder / "model.safetensors").read_bytes()
@@ -122,6 +162,43 @@ def test_every_shard_must_be_there(watched: Watched) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert watched.lacks() == f"model.safetensors.index.json names {shards[1]}, which is not there"
     save_file({"v": np.zeros(3, np.float32)}, folder / shards[1])
+    assert watched.names() == ("checkpoint-500",)
+
+
+def write_shards(folder: Path, seed: int) -> None:
+    shards = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for name, shard in zip("wv", shards, strict=True):
+        save_file({name: np.full(50, seed, np.float32)}, folder / shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(zip("wv", shards, strict=True))}))
+
+
+def test_two_sets_of_weights_are_never_chosen_between(watched: Watched) -> None:
+    folder = write(watched.root / "checkpoint-500")
+    alone = watched.only().digest
+    write_shards(folder, 1)
+    lacks = watched.lacks()
+    for said in ("model.safetensors and model-00001-of-00002.safetensors to model-00002-of-00002", "not guessed: delete"):
+        assert said in lacks
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    assert watched.names() == ("checkpoint-500",)  # the single file alone is whole
+    (folder / "model-00001-of-00002.safetensors").unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    assert watched.only().digest == alone
+    (folder / "model.safetensors").unlink()
+    write_shards(folder, 1)
+    assert watched.names() == ("checkpoint-500",)
+    (folder / "pytorch_model.bin").write_text("is never loaded")
+    assert watched.names() == ("checkpoint-500",)
+    save_file({"w": np.zeros(3, np.float32)}, folder / "model-00001-of-00001.safetensors")
+    assert "two sets of weights" in watched.lacks()
+
+
+def test_an_adapter_beside_a_whole_model_is_never_chosen_between(watched: Watched) -> None:
+    folder = write(watched.root / "checkpoint-500", files={"adapter_config.json": "{}"})
+    assert "but not adapter_model.safetensors" in watched.lacks()
+    save_file({"a": np.zeros(3, np.float32)}, folder / "adapter_model.safetensors")
+    assert "two sets of weights: model.safetensors and adapter_model.safetensors" in watched.lacks()
+    (folder / "model.safetensors").unlink()
     assert watched.names() == ("checkpoint-500",)
 
 
@@ -268,6 +345,13 @@ def test_only_what_encoding_needs_makes_the_digest(watched: Watched) -> None:
         assert watched.only().digest != digest
         digest = watched.only().digest
     write(folder, 2)
+    assert watched.only().digest != digest
+
+
+def test_the_names_of_files_count_in_the_digest(watched: Watched) -> None:
+    folder = write(watched.root / "checkpoint-5", files={"vocab.txt": "x"})
+    digest = watched.only().digest
+    (folder / "vocab.txt").rename(folder / "vocab.bpe")
     assert watched.only().digest != digest
 
 

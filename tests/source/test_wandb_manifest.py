@@ -4,14 +4,15 @@ import base64
 import hashlib
 import threading
 from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import xxhash
 
 from dr_validate.errors import CheckpointError
+from dr_validate.source.wandb_answers import host_of
 from dr_validate.source.wandb_http import Downloads
 from dr_validate.source.wandb_manifest import Entry, has_digest, read_manifest
 
@@ -51,6 +52,8 @@ def test_everything_that_a_checkpoint_needs_is_wanted_and_nothing_else(names: li
         ([*PLAIN, "modules.json"], "1_Pooling/"),
         (TOWERS[:2], "query_model/ is there, but not the other tower"),
         (TOWERS[:3], "passage_model/: weights"),
+        ([*PLAIN, *(f"model-0000{n}-of-00002.safetensors" for n in (1, 2))], "two sets of weights: model.safetensors and"),
+        ([*PLAIN, "adapter_config.json", "adapter_model.safetensors"], "model.safetensors and adapter_model.safetensors"),
         ([], "weights"),
         ([*PLAIN, "/tmp/x"], "'/tmp/x', which is no path inside a folder"),
         ([*PLAIN, "a/../../x.json"], "no path inside a folder"),
@@ -87,11 +90,28 @@ CONTENT = bytes(range(256)) * 10
 
 
 class Handler(BaseHTTPRequestHandler):
+    """`/moved` leads to `/file` under another name of this host; `/busy` asks once to wait 4 s."""
+
+    keys: ClassVar[list[str | None]] = []
+    busy: ClassVar[list[str]] = []
+
     def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT)))
+        self.keys.append(self.headers["Authorization"])
+        if self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{self.headers['Host'].rpartition(':')[2]}/file")
+        elif self.path == "/busy" and not self.busy:
+            self.busy.append(self.path)
+            self.send_response(429)
+            self.send_header("Retry-After", "4")
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+            self.wfile.write(CONTENT)
+            return
+        self.send_header("Content-Length", "0")
         self.end_headers()
-        self.wfile.write(CONTENT)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing."""
@@ -99,12 +119,43 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+    Handler.keys.clear()
+    Handler.busy.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}/file"
         server.shutdown()
         thread.join()
+
+
+def test_a_key_in_netrc_is_for_no_store_and_for_none_that_it_leads_to(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("".join(f"machine {m} login api password k\n" for m in ("127.0.0.1", "localhost")))
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    assert Downloads(30).content(lambda: url) == CONTENT
+    assert Downloads(30).content(lambda: url.replace("/file", "/moved")) == CONTENT
+    assert Handler.keys == [None] * 3
+
+
+def test_a_wait_that_a_store_asks_for_is_kept_where_it_is_longer_than_our_own(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("dr_validate.source.wandb_http.time.sleep", waits.append)
+    assert Downloads(30).content(lambda: url.replace("/file", "/busy")) == CONTENT
+    assert waits == [4.0]
+
+
+def test_a_login_in_a_url_is_not_shown() -> None:
+    reference = {"ref": "https://user:secret@store.org:8080/a/b.safetensors?signature=secret"}
+    found = read_manifest(manifest(["config.json", "model.safetensors"], **reference))
+    assert found.reference == "https://store.org:8080/a/b.safetensors"
+    assert "secret" in found.files[0].reference  # to be fetched with
+    assert host_of("https://user:secret@store.org:8080/a") == "https://store.org:8080"
 
 
 @pytest.mark.parametrize("algorithm", ["MD5", "XXH128"])

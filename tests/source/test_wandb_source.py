@@ -20,6 +20,7 @@ from dr_validate.errors import CheckpointError, Gone, Outage, SetupError
 from dr_validate.source import wandb_http
 from dr_validate.source.wandb import WandbSource
 from dr_validate.source.wandb_project import Project
+from dr_validate.source.wandb_versions import Version, version_of
 from dr_validate.values import Checkpoint, Incomplete, Listing
 from tests.wandb_server.fixture import KEY, NO_PROXY, ServerHandle, start_server
 
@@ -162,12 +163,75 @@ def test_versions_are_pinned_and_ordered_by_the_training_step(watched: Callable[
     assert [(c.name, c.version, c.step, c.step_from) for c in found] == [
         ("model-t1", "v3", 3, "version number"),
         ("model-t1", "v1", 10, "metadata global_step"),
-        ("model-t1", "v0", 20, "metadata train/global_step"),
+        ("model-t1", "v0", 20, "alias checkpoint_global_step_N"),
         ("model-t1", "v2", 30, "alias checkpoint_global_step_N"),
     ]
     assert {(c.training_run, c.group) for c in found} == {("t1", "g")}
     assert found[1].uri == "wandb-artifact://tester/p/model-t1:v1"
     assert all(c.digest.startswith("manifest:") and len(c.digest) == 73 and c.created_at.endswith("Z") for c in found)
+
+
+def version(metadata: Mapping[str, Any], *aliases: str) -> Version:
+    node = {"id": "x", "createdAt": "2026-11-21T03:12:00", "metadata": json.dumps(metadata)}
+    return version_of({**node, "aliases": [{"alias": alias} for alias in aliases]}, "model", 7)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "named", "expected"),
+    [
+        ({"train/global_step": 500}, [600], (600, "alias checkpoint_global_step_N")),
+        ({"train/global_step": 500}, [100, 2000, 900], (2000, "alias checkpoint_global_step_N")),
+        ({}, [9, 80], (80, "alias checkpoint_global_step_N")),
+        ({"train/global_step": 600}, [600, 900], (600, "alias checkpoint_global_step_N")),
+        ({"train/global_step": 500}, [], (500, "metadata train/global_step")),
+        ({"global_step": 1.5}, [], (7, "version number")),
+    ],
+    ids=["alias-first", "largest", "largest-alone", "told-by-metadata", "metadata", "number"],
+)
+def test_the_alias_of_the_trainer_comes_before_the_step_that_was_logged_last(
+    metadata: Mapping[str, Any], named: list[int], expected: tuple[int, str]
+) -> None:
+    aliases = ["latest", *(f"checkpoint_global_step_{step}" for step in named), "checkpoint_global_step_x", "epoch_0.5"]
+    assert version(metadata, *aliases).step == expected
+
+
+TRAINER = """
+import torch
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+sizes = dict(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+model = BertForSequenceClassification(BertConfig(**sizes, max_position_embeddings=8))
+rows = [{"input_ids": torch.tensor([1, 2, n % 9]), "labels": n % 2} for n in range(64)]
+often = dict(save_steps=2, logging_steps=5, max_steps=8, per_device_train_batch_size=1)
+plain = dict(report_to="wandb", use_cpu=True, disable_tqdm=True, run_name="real")
+Trainer(model=model, args=TrainingArguments("out", **often, **plain), train_dataset=rows).train()
+print(0)
+"""
+
+
+@pytest.mark.slow
+def test_checkpoints_of_the_real_trainer_have_the_steps_at_which_it_saved(
+    watched: Callable[..., Watched], server: ServerHandle, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    server.python(TRAINER, {"WANDB_PROJECT": "real", "WANDB_LOG_MODEL": "checkpoint", "OMP_NUM_THREADS": "1"}, timeout_s=600)
+    made = watched(project="real", artifact=None)
+    found = {label(one): one for one in made.list().checkpoints}
+    views = {name: server.artifact(name) for name in found}
+    saved = {one.step: name for name, one in found.items() if "final_model" not in views[name].aliases}
+    assert sorted(saved) == [2, 4, 6, 8]
+    assert {found[name].step_from for name in saved.values()} == {"alias checkpoint_global_step_N"}
+    logged = {step: views[name].metadata.get("train/global_step") for step, name in saved.items()}
+    assert logged == {2: None, 4: None, 6: 5, 8: 5}
+    made.list()
+    assert [line for line in caplog.messages if "is of step" in line] == [
+        f"{saved[step]} is of step {step} (alias checkpoint_global_step_N); its metadata train/global_step is the last one "
+        "logged, 5"
+        for step in (6, 8)
+    ]
+
+
+def label(checkpoint: Checkpoint) -> str:
+    return f"{checkpoint.name}:{checkpoint.version}"
 
 
 @pytest.mark.parametrize(
@@ -563,6 +627,31 @@ def test_the_key_is_written_nowhere(
     written = [path for root in (made.root, server.folder / "clients") for path in root.rglob("*") if path.is_file()]
     assert len(written) > 10 and not [path for path in written if KEY.encode() in path.read_bytes()]
     assert not [e for e in server.requests() if e.route in ("file", "manifest") and e.authorized]
+
+
+def test_a_login_in_the_url_of_the_server_is_written_nowhere(
+    watched: Callable[..., Watched],
+    server: ServerHandle,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import wandb
+
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("WANDB_BASE_URL", server.url.replace("://", "://somebody:sesame@"))
+    wandb.teardown()
+    made = watched(artifact="model-t1")
+    said = ""
+    try:
+        made.list()
+        server.fault("status", route="graphql", status=503, times=None)
+        made.list()
+    except (Outage, SetupError) as error:
+        said = str(error)
+    finally:
+        wandb.teardown()
+    assert said and "sesame" not in said + caplog.text
+    assert not [path for path in made.root.rglob("*") if path.is_file() and b"sesame" in path.read_bytes()]
 
 
 def test_a_hundred_new_versions_are_one_look(watched: Callable[..., Watched], server: ServerHandle, logged: Logged) -> None:

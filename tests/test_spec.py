@@ -1,0 +1,134 @@
+"""Every setting that can change a score changes the spec, one by one; those that cannot are named here."""
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dr_validate.config import Settings, build
+from dr_validate.plans import Plans
+from dr_validate.sampler.full import FullSampler
+from dr_validate.values import TestSet
+from tests.conftest import write_collection
+from tests.test_conf import composed
+
+CHANGED: Mapping[str, Mapping[str, Any]] = {
+    "encoder=auto": {
+        "pooling": "cls",
+        "normalize": False,
+        "query_prefix": "query: ",
+        "document_prefix": "passage: ",
+        "query_max_length": 7,
+        "document_max_length": 7,
+        "dtype": "bfloat16",
+        "append_eos": True,
+        "tokenizer": "MODEL",
+        "base_model": "MODEL",
+        "config": "MODEL",
+        "weights_prefix": "encoder.",
+    },
+    "sampler=random": {"fraction": 0.5, "precision": 0.01, "decide": "best"},
+    "sampler=stratified": {
+        "fraction": 0.5,
+        "pool": "RUN",
+        "pool_share": 0.4,
+        "ring_share": 0.3,
+        "ring_inclusion": 0.5,
+        "precision": 0.01,
+        "decide": "best",
+        "epochs": "never",
+        "drift": 0.5,
+    },
+    "sampler=run_pool": {"run": "RUN", "depth": 7, "fraction": {"fraction": 0.5, "depth": None}, "bm25_depth": 500},
+    "index=factory": {"spec": "HNSW16"},
+    "": {"seed": 7, "top_k": 110, "metrics": ["mrr@10", "ndcg@10"]},
+}
+BEFORE: Mapping[str, list[str]] = {
+    "sampler=random": ["sampler.fraction=0.6"],
+    "sampler=stratified": [
+        "sampler.fraction=0.6",
+        "sampler.pool_share=0.5",
+        "sampler.ring_share=0.2",
+        "sampler.epochs=drift",
+    ],
+    "sampler=run_pool": ["sampler.run=bm25", "sampler.depth=5"],
+    "index=factory": ["index.spec=HNSW8"],
+}
+WITHOUT_EFFECT: Mapping[str, Mapping[str, Any]] = {
+    "encoder=auto": {"max_tokens_per_batch": 9},
+    "": {
+        "task": "doctor",
+        "device": "cpu",
+        "state_dir": "elsewhere",
+        "write_ranking": True,
+        "block_documents": 9,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A collection, the folder of a model and a run."""
+    folder = tmp_path_factory.mktemp("spec")
+    write_collection(folder / "collection", 400)
+    (folder / "model").mkdir()
+    (folder / "model/config.json").write_text('{"model_type": "bert"}')
+    lines = [f"q{n} Q0 d{(7 * n + 3 * rank) % 400} {rank} {100 - rank} x" for n in range(12) for rank in range(1, 31)]
+    (folder / "run.trec").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def test_set(place: Path) -> TestSet:
+    run = build(composed(*always(place)))
+    found: TestSet = run.dataset.open(place / "state/datasets")
+    return found
+
+
+def always(place: Path) -> list[str]:
+    stated = ["source.path=unused", "dataset=beir", f"dataset.path={place / 'collection'}", f"state_dir={place / 'state'}"]
+    return [*stated, "tracker=none", "sampler=random", "sampler.fraction=0.6"]
+
+
+def choices() -> list[str]:
+    return sorted(CHANGED)
+
+
+@pytest.mark.parametrize("choice", choices())
+def test_every_setting_that_can_change_a_score_changes_the_spec(choice: str, place: Path, test_set: TestSet) -> None:
+    group = choice.partition("=")[0]
+    stated = always(place)[: -2 if group == "sampler" else None]
+    config = composed(*stated, *([choice] if choice else []), *BEFORE.get(choice, []))
+    plain = spec_of(config, test_set)
+    here = config if not group else config[group]
+    for changes, counts in ((CHANGED[choice], True), (WITHOUT_EFFECT.get(choice, {}), False)):
+        for key, value in changes.items():
+            named = {"MODEL": str(place / "model"), "RUN": str(place / "run.trec")}
+            new = value if isinstance(value, dict) else {key: named.get(str(value), value)}
+            new = {"pool": [new["pool"]]} if key == "pool" else new
+            before = {name: here[name] for name in new}
+            here.update(new)
+            assert (spec_of(config, test_set) != plain) == counts, key
+            here.update(before)
+    assert spec_of(config, test_set) == plain
+
+
+@pytest.mark.parametrize("choice", choices())
+def test_no_setting_is_forgotten_here(choice: str) -> None:
+    named = {*CHANGED[choice], *WITHOUT_EFFECT.get(choice, {})}
+    if not choice:
+        assert {field.name for field in dataclasses.fields(Settings)} == named
+        return
+    group = choice.partition("=")[0]
+    module, _, cls = composed(choice)[group]["_target_"].rpartition(".")
+    fields = {field.name for field in dataclasses.fields(getattr(importlib.import_module(module), cls))}
+    assert fields == named
+
+
+def spec_of(config: Mapping[str, Any], test_set: TestSet) -> str:
+    plain = {**json.loads(json.dumps(config)), "state_dir": config["state_dir"]}
+    return Plans(build(plain), test_set, FullSampler())[False].spec
