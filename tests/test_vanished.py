@@ -11,7 +11,7 @@ import pytest
 from dr_validate.config import Run, Settings, Watch
 from dr_validate.source.folder import FolderSource
 from dr_validate.vanished import Vanished
-from tests.test_watch import wait_for
+from tests.processes import LIMIT_S, wait_for
 
 WriteCheckpoint = Callable[..., Path]
 
@@ -34,7 +34,7 @@ def test_a_checkpoint_deleted_while_it_waits_is_reported_as_skipped_once(
         shutil.rmtree(checkpoints / "checkpoint-100")  # the last in turn
         wait_for(lambda: len(dr_validate.reports()) == 3)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=LIMIT_S)
     finally:
         process.kill()
     assert process.returncode == 0, said
