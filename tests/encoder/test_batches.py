@@ -14,7 +14,7 @@ from dr_validate.values import TokenBlock
 from tests.processes import LIMIT_S
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 90), max_size=200), st.integers(1, 600), st.integers(1, 5), st.booleans())
 def test_a_plan_holds_every_text_with_tokens_once_and_keeps_its_budget(
     lengths: list[int], budget: int, threads: int, pad: bool
