@@ -210,11 +210,11 @@ class CommandLine:
         return subprocess.Popen(command, cwd=self.folder, env=self.environment, text=True, **pipes)
 
     def __call__(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        process = self.start(*arguments)
-        try:
-            out, err = process.communicate(timeout=LIMIT_S)
-        finally:
-            process.kill()
+        with self.start(*arguments) as process:
+            try:
+                out, err = process.communicate(timeout=LIMIT_S)
+            finally:
+                process.kill()
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def reports(self, state_dir: str = ".dr_validate") -> list[Mapping[str, Any]]:

@@ -124,11 +124,11 @@ class ServerHandle:
 
     def python(self, code: str, environment: Mapping[str, str] | None = None) -> Any:
         """Run `code` as a process of its own against the server; what its last printed line says as JSON."""
-        process = self.start_python(code, environment)
-        try:
-            out, err = process.communicate(timeout=LIMIT_S)
-        finally:
-            process.kill()
+        with self.start_python(code, environment) as process:
+            try:
+                out, err = process.communicate(timeout=LIMIT_S)
+            finally:
+                process.kill()
         assert process.returncode == 0, err
         return json.loads(out.splitlines()[-1]) if out.strip() else None
 
