@@ -7,5 +7,13 @@ make_environment cpu,dev
 stay_in_checkout
 bash scripts/check.sh
 # Two tests at a time, one thread each: most of them start processes of their own.
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal --basetemp .venv/tmp/pytest --cov --cov-report= "$@"
+run_tests() {
+  OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal --basetemp .venv/tmp/pytest --cov --cov-report= "$@"
+}
+if [ $# -gt 0 ]; then
+  run_tests "$@"
+else
+  run_tests -m "not slow"  # the fast tier by itself: only there nothing else has imported torch before it
+  run_tests -m slow --cov-append
+fi
 .venv/bin/coverage report --skip-covered | tail -n 40

@@ -1,23 +1,112 @@
 """Fixtures that every part shares: small real checkpoints and collections, and the command line as a user calls it."""
 
+import inspect
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.processes import LIMIT_S
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 WORDS = ["compiler", "socket", "thread", "matrix", "parser", "decimal"]
 WORDS += ["queue", "archive", "locale", "signal", "buffer", "iterator"]
 
 
+# The fast tier, `-m "not slow"`, has no torch, no W&B SDK and no processes. Slow is what is marked so; every test under these
+# paths, which the fast tier does not even import; and every test with one of these fixtures, or with these names in its code
+# or in that of the helpers it calls.
+TESTS = Path(__file__).parent
+SLOW_FOLDERS = ("encoder", "engine", "index", "scenario", "wandb_server")
+SLOW_MODULES = (
+    "test_bench.py",
+    "test_bench_architectures.py",
+    "test_fidelity_study.py",
+    "test_make_series.py",
+    "test_wheel.py",
+)
+SLOW_PATHS = [TESTS / name for name in (*SLOW_FOLDERS, *SLOW_MODULES)]
+SLOW_FIXTURES = {"dr_validate", "write_checkpoint", "minilm", "server", "logged", "open_pipeline", "small_disk"}
+SLOW_NAMES = {"subprocess", "multiprocessing", "torch", "transformers", "wandb"}
+KEPT_OUT = {"torch", "wandb"}
+STARTS_OF_PROCESSES = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
+# The same examples each time, and no judgement on how long they take: a machine may be busy.
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+_fast: list[str] = []  # what runs now, if it belongs to the fast tier
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    sys.addaudithook(_keep_out)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if config.option.markexpr == "not slow" and collection_path in SLOW_PATHS else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    _fast[:] = ["a module"] if session.config.option.markexpr == "not slow" else []
+    try:
+        return (yield)
+    finally:
+        _fast.clear()
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes begins first, so that the two processes end together."""
+    """What is marked by hand may take minutes and begins first, so that the two processes end together."""
     items.sort(key=lambda item: "slow" not in item.keywords)
+    for item in items:
+        if _is_slow(item):
+            item.add_marker("slow")
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    if any(item.path.is_relative_to(path) for path in SLOW_PATHS):
+        return True
+    return isinstance(item, pytest.Function) and bool(
+        SLOW_FIXTURES.intersection(item.fixturenames) or SLOW_NAMES & _names_in(item.function, set())
+    )
+
+
+def _names_in(function: Any, found: set[str]) -> set[str]:
+    """What its code and that of the functions of tests that it calls refer to."""
+    codes = [inspect.unwrap(function).__code__]
+    while codes:
+        code = codes.pop()
+        codes += [part for part in code.co_consts if isinstance(part, CodeType)]
+        for name in set(code.co_names) - found:
+            found.add(name)
+            helper = inspect.unwrap(function).__globals__.get(name)
+            if inspect.isfunction(helper) and helper.__module__.startswith("tests."):
+                _names_in(helper, found)
+    return found
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
+    """While a test of the fast tier runs, what does not belong there fails it."""
+    _fast[:] = [] if "slow" in item.keywords else [item.nodeid]
+    try:
+        return (yield)
+    finally:
+        _fast.clear()
+
+
+def _keep_out(event: str, args: tuple[Any, ...]) -> None:
+    if not _fast or threading.current_thread() is not threading.main_thread():  # other threads are of earlier tests
+        return
+    if event in STARTS_OF_PROCESSES or (event == "import" and args[0] in KEPT_OUT):
+        raise RuntimeError(f"{_fast[0]} is to be marked slow, see {__file__}: {event} {args[0]}")
 
 
 @pytest.fixture(scope="session")
@@ -120,12 +209,12 @@ class CommandLine:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         return subprocess.Popen(command, cwd=self.folder, env=self.environment, text=True, **pipes)
 
-    def __call__(self, *arguments: str, timeout_s: float = 240) -> "subprocess.CompletedProcess[str]":
-        process = self.start(*arguments)
-        try:
-            out, err = process.communicate(timeout=timeout_s)
-        finally:
-            process.kill()
+    def __call__(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        with self.start(*arguments) as process:
+            try:
+                out, err = process.communicate(timeout=LIMIT_S)
+            finally:
+                process.kill()
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def reports(self, state_dir: str = ".dr_validate") -> list[Mapping[str, Any]]:

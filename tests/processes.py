@@ -1,7 +1,20 @@
-"""What runs below a process of a test."""
+"""What tests wait for, and what runs below a process of a test."""
 
 import contextlib
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+# The only limit of a test: a hung program fails it, a busy machine does not. Nothing ever waits that long.
+LIMIT_S = 3600
+
+
+def wait_for(condition: Callable[[], bool], between_s: float = 0.02) -> None:
+    """Until `condition` holds; fails where that never comes."""
+    end = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < end, f"not within {LIMIT_S} s"
+        time.sleep(between_s)
 
 
 def children(pid: int) -> set[int]:

@@ -13,7 +13,7 @@ from dr_validate.config import Run, Settings, Watch
 from dr_validate.deleted import NEVER_SEEN, Deleted, never_seen
 from dr_validate.source.folder import FolderSource
 from dr_validate.values import Listing
-from tests.test_watch import wait_for
+from tests.processes import wait_for
 
 WriteCheckpoint = Callable[..., Path]
 

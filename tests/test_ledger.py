@@ -16,6 +16,7 @@ import pytest
 from dr_validate.errors import SetupError
 from dr_validate.ledger import Attempt, Ledger
 from dr_validate.values import Checkpoint, Estimate, Report, Status
+from tests.processes import LIMIT_S
 
 AT = "2026-11-21T03:15:10Z"
 
@@ -116,7 +117,7 @@ with Ledger(Path(sys.argv[1])) as ledger:
         ledger.finish(report(step, spec=sys.argv[2]))
 """
     both = [run_python(code, path, spec) for spec in ("s1", "s2")]
-    assert [process.communicate(timeout=60) and process.returncode for process in both] == [0, 0]
+    assert [process.communicate(timeout=LIMIT_S) and process.returncode for process in both] == [0, 0]
     with Ledger(path) as ledger:
         ids = [report_id for report_id, _ in ledger.undelivered("jsonl", ["s1", "s2"])]
         assert len(set(ids)) == 80

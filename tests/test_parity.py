@@ -64,7 +64,6 @@ def our_values(dr_validate: Any, dataset: Path, minilm: Path) -> dict[str, float
         "tracker=none",
         "watch.mode=once",
         f"metrics=[{','.join(METRICS)}]",
-        timeout_s=500,
     )
     assert result.returncode == 0, result.stderr
     (report,) = dr_validate.reports()

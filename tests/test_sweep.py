@@ -4,11 +4,10 @@ import csv
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from dr_validate.summary import show_outcome
 from dr_validate.sweep import JobRecord
 from dr_validate.sweep_table import Row, compared_at_equal_cost, rows_as_csv, show_sweep, sweep_rows, sweep_table
 from dr_validate.watch import Outcome
+from tests.processes import LIMIT_S, wait_for
 from tests.report.training import FULL, SAMPLE, Training, bound
 from tests.wandb_server.fixture import ServerHandle, start_server
 
@@ -99,11 +99,15 @@ def edit_jobs(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
         path.write_text(json.dumps(job))
 
 
+def limit_waits(folder: Path, timeout_s: float) -> None:
+    edit_jobs(folder, lambda job: job["config"]["tracker"].update(timeout_s=timeout_s))
+
+
 def test_jobs_side_by_side_share_a_state_dir_a_spec_and_baselines_and_one_table(
     sweeps: Sweeps, server: ServerHandle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip(LAUNCHERS[0], reason="Hydra's joblib launcher is not installed")
-    tracker = ["tracker=wandb", "tracker.project=retrieval", "tracker.timeout_s=5"]
+    tracker = ["tracker=wandb", "tracker.project=retrieval", "tracker.timeout_s=600", "watch.exit_timeout_s=600"]
     parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"]
     result = sweeps(*tracker, *parallel, "sampler=random,full,full", "sampler.fraction=0.1")  # which the full corpus lacks
     assert result.returncode == 0, result.stderr
@@ -153,8 +157,8 @@ def a_table_that_cannot_be_logged_is_kept_and_said(
     sweeps: Sweeps, server: ServerHandle, caplog: pytest.LogCaptureFixture
 ) -> None:
     edit_jobs(sweeps.folder, lambda job: job.update(error="another note"))
-    edit_jobs(sweeps.folder, lambda job: job["config"]["tracker"].update(timeout_s=1))
-    for hinder in (server.reject_key, server.kill):
+    for hinder, timeout_s in ((server.reject_key, 600), (server.kill, 1)):
+        limit_waits(sweeps.folder, timeout_s)
         hinder()
         caplog.clear()
         with caplog.at_level(logging.WARNING):
@@ -162,6 +166,7 @@ def a_table_that_cannot_be_logged_is_kept_and_said(
         assert "the table of the sweep is not in W&B" in caplog.text and "the same command again" in caplog.text
         assert {row["status"] for row in sweeps.rows} == {"2 done, another note"}
     server.start()
+    limit_waits(sweeps.folder, 600)
     assert show_sweep(sweeps.folder) == 0
     assert len(strategies(server)) == 3
 
@@ -205,23 +210,26 @@ def test_a_sweep_of_one_job_ends_like_a_plain_run(
     assert "mrr@10 by training step" in result.stdout
 
 
-def test_a_wish_to_stop_reaches_the_jobs_and_none_begins_after_it(sweeps: Sweeps) -> None:
+def test_a_wish_to_stop_reaches_the_jobs_and_none_begins_after_it(
+    sweeps: Sweeps, write_checkpoint: Callable[..., Path]
+) -> None:
     pytest.importorskip(LAUNCHERS[0], reason="Hydra's joblib launcher is not installed")
+    for number in range(3, 40):  # so many that the first job is not done before it hears of it
+        write_checkpoint(sweeps.checkpoints / f"checkpoint-{number * 100}", seed=number, step=number * 100)
     # One job at a time, in a process of its own: with n_jobs=1 joblib would run it in the launching process.
     swept = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.pre_dispatch=1", "sampler=full,random"]
     process = sweeps.command.start("-m", *sweeps.arguments, *swept)
     try:
-        end = time.monotonic() + 60
-        while not list((sweeps.command.folder / "state").glob("claims/*.lock")):  # at work on the first checkpoint
-            assert time.monotonic() < end and process.poll() is None, "no job came to its work"
-            threading.Event().wait(0.02)
+        locks = sweeps.command.folder / "state" / "claims"
+        wait_for(lambda: process.poll() is not None or any(locks.glob("*.lock")))  # at work on the first checkpoint
+        assert process.poll() is None, "no job came to its work"
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=LIMIT_S)
     finally:
         process.kill()
     assert process.returncode == 0, err
     first, second = sweeps.rows
-    assert first["status"] in ("stopped", "1 done, stopped")
+    assert re.fullmatch(r"(\d+ done, )?stopped", first["status"])
     assert first["exit_code"] == second["exit_code"] == "0"
     assert second["status"] == "not run: the sweep was stopped"
     assert "Traceback" not in err

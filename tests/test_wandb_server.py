@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import LIMIT_S, wait_for
 from tests.wandb_server.fixture import KEY, ServerHandle, start_server
 from tests.wandb_server.scripts import DAMAGED, EDIT, LOG, OUTAGE, READ, REJECTED, RESUME, SHARED, SYNC, TRAIN
 
@@ -130,13 +131,13 @@ def test_a_server_killed_and_started_again_loses_nothing(server: ServerHandle) -
     process = server.start_python(OUTAGE, QUICK)
     assert process.stdin is not None and process.stdout is not None
     assert process.stdout.readline() == "logged\n"
-    server.wait_for(lambda: len(server.artifacts()) == 1 and len(server.run("t").history()) == 3)
+    wait_for(lambda: len(server.artifacts()) == 1 and len(server.run("t").history()) == 3)
     server.kill()
     process.stdin.write("go on\n")
     process.stdin.flush()
     assert process.stdout.readline() == "logged\n"
     server.start()
-    _, problems = process.communicate(timeout=60)
+    _, problems = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, problems
     run = server.run("t")
     assert run.history("_step", "loss") == [{"_step": n, "loss": n} for n in range(6)] and run.state == "finished"
@@ -162,7 +163,7 @@ def test_writers_in_shared_mode_do_not_overwrite_each_other(server: ServerHandle
     assert process.stdout.readline() == "ready\n"
     server.python(SHARED, {"PART": "second"})
     assert server.run("s").state == "running"
-    process.communicate("go on\n", timeout=60)
+    process.communicate("go on\n", timeout=LIMIT_S)
     run = server.run("s")
     assert [row["_step"] for row in run.history()] == list(range(6)) and run.state == "finished"
     assert run.history("first") == [{"first": n} for n in range(3)] and run.history("second") == [

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import children
+from tests.processes import LIMIT_S, children, wait_for
 
 WriteCheckpoint = Callable[..., Path]
 
@@ -48,13 +48,6 @@ def done(reports: Any) -> dict[str, Any]:
     values = {r["checkpoint"]["name"]: r["metrics"] for r in found}
     assert len(values) == len(found), "a checkpoint was reported done twice"
     return values
-
-
-def wait_for(condition: Callable[[], bool], limit_s: float = 120) -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        threading.Event().wait(0.05)
 
 
 def test_once_validates_what_is_there_and_a_second_run_has_nothing_to_do(dr_validate: Any, arguments: list[str]) -> None:
@@ -116,7 +109,7 @@ def test_follow_picks_up_what_appears_and_sigterm_is_a_clean_end(
         (checkpoints / "checkpoint-600" / "model.safetensors").write_bytes(whole)
         wait_for(lambda: len(dr_validate.reports()) == 7)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=LIMIT_S)
         assert process.returncode == 0, err
     assert [r["checkpoint"]["step"] for r in dr_validate.reports()][5:] == [550, 600]
     assert "SIGTERM" in err
@@ -238,7 +231,7 @@ def test_the_worker_dies_with_its_watcher(dr_validate: Any, arguments: list[str]
     workers = [pid for pid in children(process.pid) if "dr_validate.worker" in command_of(pid)]
     assert workers
     kill(process)
-    wait_for(lambda: not any("dr_validate.worker" in command_of(pid) for pid in workers), limit_s=20)
+    wait_for(lambda: not any("dr_validate.worker" in command_of(pid) for pid in workers))
 
 
 def command_of(pid: int) -> str:

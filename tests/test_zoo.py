@@ -208,7 +208,7 @@ def test_a_full_disk_ends_in_a_message_and_the_next_start_goes_on(
     for step in (1, 2):
         write_checkpoint(tmp_path / "checkpoints" / f"checkpoint-{step}", seed=step, step=step)
     command = [*arguments(tmp_path / "checkpoints", collection), f"state_dir={small_disk}"]
-    assert dr_validate(*command, "watch.order=oldest_first", "watch.timeout_s=100").returncode == 0  # it fits
+    assert dr_validate(*command, "watch.order=oldest_first", "watch.timeout_s=1000").returncode == 0  # it fits
     write_checkpoint(tmp_path / "checkpoints" / "checkpoint-3", seed=3, step=3)
     ballast = small_disk / "ballast"
     with pytest.raises(OSError), ballast.open("wb", buffering=0) as stream:

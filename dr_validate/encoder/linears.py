@@ -60,7 +60,7 @@ def pack_linears(model: nn.Module) -> int:
     if not backends.is_available() or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return 0
     places = list(_linears(model))
-    if not places or not _pays(*_most_common([linear for _, _, linear in places])):
+    if not places or not packing_pays(*_most_common([linear for _, _, linear in places])):
         return 0
     done: dict[int, PackedLinear] = {}  # a shared layer stays shared
     replaced = 0
@@ -101,7 +101,7 @@ def _most_common(linears: list[nn.Linear]) -> tuple[int, int, torch.dtype]:
 
 
 @functools.lru_cache(maxsize=16)  # a processor does not change between two checkpoints
-def _pays(in_features: int, out_features: int, dtype: torch.dtype) -> bool:
+def packing_pays(in_features: int, out_features: int, dtype: torch.dtype) -> bool:
     """Whether the packed layer is faster on one thread, by a race of a fraction of a second."""
     inputs = _inputs(PROBE_TOKENS, in_features, dtype)
     linear = linear_of(_inputs(out_features, in_features, dtype), torch.zeros(out_features, dtype=dtype))

@@ -28,7 +28,7 @@ def converted(documents: dict[str, str] | dict[str, list[int]], folder: Path) ->
     return corpus
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(documents=DOCUMENTS)
 def test_ids_and_texts_come_back_as_they_were(documents: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +40,7 @@ def test_ids_and_texts_come_back_as_they_were(documents: dict[str, str]) -> None
         assert corpus.find(list(documents)).tolist() == everything.tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(documents=DOCUMENTS)
 def test_ties_are_ranked_as_python_sorts_the_bytes_downwards(documents: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -9,6 +9,8 @@ from dr_validate.dataset.pydoc import FILES, MAX_QUERIES, PydocDataset, training
 from dr_validate.errors import DatasetError
 from dr_validate.values import TestSet
 
+pytestmark = pytest.mark.slow  # reads the whole standard library
+
 
 @pytest.fixture(scope="module")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from dr_validate.encoder.batches import ROUND_TO, plan, take
 from dr_validate.encoder.threads import for_each
 from dr_validate.values import TokenBlock
+from tests.processes import LIMIT_S
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 90), max_size=200), st.integers(1, 600), st.integers(1, 5), st.booleans())
 def test_a_plan_holds_every_text_with_tokens_once_and_keeps_its_budget(
     lengths: list[int], budget: int, threads: int, pad: bool
@@ -60,7 +61,7 @@ def test_the_tokens_of_a_batch_are_those_of_its_texts() -> None:
 def test_batches_are_computed_side_by_side_with_one_thread_each() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    meet = threading.Barrier(2, timeout=30)  # passes only if two batches are in work at the same time
+    meet = threading.Barrier(2, timeout=LIMIT_S)  # passes only if two batches are in work at the same time
     seen: list[tuple[int, int]] = []
 
     def work(number: int) -> None:

@@ -15,7 +15,7 @@ from dr_validate.errors import CheckpointError, DeviceFailure, GaveWay, SetupErr
 from dr_validate.pipeline import Pipeline
 from dr_validate.values import Checkpoint
 from tests.engine.conftest import GivesWay, Unhurried, checkpoint_of
-from tests.engine.test_idle_baseline import wait_for
+from tests.processes import LIMIT_S, wait_for
 
 OpenPipeline = Callable[..., Pipeline]
 Checkpoints = Callable[[int], Sequence[tuple[Checkpoint, Path]]]
@@ -134,8 +134,8 @@ def test_vectors_are_kept_by_all_a_death_costs_an_attempt_and_nobody_outlives_th
         everyone = [*members_of(process.pid), *processes_under(process.pid, "dr_validate.worker")]
         assert len(everyone) == 3
         process.kill()
-        _, err = process.communicate(timeout=60)
-        wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in everyone), limit_s=20)
+        _, err = process.communicate(timeout=LIMIT_S)
+        wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in everyone))
     finally:
         process.kill()
         process.communicate()

@@ -5,13 +5,12 @@ import json
 import random
 import shutil
 import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from scripts.sharing import kept
+from tests.processes import LIMIT_S, wait_for
 
 NUM_DOCUMENTS, FRACTION, SLICE = 1600, 0.05, 4
 
@@ -33,13 +32,6 @@ def has_baselines(state_dir: Path, sample: int, number: int) -> bool:
     return sum(len(ordinals) > sample for ordinals in kept(state_dir).values()) >= number
 
 
-def wait_for(condition: Callable[[], bool], limit_s: float = 240) -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        threading.Event().wait(0.02)
-
-
 def test_three_checkpoints_come_during_a_baseline_and_are_validated_first(
     dr_validate: Any, tmp_path: Path, write_checkpoint: Callable[..., Path]
 ) -> None:
@@ -59,7 +51,7 @@ def test_three_checkpoints_come_during_a_baseline_and_are_validated_first(
             wait_for(functools.partial(has_baselines, state_dir, sample, number))
         wait_for(lambda: len(dr_validate.reports()) == 8)
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=LIMIT_S)
     finally:
         process.kill()
         process.communicate()

@@ -1,5 +1,6 @@
 """The engine with a small real model: token embeddings, summed. No batch can change a vector of it."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,10 +78,26 @@ class Killed(BaseException):
     """Nothing that the engine may catch."""
 
 
+@dataclass
+class ByHand:
+    """A clock that stands still until somebody moves it."""
+
+    seconds: float = 0.0
+
+
+@dataclass
 class KillAfter(StopAfter):
+    """Dies after `slices` slices, each of which takes 10 s by `clock`."""
+
+    clock: ByHand = field(default_factory=ByHand)
+
     def check(self) -> None:
         if len(self.seen) >= self.slices:
             raise Killed
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        super().progress(phase, done, total)
+        self.clock.seconds += 10
 
 
 def tokens_of(num_texts: int, seed: int) -> TokenBlock:
@@ -157,13 +174,37 @@ def test_an_interrupted_ranking_goes_on_to_the_same_result(tmp_path: Path, slice
     assert not workload.progress_file.exists()
 
 
-def test_a_killed_ranking_goes_on_from_what_was_saved_on_the_way(tmp_path: Path) -> None:
-    workload, engine = workload_of(tmp_path), LocalEngine(slice_documents=16, save_every_s=0)
-    with pytest.raises(Killed):
-        rank(workload, engine, KillAfter(3))
-    found = rank(workload, engine)
-    assert found.encoded_now == NUM_DOCUMENTS - 3 * 16
-    assert_same(found, rank(workload, engine))
+@pytest.mark.parametrize("save_every", [1, 3])
+def test_a_ranking_killed_at_any_moment_goes_on_from_what_was_saved_on_the_way(
+    tmp_path: Path, save_every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload, engine = workload_of(tmp_path), LocalEngine(slice_documents=16, save_every_s=10 * save_every)
+    counts = StopAfter()
+    expected = rank(workload, LocalEngine(slice_documents=16), counts)
+    clock = ByHand()
+    monkeypatch.setattr(time, "monotonic", lambda: clock.seconds)
+    for slices in range(len(counts.seen)):
+        with pytest.raises(Killed):
+            rank(workload, engine, KillAfter(slices, clock=clock))
+        saved = slices - slices % save_every
+        found = rank(workload, engine)
+        assert_same(found, expected)
+        assert found.encoded_now == NUM_DOCUMENTS - (counts.seen[saved - 1][1] if saved else 0)
+        assert not workload.progress_file.exists()
+
+
+def test_a_ranking_killed_after_every_slice_ends_with_each_document_encoded_once(tmp_path: Path) -> None:
+    workload, engine, model = workload_of(tmp_path), LocalEngine(slice_documents=16, save_every_s=0), SumOfEmbeddings()
+    expected = rank(workload, LocalEngine(slice_documents=16))
+    lives = 1
+    while True:
+        try:
+            found = engine.rank(model, workload, TorchIndex(), KillAfter(1), "cpu")
+            break
+        except Killed:
+            lives += 1
+    assert_same(found, expected)
+    assert (lives, model.texts_encoded) == (-(-64 // 16) * 3 + 1, NUM_DOCUMENTS)
 
 
 def test_nothing_is_saved_before_it_is_time(tmp_path: Path) -> None:

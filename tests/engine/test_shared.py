@@ -143,15 +143,23 @@ def test_what_one_device_began_several_finish(tmp_path: Path) -> None:
     assert found.encoded_now == NUM_DOCUMENTS - 6 * 16
 
 
-def test_a_killed_ranking_goes_on_from_what_was_saved_on_the_way(tmp_path: Path) -> None:
-    workload, engine = workload_of(tmp_path), LocalEngine(slice_documents=8, save_every_s=0)
-    with pytest.raises(Killed):
-        shared(AllHere(workload, [1, 1]), engine, KillAfter(15))
-    assert workload.progress_file.exists()
-    team = AllHere(workload, [1, 1])
-    found = shared(team, engine)
-    assert_same(found, rank(workload_of(tmp_path), engine))
-    assert 0 < found.encoded_now < NUM_DOCUMENTS
+@pytest.mark.parametrize("members", [2, 3])
+def test_a_ranking_killed_at_any_moment_goes_on_from_what_was_saved_on_the_way(tmp_path: Path, members: int) -> None:
+    workload, engine = workload_of(tmp_path), LocalEngine(slice_documents=16, save_every_s=0)
+    counts = StopAfter()
+    expected = rank(workload, LocalEngine(slice_documents=16), counts)
+    encoded = []
+    for slices in range(len(counts.seen)):
+        with pytest.raises(Killed):
+            shared(AllHere(workload, [1] * members, seed=slices), engine, KillAfter(slices))
+        number = 1 + slices % 4  # on any number of devices
+        team = AllHere(workload, [1] * number, seed=slices)
+        found = rank(workload, engine) if number == 1 else shared(team, engine)
+        assert_same(found, expected)
+        assert not workload.progress_file.exists()
+        assert NUM_DOCUMENTS - 16 * slices <= found.encoded_now <= NUM_DOCUMENTS  # what was not done is done now
+        encoded.append(found.encoded_now)
+    assert min(encoded) < NUM_DOCUMENTS / 2  # and what was done is not done again
 
 
 def test_queries_are_encoded_once_and_everybody_scores_the_same_vectors(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def unit_vectors(rng: np.random.Generator, num: int, dim: int) -> Float32:
 
 
 @exact
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_every_split_into_blocks_gives_the_reference_ranking(index: Index, data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))

@@ -97,7 +97,7 @@ def assert_bounded(estimated: Estimated, naive: Estimated) -> None:
     assert np.isfinite([estimated.shared, estimated.own]).all()
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), name=st.sampled_from(NAMES))
 def test_the_value_is_never_above_the_sampled_one_and_always_within_its_interval(seed: int, name: str) -> None:
     case = case_of(seed)
@@ -117,7 +117,7 @@ def test_rounding_does_not_lift_a_value_over_the_sampled_one() -> None:
         assert estimated.naive - 1e-3 < estimated.value <= estimated.naive
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 2**32), digits=st.sampled_from([0, 1, 6]))
 def test_the_order_of_documents_changes_nothing_for_ids_break_ties(seed: int, digits: int) -> None:
     """Documents get other ordinals; their ids, odds and scores move along. With 0 digits most scores are tied."""
@@ -194,14 +194,14 @@ BUDGETS = (300, 600, 1_200)  # documents of 3,000, about 120 of them judged
 
 @pytest.fixture(scope="module")
 def measured() -> Measured:
-    """By metric and budget: 40 draws at the smallest budget, 30 at the others, five from each collection."""
+    """By metric and budget: 24 draws at the smallest budget, 18 at the others, three from each collection."""
     rows: dict[tuple[str, int], list[list[tuple[float, float, bool, bool]]]] = {}
     for seed in range(8):
         given_ = collection(seed)
         checkpoints = training(given_, CHECKPOINTS)
         full = history_of(given_, checkpoints, everything(given_.num_documents))
         for budget in BUDGETS if seed < 6 else BUDGETS[:1]:
-            histories = [history_of(given_, checkpoints, pool_and_rest(given_, budget, draw)) for draw in range(5)]
+            histories = [history_of(given_, checkpoints, pool_and_rest(given_, budget, draw)) for draw in range(3)]
             for name in JUDGED if budget == BUDGETS[0] else JUDGED[:1]:
                 truth = [each.value for each in estimate(full, given_.qrels, name, TOP_K)]
                 for history in histories:
@@ -223,20 +223,23 @@ def _against(truth: Sequence[float], estimates: Sequence[Estimated]) -> list[tup
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JUDGED)
 def test_the_corrected_value_removes_most_of_the_naive_bias(measured: Measured, name: str) -> None:
     draws = measured[name, BUDGETS[0]]
-    assert draws.error.shape == (40, CHECKPOINTS)
+    assert draws.error.shape == (24, CHECKPOINTS)
     assert draws.naive_error.mean() > 0.1
     assert abs(draws.error.mean()) < draws.naive_error.mean() / 3
     assert (np.abs(draws.error.mean(axis=0)) < draws.naive_error.mean(axis=0) / 3).all()  # of every checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JUDGED)
 def test_the_interval_covers_the_value_on_the_full_corpus(measured: Measured, name: str) -> None:
     assert measured[name, BUDGETS[0]].covered.mean() >= 0.85
 
 
+@pytest.mark.slow
 def test_the_interval_is_no_wider_than_it_has_to_be(measured: Measured) -> None:
     """Half an interval of 95% holds a normal error in 67% of the cases, one that is twice too wide in 95%."""
     shares = [measured[name, BUDGETS[0]].covered_by_half.mean() for name in JUDGED]
@@ -244,10 +247,11 @@ def test_the_interval_is_no_wider_than_it_has_to_be(measured: Measured) -> None:
     assert np.mean(shares) <= 0.8
 
 
+@pytest.mark.slow
 def test_twice_the_documents_leave_a_smaller_error(measured: Measured) -> None:
-    errors = [np.abs(measured["mrr@10", budget].error[:30]).mean() for budget in BUDGETS]
+    errors = [np.abs(measured["mrr@10", budget].error[:18]).mean() for budget in BUDGETS]
     assert errors[0] > errors[1] > errors[2]
-    naive_errors = [measured["mrr@10", budget].naive_error[:30].mean() for budget in BUDGETS]
+    naive_errors = [measured["mrr@10", budget].naive_error[:18].mean() for budget in BUDGETS]
     assert naive_errors[0] > naive_errors[1] > naive_errors[2]
 
 

@@ -16,6 +16,7 @@ import pytest
 from dr_validate.report.settings import ReportSettings
 from dr_validate.report.write import write_report
 from tests.conftest import CommandLine
+from tests.processes import LIMIT_S
 from tests.report.training import Training, within
 
 HEAVY = {"torch", "faiss", "transformers", "wandb", "ranx", "scipy.stats", "pandas", "datasets"}
@@ -84,7 +85,7 @@ def in_browser(page: Path, widths: list[int], folder: Path) -> tuple[list[dict[s
     options += [f"--screenshot={folder / 'page.png'}", "--window-size=1300,1000", "--dump-dom"]
     command = [browser, *options, (folder / "frames.html").as_uri()]
     environment = {**os.environ, "HOME": str(folder)}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=environment, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     told = [json.loads(text.replace("&amp;", "&")) for text in re.findall(r"<pre>(.*?)</pre>", result.stdout, re.S)]
     assert len(told) == len(widths), result.stderr[-2000:]

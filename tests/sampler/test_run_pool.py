@@ -262,6 +262,7 @@ def test_settings_that_contradict_each_other_are_refused(values: dict[str, Any],
         RunPoolSampler(**{"run": "bm25", **values})
 
 
+@pytest.mark.slow
 def test_a_ranxhub_run_without_a_network_is_an_error_that_names_the_way_out(
     small: TestSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

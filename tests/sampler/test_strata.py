@@ -25,7 +25,7 @@ def test_the_default_shares_are_those_of_the_design() -> None:
     assert strata.odds == (1.0, 100 / 300, 200 / 99_000)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(populations(), all_shares(), st.data())
 def test_the_budget_is_used_up_and_every_document_has_odds_of_its_stratum_alone(
     population: Population, shares: Shares, data: st.DataObject
@@ -43,7 +43,7 @@ def test_the_budget_is_used_up_and_every_document_has_odds_of_its_stratum_alone(
     assert (0 < rest < ring <= 1) if strata.ring else (0 < rest <= 1 and strata.ring_drawn == 0)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(populations(), all_shares(), st.data())
 def test_no_stratum_gives_anything_back_as_the_budget_grows(
     population: Population, shares: Shares, data: st.DataObject

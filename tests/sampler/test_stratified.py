@@ -59,7 +59,7 @@ def test_the_pool_is_certain_the_ring_and_the_rest_have_known_odds(medium: TestS
     assert not rest & {*order[:227], *medium.judged.tolist()}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(number=st.integers(209, 600), seed=st.integers(0, 1000))
 def test_the_budget_is_filled_exactly_and_the_sample_stands_for_the_whole_corpus(
     medium: TestSet, cache: Path, number: int, seed: int
@@ -97,13 +97,13 @@ def test_equal_settings_draw_the_same_whatever_the_order_of_the_corpus(
     assert with_odds(first, 0, 0.99) != with_odds(other, 0, 0.99)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(less=st.integers(209, 313), step=st.integers(1, 60), seed=st.integers(0, 1000))  # from 374 on the rest has above 0.32
 def test_pool_and_rest_are_nested_over_budgets(medium: TestSet, cache: Path, less: int, step: int, seed: int) -> None:
     small, large = (ringed(fraction=n / 600).draw(medium, seed, cache) for n in (less, less + step))
     reached_by_the_ring = set(pool_order(medium, cache)[: less + step - 13])  # by default, pool and ring are that many
     assert certain(small) <= certain(large)
-    rest = with_odds(small, 0, 0.32)  # the ring has 0.333
+    rest = with_odds(small, 0, 0.32)  # the ring has 0.333; at 370 documents the rest has 0.313
     assert rest
     assert rest - reached_by_the_ring <= certain(large) | with_odds(large, 0, 0.32)
 

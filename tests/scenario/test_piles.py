@@ -2,8 +2,6 @@
 
 import shutil
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,8 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from tests.processes import LIMIT_S, wait_for
 
 PILE = 100
 Report = Mapping[str, Any]
@@ -44,11 +44,9 @@ class Piles:
         """Steps in the order in which they were validated."""
         return [report["checkpoint"]["step"] for report in self.reports if report["status"] == "done"]
 
-    def wait_for(self, condition: Callable[[], bool], limit_s: float = 120) -> None:
-        end = time.monotonic() + limit_s
-        while not condition():
-            assert time.monotonic() < end and self.process.poll() is None, self.log_file.read_text()
-            threading.Event().wait(0.05)
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        wait_for(lambda: self.process.poll() is not None or condition())
+        assert self.process.poll() is None, self.log_file.read_text()
 
     def add_second_pile(self) -> None:
         """The newest first, so that no look finds a newest one that is not the newest."""
@@ -58,7 +56,7 @@ class Piles:
 
     def end(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(60) == 0, self.log_file.read_text()
+        assert self.process.wait(LIMIT_S) == 0, self.log_file.read_text()
 
 
 @pytest.fixture(scope="module")

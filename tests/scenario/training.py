@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from tests.processes import LIMIT_S, wait_for
 from tests.tracker.watching import QUICK
 from tests.wandb_server.fixture import ServerHandle
 
@@ -59,7 +60,7 @@ class Training:
 
     def end(self) -> None:
         """As a training ends that has no more to log."""
-        _, errors = self._process.communicate(timeout=60)
+        _, errors = self._process.communicate(timeout=LIMIT_S)
         assert self._process.returncode == 0, errors
 
     @property
@@ -77,19 +78,19 @@ class Watcher:
     """`python -m dr_validate` that follows the training; started again, it goes on in the same folder."""
 
     def __init__(self, server: ServerHandle, command_line: Any, collection: Path, *overrides: str) -> None:
-        self._server, self._command_line = server, command_line
+        self._command_line = command_line
         self.folder = Path(command_line.folder)
         self.stop_file = self.folder / "over"
         self.log_file = self.folder / "watcher.log"
         command_line.environment.update({**server.environment(**QUICK), "OMP_NUM_THREADS": "1"})
-        arguments = ["source=wandb", "source.project=retrieval", "source.api_timeout_s=20", "source.timeout_s=20"]
+        arguments = ["source=wandb", "source.project=retrieval", "source.api_timeout_s=600", "source.timeout_s=600"]
         arguments += ["dataset=beir", f"dataset.path={collection}", "sampler=random", "sampler.fraction=0.5"]
         arguments += ["fidelity.baseline=off", "metrics=[mrr@10]", "encoder.pooling=mean", "encoder.normalize=true"]
-        arguments += ["tracker=wandb", "tracker.project=retrieval", "tracker.timeout_s=5", "device=cpu"]
+        arguments += ["tracker=wandb", "tracker.project=retrieval", "tracker.timeout_s=600", "device=cpu"]
         arguments += [
             "watch.order=oldest_first",
             "watch.poll_s=0.5",
-            "watch.exit_timeout_s=60",
+            "watch.exit_timeout_s=600",
             f"watch.stop_file={self.stop_file}",
         ]
         self._arguments = [*arguments, *overrides]
@@ -103,21 +104,21 @@ class Watcher:
         """As the kernel would: no time for anything."""
         assert self.process is not None
         os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(LIMIT_S)
 
     def stop(self) -> int:
         """End it when it has nothing more to do; its exit code."""
         self.stop_file.touch()
         return self.wait()
 
-    def wait(self, timeout_s: float = 120) -> int:
+    def wait(self) -> int:
         assert self.process is not None
-        return self.process.wait(timeout_s)
+        return self.process.wait(LIMIT_S)
 
     def close(self) -> None:
         if self.process is not None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(LIMIT_S)
 
     @property
     def said(self) -> str:
@@ -128,15 +129,15 @@ class Watcher:
         found: list[Mapping[str, Any]] = self._command_line.reports()
         return found
 
-    def wait_for_reports(self, num_reports: int, timeout_s: float = 120) -> None:
-        self.wait_for(lambda: len(self.reports) >= num_reports, timeout_s)
+    def wait_for_reports(self, num_reports: int) -> None:
+        self.wait_for(lambda: len(self.reports) >= num_reports)
 
-    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 120) -> None:
+    def wait_for(self, condition: Callable[[], bool]) -> None:
         """Fails with what it said; at once if it has ended."""
         process = self.process
         assert process is not None
         try:
-            self._server.wait_for(lambda: condition() or process.poll() is not None, timeout_s)
+            wait_for(lambda: condition() or process.poll() is not None)
             assert condition(), f"it ended with exit code {process.poll()}"
         except AssertionError as error:
             raise AssertionError(f"{error}; the watcher said:\n{self.said}") from None

@@ -18,6 +18,7 @@ from dr_validate.store.claims import Claims
 from dr_validate.store.kept import KeptVectors
 from dr_validate.store.vector_file import VectorFile
 from dr_validate.values import Float32, Int64, Side
+from tests.processes import LIMIT_S
 
 COUNTS: dict[Side, int] = {"query": 50, "document": 5000}
 DIM = 6
@@ -209,7 +210,7 @@ def test_processes_side_by_side_encode_nothing_twice_nor_what_a_killed_one_had_k
     for process in processes:
         go(process)
     for process in processes:
-        process.communicate(timeout=60)
+        process.communicate(timeout=LIMIT_S)
         assert process.returncode == 0
     encoded = [n for log in logs for n in lines_of(log)]
     assert len(set(encoded)) == len(encoded)
@@ -230,7 +231,7 @@ def test_a_claim_excludes_others_and_is_waited_for(tmp_path: Path) -> None:
         waiting.start()
         waiting.join(0.2)
         assert waiting.is_alive()
-    waiting.join(60)
+    waiting.join(LIMIT_S)
     assert not waiting.is_alive()
     with there.claim(np.array([1])) as theirs:
         assert theirs.tolist() == [True]
@@ -244,7 +245,7 @@ def test_what_another_encodes_now_is_waited_for_and_made_here_only_if_that_fails
 
     def slow(positions: Int64) -> Float32:
         begun.set()
-        assert go_on.wait(60)
+        assert go_on.wait(LIMIT_S)
         if fails:
             raise RuntimeError("the device is gone")
         return truth(ordinals[positions])
@@ -258,13 +259,13 @@ def test_what_another_encodes_now_is_waited_for_and_made_here_only_if_that_fails
 
     thread = threading.Thread(target=first)
     thread.start()
-    assert begun.wait(60)
+    assert begun.wait(LIMIT_S)
     encoding = Encoding(ordinals)
     other = threading.Thread(target=lambda: gets(tmp_path, ordinals, encoding))
     other.start()
     go_on.set()
-    thread.join(60)
-    other.join(60)
+    thread.join(LIMIT_S)
+    other.join(LIMIT_S)
     assert not other.is_alive()
     assert sorted(encoding.asked) == (ordinals.tolist() if fails else [])  # what the first let go of last comes last
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from dr_validate.errors import SetupError
 from dr_validate.tracker.wandb import WandbTracker
+from tests.processes import LIMIT_S
 from tests.tracker.watching import QUICK, Start, report, rows, undelivered, versions, wait_for_rows
 from tests.wandb_server.fixture import ServerHandle
 
@@ -47,7 +48,7 @@ class Training:
         self._logged()
 
     def end(self) -> None:
-        _, said = self.process.communicate(timeout=60)
+        _, said = self.process.communicate(timeout=LIMIT_S)
         assert self.process.returncode == 0, said
 
     def _logged(self) -> None:
@@ -123,6 +124,7 @@ EXAMINE = """
 import json
 from dr_validate.errors import SetupError
 from dr_validate.tracker.wandb import WandbTracker
+from tests.processes import LIMIT_S
 from tests.tracker.watching import versions
 found = []
 for name in ("t2", "t1"):

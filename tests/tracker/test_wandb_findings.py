@@ -12,6 +12,7 @@ from dr_validate.ledger import Ledger
 from dr_validate.report.settings import ReportSettings
 from dr_validate.report.write import write_report
 from dr_validate.values import Agreement, Estimate, Report
+from tests.processes import wait_for
 from tests.tracker.watching import RUN, Start, report, steps, table, undelivered, wait_for_rows
 from tests.wandb_server.fixture import ServerHandle
 
@@ -56,7 +57,7 @@ def test_the_verdict_and_the_tables_of_the_page_are_there_and_whole_after_a_rest
     watcher = start()
     watcher.send(*three)
     wait_for_rows(server, 3)
-    server.wait_for(lambda: "Best of 3 checkpoints" in server.run(RUN).summary.get("verdict", ""))  # not only at the end
+    wait_for(lambda: "Best of 3 checkpoints" in server.run(RUN).summary.get("verdict", ""))  # not only at the end
     watcher.send(full(500, 0.5, 4), replace(full(1000, 0.5, 5), agreement=AGREEMENT))
     watcher.close()
     watcher = start()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ import pytest
 
 from dr_validate.component import fingerprint
 from dr_validate.values import Agreement, Report
-from tests.processes import children
+from tests.processes import children, wait_for
 from tests.tracker.watching import (
     REPORTS,
     RUN,
+    TIMEOUT_S,
     Start,
     Watcher,
     report,
@@ -59,7 +61,10 @@ def test_late_reports_land_at_their_training_step_and_the_key_nowhere(
 ) -> None:
     server.capture()
     watcher = start()
-    assert watcher.send(*REPORTS) < 1
+    server.fault("hang", operation="UpsertBucket")
+    assert watcher.send(*REPORTS) < TIMEOUT_S / 2  # nobody waits for the run to be opened
+    wait_for(lambda: not server.faults_left())
+    server.clear()
     said = watcher.close()
     run = server.run(RUN)
     assert (run.group, run.job_type, run.tags, run.state) == ("tas-b", "validate", ["vaswani", "random"], "finished")
@@ -104,11 +109,11 @@ def test_nothing_is_logged_before_what_is_there_has_been_read(server: ServerHand
     wait_for_rows(server, 2)
     watcher.kill()
     server.fault("error", operation="*History*", times=None)
-    watcher = start(exit_timeout_s=SHORT_EXIT_S)
+    watcher = start()
     watcher.send(REPORTS[2])
-    server.wait_for(lambda: server.faults_met() >= 1)
-    said = watcher.close()
-    assert steps(server) == [500, 1500] and "delivered later" in said
+    wait_for(lambda: "delivered later" in watcher.said)
+    watcher.close()
+    assert steps(server) == [500, 1500] and server.faults_met() >= 1
     server.clear()
     start().close()
     assert steps(server) == [500, 1500, 1000]
@@ -131,8 +136,9 @@ def test_a_server_that_comes_up_late_gets_everything(
     server: ServerHandle, start: Start, state_dir: Path, expected: Sequence[Mapping[str, Any]]
 ) -> None:
     server.stop()
-    watcher = start(timeout_s=1)
-    assert watcher.send(*REPORTS[:3]) < 1  # nobody waits for it
+    watcher = start(environment={"WANDB_X_GRAPHQL_RETRY_MAX": "1"})  # so that the SDK gives it up soon, however fast it is
+    watcher.send(*REPORTS[:3])
+    wait_for(lambda: "delivered later" in watcher.said)
     server.start()
     wait_for_rows(server, 3)
     watcher.send(*REPORTS[3:])
@@ -150,8 +156,8 @@ def test_a_server_that_is_down_at_the_end_is_served_at_the_next_start(
     watcher.send(*REPORTS[2:])
     started = time.monotonic()
     said = watcher.close()
-    assert time.monotonic() - started < SHORT_EXIT_S + 3
-    assert "4 reports are not known to have arrived" in said or "6 reports" in said, said
+    assert time.monotonic() - started < TIMEOUT_S / 2
+    assert re.search("[456] reports are not known to have arrived", said), said
     server.start()
     start().close()
     assert rows(server) == expected and undelivered(state_dir) == 0
@@ -165,10 +171,10 @@ def test_a_server_that_never_answers_holds_nobody_up(
     watcher.send(*REPORTS[:2])
     wait_for_rows(server, 2)
     server.fault("hang", times=None)
-    assert watcher.send(*REPORTS[2:]) < 1
+    assert watcher.send(*REPORTS[2:]) < TIMEOUT_S / 2
     started = time.monotonic()
     watcher.close()
-    assert time.monotonic() - started < SHORT_EXIT_S + 3
+    assert time.monotonic() - started < TIMEOUT_S / 2
     server.clear()
     start().close()
     assert rows(server) == expected and undelivered(state_dir) == 0
@@ -274,7 +280,7 @@ def test_a_refused_key_keeps_the_reports(
     server.reject_key()
     watcher = start()
     watcher.send(*REPORTS)
-    server.wait_for(lambda: len(server.requests()) > 0)
+    wait_for(lambda: "delivered later" in watcher.said)
     assert server.runs() == []
     server.clear()
     wait_for_rows(server, len(REPORTS))
@@ -295,7 +301,7 @@ import json
 from dr_validate.errors import SetupError
 from dr_validate.tracker.wandb import WandbTracker
 try:
-    said = WandbTracker(project="retrieval", timeout_s=3).examine()
+    said = WandbTracker(project="retrieval", timeout_s=600).examine()
 except SetupError as error:
     said = f"problem: {error}"
 print(json.dumps(said))

@@ -14,6 +14,7 @@ from dr_validate.component import fingerprint
 from dr_validate.ledger import Ledger
 from dr_validate.report_json import report_to_json
 from dr_validate.values import Checkpoint, Estimate, Report
+from tests.processes import LIMIT_S, wait_for
 from tests.wandb_server.fixture import ServerHandle
 
 DRIVER = Path(__file__).with_name("driver.py")
@@ -23,6 +24,7 @@ QUICK = {
     for end in ("MIN", "MAX")
 }
 QUICK["WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL"] = "1"
+TIMEOUT_S = 600.0  # for what the tracker waits for, where a test does not want it to run out
 ONLY_HERE = ("_runtime", "_timestamp")
 RUN = fingerprint({"training_run": "tas-b", "spec": "s1"})
 
@@ -67,20 +69,26 @@ class Watcher:
 
     def __init__(self, server: ServerHandle, state_dir: Path, environment: Mapping[str, str], **tracker: Any) -> None:
         self._server = server
-        others = {"exit_timeout_s": tracker.pop("exit_timeout_s", 12), "spec": tracker.pop("spec", "s1")}
+        others = {"exit_timeout_s": tracker.pop("exit_timeout_s", TIMEOUT_S), "spec": tracker.pop("spec", "s1")}
         others["arrivals"] = tracker.pop("arrivals", {})
-        settings = {"state_dir": str(state_dir), "tracker": {"timeout_s": 5, **tracker}, **others}
+        settings = {"state_dir": str(state_dir), "tracker": {"timeout_s": TIMEOUT_S, **tracker}, **others}
         given = {**server.environment(**QUICK), **environment}
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            [sys.executable, str(DRIVER), json.dumps(settings)],
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
-            text=True,
-            env=given,
-            cwd=given["WANDB_DIR"],
-        )
+        self._log_file = Path(given["WANDB_DIR"]) / "watcher.log"
+        with self._log_file.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(DRIVER), json.dumps(settings)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=given,
+                cwd=given["WANDB_DIR"],
+            )
+
+    @property
+    def said(self) -> str:
+        """Its log so far."""
+        return self._log_file.read_text()
 
     def send(self, *reports: Report) -> float:
         """The longest wait for a delivery, in seconds."""
@@ -92,22 +100,21 @@ class Watcher:
 
     def close(self) -> str:
         """End it as a stop would; its log."""
-        said: str
-        _, said = self.process.communicate(timeout=60)
-        assert self.process.returncode == 0, said
-        assert "Traceback" not in said, said
-        return said
+        self.process.communicate(timeout=LIMIT_S)
+        assert self.process.returncode == 0, self.said
+        assert "Traceback" not in self.said, self.said
+        return self.said
 
     def kill(self) -> None:
         os.kill(self.process.pid, signal.SIGKILL)
-        self.process.communicate(timeout=10)
+        self.process.communicate(timeout=LIMIT_S)
 
     def _say(self, line: str) -> float:
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
-        assert answer, self.process.communicate()[1]
+        assert answer, self.said
         return float(answer)
 
 
@@ -122,7 +129,7 @@ def rows(server: ServerHandle, run: str = RUN) -> list[dict[str, Any]]:
 
 
 def wait_for_rows(server: ServerHandle, num_rows: int, run: str = RUN) -> None:
-    server.wait_for(lambda: len(rows(server, run)) >= num_rows)
+    wait_for(lambda: len(rows(server, run)) >= num_rows)
 
 
 def undelivered(state_dir: Path) -> int:

@@ -5,14 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.processes import LIMIT_S
 from tests.wandb_server.faults import Action, Fault
 from tests.wandb_server.records import Artifact, Collection, Run
 from tests.wandb_server.request_log import Entry, read_log
@@ -21,7 +21,6 @@ from tests.wandb_server.views import ArtifactView, RunView, json_of
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 ENTITY = "tester"
-EXIT_TIMEOUT_S = 10
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -83,7 +82,7 @@ class ServerHandle:
         if self._process is None:
             return
         self._process.send_signal(sent)
-        self._process.wait(EXIT_TIMEOUT_S)
+        self._process.wait(LIMIT_S)
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._process = None
@@ -123,13 +122,13 @@ class ServerHandle:
             **others,
         }
 
-    def python(self, code: str, environment: Mapping[str, str] | None = None, timeout_s: float = 60) -> Any:
+    def python(self, code: str, environment: Mapping[str, str] | None = None) -> Any:
         """Run `code` as a process of its own against the server; what its last printed line says as JSON."""
-        process = self.start_python(code, environment)
-        try:
-            out, err = process.communicate(timeout=timeout_s)
-        finally:
-            process.kill()
+        with self.start_python(code, environment) as process:
+            try:
+                out, err = process.communicate(timeout=LIMIT_S)
+            finally:
+                process.kill()
         assert process.returncode == 0, err
         return json.loads(out.splitlines()[-1]) if out.strip() else None
 
@@ -140,13 +139,6 @@ class ServerHandle:
         return subprocess.Popen(
             [sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=given, cwd=given["WANDB_DIR"]
         )
-
-    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 30) -> None:
-        """Until `condition` holds; fails after `timeout_s`."""
-        end = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < end, f"not within {timeout_s} s"
-            time.sleep(0.02)
 
     def fault(self, action: Action, **settings: Any) -> None:
         """Put a fault in force; `settings` are the fields of Fault."""
@@ -177,7 +169,7 @@ class ServerHandle:
         request = urllib.request.Request(
             f"{self.url}/__control", data=json_text({"do": do, **settings}).encode(), method="POST"
         )
-        with NO_PROXY.open(request, timeout=EXIT_TIMEOUT_S) as answer:
+        with NO_PROXY.open(request, timeout=LIMIT_S) as answer:
             return json_of(answer.read().decode())
 
     def faults_met(self) -> int:

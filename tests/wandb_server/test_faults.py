@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.processes import LIMIT_S, wait_for
 from tests.wandb_server.faults import Action
 from tests.wandb_server.fixture import ServerHandle, start_server
 
@@ -22,7 +23,7 @@ def server(tmp_path: Path) -> Iterator[ServerHandle]:
 
 def put(server: ServerHandle, content: bytes) -> str:
     path = "/storage/files/x/y"
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=LIMIT_S)
     connection.request("PUT", path, content)
     assert connection.getresponse().status == 200
     connection.close()
@@ -30,7 +31,7 @@ def put(server: ServerHandle, content: bytes) -> str:
 
 
 def get(server: ServerHandle, path: str) -> tuple[int, bytes, dict[str, str]]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=LIMIT_S)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -74,16 +75,16 @@ def test_whoever_hangs_is_let_go_when_faults_are_cleared(server: ServerHandle) -
 
     thread = threading.Thread(target=ask)
     thread.start()
-    server.wait_for(lambda: server.faults_met() == 1)
+    wait_for(lambda: server.faults_met() == 1)
     assert outcome == []
     server.clear()
-    thread.join(10)
+    thread.join(LIMIT_S)
     assert isinstance(outcome[0], ConnectionError) and get(server, path)[0] == 200
 
 
 def test_faults_choose_by_operation_and_count(server: ServerHandle) -> None:
     def ask(name: str) -> tuple[int, dict[str, Any], str | None]:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=LIMIT_S)
         body = json.dumps({"query": f"query {name} {{ viewer {{ username }} }}"})
         connection.request("POST", "/graphql", body, {"Authorization": "Basic YXBpOmtleQ=="})
         answer = connection.getresponse()
@@ -103,7 +104,7 @@ def test_faults_choose_by_operation_and_count(server: ServerHandle) -> None:
 
 def test_faults_choose_by_key_and_content_and_say_what_is_left(server: ServerHandle) -> None:
     def ask(key: str, value: str) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=LIMIT_S)
         body = json.dumps({"query": "query Q { viewer { username } }", "variables": {"x": value}})
         credentials = base64.b64encode(f"api:{key}".encode()).decode()
         connection.request("POST", "/graphql", body, {"Authorization": f"Basic {credentials}"})
@@ -128,7 +129,7 @@ def test_whoever_hangs_or_is_dropped_may_have_been_heard(server: ServerHandle) -
 
 def put_and_clear(server: ServerHandle, content: bytes) -> None:
     def clear() -> None:
-        server.wait_for(lambda: not server.faults_left())
+        wait_for(lambda: not server.faults_left())
         server.clear()
 
     thread = threading.Thread(target=clear)
@@ -136,4 +137,4 @@ def put_and_clear(server: ServerHandle, content: bytes) -> None:
     try:
         put(server, content)
     finally:
-        thread.join(10)
+        thread.join(LIMIT_S)

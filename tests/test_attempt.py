@@ -1,0 +1,221 @@
+"""What becomes of an attempt that fails: with a worker that does as it is told, and a clock that goes by hand."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dr_validate import schedule
+from dr_validate.attempt import Attempts, Target
+from dr_validate.config import Run, Settings, Watch
+from dr_validate.errors import CheckpointError, Interrupted, Outage, Stopped, TimedOut
+from dr_validate.fidelity.against_full import AgainstFull
+from dr_validate.ledger import Ledger
+from dr_validate.polling import Needs, SourcePoller
+from dr_validate.store.checkpoints import CheckpointStore
+from dr_validate.tracker.none import NoTracker
+from dr_validate.values import Checkpoint, Estimate, Listing, Report
+from dr_validate.watch import watch
+
+AT = "2026-11-21T03:15:10Z"
+TARGET = Target(dataset="vaswani", sampler="full", spec="s1", sampled_spec="s1", full_spec="s1")
+Behaviour = Callable[[Checkpoint, Callable[[Mapping[str, Any] | None], None]], None]
+
+
+class Clock:
+    """Monotonic seconds that also pass by hand."""
+
+    def __init__(self) -> None:
+        self._real, self.ahead = time.monotonic, 0.0
+
+    def __call__(self) -> float:
+        return self._real() + self.ahead
+
+
+class FakeWorker:
+    """In place of the worker process: `behave` may raise what a worker raises, or let time pass and tell of it."""
+
+    def __init__(self, behave: Behaviour) -> None:
+        self._behave = behave
+        self.asked: list[int] = []
+
+    def start(self, tick: Any) -> Mapping[str, Any]:
+        names = {"spec": "s1", "full_spec": "s1", "dataset": "vaswani", "sampler": "full", "device": "cpu"}
+        return {**names, "queries": 1, "documents": 1, "encoded": 1, "dataset_fingerprint": "d", "sample_fingerprint": "f"}
+
+    def validate(self, checkpoint: Checkpoint, folder: Path, *, full: bool, tick: Any) -> Report:
+        self.asked.append(checkpoint.step)
+        self._behave(checkpoint, tick)
+        return Report(
+            checkpoint=checkpoint,
+            dataset="vaswani",
+            sampler="full",
+            spec="s1",
+            status="done",
+            at=AT,
+            metrics={"mrr@10": Estimate(value=0.5, low=0.5, high=0.5, naive=0.5)},
+            corpus={"encoded": 1},
+            seconds={"total": 1.0},
+        )
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class FakeSource:
+    """Checkpoints of one file each."""
+
+    training_run = "t"
+
+    def __init__(self, steps: Sequence[int]) -> None:
+        self.listing = Listing(checkpoints=tuple(map(checkpoint, steps)))
+
+    def identity(self) -> Mapping[str, Any]:
+        return {}
+
+    def list(self, state_dir: Path) -> Listing:
+        return self.listing
+
+    def fetch(self, wanted: Checkpoint, into: Path) -> None:
+        (into / "model.safetensors").write_text(wanted.digest)
+
+    def still_has(self, wanted: Checkpoint) -> bool:
+        return wanted in self.listing.checkpoints
+
+
+def checkpoint(step: int) -> Checkpoint:
+    name = f"checkpoint-{step}"
+    return Checkpoint(
+        name=name, version=name, digest=f"sha256:{step:064x}", step=step, step_from="folder name", created_at=AT, uri=name
+    )
+
+
+def run_of(state_dir: Path, steps: Sequence[int], **watch_settings: Any) -> Run:
+    source: Any = FakeSource(steps)
+    others: Any = dict.fromkeys(("dataset", "encoder", "sampler", "engine", "index"), None)
+    return Run(
+        settings=Settings(state_dir=state_dir),
+        watch=Watch(mode="once", **watch_settings),
+        source=source,
+        store=CheckpointStore(),
+        fidelity=AgainstFull(baseline="off"),
+        tracker=NoTracker(),
+        raw={},
+        **others,
+    )
+
+
+class Books:
+    """Attempts on one checkpoint, and what is in the ledger of them."""
+
+    def __init__(self, state_dir: Path, ledger: Ledger, behave: Behaviour, **watch_settings: Any) -> None:
+        run = run_of(state_dir, [100], **watch_settings)
+        self.worker, self.ledger, self.listing = FakeWorker(behave), ledger, run.source.list(state_dir)
+        worker: Any = self.worker
+        run.store.take(checkpoint(100), run.source.fetch, state_dir)
+        poller = SourcePoller(run, lambda listing: Needs(order=()))  # not started: the copy is there
+        self._attempts = Attempts(run, ledger, worker, poller, lambda: AT)
+
+    def attempt(self) -> Report | None:
+        return self._attempts.validate(checkpoint(100), TARGET, lambda progress: None)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it would be tried again."""
+        return bool(schedule.waiting(self.listing, self.ledger.settled("s1"), "newest_first"))
+
+
+def fails(error: Exception) -> Behaviour:
+    def behave(wanted: Checkpoint, tick: Any) -> None:
+        raise error
+
+    return behave
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger(tmp_path / "ledger.db") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("max_attempts", [1, 3])
+def test_what_will_fail_every_time_is_tried_once(tmp_path: Path, ledger: Ledger, max_attempts: int) -> None:
+    books = Books(tmp_path, ledger, fails(CheckpointError("vectors hold NaN or Inf")), max_attempts=max_attempts)
+    report = books.attempt()
+    assert report is not None
+    assert (report.status, report.error, report.attempts) == ("failed", "vectors hold NaN or Inf", 1)
+    assert not books.is_waiting and ledger.reports("s1") == [report]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the worker died"), TimedOut()], ids=["died", "timed-out"])
+@pytest.mark.parametrize("max_attempts", [1, 2, 3])
+def test_what_may_pass_is_tried_as_often_as_allowed(
+    tmp_path: Path, ledger: Ledger, error: Exception, max_attempts: int
+) -> None:
+    books = Books(tmp_path, ledger, fails(error), max_attempts=max_attempts, timeout_s=1)
+    for _ in range(max_attempts - 1):
+        assert books.attempt() is None and books.is_waiting
+    report = books.attempt()
+    assert report is not None and (report.status, report.attempts) == ("failed", max_attempts)
+    reason = "the worker died" if isinstance(error, RuntimeError) else "took longer than watch.timeout_s=1"
+    assert report.error == f"{reason} (attempt {max_attempts} of {max_attempts})"
+    assert not books.is_waiting and len(books.worker.asked) == max_attempts
+
+
+@pytest.mark.parametrize("error", [Outage("no answer"), Stopped()], ids=["outage", "stopped"])
+def test_what_is_not_the_checkpoints_fault_costs_no_attempt(tmp_path: Path, ledger: Ledger, error: Exception) -> None:
+    books = Books(tmp_path, ledger, fails(error), max_attempts=1)
+    for _ in range(3):
+        if isinstance(error, Interrupted):
+            with pytest.raises(type(error)):
+                books.attempt()
+        else:
+            assert books.attempt() is None
+        assert books.is_waiting
+    assert ledger.begin(checkpoint(100), "s1", AT).attempts == 1
+
+
+def test_a_run_goes_on_after_a_failure_for_good_and_ends_with_exit_code_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def behave(wanted: Checkpoint, tick: Any) -> None:
+        if wanted.step == 200:
+            raise CheckpointError("vectors hold NaN or Inf")
+        if worker.asked.count(wanted.step) < 3:
+            raise RuntimeError("the worker died")
+
+    worker = FakeWorker(behave)
+    monkeypatch.setattr("dr_validate.watch.WorkerClient", lambda raw: worker)
+    assert watch(run_of(tmp_path, [100, 200, 300], max_attempts=3)).exit_code == 1
+    assert sorted(worker.asked) == [100] * 3 + [200] + [300] * 3
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        assert [(r.checkpoint.step, r.status, r.attempts) for r in ledger.reports("s1")] == [
+            (100, "done", 3),
+            (200, "failed", 1),
+            (300, "done", 3),
+        ]
+
+
+@pytest.mark.parametrize(("took_s", "status"), [(0.9, "done"), (1.1, "failed")])
+def test_a_limit_of_a_second_ends_what_takes_longer_and_leaves_the_rest_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took_s: float, status: str
+) -> None:
+    """In hours instead of seconds, so that what this machine takes besides does not count."""
+    clock, hour = Clock(), 3600.0
+
+    def behave(wanted: Checkpoint, tick: Any) -> None:
+        for _ in range(2):
+            clock.ahead += took_s * hour / 2
+            tick(None)
+
+    worker = FakeWorker(behave)
+    monkeypatch.setattr(time, "monotonic", clock)
+    monkeypatch.setattr("dr_validate.watch.WorkerClient", lambda raw: worker)
+    watch(run_of(tmp_path, [100, 200], max_attempts=1, timeout_s=hour))
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        reports = ledger.reports("s1")
+    assert [report.status for report in reports] == [status] * 2 and sorted(worker.asked) == [100, 200]
+    if status == "failed":
+        assert {report.error for report in reports} == {"took longer than watch.timeout_s=3600 (attempt 1 of 1)"}
