@@ -10,7 +10,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
+from dr_validate.errors import SetupError
+
 CHUNK_BYTES = 1 << 20
+
+
+def expanded(path: str | Path) -> Path:
+    """`path` with a leading `~` or `~user` resolved. Raises SetupError where nobody knows that home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise SetupError(f"got {str(path)!r}, but the home that ~ stands for is not known; write the whole path") from None
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -1,12 +1,11 @@
 """`task=status`: what is done, pending and failed in a state_dir, and why. Reads the ledger; starts nothing."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from dr_validate.config import source_if_any, store_if_any
+from dr_validate.config import source_if_any, state_dir_of, store_if_any
 from dr_validate.ledger import Ledger
-from dr_validate.summary import new_console
+from dr_validate.logs import new_console
 from dr_validate.values import Listing
 
 
@@ -14,11 +13,11 @@ def show_status(config: Mapping[str, Any]) -> int:
     """Print a table per spec. Returns the exit code: 0."""
     from rich.table import Table
 
-    state_dir = Path(str(config["state_dir"]))
+    state_dir = state_dir_of(config)
     console = new_console()
     path = state_dir / "ledger.db"
     if not path.exists():
-        console.print(f"Nothing has been validated in {state_dir} yet (no ledger.db).", highlight=False, soft_wrap=True)
+        console.print(f"Nothing has been validated in {state_dir} yet (no ledger.db).", soft_wrap=True)
         return 0
     source = source_if_any(config)
     listing = source.list(state_dir) if source is not None else Listing()
@@ -37,9 +36,9 @@ def show_status(config: Mapping[str, Any]) -> int:
             console.print(table)
             console.print()
     for part in listing.incomplete:
-        console.print(f"incomplete: {part.name}: {part.lacks}", highlight=False, soft_wrap=True)
+        console.print(f"incomplete: {part.name}: {part.lacks}", soft_wrap=True)
     if (store := store_if_any(config)) is not None:
-        console.print(f"kept vectors: {store.describe_vectors(state_dir)}", highlight=False, soft_wrap=True)
+        console.print(f"kept vectors: {store.describe_vectors(state_dir)}", soft_wrap=True)
     return 0
 
 

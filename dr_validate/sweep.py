@@ -21,16 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dr_validate.config import SECRET_WORDS
-from dr_validate.files import write_atomically
+from dr_validate.files import expanded, write_atomically
 from dr_validate.logs import set_up_logging
 
 SWEEP_ID = "DR_VALIDATE_SWEEP"  # environment: set by the launching process, ends hydra.sweep.dir in conf/config.yaml
 SWEEP_FOLDER = "DR_VALIDATE_SWEEP_FOLDER"  # environment: set by it once the folder is known, inherited by its jobs
 STOP_MARK = "stop"
 log = logging.getLogger(__name__)
+# Hydra makes the folder itself; a job in another process has this from the callback, whose module this is.
+OmegaConf.register_new_resolver("home_of", lambda path: str(expanded(str(path))), replace=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

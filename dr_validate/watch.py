@@ -31,6 +31,7 @@ from dr_validate.vanished import DELETED, Vanished
 from dr_validate.worker_client import WorkerClient
 
 STOP_FILE_EVERY_S = 1.0
+PLACE_KEYS = ("path", "entity", "project", "artifact", "run")
 log = logging.getLogger(__name__)
 
 
@@ -87,11 +88,9 @@ class _Watcher:
         with Delivery(self.run, self.ledger, names, now) as self.delivery:
             self._loop()
             self.delivery.deliver()
-        if self.run.watch.mode == "once" and self.lookout.listing == Listing() and not self.stop.is_set():
-            log.warning("no checkpoint was found, so nothing was validated; is it the right source?")
-        settled = self.ledger.settled(spec)
-        failed = any(settled.get(c.digest) == "failed" for c in self.lookout.listing.checkpoints)
-        exit_code = int(failed and self.run.watch.mode == "once")
+        listing, exit_code = self.lookout.listing, 0
+        if self.run.watch.mode == "once" and (listing.checkpoints or not self.stop.is_set()):
+            exit_code = exit_code_of(listing, self.ledger.settled(spec), self.run.raw["source"])
         return Outcome(target=self.target, exit_code=exit_code, stopped=self.stop.is_set())
 
     def tick(self, progress: Mapping[str, Any] | None) -> None:
@@ -243,6 +242,18 @@ class _Watcher:
             if is_idle and self._is_told_to_end():
                 return
             self.stop.wait(min(rest, STOP_FILE_EVERY_S))
+
+
+def exit_code_of(listing: Listing, settled: Mapping[str, str], source: Mapping[str, Any]) -> int:
+    """Of a run that validated what there is and ends: 1 where a checkpoint failed for good, or none was complete. Raises
+    SetupError where there was nothing at all; `source`: its keys, to say where."""
+    if listing == Listing():
+        place = ", ".join(f"source.{key}={source[key]}" for key in PLACE_KEYS if source.get(key))
+        raise SetupError(f"source: no checkpoint was found ({place}), so nothing was validated; is it the right source?")
+    if not listing.checkpoints:
+        log.warning("none of the %d checkpoints is complete, so nothing was validated", len(listing.incomplete))
+        return 1
+    return int(any(settled.get(checkpoint.digest) == "failed" for checkpoint in listing.checkpoints))
 
 
 def now() -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dr_validate.component import component
+from dr_validate.component import UserPath, component
 from dr_validate.encoder.contract import read_contract
 from dr_validate.encoder.terms import Stated
 from dr_validate.errors import ConfigError
@@ -42,8 +42,8 @@ class AutoEncoder:
     query_max_length: int | None = Field(default=None, ge=1)
     document_max_length: int | None = Field(default=None, ge=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    tokenizer: str | None = None
-    base_model: str | None = None
+    tokenizer: UserPath | None = None
+    base_model: UserPath | None = None
     append_eos: bool | None = None
     max_tokens_per_batch: int | None = Field(default=None, ge=1)
 
@@ -81,9 +81,7 @@ class AutoEncoder:
 
     def _stated(self) -> Stated:
         folders = {"encoder.tokenizer": self.tokenizer, "encoder.base_model": self.base_model}
-        problems = [
-            f"{key}: no such folder (got {path!r})" for key, path in folders.items() if path and not Path(path).is_dir()
-        ]
+        problems = [f"{key}: no such folder (got {str(path)!r})" for key, path in folders.items() if path and not path.is_dir()]
         if problems:
             raise ConfigError(problems)
         return Stated(
@@ -93,8 +91,8 @@ class AutoEncoder:
             document_prefix=self.document_prefix,
             query_max_length=self.query_max_length,
             document_max_length=self.document_max_length,
-            tokenizer=Path(self.tokenizer) if self.tokenizer else None,
-            base_model=Path(self.base_model) if self.base_model else None,
+            tokenizer=self.tokenizer,
+            base_model=self.base_model,
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dr_validate.files import expanded
 from dr_validate.per_query import read_query_values
 from dr_validate.report.comparison import Z_95
 from dr_validate.report.gather import Section, Strategy
@@ -118,9 +119,9 @@ def query_texts(wanted: Collection[str], state_dir: Path, dataset: Mapping[str, 
 
 def _candidates(state_dir: Path, dataset: Mapping[str, Any]) -> list[Path]:
     own, folder = dataset.get("queries"), dataset.get("path")
-    named = [Path(str(own)).expanduser()] if own else []
+    named = [expanded(str(own))] if own else []
     names = ("queries.jsonl", "queries.dev.small.tsv", "queries.dev.tsv")
-    inside = [Path(str(folder)).expanduser() / name for name in names] if folder else []
+    inside = [expanded(str(folder)) / name for name in names] if folder else []
     return [*named, *inside, *sorted(state_dir.glob("datasets/*/queries.jsonl"))]
 
 
