@@ -14,6 +14,7 @@ from typing import Any
 from dr_validate.config import NotGiven, Run, build, metrics_of
 from dr_validate.devices import Device
 from dr_validate.errors import ConfigError, DatasetError, DrValidateError, SetupError
+from dr_validate.files import give_home
 from dr_validate.logs import new_console
 from dr_validate.values import Checkpoint, TestSet
 
@@ -32,6 +33,7 @@ def examine(config: Mapping[str, Any]) -> int:
     """Print one line per check. Returns the exit code: 0, or 2 if anything would stop a run. A source or data set that is not
     given keeps nobody from having the rest looked at."""
     run = build(config, optional=("source", "dataset"))
+    give_home(run.settings.state_dir)
     not_given = {stage: found for stage in ("source", "dataset") if isinstance(found := getattr(run, stage), NotGiven)}
     console = new_console()
     checks: dict[str, Check] = {
@@ -62,6 +64,7 @@ def examine(config: Mapping[str, Any]) -> int:
 
 def check_start(run: Run) -> None:
     """What the doctor looks at, as far as that takes no time, no server and no torch. Raises SetupError with all problems."""
+    give_home(run.settings.state_dir)
     checks: list[Check | Callable[[Run], None]] = [_packages, _search, _disk]
     checks += [lambda run: run.tracker.check(), lambda run: run.source.check(), lambda run: run.dataset.check()]
     problems = _problems(run, checks)

@@ -139,6 +139,7 @@ class _Watcher:
         if not self.lookout.look():
             return
         listing = self.lookout.listing
+        self.attempts.refuse_another_training(listing, self.target)
         for part in schedule.given_up(listing, finite=self.run.watch.mode == "once"):
             self.attempts.skip_incomplete(part, self.target)
         for later, earlier in schedule.same_weights(listing):

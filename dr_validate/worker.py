@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from dr_validate.errors import INTERRUPTS, CheckpointError, DeviceFailure, Interrupted, SetupError
+from dr_validate.errors import INTERRUPTS, CheckpointError, DeviceFailure, Interrupted, NotStated, SetupError
 from dr_validate.logs import set_up_logging
 
 PR_SET_PDEATHSIG = 1
@@ -109,7 +109,7 @@ def _kind(error: Exception) -> str:
         if isinstance(error, cls):
             return name
     if isinstance(error, CheckpointError):
-        return "checkpoint"
+        return "not_stated" if isinstance(error, NotStated) else "checkpoint"
     if isinstance(error, DeviceFailure):
         return "device"
     return "setup" if isinstance(error, SetupError) else "unexpected"

@@ -7,7 +7,7 @@ from typing import Any
 
 from dr_validate.encoder.checks import USE_STEP_VERSION, check_adapter_weights, check_no_code, check_weights, read_object
 from dr_validate.encoder.terms import Stated
-from dr_validate.errors import CheckpointError
+from dr_validate.errors import CheckpointError, NotStated
 
 TOKENIZER_FILES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model",
@@ -59,7 +59,7 @@ def _base_of(folder: Path, stated: Stated) -> Path:
     named = config.get("base_model_name_or_path")
     base = stated.base_model or (Path(named) if isinstance(named, str) and named else None)
     if base is None or not base.is_dir():
-        raise CheckpointError(
+        raise NotStated(
             f"{path}: the adapter's base model {named!r} is not a folder on this machine, and nothing is downloaded; "
             "set encoder.base_model to the folder of the base model"
         )
