@@ -67,6 +67,7 @@ class _Watcher:
         self.attempts = Attempts(run, ledger, worker, self.lookout.fetching, now)
         self.progress = Progress()
         self.prefetch = Prefetch(run)
+        self._seen: dict[str, Checkpoint] = {}  # complete ones by digest: what is deleted later was found all the same
         self._deadline = float("inf")
         self._not_before: dict[str, float] = {}  # digest -> when a failed attempt may be repeated
         self._baseline_not_before: dict[str, float] = {}
@@ -88,7 +89,8 @@ class _Watcher:
         with Delivery(self.run, self.ledger, names, now) as self.delivery:
             self._loop()
             self.delivery.deliver()
-        listing, exit_code = self.lookout.listing, 0
+        exit_code = 0
+        listing = Listing(checkpoints=tuple(self._seen.values()), incomplete=self.lookout.listing.incomplete)
         if self.run.watch.mode == "once" and (listing.checkpoints or not self.stop.is_set()):
             exit_code = exit_code_of(listing, self.ledger.settled(spec), self.run.raw["source"])
         return Outcome(target=self.target, exit_code=exit_code, stopped=self.stop.is_set())
@@ -140,6 +142,7 @@ class _Watcher:
             return
         listing = self.lookout.listing
         self.attempts.refuse_another_training(listing, self.target)
+        self._seen |= {checkpoint.digest: checkpoint for checkpoint in listing.checkpoints}
         for part in schedule.given_up(listing, finite=self.run.watch.mode == "once"):
             self.attempts.skip_incomplete(part, self.target)
         for later, earlier in schedule.same_weights(listing):
@@ -247,7 +250,7 @@ class _Watcher:
 
 def exit_code_of(listing: Listing, settled: Mapping[str, str], source: Mapping[str, Any]) -> int:
     """Of a run that validated what there is and ends: 1 where a checkpoint failed for good, or none was complete. Raises
-    SetupError where there was nothing at all; `source`: its keys, to say where."""
+    SetupError where there was nothing at all; `listing`: what it met, `source`: the keys of that, to say where."""
     if listing == Listing():
         place = ", ".join(f"source.{key}={source[key]}" for key in PLACE_KEYS if source.get(key))
         raise SetupError(f"source: no checkpoint was found ({place}), so nothing was validated; is it the right source?")
