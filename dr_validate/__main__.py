@@ -1,5 +1,6 @@
 """`python -m dr_validate`: compose the configuration, run the job or the sweep, end with an exit code that says how it went."""
 
+import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ from dr_validate import sweep
 from dr_validate.config import conf_dir
 from dr_validate.help import offer_help
 from dr_validate.job import SETUP_IS_WRONG, run_job
-from dr_validate.overrides import NOT_COMPOSED, explain, explain_sweep, for_every_job
+from dr_validate.logs import say_error, set_up_logging, standard_output
+from dr_validate.overrides import NOT_COMPOSED, explain, explain_grammar, explain_sweep, for_every_job
 
 INTERRUPTED = 130  # what a shell makes of SIGINT
 RAISE = "HYDRA_FULL_ERROR"  # environment: has Hydra raise what does not compose, which it would print itself
@@ -31,8 +33,13 @@ def main() -> None:
             os.environ.pop(RAISE, None)
         codes.append(run_job(config))
 
-    if mistake := explain_sweep(sys.argv[1:]):
-        sys.stderr.write(f"{mistake}\n")
+    sys.stdout = standard_output()
+    if "--version" in sys.argv[1:]:
+        sys.stdout.write(f"dr_validate {_version()}\n")
+        return
+    set_up_logging()
+    if mistake := explain_grammar(sys.argv[1:]) or explain_sweep(sys.argv[1:]):
+        say_error(mistake)
         sys.exit(SETUP_IS_WRONG)
     sys.argv[1:] = for_every_job(sys.argv[1:])
     sweep.prepare(os.environ)
@@ -46,10 +53,10 @@ def main() -> None:
         code = error.code if isinstance(error.code, int) else 1
         codes.append(SETUP_IS_WRONG if code == 1 and not _jobs_folder() else code)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted: ended at once; the next start goes on from what is saved\n")
+        say_error("interrupted: ended at once; the next start goes on from what is saved")
         codes.append(INTERRUPTED)
     except NOT_COMPOSED as error:
-        sys.stderr.write(f"{explain(error, sys.argv[1:])}\n")
+        say_error(explain(error, sys.argv[1:]))
         codes.append(SETUP_IS_WRONG)
     finally:
         if folder := _jobs_folder():
@@ -57,6 +64,13 @@ def main() -> None:
 
             codes.append(show_sweep(folder))
     sys.exit(max(codes, default=0))
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("dr_validate")
+    except importlib.metadata.PackageNotFoundError:  # the package is on the path, but was never installed
+        return "(version not known: not installed)"
 
 
 def _jobs_folder() -> Path | None:

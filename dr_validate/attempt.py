@@ -2,16 +2,16 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dr_validate.config import Run
-from dr_validate.errors import CheckpointError, Gone, Interrupted, Outage, SetupError, TimedOut
+from dr_validate.errors import CheckpointError, Gone, Interrupted, NotStated, Outage, SetupError, TimedOut
 from dr_validate.files import is_disk_full
 from dr_validate.ledger import Attempt, Ledger
 from dr_validate.polling import SourcePoller
 from dr_validate.report_notes import STALE, refined
-from dr_validate.values import Agreement, Checkpoint, Incomplete, Report
+from dr_validate.values import Agreement, Checkpoint, Incomplete, Listing, Report
 from dr_validate.worker_client import Tick, WorkerClient
 
 MAX_INTERRUPTIONS_PER_ATTEMPT = 5
@@ -38,12 +38,14 @@ class Attempts:
 
     def __init__(self, run: Run, ledger: Ledger, worker: WorkerClient, poller: SourcePoller, now: Callable[[], str]) -> None:
         self.run, self.ledger, self.worker, self.poller, self.now = run, ledger, worker, poller, now
+        self._is_known_training = False
         self._skipped: set[tuple[str, ...]] = set()  # told in this process; the ledger keeps each skip once, ever
 
     def validate(self, checkpoint: Checkpoint, target: Target, tick: Tick) -> Report | None:
         """Try once. Returns the final Report (done, failed for good, or skipped as gone), or None if it may be tried again.
 
-        Raises Interrupted and SetupError after giving the attempt back: it does not count.
+        Raises Interrupted and SetupError after giving the attempt back: it does not count. What is not stated about the
+        encoder is the run's mistake, until a checkpoint has been validated without it.
         """
         attempt = self.ledger.begin(checkpoint, target.spec, self.now())
         try:
@@ -56,6 +58,11 @@ class Attempts:
             return None
         except Gone as error:
             return self._gone(checkpoint, target, str(error), attempt)
+        except NotStated as error:
+            if not self._has_validated(target):
+                self.ledger.release(checkpoint.digest, target.spec)
+                raise SetupError(f"{checkpoint.label}: {error}") from error
+            return self._fail(checkpoint, target, str(error), attempt)
         except CheckpointError as error:
             return self._fail(checkpoint, target, str(error), attempt)
         except TimedOut:
@@ -78,6 +85,24 @@ class Attempts:
             self._skipped.add(key)
             self.ledger.finish(self._empty(checkpoint, target, "skipped", reason, 1))
             log.info("skipped %s: %s", checkpoint.label, reason)
+
+    def refuse_another_training(self, listing: Listing, target: Target) -> None:
+        """Raise SetupError where checkpoints of another folder stand in the ledger, both trainings without a name: their rows
+        would mix. The same training in a folder that was moved or renamed shows by its digests."""
+        here = [one for one in listing.checkpoints if not one.training_run and one.uri.startswith("/")]
+        if not here or self._is_known_training:
+            return
+        self._is_known_training = True
+        settled = self.ledger.reports(target.spec, ("done", "failed"))
+        known = [report.checkpoint for report in settled if not report.checkpoint.training_run]
+        places = [{Path(one.uri).parent.resolve() for one in found} for found in (known, here)]
+        if not known or places[0] & places[1] or _is_same_training(known, here):
+            return
+        there, ours = (sorted(map(str, found))[0] for found in places)
+        raise SetupError(
+            f"source.path: state_dir {self.run.settings.state_dir} has rows of another training, from {there}, and those of "
+            f"{ours} would mix with them; set another state_dir, or tell this training apart by a name: source.name=NAME"
+        )
 
     def stale(self, target: Target) -> set[str]:
         """Digests of what was skipped because something newer had overtaken it."""
@@ -102,6 +127,10 @@ class Attempts:
             group=part.group,
         )
         self.skip(checkpoint, target, part.reason)
+
+    def _has_validated(self, target: Target) -> bool:
+        """Whether the encoder as configured has done for any checkpoint, so that another's lack is its own."""
+        return any("done" in self.ledger.settled(spec).values() for spec in (target.spec, target.sampled_spec))
 
     def _run(self, checkpoint: Checkpoint, target: Target, tick: Tick) -> Report:
         if (failure := self.poller.failure(checkpoint)) is not None:
@@ -167,3 +196,13 @@ class Attempts:
             attempts=attempts,
             error=error,
         )
+
+
+def _is_same_training(known: Sequence[Checkpoint], here: Sequence[Checkpoint]) -> bool:
+    """Whether they have weights in common, and no two of one name are different."""
+    digests: dict[str, set[str]] = {}
+    for one in known:
+        digests.setdefault(one.name, set()).add(one.digest)
+    if any(one.name in digests and one.digest not in digests[one.name] for one in here):
+        return False
+    return bool({one.digest for one in known} & {one.digest for one in here})

@@ -9,12 +9,31 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar, dataclass_transform
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict
+from pydantic import AfterValidator, BeforeValidator, ConfigDict
 from pydantic.dataclasses import dataclass
 
+from dr_validate.files import expanded
+
 T = TypeVar("T")
+
+
+def _path_from(value: Any) -> Any:
+    if value == "":
+        raise ValueError("an empty path; leave the key out, or give a path")
+    return expanded(value) if isinstance(value, str) else value
+
+
+def _name_or_path(value: str) -> str:
+    return str(expanded(value)) if value.startswith("~") else value
+
+
+UserPath = Annotated[Path, BeforeValidator(_path_from)]
+"""Every path that a user may type: `~` is the user's home."""
+NameOrPath = Annotated[str, AfterValidator(_name_or_path)]
+"""A name (`bm25`, an id on a hub) or a path, with `~` as above."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))

@@ -2,14 +2,14 @@
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from dr_validate.component import component
+from dr_validate.component import UserPath, component
 from dr_validate.devices import check_devices
 from dr_validate.errors import ConfigError, DrValidateError
 from dr_validate.metrics.ranx import RanxMetrics, deepest_cutoff, parse_metric
@@ -17,6 +17,7 @@ from dr_validate.report.settings import ReportSettings
 from dr_validate.stages import Dataset, Encoder, Engine, Fidelity, Index, Sampler, Source
 
 STAGES = ("source", "store", "dataset", "encoder", "sampler", "engine", "index", "fidelity", "tracker")
+REQUIRED = "required, no default"
 SECRET_WORDS = ("api_key", "apikey", "password", "secret", "auth_token", "access_token")
 
 
@@ -31,7 +32,7 @@ class Watch:
     retry_failed: bool = False  # those that failed for good before this start
     timeout_s: float = Field(default=0, ge=0)
     skip: Literal["never", "stale"] = "never"
-    stop_file: Path | None = None  # follow until this file exists and nothing is left to do
+    stop_file: UserPath | None = None  # follow until this file exists and nothing is left to do
     exit_timeout_s: float = Field(default=20, gt=0)
 
 
@@ -41,7 +42,7 @@ class Settings:
 
     task: Literal["validate", "status", "doctor", "report"] = "validate"
     device: Annotated[str | tuple[str, ...], BeforeValidator(check_devices)] = "auto"  # several share each checkpoint
-    state_dir: Path = Path(".dr_validate")
+    state_dir: UserPath = Path(".dr_validate")
     seed: int = Field(default=13, ge=0)
     top_k: int = Field(default=100, ge=1)
     metrics: tuple[str, ...] = Field(default=("mrr@10", "ndcg@10", "recall@100"), min_length=1)
@@ -74,10 +75,26 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else beside
 
 
-def build(config: Mapping[str, Any]) -> Run:
-    """Build every component of a resolved configuration (plain mappings). Raises ConfigError with all problems at once."""
+@dataclass(frozen=True, slots=True)
+class NotGiven:
+    """Stands for a component of which something required is not set; `problem` says what."""
+
+    problem: str
+
+
+def build(config: Mapping[str, Any], optional: Collection[str] = ()) -> Run:
+    """Build every component of a resolved configuration (plain mappings). Raises ConfigError with all problems at once.
+
+    `optional` stages become `NotGiven` where they are not chosen, or lack a key that has no default.
+    """
     problems: list[str] = []
-    built = {stage: _build_stage(stage, config.get(stage), problems) for stage in STAGES}
+    built = {stage: _build_stage(stage, config.get(stage), problems) for stage in STAGES if stage not in optional}
+    for stage in optional:
+        found: list[str] = []
+        component = _build_stage(stage, config.get(stage), found)
+        is_given = not found or not all(REQUIRED in problem for problem in found)
+        problems.extend(found if is_given else ())
+        built[stage] = component if is_given else NotGiven("; ".join(found))
     _give_config(built["source"], config)
     built["watch"] = _construct(Watch, "watch", config.get("watch") or {}, problems)
     _construct(ReportSettings, "report", config.get("report") or {}, problems)
@@ -112,7 +129,7 @@ def _build_stage(stage: str, config: Any, problems: list[str]) -> Any:
 
 def _class_of(stage: str, config: Any, problems: list[str]) -> Any:
     if not isinstance(config, Mapping) or not isinstance(config.get("_target_"), str):
-        problems.append(f"{stage}: got {config!r}, expected a choice of the group, e.g. {stage}={_first_choice(stage)}")
+        problems.append(not_chosen(stage, REQUIRED if config is None else f"got {config!r}"))
         return None
     target = str(config["_target_"])
     module_name, _, class_name = target.rpartition(".")
@@ -142,7 +159,7 @@ def _describe(problem: Mapping[str, Any], place: str, values: Mapping[str, Any])
     path = ".".join([part for part in (place, *map(str, problem["loc"])) if part])
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "missing":
-        return f"{path}: required, no default (set it as {path}=VALUE)"
+        return f"{path}: {REQUIRED} (set it as {path}=VALUE)"
     if any(word in path.lower() for word in SECRET_WORDS):
         return f"{path}: {message} (value not shown; keys belong in the environment)"
     shown = problem["input"]
@@ -168,14 +185,24 @@ def _metric_problems(settings: Settings) -> list[str]:
     return problems
 
 
-def _first_choice(stage: str) -> str:
+def not_chosen(stage: str, why: str = REQUIRED) -> str:
+    """The problem of a group without a choice."""
     choices = sorted(file.stem for file in (conf_dir() / stage).glob("*.yaml"))
-    return choices[0] if choices else "NAME"
+    return f"{stage}: {why}; choose one of {', '.join(f'{stage}={choice}' for choice in choices)}"
 
 
 def metrics_of(settings: Settings) -> RanxMetrics:
     """What scores rankings."""
     return RanxMetrics(names=settings.metrics)
+
+
+def state_dir_of(config: Mapping[str, Any]) -> Path:
+    """Where a configuration keeps everything, whatever else may be wrong with it. Raises ConfigError."""
+    problems: list[str] = []
+    settings: Settings | None = _construct(Settings, "", {"state_dir": str(config.get("state_dir"))}, problems)
+    if settings is None:
+        raise ConfigError(problems)
+    return settings.state_dir
 
 
 def report_settings(config: Mapping[str, Any]) -> ReportSettings:

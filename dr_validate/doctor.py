@@ -1,28 +1,42 @@
-"""`task=doctor`: look at everything that a long run will need, before it is long. Each line: what was found, or the way out."""
+"""What a run needs, looked at before it is long: cheap things at the start of every run, all of it by `task=doctor`.
+
+Each line of the doctor: what was found, or the way out.
+"""
 
 import importlib.metadata
-import importlib.util
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dr_validate.config import Run, build, metrics_of
+from dr_validate.config import NotGiven, Run, build, metrics_of
 from dr_validate.devices import Device
-from dr_validate.errors import DrValidateError, SetupError
-from dr_validate.summary import new_console
-from dr_validate.values import Checkpoint
+from dr_validate.errors import ConfigError, DatasetError, DrValidateError, SetupError
+from dr_validate.files import give_home
+from dr_validate.logs import new_console
+from dr_validate.values import Checkpoint, TestSet
 
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "wandb", "hydra-core", "ranx", "datasets", "pyarrow")
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy", "scipy", "ranx", "bm25s", "hydra-core")
+NEEDED_BY = {"wandb": "wandb", "datasets": "hub"}  # a package that one choice takes
 LOW_ON_SPACE_GIB = 5.0
+Check = Callable[[Run], str]
+log = logging.getLogger(__name__)
+
+
+class LowOnSpace(SetupError):
+    """Enough to begin with, perhaps not to go on."""
 
 
 def examine(config: Mapping[str, Any]) -> int:
-    """Print one line per check. Returns the exit code: 0, or 2 if anything would stop a run."""
-    run = build(config)
+    """Print one line per check. Returns the exit code: 0, or 2 if anything would stop a run. A source or data set that is not
+    given keeps nobody from having the rest looked at."""
+    run = build(config, optional=("source", "dataset"))
+    give_home(run.settings.state_dir)
+    not_given = {stage: found for stage in ("source", "dataset") if isinstance(found := getattr(run, stage), NotGiven)}
     console = new_console()
-    checks: dict[str, Callable[[Run], str]] = {
+    checks: dict[str, Check] = {
         "packages": _packages,
         "device": _device,
         "search": _search,
@@ -32,25 +46,83 @@ def examine(config: Mapping[str, Any]) -> int:
         "encoder": _encoder,
         "dataset": _dataset,
     }
+    needs = {"source": "source", "encoder": "source", "dataset": "dataset"}
     wrong = 0
     for name, check in checks.items():
+        if missing := not_given.get(needs.get(name, "")):
+            console.print(f"not given {name:9} {missing.problem}", soft_wrap=True)
+            continue
         try:
-            console.print(f"[green]ok[/]       {name:9}", check(run), highlight=False, soft_wrap=True)
+            found, mark, style = check(run), "ok", "green"
         except (DrValidateError, OSError) as error:
+            found, mark, style = str(error), "problem", "red"
             wrong += 1
-            console.print(f"[red]problem[/]  {name:9}", str(error), highlight=False, soft_wrap=True, markup=True)
+        console.print(f"{mark:9}", style=style, end=" ")
+        console.print(f"{name:9} {found}", soft_wrap=True)
     return 2 if wrong else 0
 
 
+def check_start(run: Run) -> None:
+    """What the doctor looks at, as far as that takes no time, no server and no torch. Raises SetupError with all problems."""
+    give_home(run.settings.state_dir)
+    checks: list[Check | Callable[[Run], None]] = [_packages, _search, _disk]
+    checks += [lambda run: run.tracker.check(), lambda run: run.source.check(), lambda run: run.dataset.check()]
+    problems = _problems(run, checks)
+    if problems and run.settings.device not in ("auto", "cpu"):
+        problems = [*_problems(run, [_device]), *problems]  # takes torch, which without a problem the worker asks first
+    if problems:
+        raise SetupError("\n".join(problems))
+    if remark := run.index.check():
+        log.info("%s", remark)
+
+
+def _problems(run: Run, checks: Sequence[Callable[[Run], Any]]) -> list[str]:
+    found = []
+    for check in checks:
+        try:
+            check(run)
+        except LowOnSpace as error:
+            log.warning("%s", error)
+        except (DrValidateError, OSError) as error:
+            found.append(str(error))
+    return found
+
+
+def sample_problems(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is wrong with the size of the samples of several jobs, before any of them encodes anything.
+
+    Data sets are opened for it, each once; what else is wrong with a job is left to the job.
+    """
+    test_sets: dict[str, TestSet] = {}
+    found = []
+    for config in configs:
+        try:
+            run = build(config)
+        except ConfigError:
+            continue
+        key = f"{run.settings.state_dir} {run.dataset!r}"
+        try:
+            if key not in test_sets:
+                test_sets[key] = run.dataset.open(run.settings.state_dir / "datasets")
+            run.sampler.check(test_sets[key])
+        except (DatasetError, OSError):
+            continue
+        except SetupError as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
 def _packages(run: Run) -> str:
+    places = {type(part).__module__.rpartition(".")[2] for part in (run.source, run.tracker, run.dataset)}
+    wanted = (*PACKAGES, *(package for package, choice in NEEDED_BY.items() if choice in places))
     found, missing = [], []
-    for name in PACKAGES:
+    for name in wanted:
         try:
             found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             missing.append(name)
     if missing:
-        raise SetupError(f"missing: {', '.join(missing)}; install with pip install {' '.join(missing)}")
+        raise SetupError(f"packages: missing {', '.join(missing)}; install with pip install {' '.join(missing)}")
     return ", ".join(found)
 
 
@@ -72,19 +144,22 @@ def _one_device(device: Device) -> str:
 
 def _search(run: Run) -> str:
     name = type(run.index).__module__.rpartition(".")[2]
-    if name != "torch" and importlib.util.find_spec("faiss") is None:
-        raise SetupError("faiss is not installed; pip install 'dr_validate[cpu]' or 'dr_validate[gpu]', or set index=torch")
-    return f"index={name}"
+    return run.index.check() or f"index={name}"
 
 
 def _disk(run: Run) -> str:
     state_dir = run.settings.state_dir
-    state_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=state_dir) as probe:
-        probe.write(b"x" * 4096)
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=state_dir) as probe:
+            probe.write(b"x" * 4096)
+    except OSError as error:
+        raise SetupError(
+            f"state_dir {state_dir}: cannot be written ({error.strerror}); set state_dir to a folder that can"
+        ) from None
     free = shutil.disk_usage(state_dir).free / 2**30
     if free < LOW_ON_SPACE_GIB:
-        raise SetupError(f"state_dir {state_dir}: {free:.1f} GiB free; checkpoints are copied there, free some space")
+        raise LowOnSpace(f"state_dir {state_dir}: {free:.1f} GiB free; checkpoints are copied there, free some space")
     return f"{state_dir}: writable, {free:.0f} GiB free; kept vectors: {run.store.describe_vectors(state_dir)}"
 
 
@@ -92,6 +167,8 @@ def _tracker(run: Run) -> str:
     def checkpoints() -> Sequence[Checkpoint]:
         return run.source.list(run.settings.state_dir).checkpoints
 
+    if isinstance(run.source, NotGiven):
+        return str(run.tracker.examine())
     return str(run.tracker.examine(checkpoints, run.source.training_run))
 
 

@@ -5,7 +5,8 @@
     │   ├── ConfigError    the configuration is wrong; carries every problem at once
     │   └── DatasetError   documents, queries or qrels are wrong; names file and line
     └── CheckpointError    this checkpoint can never be validated: one failed Report, no retry
-        └── Gone           it was deleted, or its files were, before it could be fetched: reported as skipped
+        ├── Gone           it was deleted, or its files were, before it could be fetched: reported as skipped
+        └── NotStated      neither it nor the configuration says what encoding takes: ends a run that has validated nothing yet
     Outage(OSError)        a source or tracker is out of reach; it may pass
     DeviceFailure(RuntimeError)  one of several devices failed, or its process died: an attempt less
     Interrupted(Exception)
@@ -47,6 +48,10 @@ class CheckpointError(DrValidateError):
 
 class Gone(CheckpointError):
     """A checkpoint that was there and is not any more: reported skipped, nobody's failure."""
+
+
+class NotStated(CheckpointError):
+    """Pooling and the like, which every checkpoint of a training leaves out if one does; the message names the keys to set."""
 
 
 class Outage(OSError):

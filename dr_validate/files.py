@@ -9,13 +9,70 @@ import re
 import secrets
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
+from dr_validate.errors import SetupError
+
 CHUNK_BYTES = 1 << 20
 FICLONE = 0x40049409  # ioctl of Linux: let two files share their blocks until one of them is written to
 SHARD = re.compile(r"model-\d{1,9}-of-(\d{1,9})\.safetensors")
+
+
+def expanded(path: str | Path) -> Path:
+    """`path` with a leading `~` or `~user` resolved. Raises SetupError where nobody knows that home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise SetupError(f"got {str(path)!r}, but the home that ~ stands for is not known; write the whole path") from None
+
+
+def give_home(state_dir: Path) -> None:
+    """Have libraries keep their caches under `state_dir`, or among temporary files, where the user has no home or none to
+    write to (a container, a batch system). For this process and those that it starts."""
+    if (own := _home()) is None:
+        os.environ["HOME"] = str(_first_made(state_dir.absolute() / "home"))
+        os.environ.setdefault("USER", f"uid{os.getuid()}")
+    elif not is_writable(own):
+        made = _first_made(state_dir.absolute() / "home")
+        for name in ("CACHE", "CONFIG", "DATA"):  # but HOME stays: a netrc may be there to read
+            os.environ.setdefault(f"XDG_{name}_HOME", str(made / name.lower()))
+
+
+def cache_folder() -> Path:
+    """Of this program among the user's caches, made; a temporary one where there can be none."""
+    own = _home()
+    home = os.environ.get("XDG_CACHE_HOME") or (own and own / ".cache")
+    return _first_made(Path(home) / "dr_validate") if home else _first_made()
+
+
+def is_writable(path: Path) -> bool:
+    """Whether something can be put into the folder, or into the one in which it would be made."""
+    place = next((place for place in (path, *path.parents) if place.exists()), Path("/"))
+    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+
+
+def _home() -> Path | None:
+    try:
+        return Path.home()
+    except RuntimeError:  # HOME is not set, and the user is in no list of users
+        return None
+
+
+def _first_made(*wanted: Path) -> Path:
+    for folder in wanted:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK | os.X_OK):
+                return folder
+    own = Path(tempfile.gettempdir()) / f"dr_validate-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        own.mkdir(mode=0o700, exist_ok=True)
+        if own.stat().st_uid == os.getuid():  # what others may write must not be loaded
+            return own
+    return Path(tempfile.mkdtemp(prefix="dr_validate-"))
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import os
-import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +14,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dr_validate import sweep
-from dr_validate.config import Run, build, report_settings
+from dr_validate.config import Run, build, report_settings, state_dir_of
+from dr_validate.doctor import check_start
 from dr_validate.errors import ConfigError, DrValidateError
 from dr_validate.files import locked
-from dr_validate.logs import set_up_logging
+from dr_validate.logs import say_error, set_up_logging
+from dr_validate.overrides import NEVER_ENDS
 from dr_validate.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def run_job(config: DictConfig) -> int:
     try:
         return _run_alone(_plain(config))
     except DrValidateError as error:
-        sys.stderr.write(f"{error}\n")
+        say_error(str(error))
         return SETUP_IS_WRONG
 
 
@@ -47,6 +48,9 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     OmegaConf.resolve(config)
     plain = OmegaConf.to_container(config, throw_on_missing=False)
     assert isinstance(plain, dict)
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN and not any(one.lstrip("+").startswith("watch.mode=") for one in hydra.overrides.task):
+        plain["watch"]["mode"] = "once"  # jobs of a sweep end
     return {str(key): value for key, value in plain.items()}
 
 
@@ -57,8 +61,7 @@ def _run_alone(config: Mapping[str, Any]) -> int:
     from dr_validate.watch import watch
 
     run = build(config)
-    if run.watch.mode == "follow" and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise _never_ends()
+    check_start(run)
     outcome = watch(run)
     show_outcome(run, outcome)
     return outcome.exit_code
@@ -80,7 +83,7 @@ def _answer(config: Mapping[str, Any]) -> int | None:
 
         dataset = config.get("dataset")
         settings = report_settings(config)
-        write_report(Path(str(config["state_dir"])), settings, dataset if isinstance(dataset, Mapping) else {})
+        write_report(state_dir_of(config), settings, dataset if isinstance(dataset, Mapping) else {})
         return 0
     return None
 
@@ -99,7 +102,7 @@ def _run_on_record(config: DictConfig, folder: Path, hydra: Any, wish_to_stop: t
     try:
         record = _recorded(record, _plain(config), folder, wish_to_stop)
     except DrValidateError as error:
-        sys.stderr.write(f"{error}\n")
+        say_error(str(error))
         record = dataclasses.replace(record, exit_code=SETUP_IS_WRONG, error=str(error))
     except BaseException as error:
         dataclasses.replace(record, exit_code=1, error=f"{type(error).__name__}: {error}").save(folder)
@@ -119,7 +122,8 @@ def _recorded(
         return dataclasses.replace(record, exit_code=code)
     run = build(config)
     if run.watch.mode == "follow":
-        raise _never_ends()
+        raise ConfigError([NEVER_ENDS])
+    check_start(run)
     outcome = watch_in_turn(run, folder, wish_to_stop)
     if outcome.stopped or wish_to_stop.is_set():
         sweep.stop(folder)
@@ -127,10 +131,6 @@ def _recorded(
     kept = {**config, "state_dir": str(run.settings.state_dir.absolute())}
     target = dataclasses.asdict(outcome.target) if outcome.target else None
     return dataclasses.replace(record, exit_code=outcome.exit_code, stopped=outcome.stopped, target=target, config=kept)
-
-
-def _never_ends() -> ConfigError:
-    return ConfigError(["watch.mode: got 'follow', which never ends, in a multirun (-m); set watch.mode=once"])
 
 
 def watch_in_turn(run: Run, folder: Path, wish_to_stop: threading.Event) -> "Outcome":

@@ -4,7 +4,10 @@ import dataclasses
 import difflib
 import functools
 import itertools
+import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -15,13 +18,50 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dr_validate.config import STAGES, Settings, build, conf_dir, keys_of
+from dr_validate.config import SECRET_WORDS, STAGES, Settings, build, conf_dir, keys_of, not_chosen
+from dr_validate.doctor import sample_problems
 from dr_validate.errors import ConfigError
 
 Compose = Callable[[tuple[str, ...]], Mapping[str, Any]]  # from overrides to the plain configuration
 NOT_COMPOSED = (HydraException, OmegaConfBaseException)
 SETTINGS = {field.name for field in dataclasses.fields(Settings)}
 MOST_COMPOSED = 12  # jobs of a sweep: what comes after is left to Hydra
+NEVER_ENDS = "watch.mode: got 'follow', which never ends, in a multirun (-m), which implies watch.mode=once; leave it out"
+
+
+def explain_grammar(arguments: Sequence[str]) -> str | None:
+    """What Hydra's grammar makes of paths with = { } [ ] ( ) # ' and the like, and of commas outside a sweep; None if nothing.
+
+    Each message names the key and gives the override as a shell takes it, in the quotes that make its value one text.
+    """
+    asked = get_args_parser().parse_known_args(list(arguments))[0]
+    problems = []
+    for override in asked.overrides:
+        found = re.fullmatch(r"([+~]*)([^=]+)=(.*)", override, re.S)
+        if found is None:
+            continue  # Hydra says it
+        try:
+            parsed = OverridesParser.create().parse_override(override)
+        except NOT_COMPOSED:
+            problems.append(_unreadable(*found.groups(), is_several=False))
+            continue
+        if parsed.is_sweep_override() and not asked.multirun:
+            problems.append(_unreadable(*found.groups(), is_several=True))
+    return str(ConfigError(problems)) if problems else None
+
+
+def _unreadable(prefix: str, key: str, value: str, *, is_several: bool) -> str:
+    """A value that does not mean what it says: several values outside a sweep, or nothing that Hydra can read."""
+    why = "is several values, for a sweep (-m)" if is_several else "holds characters that have a meaning in Hydra's grammar"
+    if any(word in key.lower() for word in SECRET_WORDS):
+        return f"{key}: a value that {why} (not shown; keys belong in the environment)"
+    if value[:1] in "[{" or value[:1] in "'\"":
+        return f"{key}: got {value}, which {why}; is a bracket or a quote missing, or one too many?"
+    # Within quotes a backslash has a meaning only before a quote.
+    text = re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + (match[2] and f"\\{match[2]}"), value)
+    a_text = shlex.quote(f'{prefix}{key}="{text}"')
+    a_list = f", a list in brackets: {shlex.quote(f'{prefix}{key}=[{value}]')}" if is_several else ""
+    return f"{key}: got {value}, which {why}; one text goes in quotes: {a_text}{a_list}"
 
 
 def explain(error: Exception, arguments: Sequence[str], *, values: bool = True) -> str:
@@ -38,16 +78,16 @@ def explain(error: Exception, arguments: Sequence[str], *, values: bool = True) 
     while said is not None:
         # Hydra stops at the first: without that one it gets to the next.
         key = str(getattr(said.__cause__, "full_key", None) or "")
-        rest = [one for one in overrides if one.partition("=")[0] != key]
+        rest = [one for one in overrides if not f"{one.partition('=')[0]}.".startswith(f"{key}.")]
         if not key or len(rest) == len(overrides):
             break
         unknown.append(key)
         overrides = rest
-        config, said = _composed(overrides)
+        config, said = _composed(overrides, asked.config_dir)
     if not unknown:
         return str(error) if error.__cause__ is None else f"{error}\n{error.__cause__}"
     others = () if asked.cfg or asked.help or not values else _other_problems(config)
-    return str(ConfigError([*(_unknown_key(key, config) for key in unknown), *others]))
+    return str(ConfigError(list(dict.fromkeys([*(_unknown_key(key, config) for key in unknown), *others]))))
 
 
 def explain_sweep(arguments: Sequence[str]) -> str | None:
@@ -57,27 +97,44 @@ def explain_sweep(arguments: Sequence[str]) -> str | None:
     Each value is composed once, beside the first of every other key, as `jobs_as_run` has it.
     """
     asked = get_args_parser().parse_known_args(list(arguments))[0]
-    own = asked.config_dir or asked.config_path or asked.config_name
-    if not asked.multirun or own or any("hydra.searchpath" in one for one in asked.overrides):
+    jobs = _jobs(asked)
+    if not jobs:
         return None
+    if any(value.lstrip("+") == "watch.mode=follow" for job in jobs for value in job):
+        return str(ConfigError([NEVER_ENDS]))
+    own, told = asked.config_dir, ["--config-dir", asked.config_dir] if asked.config_dir else []
+    composed = functools.cache(lambda job: _composed(job, own, resolve=False))
+    swept = _Swept(jobs, lambda job: composed(job)[0])
+    for choices in dict.fromkeys(swept.choices):
+        if error := composed(choices)[1]:
+            return explain(error, [*told, *choices], values=False)
+    if problems := swept.unknown():
+        return str(ConfigError(problems))
+    configs = []
+    for job in _each_value_once(swept.as_run())[:MOST_COMPOSED]:
+        config, error = _composed(job, own)
+        if error is not None:  # perhaps because of values that only the job knows
+            error = composed(tuple(job))[1]
+        if error is not None:
+            return explain(error, [*told, *job])
+        if config.get("task") == "validate":
+            configs.append(config)
+    return "\n".join(sample_problems(configs)) or None
+
+
+def _jobs(asked: Any) -> Sequence[Sequence[str]]:
+    """Overrides of the jobs of a sweep, as they were typed; none for other command lines, and where Hydra must say."""
+    own = asked.config_path or asked.config_name or (asked.config_dir and not Path(asked.config_dir).is_dir())
+    if not asked.multirun or own or any("hydra.searchpath" in one for one in asked.overrides):
+        return []
     overrides = [one for one in asked.overrides if not one.lstrip("+~").startswith("hydra")]
     try:
         values = [list(_values(one)) for one in OverridesParser.create().parse_overrides(overrides)]
     except NOT_COMPOSED:
-        return None  # Hydra says it
+        return []  # Hydra says it
     if not all(values):
-        return None
-    composed = functools.cache(lambda job: _composed(job, resolve=False))
-    swept = _Swept([list(job) for job in itertools.product(*values)], lambda job: composed(job)[0])
-    for choices in dict.fromkeys(swept.choices):
-        if error := composed(choices)[1]:
-            return explain(error, choices, values=False)
-    if problems := swept.unknown():
-        return str(ConfigError(problems))
-    for job in _each_value_once(swept.as_run())[:MOST_COMPOSED]:
-        if error := composed(tuple(job))[1]:
-            return explain(error, job)
-    return None
+        return []
+    return [list(job) for job in itertools.product(*values)]
 
 
 def for_every_job(arguments: Sequence[str]) -> list[str]:
@@ -215,11 +272,14 @@ def _values(override: Override) -> Iterator[str]:
         yield f"{key}={value}"
 
 
-def _composed(overrides: Sequence[str], *, resolve: bool = True) -> tuple[dict[str, Any], Exception | None]:
-    """The plain configuration, empty where there is none, and why."""
+def _composed(
+    overrides: Sequence[str], own_dir: str | None, *, resolve: bool = True
+) -> tuple[dict[str, Any], Exception | None]:
+    """The plain configuration, empty where there is none, and why. `own_dir`: further YAML (--config-dir)."""
+    places = [f"hydra.searchpath=['file://{Path(own_dir).absolute()}']"] if own_dir else []
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-            config = compose("config", list(overrides))
+            config = compose("config", [*overrides, *places])
         if resolve:
             OmegaConf.resolve(config)
     except NOT_COMPOSED as error:
@@ -240,6 +300,8 @@ def _unknown_key(key: str, config: Mapping[str, Any]) -> str:
     part: Any = config
     for step in place.split(".") if place else ():
         part = part.get(step) if isinstance(part, Mapping) else None
+    if key in STAGES:
+        return not_chosen(key)
     if not isinstance(part, Mapping):
         return f"{key}: no such key"
     target = str(part.get("_target_", "")).split(".")

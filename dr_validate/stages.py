@@ -53,6 +53,10 @@ class Source(Protocol):
         `checkpoint.digest`. Raises CheckpointError if it is gone or can never be used, OSError if it is worth another try."""
         ...
 
+    def check(self) -> None:
+        """Raise SetupError for what is wrong and can be known at once: nothing is listed, no server is asked."""
+        ...
+
     def still_has(self, checkpoint: Checkpoint) -> bool:
         """Whether one that was listed once is there (a filter may leave it out now). Raises OSError if that is unknown."""
         ...
@@ -65,12 +69,20 @@ class Dataset(Protocol):
         """Read and check it; big parts are converted once into `cache` and memory-mapped from there. Raises DatasetError."""
         ...
 
+    def check(self) -> None:
+        """Raise DatasetError where a part is not at its place; nothing is read."""
+        ...
+
 
 class Sampler(Protocol):
     """Which documents stand in for the corpus, with known odds; the same ones for every checkpoint."""
 
     def draw(self, test_set: TestSet, seed: int, cache: Path) -> Sample:
         """Deterministic in (test set, settings, seed). `cache` keeps what is costly to make (a BM25 run)."""
+        ...
+
+    def check(self, test_set: TestSet) -> None:
+        """Raise SetupError for a sample that is too small, as far as that is known before a run is read or BM25 is asked."""
         ...
 
     def fingerprint(self) -> Mapping[str, Any]: ...
@@ -142,6 +154,10 @@ class Index(Protocol):
     """Blocks of vectors to a running top-k; scores are dot products, ties broken by `tie_rank`."""
 
     def open(self, queries: Float32, top_k: int, tie_rank: Int64, device: str) -> Search: ...
+
+    def check(self) -> str:
+        """What is worth saying before a run, empty for nothing. Raises SetupError where the library is not installed."""
+        ...
 
     def fingerprint(self) -> Mapping[str, Any]:
         """Empty for every exact index: they give the same ranking."""
@@ -248,6 +264,11 @@ class Fidelity(Protocol):
 
 class Tracker(Protocol):
     """Brings Reports to the outside world, each exactly once as far as the outside allows."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether there is a server where Reports arrive, or do not."""
+        ...
 
     def deliver(self, report: Report, history: Sequence[Report]) -> None:
         """Deliver one Report; `history` holds all Reports of its spec so far, this one included. Any exception means: later.

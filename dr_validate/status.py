@@ -6,10 +6,10 @@ from typing import Any
 
 from dr_validate import schedule
 from dr_validate.claims import holder
-from dr_validate.config import source_if_any, store_if_any
+from dr_validate.config import source_if_any, state_dir_of, store_if_any
 from dr_validate.ledger import Ledger
+from dr_validate.logs import new_console
 from dr_validate.polling import source_key
-from dr_validate.summary import new_console
 from dr_validate.values import Listing
 
 
@@ -17,11 +17,11 @@ def show_status(config: Mapping[str, Any]) -> int:
     """Print a table per spec. Returns the exit code: 0."""
     from rich.table import Table
 
-    state_dir = Path(str(config["state_dir"]))
+    state_dir = state_dir_of(config)
     console = new_console()
     path = state_dir / "ledger.db"
     if not path.exists():
-        console.print(f"Nothing has been validated in {state_dir} yet (no ledger.db).", highlight=False, soft_wrap=True)
+        console.print(f"Nothing has been validated in {state_dir} yet (no ledger.db).", soft_wrap=True)
         return 0
     listing = _what_exists(config, state_dir)
     with Ledger(path, read_only=True) as ledger:
@@ -43,9 +43,9 @@ def show_status(config: Mapping[str, Any]) -> int:
             console.print(_watcher_words(watcher, description["baseline"]), highlight=False, soft_wrap=True)
             console.print()
     for part in listing.incomplete:
-        console.print(f"incomplete: {part.name}: {part.lacks}", highlight=False, soft_wrap=True)
+        console.print(f"incomplete: {part.name}: {part.lacks}", soft_wrap=True)
     if (store := store_if_any(config)) is not None:
-        console.print(f"kept vectors: {store.describe_vectors(state_dir)}", highlight=False, soft_wrap=True)
+        console.print(f"kept vectors: {store.describe_vectors(state_dir)}", soft_wrap=True)
     return 0
 
 

@@ -1,12 +1,12 @@
 """The table at the end of a run, from the ledger: what each checkpoint was worth, and how far the sample was off."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dr_validate.config import Run
 from dr_validate.ledger import Ledger
+from dr_validate.logs import new_console
 from dr_validate.values import Report
 from dr_validate.watch import Outcome
 
@@ -30,17 +30,15 @@ def show_outcome(run: Run, outcome: Outcome) -> None:
         console.print(
             f"Sampled against full corpus over {agreement.checkpoints} checkpoints, {metric}: bias {agreement.bias:+.4f}, "
             f"RMSE {agreement.rmse:.4f}, Kendall tau {tau}, regret {agreement.regret:.4f}.",
-            highlight=False,
             soft_wrap=True,
         )
     if sampled != as_reported:
         console.print(
             "Sampled values are as the last Report or baseline sees them: by all checkpoints and full-corpus baselines until "
             "then, but never by the checkpoint's own baseline.",
-            highlight=False,
             soft_wrap=True,
         )
-    console.print(f"Reports: {_shown(state_dir / 'reports.jsonl')}", highlight=False, soft_wrap=True)
+    console.print(f"Reports: {_shown(state_dir / 'reports.jsonl')}", soft_wrap=True)
 
 
 def outcome_table(sampled: Sequence[Report], full: Sequence[Report], metric: str) -> Any:
@@ -82,13 +80,6 @@ def _cost_and_bar(report: Report, metric: str, highest: float) -> list[str]:
         return ["", "", f"{report.checkpoint.label} {report.status}: {report.error}"]
     bar = "█" * round(BAR_CHARACTERS * report.metrics[metric].value / highest) if highest else ""
     return [f"{report.corpus['encoded']:,.0f}", f"{report.seconds['total']:.1f}", bar]
-
-
-def new_console() -> Any:
-    """Standard output; wide enough in a log too."""
-    from rich.console import Console
-
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 110)
 
 
 def _shown(path: Path) -> str:

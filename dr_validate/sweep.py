@@ -26,7 +26,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from dr_validate.config import SECRET_WORDS, STAGES
-from dr_validate.files import write_atomically
+from dr_validate.files import expanded, write_atomically
 from dr_validate.logs import set_up_logging
 from dr_validate.overrides import jobs_as_run
 
@@ -36,6 +36,8 @@ SWEEP_JOBS = "DR_VALIDATE_SWEEP_JOBS"  # environment: how many jobs there are, w
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 STOP_MARK = "stop"
 log = logging.getLogger(__name__)
+# Hydra makes the folder itself; a job in another process has this from the callback, whose module this is.
+OmegaConf.register_new_resolver("home_of", lambda path: str(expanded(str(path))), replace=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,6 @@ import csv
 import io
 import logging
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from dr_validate.config import Run, build
 from dr_validate.errors import Outage, SetupError
 from dr_validate.files import write_atomically
 from dr_validate.ledger import Ledger
+from dr_validate.logs import new_console
 from dr_validate.report.comparison import Candidate, Comparison, compare, smallest_errors
 from dr_validate.strategies import Strategy, Sweep
 from dr_validate.summary import show_outcome
@@ -95,11 +95,11 @@ def show_sweep(folder: Path) -> int:
         if len(jobs) == 1 and (run := _run_of(jobs[0])):
             show_outcome(run, _outcome_of(jobs[0]))
         elif len(jobs) > 1:
-            console = _console()
+            console = new_console(LOG_WIDTH)
             console.print(sweep_table(rows))
             for sentence in compared_at_equal_cost(rows):
-                console.print(sentence, highlight=False, soft_wrap=True, markup=False)
-            console.print(f"Rows: {folder / 'sweep.csv'}", highlight=False, soft_wrap=True)
+                console.print(sentence, soft_wrap=True)
+            console.print(f"Rows: {folder / 'sweep.csv'}", soft_wrap=True)
             _log_to_tracker(rows)
     return worst_exit_code(jobs)
 
@@ -147,12 +147,6 @@ def _strategy(row: Row) -> Strategy:
         seconds=round(row.seconds, 3),
         status=row.status,
     )
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else LOG_WIDTH)
 
 
 def sweep_rows(jobs: Sequence[JobRecord]) -> list[Row]:

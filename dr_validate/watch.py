@@ -34,6 +34,7 @@ from dr_validate.worker_client import WorkerClient
 
 STOP_FILE_EVERY_S = 1.0
 NOTE_EVERY_S = 10.0  # what `task=status` says of what is done now is as old as this
+PLACE_KEYS = ("path", "entity", "project", "artifact", "run")
 log = logging.getLogger(__name__)
 
 
@@ -72,6 +73,7 @@ class _Watcher:
         self._has_spec = False
         self._noted = -1  # changes of the poller that have been taken note of
         self._doing, self._next_note = "", 0.0
+        self._seen: dict[str, Checkpoint] = {}  # complete ones by digest: what is deleted later was found all the same
         self._deadline = float("inf")
         self._not_before: dict[str, float] = {}  # digest -> when a failed attempt may be repeated
         self._baseline_not_before: dict[str, float] = {}
@@ -95,12 +97,10 @@ class _Watcher:
         with Delivery(self.run, self.ledger, names, now) as self.delivery:
             self._loop()
             self.delivery.deliver()
-        found = self.poller.listing.checkpoints or self.poller.listing.incomplete
-        if self.run.watch.mode == "once" and not found and not self.stop.is_set():
-            log.warning("no checkpoint was found, so nothing was validated; is it the right source?")
-        settled = self.ledger.settled(spec)
-        failed = any(settled.get(c.digest) == "failed" for c in self.poller.listing.checkpoints)
-        exit_code = int(failed and self.run.watch.mode == "once")
+        exit_code = 0
+        listing = Listing(checkpoints=tuple(self._seen.values()), incomplete=self.poller.listing.incomplete)
+        if self.run.watch.mode == "once" and (listing.checkpoints or not self.stop.is_set()):
+            exit_code = exit_code_of(listing, self.ledger.settled(spec), self.run.raw["source"])
         return Outcome(target=self.target, exit_code=exit_code, stopped=self.stop.is_set())
 
     def tick(self, progress: Mapping[str, Any] | None) -> None:
@@ -171,6 +171,8 @@ class _Watcher:
         if self.poller.changes == self._noted or not self.poller.polls:
             return
         self._noted, listing = self.poller.changes, self.poller.listing
+        self.attempts.refuse_another_training(listing, self.target)
+        self._seen |= {checkpoint.digest: checkpoint for checkpoint in listing.checkpoints}
         for part in schedule.given_up(listing, finite=self.run.watch.mode == "once"):
             self.attempts.skip_incomplete(part, self.target)
         for later, earlier in schedule.same_weights(listing):
@@ -310,6 +312,18 @@ class _Watcher:
     def _wait_for(self, condition: Callable[[], bool]) -> None:
         while not self.stop.is_set() and not condition() and not self.poller.has_failed:
             self.poller.wait(self.poller.changes, STOP_FILE_EVERY_S)
+
+
+def exit_code_of(listing: Listing, settled: Mapping[str, str], source: Mapping[str, Any]) -> int:
+    """Of a run that validated what there is and ends: 1 where a checkpoint failed for good, or none was complete. Raises
+    SetupError where there was nothing at all; `listing`: what it met, `source`: the keys of that, to say where."""
+    if listing == Listing():
+        place = ", ".join(f"source.{key}={source[key]}" for key in PLACE_KEYS if source.get(key))
+        raise SetupError(f"source: no checkpoint was found ({place}), so nothing was validated; is it the right source?")
+    if not listing.checkpoints:
+        log.warning("none of the %d checkpoints is complete, so nothing was validated", len(listing.incomplete))
+        return 1
+    return int(any(settled.get(checkpoint.digest) == "failed" for checkpoint in listing.checkpoints))
 
 
 def now() -> str:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from dr_validate.errors import INTERRUPTS, CheckpointError, DeviceFailure, Interrupted, SetupError
+from dr_validate.errors import INTERRUPTS, CheckpointError, DeviceFailure, Interrupted, NotStated, SetupError
 from dr_validate.logs import set_up_logging
 
 PR_SET_PDEATHSIG = 1
@@ -53,32 +53,25 @@ def main() -> None:
 
 
 def _open_pipeline(config: Mapping[str, Any]) -> Any:
-    problems: list[str] = []
     with what_stays():
-        pipeline = _build_pipeline(config, problems)
+        pipeline = _build_pipeline(config)
     try:
         pipeline.open()
-    except SetupError as error:
-        problems.append(str(error))
-    if problems:
+    except SetupError:
         pipeline.close()
-        raise SetupError("\n".join(problems))
+        raise
     return pipeline
 
 
-def _build_pipeline(config: Mapping[str, Any], problems: list[str]) -> Any:
+def _build_pipeline(config: Mapping[str, Any]) -> Any:
+    """Raises SetupError for devices that are not there: said before minutes of BM25."""
     from dr_validate.config import build
-    from dr_validate.devices import Device, hold, label, resolve_devices
+    from dr_validate.devices import hold, label, resolve_devices
     from dr_validate.pipeline import Pipeline
     from dr_validate.worker_team import WorkerTeam
 
     run = build(config)
-    try:
-        devices = resolve_devices(run.settings.device)
-    except SetupError as error:
-        problems.append(str(error))
-        # Go on, so that what is wrong with the data is said in the same message.
-        devices = [Device(name="cpu", place="cpu", threads=1)]
+    devices = resolve_devices(run.settings.device)
     if len(devices) == 1:
         hold(devices[0].place)
     return Pipeline(run, label(devices), WorkerTeam(config, devices) if len(devices) > 1 else None)
@@ -116,7 +109,7 @@ def _kind(error: Exception) -> str:
         if isinstance(error, cls):
             return name
     if isinstance(error, CheckpointError):
-        return "checkpoint"
+        return "not_stated" if isinstance(error, NotStated) else "checkpoint"
     if isinstance(error, DeviceFailure):
         return "device"
     return "setup" if isinstance(error, SetupError) else "unexpected"

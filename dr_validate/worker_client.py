@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dr_validate.errors import INTERRUPTS, CheckpointError, Interrupted, SetupError
+from dr_validate.errors import INTERRUPTS, CheckpointError, Interrupted, NotStated, SetupError
 from dr_validate.report_json import report_from_json
 from dr_validate.values import Checkpoint, Report
 
@@ -122,6 +122,8 @@ class WorkerClient:
             return INTERRUPTS[kind](message)
         if kind == "checkpoint":
             return CheckpointError(message)
+        if kind == "not_stated":
+            return NotStated(message)
         if kind == "setup":
             return SetupError(message)
         self.kill()  # a device that failed once often fails until its process is gone

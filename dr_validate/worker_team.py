@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.devices import Device
-from dr_validate.errors import CheckpointError, DeviceFailure, SetupError
+from dr_validate.errors import CheckpointError, DeviceFailure, NotStated, SetupError
 from dr_validate.messages import Answer, Message, read_message, write_message
 from dr_validate.worker_client import how_it_ended
 
@@ -144,6 +144,8 @@ def _error(device: str, facts: Mapping[str, str]) -> Exception:
     kind, message = facts["kind"], facts["message"]
     if kind == "checkpoint":
         return CheckpointError(message)
+    if kind == "not_stated":
+        return NotStated(message)
     if kind == "setup":
         return SetupError(message)
     if kind == "disk_full":

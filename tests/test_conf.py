@@ -120,7 +120,7 @@ def test_the_msmarco_run_takes_a_device() -> None:
 
 
 def test_the_first_choices_are_the_documented_defaults() -> None:
-    run = built("source.path=x")
+    run = built("source.path=x", "dataset=pydoc")
     assert (run.settings.seed, run.settings.top_k) == (13, 100)
     assert run.settings.metrics == ("mrr@10", "ndcg@10", "recall@100")
     assert (run.watch.mode, run.watch.order, run.watch.poll_s, run.watch.max_attempts) == ("follow", "newest_first", 30, 3)
@@ -129,6 +129,7 @@ def test_the_first_choices_are_the_documented_defaults() -> None:
 def test_all_problems_come_in_one_message() -> None:
     with pytest.raises(ConfigError) as caught:
         built(
+            "dataset=pydoc",
             "encoder.pooling=men",
             "+index.metrc=l2",
             "watch.poll_s=abc",
@@ -153,6 +154,7 @@ def test_all_problems_come_in_one_message() -> None:
 
 def test_keys_that_do_not_exist_are_named_with_all_other_problems() -> None:
     wrong = [
+        "dataset=pydoc",
         "watch.pol_s=3",
         "source.path=x",
         "sampler.fraction=0.1",
@@ -181,22 +183,22 @@ def test_a_key_that_an_experiment_set_for_another_choice_comes_with_a_way_out() 
 
 def test_one_name_where_a_list_is_expected_is_shown_as_a_list() -> None:
     with pytest.raises(ConfigError, match=r"metrics: expected a list, e.g. metrics=\[mrr@10\] \(got 'mrr@10'\)"):
-        built("source.path=x", "metrics=mrr@10")
+        built("source.path=x", "dataset=pydoc", "metrics=mrr@10")
 
 
 def test_a_cutoff_deeper_than_top_k_is_refused() -> None:
     with pytest.raises(ConfigError, match="top_k: got 100, but metrics reach down to 1000"):
-        built("source.path=x", "metrics=[recall@1000]")
+        built("source.path=x", "dataset=pydoc", "metrics=[recall@1000]")
 
 
 def test_a_class_from_elsewhere_is_never_imported() -> None:
     with pytest.raises(ConfigError, match=r"index._target_: got 'os.system', expected a class of dr_validate.index"):
-        build({**composed("source.path=x"), "index": {"_target_": "os.system"}})
+        build({**composed("source.path=x", "dataset=pydoc"), "index": {"_target_": "os.system"}})
 
 
 def test_a_secret_in_the_wrong_place_is_not_shown() -> None:
     with pytest.raises(ConfigError) as caught:
-        built("source.path=x", "+tracker.api_key=0123456789abcdef")
+        built("source.path=x", "dataset=pydoc", "+tracker.api_key=0123456789abcdef")
     assert "tracker.api_key" in str(caught.value)
     assert "0123456789abcdef" not in str(caught.value)
 
@@ -211,8 +213,8 @@ def test_a_secret_in_the_wrong_place_is_not_shown() -> None:
         (["+run=nonsense"], 2, "  run: got 'nonsense', expected one of beir, demo,"),
         (["nonsense=1"], 2, "  nonsense: there is no such key"),
         (["run=demo"], 2, "use +run=demo"),
-        (["source.path=x", "encoder.dtype=float8"], 2, "1 problem in the configuration:\n  encoder.dtype"),
-        (["-m", "source.path=x", "sampler=full,random"], 2, "set watch.mode=once"),
+        (["source.path=x", "dataset=pydoc", "encoder.dtype=float8"], 2, "1 problem in the configuration:\n  encoder.dtype"),
+        (["-m", "source.path=x", "sampler=full,random", "watch.mode=follow"], 2, "(-m), which implies watch.mode=once"),
     ],
     ids=["help", "help-of-a-choice", "cfg", "choice", "run", "key", "plus", "value", "follow-in-multirun"],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dr_validate.files import atomic_file, atomic_folder, write_atomically
+from dr_validate.files import atomic_file, atomic_folder, cache_folder, give_home, write_atomically
 
 
 @pytest.fixture(params=[0o022, 0o007, 0o077], ids="umask {:03o}".format)
@@ -40,3 +40,60 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         fail()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "old"
+
+
+def environment_without_home(monkeypatch: pytest.MonkeyPatch, **more: str) -> dict[str, str]:
+    """A process of a user who is in no list of users."""
+
+    def nobody(number: int) -> None:
+        raise KeyError(number)
+
+    environment = {"PATH": os.environ["PATH"], **more}
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    return environment
+
+
+def test_who_has_no_home_gets_one_in_the_state_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment = environment_without_home(monkeypatch)
+    give_home(tmp_path / "state")
+    assert Path.home() == tmp_path / "state" / "home"
+    assert Path.home().is_dir()
+    assert environment["USER"] == f"uid{os.getuid()}"
+
+
+def test_a_home_that_cannot_be_written_stays_but_holds_no_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "a-file").touch()
+    home = str(tmp_path / "a-file" / "home")
+    environment = environment_without_home(monkeypatch, HOME=home, XDG_DATA_HOME="/as/it/was")
+    give_home(tmp_path / "state")
+    assert environment["HOME"] == home
+    assert environment["XDG_DATA_HOME"] == "/as/it/was"
+    assert environment["XDG_CACHE_HOME"] == str(tmp_path / "state" / "home" / "cache")
+
+
+def test_a_home_like_any_other_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment = environment_without_home(monkeypatch, HOME=str(tmp_path / "made-later"))
+    before = dict(environment)
+    give_home(tmp_path / "state")
+    assert environment == before
+    assert not (tmp_path / "state").exists()
+    assert cache_folder() == tmp_path / "made-later" / ".cache" / "dr_validate"
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_caches_go_among_temporary_files_where_nothing_else_can_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, taken: bool
+) -> None:
+    environment_without_home(monkeypatch)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    own = tmp_path / f"dr_validate-{os.getuid()}"
+    if taken:
+        own.touch()
+    folder = cache_folder()
+    assert folder.is_dir()
+    assert folder.parent == tmp_path
+    assert (folder == own) is not taken
+    (tmp_path / "a-file").touch()
+    give_home(tmp_path / "a-file" / "state")
+    assert Path.home().parent == tmp_path

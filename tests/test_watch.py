@@ -15,6 +15,10 @@ from typing import Any
 
 import pytest
 
+from dr_validate.errors import SetupError
+from dr_validate.job import SETUP_IS_WRONG
+from dr_validate.values import Checkpoint, Incomplete, Listing
+from dr_validate.watch import exit_code_of
 from tests.processes import LIMIT_S, children, wait_for
 
 WriteCheckpoint = Callable[..., Path]
@@ -195,10 +199,35 @@ def test_status_tells_what_is_done_failed_and_pending(
         assert part in out
 
 
-def test_a_source_without_checkpoints_is_no_error_but_is_said(dr_validate: Any, arguments: list[str]) -> None:
+def test_a_finite_run_that_finds_nothing_says_where_it_looked(dr_validate: Any, arguments: list[str]) -> None:
     result = dr_validate(*arguments, "source.path=elsewhere")
-    assert result.returncode == 0, result.stderr
-    assert "WARNING no checkpoint was found, so nothing was validated" in result.stdout + result.stderr
+    assert result.returncode == 2, result.stderr
+    said = "source: no checkpoint was found (source.path=elsewhere), so nothing was validated; is it the right source?"
+    assert result.stderr.splitlines()[-1] == said
+
+
+@pytest.mark.parametrize(
+    ("complete", "incomplete", "settled", "code"),
+    [
+        ("ab", "", {"a": "done", "b": "done"}, 0),
+        ("ab", "c", {"a": "done", "b": "done"}, 0),
+        ("ab", "", {"a": "done", "b": "failed"}, 1),
+        ("a", "", {"a": "done", "b": "failed"}, 0),  # another training's, or one that is gone
+        ("", "c", {}, 1),
+        ("", "", {"a": "done"}, 2),
+    ],
+)
+def test_the_exit_code_of_a_finite_run(complete: str, incomplete: str, settled: dict[str, str], code: int) -> None:
+    whole = [Checkpoint(name=n, version=n, digest=f"x:{n}", step=1, step_from="", created_at="", uri=n) for n in complete]
+    parts = [Incomplete(name=n, step=1, lacks="weights", uri=n) for n in incomplete]
+    listing = Listing(checkpoints=tuple(whole), incomplete=tuple(parts))
+    known = {f"x:{name}": state for name, state in settled.items()}
+    try:
+        found = exit_code_of(listing, known, {"path": "output", "name": None})
+    except SetupError as error:
+        found = SETUP_IS_WRONG
+        assert "(source.path=output)" in str(error)
+    assert found == code
 
 
 def test_doctor_names_every_problem_and_its_way_out(dr_validate: Any, arguments: list[str]) -> None:
@@ -216,7 +245,8 @@ def test_doctor_names_every_problem_and_its_way_out(dr_validate: Any, arguments:
 
 
 def test_a_multirun_of_samplers_shares_one_state_dir(dr_validate: Any, arguments: list[str], wide_collection: Path) -> None:
-    base = [a for a in arguments if not a.startswith(("sampler=", "dataset.path="))] + [f"dataset.path={wide_collection}"]
+    given = ("sampler=", "dataset.path=", "watch.mode=")  # a sweep validates what there is, and ends
+    base = [a for a in arguments if not a.startswith(given)] + [f"dataset.path={wide_collection}"]
     result = dr_validate("-m", *base, "sampler=full,random,run_pool", "state_dir=state")
     assert result.returncode == 0, result.stderr
     reports = dr_validate.reports("state")

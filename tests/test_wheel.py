@@ -23,8 +23,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def run(installed: Path, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
+def run(installed: Path, folder: Path, *arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "PYTHONPATH": str(installed), **more}
     command = [sys.executable, "-m", "dr_validate", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -51,3 +51,28 @@ def test_the_msmarco_run_says_what_this_machine_lacks(installed: Path, tmp_path:
     assert "Traceback" not in result.stderr
     assert "device: got 'cuda:93'" in result.stderr
     assert "dataset.path" in result.stderr
+
+
+@pytest.fixture
+def no_faiss(tmp_path: Path) -> Path:
+    """A folder that hides faiss from every Python that starts with it on its path."""
+    folder = tmp_path / "without"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text("import sys\nsys.modules['faiss'] = None\n")
+    return folder
+
+
+def test_a_wheel_without_extras_says_at_once_what_takes_over(installed: Path, no_faiss: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    pythonpath = os.pathsep.join([str(no_faiss), str(installed)])
+    arguments = ["dataset=beir", f"dataset.path={empty}", "source.path=output", "tracker=none", "device=cpu"]
+    for more, said in (
+        (["task=doctor", "index=flat"], "index=flat: faiss is not installed, so index=torch searches, with the same ranking"),
+        (["index=factory", "index.spec=Flat"], "index: index=factory needs faiss, which is not installed; pip install"),
+    ):
+        result = run(installed, empty, *arguments, *more, PYTHONPATH=pythonpath)
+        assert result.returncode == 2, result.stderr
+        assert said in result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
+    assert "dataset.corpus: found none of corpus.jsonl" in result.stderr  # with all else that is wrong

@@ -128,14 +128,16 @@ def test_each_broken_checkpoint_has_its_reason_and_the_good_ones_are_validated(
 def test_without_pooling_nothing_is_guessed(
     dr_validate: Any, tmp_path: Path, collection: Path, write_checkpoint: WriteCheckpoint
 ) -> None:
-    write_checkpoint(tmp_path / "checkpoints" / "checkpoint-1", step=1)
+    for step in (1, 2):
+        write_checkpoint(tmp_path / "checkpoints" / f"checkpoint-{step}", seed=step, step=step)
     stated = [a for a in arguments(tmp_path / "checkpoints", collection) if not a.startswith("encoder.")]
-    result = dr_validate(*stated)
-    assert result.returncode == 1, result.stderr
-    (report,) = dr_validate.reports()
-    assert report["status"] == "failed"
-    assert "encoder.pooling" in report["error"]
-    assert "encoder.normalize" in report["error"]
+    for mode in ("once", "follow"):
+        result = dr_validate(*stated, f"watch.mode={mode}")
+        assert result.returncode == 2, result.stderr
+        assert result.stderr.count("set encoder.pooling and encoder.normalize") == 1
+        assert result.stderr.splitlines()[-1].startswith("checkpoint-2: ")
+    assert dr_validate.reports() == []
+    assert "failed" not in dr_validate("task=status").stdout
 
 
 def empty_corpus(folder: Path) -> None:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,14 @@ def open_test_set(collection: Collection, cache: Path) -> TestSet:
     The fingerprint is of the content: two paths to the same files are the same test set. Raises DatasetError with up to ten
     problems at once.
     """
+    parts: dict[str, Part[Any]] = {
+        "corpus": collection.documents,
+        "queries": collection.queries,
+        "qrels": collection.judgements,
+    }
+    for key, part in parts.items():
+        if part.files:
+            log.info("%s: %s%s", key, part.files[0], f" and {len(part.files) - 1} more" if len(part.files) > 1 else "")
     corpus_key = fingerprint({"corpus": _content(collection.documents, cache), "format": FORMAT_VERSION})
     key = fingerprint(
         {

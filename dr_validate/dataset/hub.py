@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dr_validate.component import component
+from dr_validate.component import NameOrPath, component
 from dr_validate.dataset.build import open_test_set
 from dr_validate.dataset.hub_parts import HubParts, hub_collection
 from dr_validate.dataset.locate import Common, folder_name
@@ -17,12 +17,12 @@ class HubDataset(Common):
     repository's code is never run. `HF_HUB_OFFLINE=1` uses what was downloaded before.
     """
 
-    id: str
+    id: NameOrPath
     revision: str | None = None
-    corpus: str = "corpus"
-    queries: str = "queries"
-    qrels: str | None = None
-    qrels_id: str | None = None
+    corpus: NameOrPath = "corpus"
+    queries: NameOrPath = "queries"
+    qrels: NameOrPath | None = None
+    qrels_id: NameOrPath | None = None
     qrels_split: str = "test"
 
     def open(self, cache: Path) -> TestSet:

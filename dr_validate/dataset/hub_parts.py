@@ -85,7 +85,7 @@ def _rows(loaded: Any, where: str, columns: Sequence[str] | None) -> Iterator[tu
 
 
 def _own_file(wanted: str) -> Path | None:
-    path = Path(wanted).expanduser()
+    path = Path(wanted)
     return path if path.suffix and path.is_file() else None
 
 
@@ -124,7 +124,7 @@ class _Hub:
         config = next((name for name in ("qrels", "default") if name in configs and len(configs) > 1), None)
         if config is not None:
             return parts.id, config, None
-        is_local = Path(parts.id).expanduser().is_dir()
+        is_local = Path(parts.id).is_dir()
         if is_local and (pattern := self._data_files(f"qrels/{parts.qrels_split}") or self._data_files("qrels")):
             return parts.id, None, pattern
         return f"{parts.id.rstrip('/')}-qrels", None, None
@@ -150,14 +150,14 @@ class _Hub:
 
     def _data_files(self, wanted: str) -> str | None:
         """A pattern for `load_dataset`: as given if it looks like a path, or what a local folder has under that name."""
-        folder = Path(self.parts.id).expanduser()
+        folder = Path(self.parts.id)
         if folder.is_dir():
             candidates = [wanted, f"{wanted}.*"] if "/" in wanted else [wanted, f"{wanted}.*", f"{wanted}/*"]
             return next((c for c in candidates if any(file.is_file() for file in folder.glob(c))), None)
         return wanted if "/" in wanted or Path(wanted).suffix else None
 
     def _load_dataset(self, repository: str, config: str | None, data_files: str | None = None) -> Any:
-        folder = Path(repository).expanduser()
+        folder = Path(repository)
         local = folder.is_dir()
         return self._try(
             repository,

@@ -1,6 +1,5 @@
 """Where the parts of a data set on disk are: the default places, or the user's own files."""
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,14 +7,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dr_validate.component import component
+from dr_validate.component import UserPath, component
 from dr_validate.dataset.build import Collection
 from dr_validate.dataset.judge import MissingJudged
 from dr_validate.dataset.read import MSMARCO_V2, Problems
 from dr_validate.dataset.records import DOCUMENT, QUERY, entry_part, judgement_part
 from dr_validate.errors import DatasetError
-
-log = logging.getLogger(__name__)
 
 # The name is part of metric keys (val/<dataset>/<metric>), where a slash or a space would change their meaning.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
@@ -30,14 +27,17 @@ class Common:
     ignore_identical_ids: bool = False  # never return the document whose id is the query's (ArguAna, Quora)
     missing_judged: MissingJudged = "error"  # judged documents that are not in the corpus
 
+    def check(self) -> None:
+        """See `Dataset.check`: by default nothing is known without reading."""
+
 
 @component
 class OwnFiles(Common):
     """Settings of data sets whose parts are files: each can be pointed elsewhere (a file, or a folder of shards)."""
 
-    corpus: Path | None = None
-    queries: Path | None = None
-    qrels: Path | None = None
+    corpus: UserPath | None = None
+    queries: UserPath | None = None
+    qrels: UserPath | None = None
 
     def collect(self, name: str, places: Mapping[str, Sequence[Path]]) -> Collection:
         """The parts from own files, else from the first of `places` that exists. Raises DatasetError for all gaps."""
@@ -59,7 +59,7 @@ class OwnFiles(Common):
 def locate(key: str, own: Path | None, places: Sequence[Path], problems: Problems) -> tuple[Path, ...]:
     """The files of one part; a folder stands for its shards in the order of their names."""
     if own is not None:
-        places = [own.expanduser()]
+        places = [own]
     found = next((place for place in places if place.exists()), None)
     if found is None:
         looked = f"no such file or folder: {places[0]}" if own is not None else _looked_for(places)
@@ -69,22 +69,20 @@ def locate(key: str, own: Path | None, places: Sequence[Path], problems: Problem
     files = (found,) if found.is_file() else tuple(sorted(_shards(found)))
     if not files:
         problems.add(f"dataset.{key}", f"the folder {found} holds no file ending in one of {', '.join(SHARD_ENDINGS)}")
-    log.info("%s: %s%s", key, found, f" ({len(files)} files)" if len(files) > 1 else "")
     return files
 
 
 def existing_folder(path: Path) -> Path:
     """`path` if it is a folder, else DatasetError."""
-    folder = path.expanduser()
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise DatasetError(f"dataset.path: {folder} {what}; set it to the folder that holds corpus, queries and qrels")
-    return folder
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise DatasetError(f"dataset.path: {path} {what}; set it to the folder that holds corpus, queries and qrels")
+    return path
 
 
 def folder_name(path: Path) -> str:
     """A data set's name from its folder, in the characters that a metric's name may have."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", path.expanduser().resolve().name).lstrip("._+-") or "dataset"
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", path.resolve().name).lstrip("._+-") or "dataset"
 
 
 def variants(folder: Path, *names: str) -> list[Path]:

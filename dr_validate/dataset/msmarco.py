@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pydantic import model_validator
 
-from dr_validate.component import component
-from dr_validate.dataset.build import open_test_set
+from dr_validate.component import NameOrPath, UserPath, component
+from dr_validate.dataset.build import Collection, open_test_set
 from dr_validate.dataset.hub_parts import HubParts, hub_collection
 from dr_validate.dataset.locate import Name, OwnFiles, existing_folder, variants
 from dr_validate.errors import DatasetError
@@ -20,8 +20,8 @@ class MsmarcoDataset(OwnFiles):
     """
 
     name: Name | None = "msmarco"
-    path: Path | None = None
-    hub: str | None = None
+    path: UserPath | None = None
+    hub: NameOrPath | None = None
     revision: str | None = None
 
     @model_validator(mode="after")
@@ -35,13 +35,20 @@ class MsmarcoDataset(OwnFiles):
             raise ValueError(f"got revision={self.revision!r}, which has no effect without hub")
         return self
 
+    def check(self) -> None:
+        """See `Dataset.check`."""
+        if self.hub is None:
+            self._local_collection()
+
     def open(self, cache: Path) -> TestSet:
-        name = self.name or "msmarco"
-        if self.hub is not None:
-            # The 6 980 queries that MS MARCO calls dev.small are the split `validation` of BeIR/msmarco-qrels.
-            parts = HubParts(key="hub", id=self.hub, revision=self.revision, qrels_split="validation")
-            common = {"missing_judged": self.missing_judged, "ignore_identical_ids": self.ignore_identical_ids}
-            return open_test_set(hub_collection(name, parts, cache, **common), cache)
+        if self.hub is None:
+            return open_test_set(self._local_collection(), cache)
+        # The 6 980 queries that MS MARCO calls dev.small are the split `validation` of BeIR/msmarco-qrels.
+        parts = HubParts(key="hub", id=self.hub, revision=self.revision, qrels_split="validation")
+        common = {"missing_judged": self.missing_judged, "ignore_identical_ids": self.ignore_identical_ids}
+        return open_test_set(hub_collection(self.name or "msmarco", parts, cache, **common), cache)
+
+    def _local_collection(self) -> Collection:
         if self.path is None and None in (self.corpus, self.queries, self.qrels):
             raise DatasetError(
                 "dataset.path: not set, so there is nothing to read; set dataset.path=FOLDER with collection.tsv, "
@@ -54,4 +61,4 @@ class MsmarcoDataset(OwnFiles):
             "queries": variants(folder, "queries.dev.small.tsv", "queries.dev.tsv"),
             "qrels": variants(folder, "qrels.dev.small.tsv", "qrels.dev.tsv"),
         }
-        return open_test_set(self.collect(name, places), cache)
+        return self.collect(self.name or "msmarco", places)

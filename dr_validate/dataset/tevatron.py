@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pydantic import model_validator
 
-from dr_validate.component import component
-from dr_validate.dataset.build import open_test_set
+from dr_validate.component import UserPath, component
+from dr_validate.dataset.build import Collection, open_test_set
 from dr_validate.dataset.locate import OwnFiles, existing_folder, folder_name, variants
 from dr_validate.values import TestSet
 
@@ -18,7 +18,7 @@ class TevatronDataset(OwnFiles):
     or from own files, which then need no `path`.
     """
 
-    path: Path | None = None
+    path: UserPath | None = None
 
     @model_validator(mode="after")
     def _says_where(self) -> "TevatronDataset":
@@ -27,7 +27,14 @@ class TevatronDataset(OwnFiles):
             raise ValueError(f"got neither path nor {', '.join(missing)}; set dataset.path to a folder, or all three to files")
         return self
 
+    def check(self) -> None:
+        """See `Dataset.check`."""
+        self._collection()
+
     def open(self, cache: Path) -> TestSet:
+        return open_test_set(self._collection(), cache)
+
+    def _collection(self) -> Collection:
         folder = existing_folder(self.path) if self.path is not None else Path()
         rows = ("jsonl", "json", "parquet", "tsv")
         places = {
@@ -37,4 +44,4 @@ class TevatronDataset(OwnFiles):
         }
         named = self.path or self.corpus
         assert named is not None, "checked at birth"
-        return open_test_set(self.collect(self.name or folder_name(named), places), cache)
+        return self.collect(self.name or folder_name(named), places)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dr_validate.component import component, fingerprint
+from dr_validate.component import UserPath, component, fingerprint
 from dr_validate.encoder.contract import read_contract
 from dr_validate.encoder.terms import Contract, Stated, Tower
 from dr_validate.errors import ConfigError
@@ -47,9 +47,9 @@ class AutoEncoder:
     query_max_length: int | None = Field(default=None, ge=1)
     document_max_length: int | None = Field(default=None, ge=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    tokenizer: str | None = None
-    base_model: str | None = None
-    config: str | None = None
+    tokenizer: UserPath | None = None
+    base_model: UserPath | None = None
+    config: UserPath | None = None
     weights_prefix: str | None = None
     append_eos: bool | None = None
     max_tokens_per_batch: int | None = Field(default=None, ge=1)
@@ -112,14 +112,10 @@ class AutoEncoder:
 
     def _stated(self) -> Stated:
         folders = {"encoder.tokenizer": self.tokenizer, "encoder.base_model": self.base_model}
-        problems = [
-            f"{key}: no such folder (got {path!r})" for key, path in folders.items() if path and not Path(path).is_dir()
-        ]
-        config = Path(self.config) if self.config else None
-        if config is not None and config.is_dir():
-            config = config / "config.json"
+        problems = [f"{key}: no such folder (got {str(path)!r})" for key, path in folders.items() if path and not path.is_dir()]
+        config = self.config / "config.json" if self.config and self.config.is_dir() else self.config
         if config is not None and not config.is_file():
-            problems.append(f"encoder.config: no such folder with a config.json, and no such file (got {self.config!r})")
+            problems.append(f"encoder.config: no such folder with a config.json, and no such file (got {str(self.config)!r})")
         if problems:
             raise ConfigError(problems)
         return Stated(
@@ -129,8 +125,8 @@ class AutoEncoder:
             document_prefix=self.document_prefix,
             query_max_length=self.query_max_length,
             document_max_length=self.document_max_length,
-            tokenizer=Path(self.tokenizer) if self.tokenizer else None,
-            base_model=Path(self.base_model) if self.base_model else None,
+            tokenizer=self.tokenizer,
+            base_model=self.base_model,
             config=config,
             weights_prefix=self.weights_prefix,
         )

@@ -18,7 +18,7 @@ from dr_validate.encoder.checks import (
     weight_shapes,
 )
 from dr_validate.encoder.terms import Stated, contradiction
-from dr_validate.errors import CheckpointError
+from dr_validate.errors import CheckpointError, NotStated
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def _base_of(folder: Path, stated: Stated) -> Path:
     named = config.get("base_model_name_or_path")
     base = stated.base_model or (Path(named) if isinstance(named, str) and named else None)
     if base is None or not base.is_dir():
-        raise CheckpointError(
+        raise NotStated(
             f"{path}: the adapter's base model {named!r} is not a folder on this machine, and nothing is downloaded; "
             "set encoder.base_model to the folder of the base model"
         )

@@ -9,7 +9,7 @@ from dr_validate.encoder.checks import USE_STEP_VERSION, check_no_link_leaves, c
 from dr_validate.encoder.lengths import length_warnings, max_length
 from dr_validate.encoder.modules import modules_tower
 from dr_validate.encoder.terms import Contract, Head, Kind, PoolingName, Stated, Tower, contradiction
-from dr_validate.errors import CheckpointError
+from dr_validate.errors import CheckpointError, NotStated
 from dr_validate.values import Side
 
 QUERY_FOLDER = "query_model"
@@ -24,8 +24,8 @@ DPR: Mapping[Side, tuple[str, str]] = {
 def read_contract(folder: Path, stated: Stated) -> Contract:
     """The contract of the checkpoint in `folder`; what is stated wins over what the checkpoint says.
 
-    Raises CheckpointError where the folder cannot be used, or where pooling, normalisation, a tokenizer or a base model
-    are said nowhere: the message names the `encoder.` keys that state them.
+    Raises CheckpointError where the folder cannot be used, NotStated where pooling, normalisation, a length, a prefix or a
+    base model are said nowhere: the message names the `encoder.` keys that state them.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
@@ -62,7 +62,7 @@ def _plain_tower(backbone: Backbone, folder: Path, side: Side, stated: Stated) -
     """A folder of transformers alone: pooling and normalisation are not in it, so both must be stated."""
     lacking = [f"encoder.{key}" for key in ("pooling", "normalize") if getattr(stated, key) is None]
     if stated.pooling is None or stated.normalize is None:
-        raise CheckpointError(
+        raise NotStated(
             f"{folder}: a plain transformers folder does not say how token vectors become one vector, and a wrong guess gives "
             f"wrong scores without an error; set {' and '.join(lacking)} as in training (the message is not about the "
             f"weights; if training saved modules.json, {USE_STEP_VERSION})"

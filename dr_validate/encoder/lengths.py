@@ -7,7 +7,7 @@ from typing import Any
 
 from dr_validate.encoder.checks import read_object
 from dr_validate.encoder.terms import Stated, contradiction
-from dr_validate.errors import CheckpointError
+from dr_validate.errors import NotStated
 from dr_validate.values import Side
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def max_length(
             return places, f"cut from {length} ({origin}) to the positions of the model"
         return places, "positions of the model"
     if length is None:
-        raise CheckpointError(
+        raise NotStated(
             f"{tokenizer}: neither the tokenizer nor the model says how long a text may be; set encoder.{side}_max_length"
         )
     return length, origin

@@ -122,7 +122,7 @@ def packing_pays(in_features: int, out_features: int, dtype: torch.dtype) -> boo
     finally:
         torch.set_num_threads(threads)
     gain = best["plain"] / best["packed"]
-    log.info("linear layers of %dx%d in %s: oneDNN is %.2f times as fast here", in_features, out_features, dtype, gain)
+    log.debug("linear layers of %dx%d in %s: oneDNN is %.2f times as fast here", in_features, out_features, dtype, gain)
     return best["packed"] <= PAYS * best["plain"]
 
 

@@ -9,7 +9,7 @@ from dr_validate.encoder.checks import USE_STEP_VERSION, check_weights, child, r
 from dr_validate.encoder.lengths import length_warnings, max_length
 from dr_validate.encoder.prompts import prompt_for, prompt_warnings
 from dr_validate.encoder.terms import Head, PoolingName, Stated, Tower, contradiction
-from dr_validate.errors import CheckpointError
+from dr_validate.errors import CheckpointError, NotStated
 from dr_validate.values import Side
 
 POOLING_NAMES: Mapping[str, PoolingName] = {
@@ -197,7 +197,7 @@ def _normalization(
     if stated.normalize is not None:
         return kept, stated.normalize
     if not last and similarity is None:
-        raise CheckpointError(
+        raise NotStated(
             f"{folder}: neither a Normalize module nor similarity_fn_name in config_sentence_transformers.json says whether "
             "vectors are compared by cosine or by dot product; set encoder.normalize to true (cosine) or false (dot)"
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.encoder.terms import Stated, contradiction
-from dr_validate.errors import CheckpointError
+from dr_validate.errors import CheckpointError, NotStated
 from dr_validate.values import Side
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def prompt_for(side: Side, library: Mapping[str, Any], stated: Stated, folder: P
         return prompt
     default = library.get("default_prompt_name")
     if default and prompts.get(default):
-        raise CheckpointError(
+        raise NotStated(
             f"{folder}: default_prompt_name {default!r}: versions of sentence-transformers disagree whether its prompt "
             f"{prompts[default]!r} goes before a {side}; set encoder.{side}_prefix to it, or to ''"
         )

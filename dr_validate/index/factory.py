@@ -9,7 +9,7 @@ from pydantic import Field
 
 from dr_validate.component import component
 from dr_validate.errors import SetupError
-from dr_validate.index.fetch_faiss import import_faiss
+from dr_validate.index.fetch_faiss import WAY_OUT, has_faiss, import_faiss
 from dr_validate.index.flat import proposal_of
 from dr_validate.index.running import Proposal, RunningTopK
 from dr_validate.stages import Search
@@ -33,6 +33,12 @@ class FactoryIndex:
         faiss = import_faiss()
         _make(faiss, queries.shape[1], self.spec)
         return RunningTopK(queries, top_k, tie_rank, _Factory(faiss, queries, self.spec), exact=self._is_exact)
+
+    def check(self) -> str:
+        """See `Index.check`. Raises SetupError without faiss."""
+        if not has_faiss():
+            raise SetupError(f"index: index=factory needs faiss, which is not installed; {WAY_OUT}, or set index=torch")
+        return ""
 
     def fingerprint(self) -> Mapping[str, Any]:
         """Empty for the exact `Flat`."""

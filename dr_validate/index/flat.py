@@ -1,24 +1,41 @@
 """Exact search with faiss, a block at a time: no index that grows with the corpus."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from dr_validate.component import component
-from dr_validate.index.fetch_faiss import import_faiss
+from dr_validate.errors import SetupError
+from dr_validate.index.fetch_faiss import WAY_OUT, has_faiss, import_faiss
 from dr_validate.index.running import Proposal, RunningTopK
+from dr_validate.index.torch import TorchIndex
 from dr_validate.stages import Search
 from dr_validate.values import Float32, Int64
+
+log = logging.getLogger(__name__)
 
 
 @component
 class FlatIndex:
-    """Exact inner products by `faiss.knn` on the processor, the fastest there for thousands of queries."""
+    """Exact inner products by `faiss.knn` on the processor, the fastest there for thousands of queries; by torch, with the same
+    ranking, where there is no faiss."""
 
     def open(self, queries: Float32, top_k: int, tie_rank: Int64, device: str) -> Search:
-        """See `Index.open`. Raises SetupError without faiss. The device plays no part: vectors arrive on the processor."""
-        return RunningTopK(queries, top_k, tie_rank, _Knn(import_faiss(), queries))
+        """See `Index.open`. The device plays no part with faiss: vectors arrive on the processor."""
+        try:
+            faiss = import_faiss()
+        except SetupError as error:
+            log.log(logging.WARNING if has_faiss() else logging.DEBUG, "%s: index=torch searches", error)
+            return TorchIndex().open(queries, top_k, tie_rank, device)
+        return RunningTopK(queries, top_k, tie_rank, _Knn(faiss, queries))
+
+    def check(self) -> str:
+        """See `Index.check`."""
+        if has_faiss():
+            return ""
+        return f"index=flat: faiss is not installed, so index=torch searches, with the same ranking (for faiss: {WAY_OUT})"
 
     def fingerprint(self) -> Mapping[str, Any]:
         """Empty: exact."""

@@ -5,7 +5,6 @@ import importlib.util
 import logging
 import os
 import sys
-import tempfile
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +14,7 @@ import numpy as np
 
 from dr_validate.component import component
 from dr_validate.errors import DatasetError
+from dr_validate.files import cache_folder, is_writable
 from dr_validate.metrics.names import deepest_cutoff, parse, parse_metric
 from dr_validate.values import Float64, Qrels, Ranking, Scores
 
@@ -133,13 +133,8 @@ def _choose_numba_cache() -> None:
     spec = importlib.util.find_spec("ranx")
     if "NUMBA_CACHE_DIR" in os.environ or spec is None or spec.origin is None:
         return
-    if os.access(Path(spec.origin).parent / "metrics", os.W_OK):
+    if is_writable(Path(spec.origin).parent / "metrics" / "__pycache__"):
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "dr_validate" / "numba"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path(tempfile.gettempdir()) / f"dr_validate-numba-{os.getuid()}"
+    folder = cache_folder() / "numba"
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
     log.info("compiled metrics are kept in %s", folder)

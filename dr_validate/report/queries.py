@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dr_validate.dataset.corpus import ArrowCorpus, is_usable
+from dr_validate.files import expanded
 from dr_validate.per_query import Retrieved, read_query_texts, read_query_values, read_top
 from dr_validate.report.comparison import Z_95
 from dr_validate.report.gather import Section, Strategy, best_of
@@ -148,9 +149,9 @@ def query_texts(
 
 def _candidates(state_dir: Path, dataset: Mapping[str, Any]) -> list[Path]:
     own, folder = dataset.get("queries"), dataset.get("path")
-    named = [Path(str(own)).expanduser()] if own else []
+    named = [expanded(str(own))] if own else []
     names = ("queries.jsonl", "queries.dev.small.tsv", "queries.dev.tsv")
-    inside = [Path(str(folder)).expanduser() / name for name in names] if folder else []
+    inside = [expanded(str(folder)) / name for name in names] if folder else []
     return [*named, *inside, *sorted(state_dir.glob("datasets/*/queries.jsonl"))]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.errors import SetupError
-from dr_validate.files import write_atomically
+from dr_validate.files import expanded, write_atomically
 from dr_validate.ledger import Ledger
 from dr_validate.report.gather import Section, gather
 from dr_validate.report.page import NOTHING_YET, Part, page
@@ -64,4 +64,4 @@ def _part(section: Section, state_dir: Path, dataset: Mapping[str, Any]) -> Part
 def _is_named(dataset: Mapping[str, Any], name: str) -> bool:
     """Whether the configured data set is the one of that name: two collections may both call their queries 1, 2, 3."""
     folder = dataset.get("path")
-    return name == (dataset.get("name") or (Path(str(folder)).expanduser().resolve().name if folder else None))
+    return name == (dataset.get("name") or (expanded(str(folder)).resolve().name if folder else None))

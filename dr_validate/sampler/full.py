@@ -17,6 +17,9 @@ class FullSampler:
         """See `Sampler.draw`."""
         return sample_of(test_set, others(test_set), 1.0, self.fingerprint())
 
+    def check(self, test_set: TestSet) -> None:
+        """See `Sampler.check`: always large enough."""
+
     def fingerprint(self) -> Mapping[str, Any]:
         """JSON values for the spec."""
         return {"sampler": "full"}

@@ -46,7 +46,7 @@ class NamedRun:
     def _path(self) -> Path | None:
         if self.name == BM25 or self.name.startswith(RANXHUB):
             return None
-        path = Path(self.name).expanduser()
+        path = Path(self.name)
         if not path.is_file():
             raise SetupError(f"{self.key}: got {self.name!r}, which is no file; give the path of a run, {RANXHUB}ID or {BM25}")
         return path

@@ -39,6 +39,10 @@ class RandomSampler:
         odds = num_taken / len(rest) if len(rest) else 1.0
         return sample_of(test_set, taken, odds, {**self.fingerprint(), "seed": seed})
 
+    def check(self, test_set: TestSet) -> None:
+        """See `Sampler.check`."""
+        budget(test_set, self.fraction)
+
     def draw_levels(self, test_set: TestSet, seed: int, cache: Path) -> Mapping[int, Sample]:
         """Samples by level, each within the next; the deepest is that of `draw`."""
         return draw_at_levels(self, self.rules(), lambda part: part.draw(test_set, seed, cache))

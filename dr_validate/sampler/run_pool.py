@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from dr_validate.component import component
+from dr_validate.component import NameOrPath, component
 from dr_validate.sampler.drawing import budget, permanent_random_numbers, sample_of
 from dr_validate.sampler.fusion import Candidates, candidates
 from dr_validate.sampler.named_run import BM25, BM25_DEPTH, NamedRun
@@ -28,7 +28,7 @@ class RunPoolSampler:
     a query, the highest ids, and `fraction` any of them, by the seed.
     """
 
-    run: str = Field(default=BM25, min_length=1)
+    run: NameOrPath = Field(default=BM25, min_length=1)
     depth: int | None = Field(default=None, ge=1)
     fraction: float | None = Field(default=None, gt=0, le=1)
     bm25_depth: int | None = Field(default=None, ge=1)
@@ -50,6 +50,7 @@ class RunPoolSampler:
 
         With `fraction`, the seed decides which documents of the last, partial depth come in.
         """
+        self.check(test_set)
         run = self._run.read(test_set, cache)
         return self.draw_from(candidates([run if self.fraction else run.first(self._depth)], test_set), test_set, seed)
 
@@ -67,6 +68,11 @@ class RunPoolSampler:
                 )
         log.info("run pool of %s: %d judged and %d other documents", test_set.name, len(test_set.judged), len(chosen))
         return sample_of(test_set, chosen, 1.0, {**self.fingerprint(), "seed": seed})
+
+    def check(self, test_set: TestSet) -> None:
+        """See `Sampler.check`."""
+        if self.fraction is not None:
+            budget(test_set, self.fraction)
 
     def fingerprint(self) -> Mapping[str, Any]:
         """JSON values for the spec; of a file its content counts, not its place. Raises SetupError if there is no such file."""

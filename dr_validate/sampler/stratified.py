@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
-from dr_validate.component import component
+from dr_validate.component import NameOrPath, component
 from dr_validate.errors import SetupError
 from dr_validate.sampler.drawing import drawn, epoch_seed, fraction_for, num_documents, others, sample_of
 from dr_validate.sampler.epochs import content_of, drift, run_of
@@ -45,7 +45,7 @@ class StratifiedSampler:
     """
 
     fraction: float = Field(default=0.01, gt=0, le=1)
-    pool: tuple[Annotated[str, StringConstraints(min_length=1)], ...] = Field(default=("bm25",), min_length=1)
+    pool: tuple[Annotated[NameOrPath, Field(min_length=1)], ...] = Field(default=("bm25",), min_length=1)
     pool_share: float = Field(default=0.7, gt=0, lt=1)
     ring_share: float = Field(default=0.0, ge=0, lt=1)  # metrics/ESTIMATE.md: a ring gained nothing
     ring_inclusion: float = Field(default=1 / 3, gt=0, lt=1)
@@ -80,6 +80,11 @@ class StratifiedSampler:
         """Samples by level, smaller ones first; the deepest is that of `draw`. Raises as `draw` does."""
         found = self._candidates(test_set, cache)
         return draw_at_levels(self, self.rules(), lambda part: part.draw_from(found, test_set, seed))
+
+    def check(self, test_set: TestSet) -> None:
+        """See `Sampler.check`."""
+        if num_documents(test_set, self.fraction) < len(test_set.judged):
+            raise self._too_small(test_set, _population(test_set, len(test_set.corpus) - len(test_set.judged)))
 
     def redraw(self, test_set: TestSet, seed: int, cache: Path, baseline: Ranking, epoch: int = 1) -> Sample:
         """The sample of a later epoch (1, 2, ...): `baseline`, the full-corpus ranking of an earlier checkpoint, joins the
@@ -128,8 +133,7 @@ class StratifiedSampler:
         return [NamedRun(name=name, key="sampler.pool") for name in self.pool]
 
     def _candidates(self, test_set: TestSet, cache: Path, *further: Run) -> Candidates:
-        if num_documents(test_set, self.fraction) < len(test_set.judged):  # hopeless: said before minutes of BM25
-            raise self._too_small(test_set, _population(test_set, len(test_set.corpus) - len(test_set.judged)))
+        self.check(test_set)  # before minutes of BM25
         return candidates([*(run.read(test_set, cache) for run in self._named), *further], test_set)
 
     def _sample(self, test_set: TestSet, seed: int, found: Candidates, provenance: Mapping[str, Any]) -> Sample:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dr_validate.component import component
+from dr_validate.component import UserPath, component
 from dr_validate.errors import CheckpointError, Gone, SetupError
 from dr_validate.files import copy_with_digest, sha256_of_files
 from dr_validate.source.complete import Unreadable, read_json, what_is_missing
@@ -30,7 +30,7 @@ class FolderSource:
     snapshot in the Hugging Face cache is made of such links).
     """
 
-    path: Path
+    path: UserPath
     name: str | None = None
     follow_links: bool = False
     needs_config: ClassVar[bool] = True  # see Source
@@ -90,15 +90,19 @@ class FolderSource:
         """Whether its folder is there."""
         return Path(checkpoint.uri).is_dir()
 
-    def _folders(self) -> dict[str, Path]:
-        """Candidates by name."""
+    def check(self) -> None:
+        """See `Source.check`; a folder that is not there yet may come."""
         if (shown := _shown(str(self.path.absolute()))) != str(self.path.absolute()):
             raise SetupError(f"source.path: got {shown!r}, which is not UTF-8; rename the folder")
+        if self.path.exists() and not self.path.is_dir():
+            raise SetupError(f"source.path: got {str(self.path)!r}, a file; expected the folder that holds the checkpoints")
+
+    def _folders(self) -> dict[str, Path]:
+        """Candidates by name."""
+        self.check()
         if not self.path.exists():
             _say_once(f"{self.path} does not exist yet: no checkpoints")
             return {}
-        if not self.path.is_dir():
-            raise SetupError(f"source.path: got {str(self.path)!r}, a file; expected the folder that holds the checkpoints")
         itself = looks_like_one(self.path)
         folders = {self.path.absolute().name: self.path.absolute()} if itself else {}
         for entry in sorted(self.path.iterdir()):

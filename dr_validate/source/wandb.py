@@ -15,6 +15,7 @@ from dr_validate.component import component
 from dr_validate.errors import CheckpointError, Gone, SetupError
 from dr_validate.source.complete import what_is_missing
 from dr_validate.source.walk import check_room
+from dr_validate.source.wandb_api import find_key
 from dr_validate.source.wandb_connection import Connection
 from dr_validate.source.wandb_manifest import NO_CONFIG, Contents, check_path
 from dr_validate.source.wandb_project import Project
@@ -102,6 +103,11 @@ class WandbSource:
             raise CheckpointError(f"{pinned} of {entity}/{name}: {error}") from error
         if missing := what_is_missing(into, False, self.needs_config):
             raise CheckpointError(f"{pinned} of {entity}/{name}: {missing}")
+
+    def check(self) -> None:
+        """See `Source.check`: a project is named, and there is a key."""
+        self._project_name()
+        find_key()
 
     def still_has(self, checkpoint: Checkpoint) -> bool:
         """Whether the version is committed. Raises Outage."""

@@ -104,11 +104,28 @@ class WandbApi:
 
 def _connect() -> GraphQL:
     """With the settings and the key that the SDK finds; nothing is asked yet."""
-    import wandb
     from wandb.apis.public.service_api import ServiceApi
-    from wandb.sdk import wandb_setup
     from wandb.sdk.lib import wbauth
 
+    settings, auth = find_key()
+    wbauth.set_auth_settings(settings, auth)
+    proxies = {"http": settings.http_proxy, "https": settings.https_proxy, **(settings.x_proxies or {})}
+    return GraphQL(
+        ServiceApi(settings=settings),
+        settings.x_extra_http_headers or {},
+        {scheme: url for scheme, url in proxies.items() if url},
+        check_tls=not settings.insecure_disable_ssl,
+    )
+
+
+def find_key() -> tuple[Any, Any]:
+    """The SDK's settings, and what it finds in the environment or netrc. Raises SetupError where that is nothing, or no key."""
+    try:
+        import wandb
+        from wandb.sdk import wandb_setup
+        from wandb.sdk.lib import wbauth
+    except ImportError as error:
+        raise SetupError(f"source: wandb cannot be imported ({error}); pip install wandb, or set source=folder") from error
     settings = wandb_setup.singleton().settings.model_copy()
     try:
         auth = wbauth.authenticate_session(
@@ -118,14 +135,7 @@ def _connect() -> GraphQL:
         raise SetupError(f"the key for W&B at {_server()} is not of a form that keys have; {LOG_IN}") from error
     if auth is None:
         raise SetupError(f"there is no key for W&B at {_server()}; {LOG_IN}")
-    wbauth.set_auth_settings(settings, auth)
-    proxies = {"http": settings.http_proxy, "https": settings.https_proxy, **(settings.x_proxies or {})}
-    return GraphQL(
-        ServiceApi(settings=settings),
-        settings.x_extra_http_headers or {},
-        {scheme: url for scheme, url in proxies.items() if url},
-        check_tls=not settings.insecure_disable_ssl,
-    )
+    return settings, auth
 
 
 def _server() -> str:

@@ -21,6 +21,11 @@ class JsonlTracker:
 
     path: Path
 
+    @property
+    def is_remote(self) -> bool:
+        """See `Tracker.is_remote`."""
+        return False
+
     def deliver(self, report: Report, history: Sequence[Report]) -> None:
         """Append a line, durably, unless it is there: the process may have died between the line and its receipt."""
         written = report_to_json(report)

@@ -19,6 +19,9 @@ class NoTracker:
         """What `task=doctor` says."""
         return "none; reports.jsonl is written"
 
+    def check(self) -> None:
+        """See WandbTracker.check."""
+
     def start(
         self,
         *,
@@ -36,6 +39,11 @@ class NoTracker:
     def log_sweep(self, sweep: Sweep) -> str:
         """See WandbTracker.log_sweep; nowhere."""
         return ""
+
+    @property
+    def is_remote(self) -> bool:
+        """See `Tracker.is_remote`."""
+        return False
 
     def deliver(self, report: Report, history: Sequence[Report]) -> None:
         pass

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FINISH_TIMEOUT_S = 60  # for the hook of W&B at the end of the process; `WandbRuns.close` has the limit of its caller
 KILLED_WITHIN_S = 5
 OFFLINE_MODES = ("offline", "dryrun", "disabled")
-WAY_OUT = "run `wandb login`, set WANDB_API_KEY, or set tracker.mode=offline"
+WAY_OUT = "run `wandb login`, set WANDB_API_KEY, or set tracker.mode=offline or tracker=none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

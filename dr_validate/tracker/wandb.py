@@ -1,5 +1,6 @@
 """Weights & Biases: a validation run per (training run, spec), or the training run itself; the training step is the axis."""
 
+import importlib.util
 import logging
 import os
 import threading
@@ -11,7 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dr_validate.component import component
+from dr_validate.component import UserPath, component
 from dr_validate.errors import SetupError
 from dr_validate.findings import Find, find_nothing
 from dr_validate.strategies import Sweep
@@ -19,7 +20,7 @@ from dr_validate.tracker.arrivals import Lost
 from dr_validate.tracker.attached import NotShared, Place, TrainingRun, look_at
 from dr_validate.tracker.home import Home, OwnRun
 from dr_validate.tracker.rows import allowed
-from dr_validate.tracker.session import Plan, abandon, failures, has_died, is_offline, user_name
+from dr_validate.tracker.session import Plan, abandon, failures, has_died, is_offline, require_key, user_name
 from dr_validate.tracker.summary_run import SummaryRun
 from dr_validate.tracker.validation_run import ValidationRun
 from dr_validate.values import Checkpoint, Report
@@ -49,7 +50,7 @@ class WandbTracker:
     group: str | None = None
     alias_best: bool = False
     attach: bool = False
-    dir: Path | None = None
+    dir: UserPath | None = None
     timeout_s: float = Field(default=30, ge=1)
 
     @model_validator(mode="after")
@@ -74,6 +75,15 @@ class WandbTracker:
             return found
         found = f"{found}, logged in as {user_name(self.timeout_s)}"
         return f"{found}; {self._examine_attached(checkpoints(), training_run)}" if self.attach else found
+
+    def check(self) -> None:
+        """Raise SetupError where the package or the key is missing; no server is asked."""
+        if is_offline(self.mode):
+            self._refuse_offline()
+        if importlib.util.find_spec("wandb") is None:
+            raise SetupError("tracker: wandb is not installed; pip install wandb, or set tracker=none")
+        if not is_offline(self.mode):
+            require_key()
 
     def log_sweep(self, sweep: Sweep) -> str:
         """Log the table of a sweep to a run of its own; where it went. Raises Outage or SetupError where it did not arrive."""
@@ -143,6 +153,11 @@ class WandbRuns:
         self._plan = plan
         self._runs: dict[str, ValidationRun] = {}
         self._refused_until: dict[str, float] = {}  # training run -> monotonic seconds
+
+    @property
+    def is_remote(self) -> bool:
+        """See `Tracker.is_remote`."""
+        return not self._plan.offline
 
     def deliver(self, report: Report, history: Sequence[Report]) -> None:
         """Log one row at the checkpoint's training step; a failed or skipped one under `status/`."""

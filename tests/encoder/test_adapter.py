@@ -61,7 +61,7 @@ def test_an_adapter_on_its_base_gives_the_vectors_of_peft(adapter: Path, bert: P
     import peft
     import transformers
 
-    vectors = vectors_of(AutoEncoder(base_model=str(bert), dtype=dtype, pooling="cls", normalize=False), adapter)
+    vectors = vectors_of(AutoEncoder(base_model=bert, dtype=dtype, pooling="cls", normalize=False), adapter)
     base: Any = transformers.AutoModel.from_pretrained(str(bert), dtype=getattr(torch, dtype))
     adapted = peft.PeftModel.from_pretrained(base, str(adapter), autocast_adapter_dtype=False).eval()
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(bert))
@@ -78,7 +78,7 @@ def test_an_adapter_on_its_base_gives_the_vectors_of_peft(adapter: Path, bert: P
 def test_an_adapter_of_another_base_is_refused(adapter: Path, make_model: Callable[[str], Path]) -> None:
     other = make_model("RobertaConfig")
     edit(other / "config.json", num_hidden_layers=1)
-    assert re.search("does not fit its base|cannot load", refusal(adapter, base_model=str(other), **STATED))
+    assert re.search("does not fit its base|cannot load", refusal(adapter, base_model=other, **STATED))
 
 
 @OLD_NAME

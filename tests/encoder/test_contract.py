@@ -65,7 +65,7 @@ def test_a_folder_without_tokenizer_names_the_key_and_takes_a_stated_one(bert: P
     for path in tokenizer_folder.iterdir():
         (bert / path.name).unlink()
     assert "encoder.tokenizer" in refusal(bert, **STATED)
-    assert np.array_equal(vectors_of(AutoEncoder(tokenizer=str(tokenizer_folder), **STATED), bert), whole)
+    assert np.array_equal(vectors_of(AutoEncoder(tokenizer=tokenizer_folder, **STATED), bert), whole)
 
 
 def test_a_bare_state_dict_points_to_the_version_to_use(bert: Path) -> None:
@@ -233,13 +233,13 @@ def test_the_fingerprint_follows_what_changes_a_vector_and_nothing_else(tokenize
     copy.mkdir()
     for path in tokenizer_folder.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
-    stated = AutoEncoder(tokenizer=str(tokenizer_folder)).fingerprint()
+    stated = AutoEncoder(tokenizer=tokenizer_folder).fingerprint()
     assert stated != plain
-    assert AutoEncoder(tokenizer=str(copy)).fingerprint() == stated
+    assert AutoEncoder(tokenizer=copy).fingerprint() == stated
     edit(copy / "tokenizer_config.json", model_max_length=7)
-    assert AutoEncoder(tokenizer=str(copy)).fingerprint() != stated
+    assert AutoEncoder(tokenizer=copy).fingerprint() != stated
 
 
 def test_a_stated_folder_that_does_not_exist_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"encoder.tokenizer: no such folder \(got 'gone'\)"):
-        AutoEncoder(tokenizer="gone").fingerprint()
+        AutoEncoder(tokenizer=Path("gone")).fingerprint()

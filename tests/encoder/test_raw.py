@@ -128,12 +128,12 @@ def test_two_encoders_in_one_state_dict_are_not_taken_for_one(bert: Path, tmp_pa
 
 def test_files_that_are_stated_belong_to_the_spec_by_their_content(bert: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bert, tmp_path / "copy"))
-    plain = AutoEncoder(config=str(bert)).fingerprint()
-    assert AutoEncoder(config=str(copy / "config.json")).fingerprint() == plain
+    plain = AutoEncoder(config=bert).fingerprint()
+    assert AutoEncoder(config=copy / "config.json").fingerprint() == plain
     edit(copy / "config.json", layer_norm_eps=1e-5)
-    assert AutoEncoder(config=str(copy)).fingerprint() != plain
+    assert AutoEncoder(config=copy).fingerprint() != plain
     with pytest.raises(ConfigError, match=r"encoder.config: no such folder .*got 'gone'"):
-        AutoEncoder(config="gone").fingerprint()
+        AutoEncoder(config=Path("gone")).fingerprint()
 
 
 def test_code_in_a_stated_config_is_never_run(bert: Path, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_exact_indexes_leave_no_mark_in_the_spec() -> None:
     assert [dict(index.fingerprint()) for index in EXACT.values()] == [{}, {}, {}]
 
 
-def test_a_missing_faiss_is_an_error_that_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_faiss_is_an_error_of_the_factory_that_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(SetupError, match=r"dr_validate\[cpu\].*dr_validate\[gpu\].*index=torch"):
-        FlatIndex().open(np.zeros((1, 2), dtype=np.float32), 1, np.arange(1), "cpu")
+        FactoryIndex(spec="Flat").open(np.zeros((1, 2), dtype=np.float32), 1, np.arange(1), "cpu")

@@ -1,0 +1,163 @@
+"""What a person types: quoting, paths, sweeps, suggestions; answered before anything runs."""
+
+import dataclasses
+import importlib
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.errors import ConfigCompositionException
+from pydantic import TypeAdapter
+
+from dr_validate.config import Settings, Watch, build, conf_dir, state_dir_of
+from dr_validate.errors import ConfigError, SetupError
+from dr_validate.files import expanded
+from dr_validate.overrides import explain, explain_grammar, explain_sweep
+from dr_validate.report.settings import ReportSettings
+from tests.test_conf import CHOICES, choice, composed
+
+AWKWARD = [
+    "/x/lr=1e-5",
+    "/x/a,b",
+    "/x/{a}",
+    "/x/[1]",
+    "/x/(1)",
+    "~/out",
+    "/x/it's",
+    '/x/a"b',
+    "/x/#1",
+    "/x/a;b",
+    "x=\\",
+    'x="\\"',
+]
+
+
+@pytest.mark.parametrize("path", AWKWARD)
+@pytest.mark.parametrize("key", ["source.path", "state_dir", "+sampler.run"])
+def test_a_path_that_means_something_to_hydra_comes_back_in_quotes_that_work(key: str, path: str) -> None:
+    message = explain_grammar([f"{key}={path}"])
+    assert message is not None
+    assert message.startswith(f"1 problem in the configuration:\n  {key.lstrip('+')}: got {path}, which ")
+    typed = message.partition("goes in quotes: ")[2].partition(", a list in brackets")[0]
+    (argument,) = shlex.split(typed)
+    found: Any = composed(argument, "sampler=full", "dataset=pydoc")
+    for part in key.lstrip("+").split("."):
+        found = found[part]
+    assert found == path
+
+
+def test_values_that_hydra_reads_are_let_through() -> None:
+    assert explain_grammar(["source.path=/x/a b:c%d@e", "metrics=[mrr@10,ndcg@10]", "~sampler.fraction", "+run=demo"]) is None
+    assert explain_grammar(["-m", "sampler=full,random", "seed=range(1,3)"]) is None
+
+
+def test_a_comma_without_a_sweep_may_have_meant_a_list() -> None:
+    message = explain_grammar(["metrics=mrr@10,ndcg@10"])
+    assert message is not None
+    (argument,) = shlex.split(message.partition("a list in brackets: ")[2])
+    assert composed(argument)["metrics"] == ["mrr@10", "ndcg@10"]
+
+
+def test_all_unreadable_values_are_named_at_once_and_a_secret_is_not_shown() -> None:
+    message = explain_grammar(["source.path=/x/a=b", "tracker.api_key=abc=def", "dataset.path=/y/a=b"])
+    assert message is not None
+    assert message.startswith("3 problems in the configuration:")
+    assert "abc" not in message
+
+
+def test_a_bracket_that_is_left_open_is_no_path() -> None:
+    message = explain_grammar(["metrics=[mrr@10"])
+    assert message is not None
+    assert "metrics: got [mrr@10" in message
+    assert "is a bracket or a quote missing" in message
+
+
+def test_without_a_data_set_the_choices_are_named() -> None:
+    with pytest.raises(
+        ConfigError, match="dataset: required, no default; choose one of dataset=beir, dataset=hub, dataset=msm"
+    ):
+        build(composed("source.path=x"))
+
+
+@pytest.mark.parametrize("more", [[], ["--cfg", "job"]])
+def test_a_key_of_a_data_set_that_is_not_chosen_asks_for_the_choice_once(more: list[str]) -> None:
+    arguments = ["source.path=x", "dataset.path=y", "dataset.split=dev"]
+    with pytest.raises(ConfigCompositionException) as caught:
+        composed(*arguments)
+    message = explain(caught.value, [*arguments, *more])
+    assert message.startswith("1 problem in the configuration:\n  dataset: required, no default; choose one of dataset=beir")
+
+
+def test_own_configurations_get_suggestions_too(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    own = "# @package _global_\ndefaults:\n  - override /dataset: beir\ndataset:\n  path: x\n"
+    (tmp_path / "run" / "mine.yaml").write_text(own)
+    arguments = ["--config-dir", str(tmp_path), "+run=mine", "source.path=x"]
+    with pytest.raises(ConfigCompositionException) as caught:
+        composed("watch.pol_s=3")
+    said = "watch.pol_s: there is no such key; did you mean watch.poll_s?"
+    assert said in explain(caught.value, [*arguments, "watch.pol_s=3"])
+    assert said in str(explain_sweep(["-m", *arguments, "watch.pol_s=3,4"]))
+    assert explain_sweep(["-m", *arguments, "seed=3,4"]) is None
+
+
+def test_a_sweep_that_would_follow_is_refused_and_one_that_says_nothing_is_not() -> None:
+    sweep = ["-m", "source.path=x", "dataset=pydoc", "sampler=full,run_pool", "task=doctor"]
+    assert explain_sweep(sweep) is None
+    for mode in ("watch.mode=follow", "++watch.mode=once,follow"):
+        assert "watch.mode: got 'follow', which never ends, in a multirun (-m)" in str(explain_sweep([*sweep, mode]))
+
+
+def test_a_sample_that_is_too_small_is_named_before_the_first_job_of_a_sweep(collection: Path, tmp_path: Path) -> None:
+    sweep = ["-m", "source.path=x", "dataset=beir", f"dataset.path={collection}", f"state_dir={tmp_path / 'state'}"]
+    for sampler in ("random", "run_pool", "stratified"):
+        message = explain_sweep([*sweep, f"sampler={sampler}", "sampler.fraction=0.9,0.1"])
+        assert message is not None, sampler
+        assert message.startswith("sampler.fraction: got 0.1, which is 5 of 48 documents")
+    assert explain_sweep([*sweep, "sampler=random", "sampler.fraction=0.9,0.5"]) is None
+
+
+def fields() -> list[tuple[str, str, Any]]:
+    """Choice, key and type of every value that may be a path."""
+    classes = [choice(path)["_target_"].rpartition(".") for path in CHOICES]
+    named = {f"{module}.{name}": getattr(importlib.import_module(module), name) for module, _, name in classes}
+    named |= {"Settings": Settings, "Watch": Watch, "ReportSettings": ReportSettings}
+    found = [(name, field.name, field.type) for name, cls in named.items() for field in dataclasses.fields(cls)]
+    return [(name, key, kind) for name, key, kind in found if "Path" in str(kind)]
+
+
+def test_the_home_of_the_user_stands_for_itself_in_every_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = fields()
+    assert {key for _, key, _ in found} >= {"path", "state_dir", "stop_file", "out", "dir", "corpus", "tokenizer", "base_model"}
+    for name, key, kind in found:
+        assert TypeAdapter(kind).validate_python("~/x") == tmp_path / "x", f"{name}: {key}"
+        with pytest.raises(ValueError, match="an empty path"):
+            TypeAdapter(kind).validate_python("")
+
+
+def test_names_that_may_be_paths_know_the_home_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run: Any = build(
+        composed("source.path=x", "dataset=hub", 'dataset.id="~/nq"', "sampler=run_pool", 'sampler.run="~/a.trec"')
+    )
+    assert (run.dataset.id, run.sampler.run) == (f"{tmp_path}/nq", f"{tmp_path}/a.trec")
+    run = build(composed("source.path=x", "dataset=pydoc", "sampler=stratified", 'sampler.pool=[bm25,"~/a.trec"]'))
+    assert run.sampler.pool == ("bm25", f"{tmp_path}/a.trec")
+
+
+def test_the_state_dir_is_the_same_for_every_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = composed('state_dir="~/state"', 'source.path="~/x"', "dataset=pydoc")
+    assert state_dir_of(config) == build(config).settings.state_dir == tmp_path / "state"
+
+
+def test_a_home_that_nobody_knows_is_said() -> None:
+    with pytest.raises(SetupError, match="got '~nobody-of-this-name/x', but the home that ~ stands for is not known"):
+        expanded("~nobody-of-this-name/x")
+
+
+def test_every_run_says_which_data_set_it_takes() -> None:
+    for path in (conf_dir() / "run").glob("*.yaml"):
+        assert "override /dataset: " in path.read_text(), path.name

@@ -1,0 +1,174 @@
+"""What a run needs is looked at before anything is encoded: the same checks for the doctor and at every start."""
+
+import errno
+import logging
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dr_validate.config import build
+from dr_validate.doctor import check_start, examine
+from dr_validate.errors import SetupError
+from dr_validate.index.flat import FlatIndex
+from dr_validate.index.torch import TorchIndex
+from tests.test_conf import composed
+
+Monkey = pytest.MonkeyPatch
+
+
+@pytest.fixture
+def arguments(collection: Path, tmp_path: Path) -> list[str]:
+    places = [f"dataset.path={collection}", f"state_dir={tmp_path / 'state'}", f"source.path={tmp_path / 'checkpoints'}"]
+    return ["dataset=beir", "tracker=none", "device=cpu", *places]
+
+
+@pytest.fixture
+def no_faiss(monkeypatch: Monkey) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(SetupError) as caught:
+        check_start(build(composed(*overrides)))
+    return str(caught.value)
+
+
+def test_a_run_that_lacks_nothing_begins(arguments: list[str]) -> None:
+    check_start(build(composed(*arguments)))
+
+
+def test_all_that_is_wrong_is_said_at_once(arguments: list[str], tmp_path: Path, monkeypatch: Monkey, no_faiss: None) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no netrc there
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    (tmp_path / "a-file").touch()
+    wrong = ["index=factory", "index.spec=Flat", "tracker=wandb", "device=cuda:93", f"dataset.path={tmp_path / 'nowhere'}"]
+    wrong += [f"source.path={tmp_path / 'a-file'}", f"state_dir={tmp_path / 'a-file' / 'state'}"]
+    message = refusal(*arguments, *wrong)
+    for part in (
+        "index: index=factory needs faiss, which is not installed; pip install 'dr_validate[cpu]'",
+        "tracker: no W&B key for ",
+        "device: got 'cuda:93'",
+        "dataset.path: ",
+        "source.path: got ",
+        "state_dir ",
+    ):
+        assert part in message
+    assert len(message.splitlines()) == 6
+
+
+def test_a_key_is_asked_of_nobody_where_none_is_needed(arguments: list[str], monkeypatch: Monkey, tmp_path: Path) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check_start(build(composed(*arguments, "tracker=wandb", "tracker.mode=offline")))
+
+
+@pytest.mark.parametrize("wanted", ["project", "key"])
+def test_a_wandb_source_needs_a_project_and_a_key(
+    arguments: list[str], monkeypatch: Monkey, tmp_path: Path, wanted: str
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    project = ["source.project=retriever"] if wanted == "key" else []
+    rest = [one for one in arguments if not one.startswith("source.")]
+    said = {"project": "source.project: required", "key": "there is no key for W&B"}
+    assert said[wanted] in refusal("source=wandb", *rest, *project)
+
+
+def test_a_package_that_is_missing_is_named_if_this_run_needs_it(arguments: list[str], monkeypatch: Monkey) -> None:
+    import importlib.metadata
+
+    known = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name in ("transformers", "wandb"):
+            raise importlib.metadata.PackageNotFoundError
+        return known(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert refusal(*arguments) == "packages: missing transformers; install with pip install transformers"
+
+
+def test_little_room_is_a_warning_and_none_is_an_error(
+    arguments: list[str], monkeypatch: Monkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=2**30))
+    check_start(build(composed(*arguments)))
+    assert "1.0 GiB free; checkpoints are copied there" in caplog.text
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    assert "cannot be written (No space left on device)" in refusal(*arguments)
+
+
+def test_without_faiss_torch_searches_and_one_line_says_so(
+    arguments: list[str], caplog: pytest.LogCaptureFixture, no_faiss: None
+) -> None:
+    caplog.set_level(logging.INFO, "dr_validate")
+    check_start(build(composed(*arguments)))
+    said = [record.message for record in caplog.records if "faiss" in record.message]
+    assert said == [
+        "index=flat: faiss is not installed, so index=torch searches, with the same ranking (for faiss: "
+        "pip install 'dr_validate[cpu]' or pip install 'dr_validate[gpu]')"
+    ]
+
+
+def test_without_faiss_the_ranking_is_the_same(monkeypatch: Monkey) -> None:
+    rng = np.random.default_rng(3)
+    queries, documents = rng.standard_normal((2, 40, 8)).astype(np.float32)
+    documents[5:15] = documents[3]  # ties
+
+    def ranking(index: FlatIndex | TorchIndex) -> Any:
+        search = index.open(queries, 10, np.arange(40)[::-1].copy(), "cpu")
+        search.add(documents, np.arange(40))
+        return search.top()
+
+    with_faiss = ranking(FlatIndex())
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    without = ranking(FlatIndex())
+    assert np.array_equal(with_faiss.documents, without.documents)
+    assert np.array_equal(with_faiss.scores, without.scores)
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """By the name of the check."""
+    found = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    return {line[10:19].strip(): f"{line[:9].strip()}: {line[20:]}" for line in found}
+
+
+def test_a_doctor_without_a_source_or_data_set_looks_at_the_rest(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = composed("task=doctor", "tracker=none", "device=cpu", f"state_dir={tmp_path}")
+    config["dataset"] = None
+    assert examine(config) == 0
+    found = lines(capsys)
+    assert found["source"] == "not given: source.path: required, no default (set it as source.path=VALUE)"
+    assert found["dataset"].startswith("not given: dataset: required, no default; choose one of dataset=beir")
+    for name in ("packages", "device", "search", "disk", "tracker"):
+        assert found[name].startswith("ok: "), found
+
+
+def test_what_is_given_wrongly_is_still_a_problem(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="dataset.num_queries: "):
+        examine(composed("task=doctor", "dataset=pydoc", "dataset.num_queries=0", f"state_dir={tmp_path}"))
+
+
+def test_the_way_out_keeps_its_brackets(arguments: list[str], capsys: pytest.CaptureFixture[str], no_faiss: None) -> None:
+    assert examine(composed(*arguments, "index=factory", "index.spec=Flat")) == 2
+    assert "pip install 'dr_validate[cpu]'" in lines(capsys)["search"]
+
+
+def test_a_device_that_is_not_there_is_refused_before_the_data_are_read(dr_validate: Any, arguments: list[str]) -> None:
+    result = dr_validate(*arguments, "device=cuda:93", "state_dir=state")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("device: got 'cuda:93'")
+    assert not (dr_validate.folder / "state" / "datasets").exists()

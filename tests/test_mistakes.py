@@ -1,0 +1,156 @@
+"""Whose mistake it is: the run's, which ends with one message, or a checkpoint's own."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dr_validate.attempt import Attempts, Target
+from dr_validate.config import Settings, Watch
+from dr_validate.errors import CheckpointError, NotStated, SetupError
+from dr_validate.ledger import Ledger
+from dr_validate.values import Checkpoint, Estimate, Listing, Report
+
+TARGET = Target(dataset="d", sampler="random", spec="s", sampled_spec="s", full_spec="f")
+AT = "2026-11-21T03:12:00Z"
+
+
+def checkpoint(name: str, digest: str = "", folder: str = "/runs/a/output", training_run: str = "") -> Checkpoint:
+    content = digest or f"sha256:{name}"
+    place: dict[str, Any] = {"uri": f"{folder}/{name}", "training_run": training_run}
+    return Checkpoint(name=name, version=name, digest=content, step=1, step_from="", created_at=AT, **place)
+
+
+def done(one: Checkpoint, spec: str = "s") -> Report:
+    exact = Estimate(value=0.5, low=0.5, high=0.5, naive=0.5)
+    numbers: dict[str, Any] = {"corpus": {"encoded": 1}, "seconds": {"total": 1.0}, "metrics": {"mrr@10": exact}}
+    return Report(checkpoint=one, dataset="d", sampler="random", spec=spec, status="done", at=AT, **numbers)
+
+
+class Parts:
+    """Stands for a run, its store, its poller, its fidelity and a worker that does or raises what it is told."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.settings, self.watch = Settings(state_dir=state_dir), Watch()
+        self.store = self.fidelity = self
+        self.answer: Exception | None = None
+
+    @contextlib.contextmanager
+    def lease(self, digest: str, state_dir: Path) -> Iterator[Path]:
+        yield state_dir
+
+    def weights_sha256(self, digest: str, state_dir: Path) -> str:
+        return ""
+
+    def failure(self, one: Checkpoint) -> None:
+        return None
+
+    def fetch_seconds(self, one: Checkpoint) -> float:
+        return 0.0
+
+    def compare(self, *args: Any) -> None:
+        return None
+
+    def validate(self, one: Checkpoint, folder: Path, *, full: bool, tick: Any) -> Report:
+        if self.answer is not None:
+            raise self.answer
+        return done(one, "f" if full else "s")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger(tmp_path / "ledger.db") as opened:
+        yield opened
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Any:
+    return Parts(tmp_path)
+
+
+@pytest.fixture
+def attempts(parts: Any, ledger: Ledger) -> Attempts:
+    return Attempts(parts, ledger, parts, parts, lambda: AT)
+
+
+def no_tick(progress: Any) -> None:
+    pass
+
+
+def test_what_is_not_stated_ends_the_run_and_burns_no_attempt(attempts: Attempts, parts: Any, ledger: Ledger) -> None:
+    parts.answer = NotStated("set encoder.pooling")
+    with pytest.raises(SetupError, match="c1: set encoder.pooling"):
+        attempts.validate(checkpoint("c1"), TARGET, no_tick)
+    assert ledger.reports("s") == []
+    assert [(state.state, state.attempts) for state in ledger.states("s")] == [("waiting", 0)]
+
+
+def test_once_a_checkpoint_has_been_validated_it_is_the_next_one_s_own_failure(
+    attempts: Attempts, parts: Any, ledger: Ledger
+) -> None:
+    attempts.validate(checkpoint("c1"), TARGET, no_tick)
+    parts.answer = NotStated("set encoder.pooling")
+    report = attempts.validate(checkpoint("c2"), TARGET, no_tick)
+    assert report is not None
+    assert (report.status, report.error) == ("failed", "set encoder.pooling")
+
+
+def test_a_failure_of_another_kind_is_the_first_checkpoint_s_own(attempts: Attempts, parts: Any) -> None:
+    parts.answer = CheckpointError("no weights")
+    report = attempts.validate(checkpoint("c1"), TARGET, no_tick)
+    assert report is not None
+    assert report.status == "failed"
+    parts.answer = NotStated("set encoder.pooling")
+    with pytest.raises(SetupError):  # a failed one shows nothing of how it pools
+        attempts.validate(checkpoint("c2"), TARGET, no_tick)
+
+
+def listed(*found: Checkpoint) -> Listing:
+    return Listing(checkpoints=found)
+
+
+A1, A2 = checkpoint("checkpoint-100", "sha256:a1"), checkpoint("checkpoint-200", "sha256:a2")
+ELSEWHERE = "/runs/b/output"
+
+
+@pytest.mark.parametrize(
+    "here",
+    [
+        [checkpoint("checkpoint-100", "sha256:b1", ELSEWHERE)],
+        [checkpoint("checkpoint-300", "sha256:b3", ELSEWHERE)],
+        # Both began with the same weights.
+        [checkpoint("checkpoint-100", "sha256:a1", ELSEWHERE), checkpoint("checkpoint-200", "sha256:b2", ELSEWHERE)],
+    ],
+    ids=["other weights", "other steps", "same beginning"],
+)
+def test_a_second_training_without_a_name_is_refused(attempts: Attempts, ledger: Ledger, here: list[Checkpoint]) -> None:
+    for one in (A1, A2):
+        ledger.finish(done(one))
+    with pytest.raises(SetupError) as caught:
+        attempts.refuse_another_training(listed(*here), TARGET)
+    for part in ("/runs/a/output", ELSEWHERE, "set another state_dir", "source.name="):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "here",
+    [
+        [],
+        [A2, checkpoint("checkpoint-300", "sha256:a3")],
+        [checkpoint("checkpoint-300", "sha256:a3")],
+        [checkpoint("checkpoint-200", "sha256:a2", ELSEWHERE), checkpoint("checkpoint-300", "sha256:a3", ELSEWHERE)],
+        [checkpoint("checkpoint-100", "sha256:b1", ELSEWHERE, training_run="b")],
+    ],
+    ids=["nothing yet", "goes on", "rotated", "moved", "named"],
+)
+def test_the_same_training_and_one_with_a_name_are_welcome(attempts: Attempts, ledger: Ledger, here: list[Checkpoint]) -> None:
+    for one in (A1, A2):
+        ledger.finish(done(one))
+    attempts.refuse_another_training(listed(*here), TARGET)
+
+
+def test_what_was_never_complete_says_nothing_of_a_training(attempts: Attempts, ledger: Ledger) -> None:
+    attempts.skip(checkpoint("checkpoint-100", "incomplete:checkpoint-100"), TARGET, "incomplete: no weights")
+    attempts.refuse_another_training(listed(checkpoint("checkpoint-100", "sha256:b1", ELSEWHERE)), TARGET)

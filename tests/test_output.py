@@ -1,0 +1,94 @@
+"""What is printed: brackets are text, and a table never decides how a run ends."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dr_validate.logs import Stream, new_console
+from dr_validate.summary import outcome_table
+from dr_validate.values import Estimate
+from tests.test_summary import report
+
+BRACKETS = "pip install 'dr_validate[cpu]' [red]x[/] :smile: [/nothing]"
+
+
+def test_brackets_and_colons_in_a_message_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    new_console(200).print(BRACKETS)
+    assert capsys.readouterr().out == f"{BRACKETS}\n"
+
+
+def test_brackets_in_a_table_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.table import Table
+
+    table = Table(title=BRACKETS)
+    table.add_column(BRACKETS)
+    table.add_row(BRACKETS)
+    new_console(200).print(table)
+    assert capsys.readouterr().out.count(BRACKETS) == 3
+
+
+class Broken(io.StringIO):
+    """A pipe that nobody reads any more."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("stream", [None, Broken()], ids=["closed", "broken"])
+def test_what_nobody_reads_is_dropped(stream: Any) -> None:
+    output = Stream(stream)
+    for _ in range(2):
+        assert output.write("a line\n") == 7
+        output.flush()
+    assert not output.isatty()
+
+
+def test_a_stream_that_has_been_closed_is_no_error() -> None:
+    closed = io.StringIO()
+    closed.close()
+    assert Stream(closed).write("a line\n") == 7
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_an_encoding_lacks_is_replaced(encoding: str) -> None:
+    content = io.BytesIO()
+    stream = Stream(io.TextIOWrapper(content, encoding=encoding))
+    stream.write("0.5 ██│ 日本 \udcff\n")
+    stream.flush()
+    said = content.getvalue().decode(encoding)
+    assert said.startswith("0.5 ") and said.endswith("\n")
+    assert encoding == "utf-8" or "##|" in said
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 10, 20, 40, 80])
+def test_a_narrow_terminal_gets_a_table_too(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    estimate = Estimate(value=0.1063, low=0.0774, high=0.1351, naive=0.1981)
+    reports = [report(100, "s", estimate), report(200, "s", None)]
+    new_console(width).print(outcome_table(reports, [], "mrr@10"))
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["task=status"], ["--version"]], ids=" ".join)
+@pytest.mark.parametrize("stream", ["nobody reads", "full", "ascii"])
+def test_the_exit_code_is_that_of_the_work(arguments: list[str], stream: str, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    target = os.open("/dev/full", os.O_WRONLY) if stream == "full" else writer if stream == "nobody reads" else subprocess.PIPE
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "dr_validate", *arguments]
+    result = subprocess.run(
+        command, stdout=target, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_version_is_that_of_this_program(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dr_validate", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert result.stdout.startswith("dr_validate ")
