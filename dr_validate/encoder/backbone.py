@@ -1,6 +1,5 @@
 """Where the transformer of a tower is: its weights, an adapter over them, its tokenizer. JSON only."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,6 @@ from dr_validate.encoder.checks import (
 )
 from dr_validate.encoder.terms import Stated, contradiction
 from dr_validate.errors import CheckpointError, NotStated
-
-log = logging.getLogger(__name__)
 
 NOT_OF_THE_MODEL = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "use_cache"}
 TOKENIZER_FILES = (
@@ -96,7 +93,7 @@ def _other_config(config: Mapping[str, Any], own: Path, stated: Stated) -> list[
 
 
 def _left_out(weights: Path, prefix: str, model_type: str) -> list[str]:
-    """Count what does not have the prefix; a warning where that may make the vector. Raises where nothing has it."""
+    """A warning where what does not have the prefix may make the vector. Raises CheckpointError where nothing has it."""
     shapes = weight_shapes(weights)
     others = [name for name in shapes if not name.startswith(prefix)]
     if len(others) == len(shapes):
@@ -104,11 +101,6 @@ def _left_out(weights: Path, prefix: str, model_type: str) -> list[str]:
         raise CheckpointError(
             f"encoder.weights_prefix: got {prefix!r}, but no weight in {weights} begins so; what they begin with: {some(there)}"
         )
-    log.info(
-        "%s: %d of %d weights begin with %s, the others are left out",
-        weights,
-        *(len(shapes) - len(others), len(shapes), prefix),
-    )
     if not (found := output_weights(shapes, others, model_type)):
         return []
     return [f"encoder.weights_prefix={prefix!r} leaves out {len(found)} weights that may make the vector: {some(found)}"]

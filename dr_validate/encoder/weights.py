@@ -101,6 +101,9 @@ def _taken(tower: Tower) -> dict[str, Tensor]:
     every = {name: weight for path in weight_files(tower.weights) for name, weight in load_file(path).items()}
     prefix = tower.weights_prefix
     taken = {name.removeprefix(prefix): weight for name, weight in every.items() if name.startswith(prefix)}
+    if len(taken) < len(every):
+        counts = len(taken), len(every)
+        log.info("%s: %d of %d weights begin with %s, the others are left out", tower.weights.name, *counts, prefix)
     first = min(taken)
     others = {name.removesuffix(first) for name in every if name.endswith(first) and not name.startswith(prefix)}
     for other in sorted(others):

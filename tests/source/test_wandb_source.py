@@ -10,7 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from dr_validate.source.wandb import WandbSource
 from dr_validate.source.wandb_project import Project
 from dr_validate.source.wandb_versions import Version, version_of
 from dr_validate.values import Checkpoint, Incomplete, Listing
+from tests.test_conf import built
 from tests.wandb_server.fixture import KEY, NO_PROXY, ServerHandle, start_server
 
 LOG = """
@@ -283,6 +284,16 @@ def test_odd_versions_are_named_with_what_to_use_instead(watched: Callable[..., 
     assert set(made.names()) == {"odd-tevatron:v0", "odd-escaping:v0"}
     assert found["odd-final:v0"].uri == "wandb-artifact://tester/p/odd-final:v0"
     assert "only http and https" in watched(artifact="odd-*", allow_references=True).incomplete()["odd-reference:v0"].lacks
+
+
+def test_a_bare_state_dict_is_a_checkpoint_where_the_encoder_is_given_a_config(
+    watched: Callable[..., Watched], logged: Logged
+) -> None:
+    made = watched(artifact="odd-final")
+    assert "encoder.config, encoder.tokenizer and encoder.weights_prefix" in made.incomplete()["odd-final:v0"].lacks
+    stated = ["source=wandb", "source.project=p", "source.artifact=odd-final", f"encoder.config={logged.root / 't1-0'}"]
+    made.source = cast(WandbSource, built(*stated).source)  # on what was remembered of the version before
+    assert set(contents(made.fetch(made.checkpoint("odd-final:v0")))) == WANTED - {"config.json"}
 
 
 def test_a_version_that_is_too_big_is_skipped_unless_the_limit_is_raised(watched: Callable[..., Watched]) -> None:
