@@ -100,7 +100,7 @@ class _Watcher:
         exit_code = 0
         listing = Listing(checkpoints=tuple(self._seen.values()), incomplete=self.poller.listing.incomplete)
         if self.run.watch.mode == "once" and (listing.checkpoints or not self.stop.is_set()):
-            exit_code = exit_code_of(listing, self.ledger.settled(spec), self.run.raw["source"])
+            exit_code = exit_code_of(listing, self.ledger.settled(spec), self.run.raw.get("source") or {})
         return Outcome(target=self.target, exit_code=exit_code, stopped=self.stop.is_set())
 
     def tick(self, progress: Mapping[str, Any] | None) -> None:
