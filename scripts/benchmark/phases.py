@@ -97,6 +97,9 @@ class _Index:
         with self._meter.phase("search"):
             return _Search(self._index.open(queries, top_k, tie_rank, device), self._meter)
 
+    def check(self) -> str:
+        return self._index.check()
+
     def fingerprint(self) -> Mapping[str, Any]:
         return self._index.fingerprint()
 
