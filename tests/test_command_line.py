@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from pydantic import TypeAdapter
 
@@ -15,6 +16,7 @@ from dr_validate.errors import ConfigError, SetupError
 from dr_validate.files import expanded
 from dr_validate.overrides import explain, explain_grammar, explain_sweep
 from dr_validate.report.settings import ReportSettings
+from dr_validate.sweep import SweepStart
 from tests.test_conf import CHOICES, choice, composed
 
 AWKWARD = [
@@ -161,3 +163,11 @@ def test_a_home_that_nobody_knows_is_said() -> None:
 def test_every_run_says_which_data_set_it_takes() -> None:
     for path in (conf_dir() / "run").glob("*.yaml"):
         assert "override /dataset: " in path.read_text(), path.name
+
+
+def test_a_sweep_makes_no_folder_named_like_the_sign(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        config = compose("config", ['state_dir="~/state"'], return_hydra_config=True)
+    assert str(config.hydra.sweep.dir).startswith(f"{tmp_path}/state/multirun/")
+    assert config.hydra.callbacks.sweep._target_ == f"{SweepStart.__module__}.SweepStart"  # whose module every job imports
