@@ -28,13 +28,14 @@ TESTS = Path(__file__).parent
 SLOW_FOLDERS = ("encoder", "engine", "index", "scenario", "wandb_server")
 SLOW_MODULES = (
     "test_bench.py",
+    "test_doctor.py",
     "test_bench_architectures.py",
     "test_fidelity_study.py",
     "test_make_series.py",
     "test_wheel.py",
 )
 SLOW_PATHS = [TESTS / name for name in (*SLOW_FOLDERS, *SLOW_MODULES)]
-SLOW_FIXTURES = {"dr_validate", "write_checkpoint", "minilm", "server", "logged", "open_pipeline", "small_disk"}
+SLOW_FIXTURES = {"dr_validate", "sdk", "write_checkpoint", "minilm", "server", "logged", "open_pipeline", "small_disk"}
 SLOW_NAMES = {"subprocess", "multiprocessing", "torch", "transformers", "wandb"}
 KEPT_OUT = {"torch", "wandb"}
 STARTS_OF_PROCESSES = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
