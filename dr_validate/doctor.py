@@ -91,9 +91,9 @@ def _problems(run: Run, checks: Sequence[Callable[[Run], Any]]) -> list[str]:
 def sample_problems(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is wrong with the size of the samples of several jobs, before any of them encodes anything.
 
-    Data sets are opened for it, each once; what else is wrong with a job is left to the job.
+    Data sets on this machine are opened for it, each once; what else is wrong with a job is left to the job.
     """
-    test_sets: dict[str, TestSet] = {}
+    test_sets: dict[str, TestSet | None] = {}
     found = []
     for config in configs:
         try:
@@ -103,8 +103,11 @@ def sample_problems(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         key = f"{run.settings.state_dir} {run.dataset!r}"
         try:
             if key not in test_sets:
-                test_sets[key] = run.dataset.open(run.settings.state_dir / "datasets")
-            run.sampler.check(test_sets[key])
+                test_sets[key] = None  # in case that it cannot be opened
+                if getattr(run.dataset, "is_here", True):
+                    test_sets[key] = run.dataset.open(run.settings.state_dir / "datasets")
+            if (test_set := test_sets[key]) is not None:
+                run.sampler.check(test_set)
         except (DatasetError, OSError):
             continue
         except SetupError as error:

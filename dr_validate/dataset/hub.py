@@ -25,6 +25,11 @@ class HubDataset(Common):
     qrels_id: NameOrPath | None = None
     qrels_split: str = "test"
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a folder on this machine: opening it asks no server."""
+        return Path(self.id).is_dir()
+
     def open(self, cache: Path) -> TestSet:
         parts = HubParts(
             id=self.id,
