@@ -8,7 +8,8 @@ from dr_validate.per_query import read_query_values
 from dr_validate.report_notes import crossings_of, lag_s, population_of
 from dr_validate.values import Report
 
-CHECKPOINTS = ("step", "checkpoint", "version", "digest", "status", "error", "encoded", "total_s", "attempts", "at")
+WHICH = ("step", "checkpoint", "version", "digest", "weights_sha256")
+CHECKPOINTS = (*WHICH, "status", "error", "encoded", "total_s", "attempts", "at")
 DETAILS = ("low", "high", "population_low", "population_high", "naive", "crossings")  # of each metric
 QUERIES = ("query_id", "metric", "change", "value", "best", "step", "best_step")
 MAX_CHANGES = 50  # queries that lost most, and as many that gained most
@@ -20,8 +21,16 @@ def checkpoints_table(history: Sequence[Report]) -> Table:
     rows = []
     for report in history[-MAX_ROWS:]:
         checkpoint = report.checkpoint
-        cells: list[Cell] = [checkpoint.step, checkpoint.name, checkpoint.version, checkpoint.digest, report.status]
-        cells += [report.error, report.corpus.get("encoded"), report.seconds.get("total"), report.attempts, report.at]
+        cells: list[Cell] = [checkpoint.step, checkpoint.name, checkpoint.version, checkpoint.digest]
+        cells += [
+            checkpoint.weights_sha256 or None,
+            report.status,
+            report.error,
+            report.corpus.get("encoded"),
+            report.seconds.get("total"),
+            report.attempts,
+            report.at,
+        ]
         values: list[Cell] = [_value(report, name) for name in metrics]
         lag = lag_s(report) if report.status == "done" else None
         rows.append([*cells, *values, lag, *(cell for name in metrics for cell in _details(report, name))])
