@@ -128,7 +128,9 @@ class SourcePoller:
             return None
         with self._changed:
             error = self._failures.pop(checkpoint.digest, None)
-        if error is not None and self._run.watch.mode == "once":  # there may be no next poll
+        if isinstance(error, Gone):
+            self.poll_again()  # what is listed is out of date
+        elif error is not None and self._run.watch.mode == "once":  # there may be no next poll
             self._tried.discard(checkpoint.digest)
         return error
 

@@ -198,6 +198,19 @@ def test_why_there_is_no_copy_is_told_once_to_whoever_validates(tmp_path: Path, 
         made.until(lambda: made.copies() == [100])  # the next poll tries again
 
 
+def test_what_is_gone_is_asked_for_no_more_than_the_source_lists_it(tmp_path: Path) -> None:
+    source = Source(100)
+    source.trouble[100] = Gone("away")
+    with polled(tmp_path, source, mode="once") as made:
+        made.until(lambda: made.poller.is_ready(checkpoint(100)))
+        polls = made.poller.polls
+        source.there = []
+        assert isinstance(made.poller.failure(checkpoint(100)), Gone)
+        made.until(lambda: made.poller.polls > polls)
+        made.until(lambda: made.exist() == [])
+        assert source.fetched == [100]
+
+
 def test_a_finite_run_gives_a_checkpoint_up_that_never_comes(tmp_path: Path) -> None:
     source = Source(100, 200)
     source.trouble[200] = Outage("its file answers 500")
