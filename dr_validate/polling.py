@@ -118,6 +118,14 @@ class SourcePoller:
             return False
         return checkpoint.digest not in self._tried and checkpoint.digest not in self._reasons
 
+    def is_imminent(self, checkpoint: Checkpoint) -> bool:
+        """Whether its copy will be here in a moment: a fetch that takes long is not waited for."""
+        moment = time.monotonic()
+        with self._changed:
+            is_slow = any(moment - since >= ANOTHER_AFTER_S for since in self._fetching.values())
+        backoff = self._fetch_backoffs.get(checkpoint.digest)
+        return self.is_coming(checkpoint) and not is_slow and not (backoff and backoff.is_waiting)
+
     def is_given_up(self, checkpoint: Checkpoint) -> bool:
         """Whether a finite run has tried in vain too often to fetch it: an outage that ends the run, when all else is done."""
         return isinstance(self._failures.get(checkpoint.digest), SetupError)

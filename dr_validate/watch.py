@@ -158,6 +158,8 @@ class _Watcher:
         self.delivery.deliver()
         if waiting := self._waiting():
             self._validate(waiting[0])
+        elif any(self.poller.is_imminent(c) for c in self._left()):
+            self.poller.wait(self.poller.changes, STOP_FILE_EVERY_S)
         elif baseline := self._next_baseline():
             self._run_baseline(baseline)
         elif self._is_over():
@@ -225,8 +227,11 @@ class _Watcher:
         due = schedule.due(left, self._not_before, time.monotonic())
         if not due and self.run.watch.mode == "once":
             due = left  # nothing else is left to do: repeat failed attempts at once
-        if here := [c for c in due if self.poller.has_copy(c)]:
-            return here
+        for place, checkpoint in enumerate(due):
+            if self.poller.has_copy(checkpoint):
+                return due[place:]
+            if self.poller.is_imminent(checkpoint):
+                return []
         is_last = not self.poller.is_fetching and all(self.poller.is_ready(c) for c in left)
         return [c for c in due if self.poller.is_ready(c) and (is_last or not self.poller.is_given_up(c))]
 

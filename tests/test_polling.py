@@ -177,6 +177,7 @@ def test_a_fetch_that_hangs_or_fails_costs_no_other_checkpoint(tmp_path: Path, m
     with polled(tmp_path, source) as made:
         made.until(lambda: made.copies() == [100])
         assert not made.poller.is_ready(checkpoint(300)) and not made.poller.is_ready(checkpoint(200))
+        assert not made.poller.is_imminent(checkpoint(300)) and not made.poller.is_imminent(checkpoint(200))
         assert made.poller.is_fetching and not made.poller.has_failed
         release.set()
         made.until(lambda: made.copies() == [100, 300])
@@ -196,6 +197,17 @@ def test_why_there_is_no_copy_is_told_once_to_whoever_validates(tmp_path: Path, 
         source.trouble.clear()
         made.poll()
         made.until(lambda: made.copies() == [100])  # the next poll tries again
+
+
+def test_the_next_one_in_order_is_waited_for_while_its_fetch_is_young(tmp_path: Path) -> None:
+    source, release = Source(100, 200), threading.Event()
+    source.trouble[200] = release
+    with polled(tmp_path, source) as made:
+        made.until(lambda: made.poller.is_fetching)
+        assert made.poller.is_imminent(checkpoint(200)) and made.poller.is_imminent(checkpoint(100))
+        release.set()
+        made.until(lambda: made.copies() == [100, 200])
+        assert not made.poller.is_imminent(checkpoint(200)) and not made.poller.is_imminent(checkpoint(300))
 
 
 def test_what_is_gone_is_asked_for_no_more_than_the_source_lists_it(tmp_path: Path) -> None:

@@ -77,10 +77,13 @@ class WandbSource:
         facts = self._connection.facts(project, versions, folder)
         in_order = sorted(versions, key=lambda v: (v.step[0], v.collection, v.number))
         found = [self._judged(version, facts.get(version.opaque_id), project) for version in in_order]
+        # Who logged a version that is deleted nobody can say; most likely whoever logged the others of its collection.
+        logged_by = {v.collection: facts[v.opaque_id] for v in in_order if v.opaque_id in facts}
+        incomplete = [one for one in found if isinstance(one, Incomplete)]
         return Listing(
             checkpoints=tuple(one for one in found if isinstance(one, Checkpoint)),
-            incomplete=tuple(one for one in found if isinstance(one, Incomplete)),
-            missing=tuple(self._missing(committed, project)),
+            incomplete=tuple(_of_run(one, logged_by) for one in incomplete),
+            missing=tuple(_of_run(one, logged_by) for one in self._missing(committed, project)),
         )
 
     def fetch(self, checkpoint: Checkpoint, into: Path) -> None:
@@ -239,6 +242,13 @@ class WandbSource:
         for entry in contents.files:
             check_path(entry.path)
         return contents
+
+
+def _of_run(part: Incomplete, logged_by: Mapping[str, Facts]) -> Incomplete:
+    facts = logged_by.get(part.name.rpartition(":")[0])
+    if facts is None or not part.is_deleted:
+        return part
+    return dataclasses.replace(part, training_run=facts.training_run, group=facts.group)
 
 
 def _deleted(name: str, project: Project, step: int, reason: str) -> Incomplete:

@@ -78,7 +78,7 @@ def test_a_bare_state_dict_without_settings_names_them_in_source_and_encoder(ber
 
 def test_a_source_takes_bare_state_dicts_where_the_encoder_is_given_a_config(bert: Path, tmp_path: Path) -> None:
     raw = bare(tmp_path / "out/checkpoint-100", bert, lambda name: f"encoder.{name}")
-    stated = [f"source.path={tmp_path / 'out'}", f"encoder.config={bert}", f"encoder.tokenizer={bert}"]
+    stated = ["dataset=pydoc", f"source.path={tmp_path / 'out'}", f"encoder.config={bert}", f"encoder.tokenizer={bert}"]
     source = built(*stated, "encoder.weights_prefix=encoder.").source
     (one,) = source.list(tmp_path / "state").checkpoints
     assert (one.name, one.step) == ("checkpoint-100", 100)

@@ -98,13 +98,14 @@ def delete_and_damage(server: ServerHandle, training: Training, watcher: Watcher
     """Versions that the undisturbed run does not have: what became of them is said."""
     server.fault("delete", operation="FactsOfVersion", artifact="model-t1:v8")  # listed, and gone before the first look at it
     training.log()
+    watcher.wait_for_reports(len(STEPS) + 1)
     watcher.wait_for(lambda: not server.faults_left())
     troubles: list[Trouble] = [
         {"action": "delete", "operation": "PinnedVersion", "contains": "v9", "artifact": "model-t1:v9"},
         {"action": "flip", "route": "file", "contains": "model.safetensors", "times": 3},
         {"action": "delete", "operation": "ArtifactMembershipByName", "contains": "model-t1:v11", "artifact": "model-t1:v11"},
     ]
-    for num_reports, trouble in enumerate(troubles, start=len(STEPS) + 1):
+    for num_reports, trouble in enumerate(troubles, start=len(STEPS) + 2):
         server.fault(**trouble)
         training.log()
         watcher.wait_for_reports(num_reports)
@@ -112,7 +113,8 @@ def delete_and_damage(server: ServerHandle, training: Training, watcher: Watcher
 
 
 def assert_extras(server: ServerHandle, watcher: Watcher) -> None:
-    deleted, damaged, unlinked = watcher.reports[len(STEPS) :]
+    brief, deleted, damaged, unlinked = watcher.reports[len(STEPS) :]
+    assert (brief["status"], brief["checkpoint"]["version"]) == ("skipped", "model-t1:v8") and "deleted" in brief["error"]
     assert (deleted["status"], deleted["checkpoint"]["version"]) == ("skipped", "v9") and "deleted" in deleted["error"]
     assert (damaged["status"], damaged["checkpoint"]["version"]) == ("failed", "v10")
     assert "model.safetensors: bytes differ from the manifest, 3 times" in damaged["error"]
@@ -121,9 +123,9 @@ def assert_extras(server: ServerHandle, watcher: Watcher) -> None:
     assert (unlinked["status"], unlinked["checkpoint"]["version"]) == ("done", "v11")
     (run,) = [run for run in server.runs() if run.job_type == "validate"]
     rows = run.history("train/global_step", "status/skipped") + run.history("train/global_step", "status/failed")
-    assert [row["train/global_step"] for row in rows] == [1000, 1100]
+    assert [row["train/global_step"] for row in rows] == [900, 1000, 1100]
     reported = [view.metadata["step"] for view in server.artifacts(type="validation")]
-    assert sorted(reported) == [*STEPS, 1000, 1100, 1200]
+    assert sorted(reported) == [*STEPS, 900, 1000, 1100, 1200]
 
 
 def assert_log(watcher: Watcher) -> None:

@@ -291,7 +291,8 @@ def test_a_bare_state_dict_is_a_checkpoint_where_the_encoder_is_given_a_config(
 ) -> None:
     made = watched(artifact="odd-final")
     assert "encoder.config, encoder.tokenizer and encoder.weights_prefix" in made.incomplete()["odd-final:v0"].lacks
-    stated = ["source=wandb", "source.project=p", "source.artifact=odd-final", f"encoder.config={logged.root / 't1-0'}"]
+    stated = ["source=wandb", "source.project=p", "source.artifact=odd-final", "dataset=pydoc"]
+    stated += [f"encoder.config={logged.root / 't1-0'}"]
     made.source = cast(WandbSource, built(*stated).source)  # on what was remembered of the version before
     assert set(contents(made.fetch(made.checkpoint("odd-final:v0")))) == WANTED - {"config.json"}
 
