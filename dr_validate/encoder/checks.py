@@ -150,7 +150,7 @@ def _longest_replacement(charsmap: object, path: Path) -> int:
         return 0
     try:
         table = base64.b64decode(charsmap)
-        texts = table[4 + int.from_bytes(table[:4], "little") :].decode()
+        texts = table[4 + int.from_bytes(table[:4], "little") :].decode(errors="replace")
     except ValueError as error:
         raise CheckpointError(f"{path}: precompiled_charsmap: not a table of SentencePiece ({error})") from error
     return max(map(len, texts.split("\0")))

@@ -1,5 +1,6 @@
 """What a checkpoint's files may ask for and never get: code, downloads, folders of this machine, memory without end."""
 
+import base64
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from dr_validate.encoder.auto import AutoEncoder
+from dr_validate.encoder.checks import check_normalizer
 from dr_validate.errors import CheckpointError, NotStated
 
 STATED: dict[str, Any] = {"pooling": "mean", "normalize": True}
@@ -244,6 +246,11 @@ def replace(pattern: Mapping[str, str], content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": pattern, "content": content}
 
 
+def charsmap(longest: str) -> str:
+    """SentencePiece's table: a trie of four bytes, its size before it, and what characters become."""
+    return base64.b64encode(b"\4\0\0\0" + b"trie" + b"a\0" + longest.encode() + b"\0").decode()
+
+
 @pytest.mark.parametrize(
     "members",
     [
@@ -251,6 +258,7 @@ def replace(pattern: Mapping[str, str], content: str) -> dict[str, Any]:
         [replace({"Regex": ""}, "aa")] * 20,
         [replace({"Regex": "[ab]"}, "b" * 30)] * 2,
         [{"type": "Prepend", "prepend": "a" * 10_000}],
+        [{"type": "Precompiled", "precompiled_charsmap": charsmap("b" * 18)}] * 3,
     ],
 )
 def test_a_normalizer_that_makes_texts_grow_without_end_is_refused(bert: Path, members: list[Any]) -> None:
@@ -261,6 +269,7 @@ def test_a_normalizer_that_makes_texts_grow_without_end_is_refused(bert: Path, m
 def test_the_replacements_of_known_tokenizers_are_taken(bert: Path) -> None:
     members = [replace({"String": "``"}, '"'), replace({"String": "''"}, '"'), {"type": "NFKD"}, {"type": "Lowercase"}]
     members += [replace({"Regex": " {2,}"}, " "), {"type": "Prepend", "prepend": "a"}]
+    check_normalizer({"normalizer": {"normalizers": [*members, {"precompiled_charsmap": charsmap("b" * 18)}]}}, bert)
     edit(bert / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": members})
     with AutoEncoder(**STATED).load(bert, "cpu") as model:
         assert model.tokenizer("query").tokenize(["thin films"]).ids.size > 2
