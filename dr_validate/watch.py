@@ -51,7 +51,7 @@ def watch(run: Run) -> Outcome:
     """Validate what the source has (`once`) or goes on to bring (`follow`); returns when that is done or was stopped."""
     state_dir = run.settings.state_dir
     stop = threading.Event()
-    worker = WorkerClient(run.raw)
+    worker = WorkerClient(run.raw, hub=not getattr(run.dataset, "is_here", True))
     with stop_on_signals(stop), Ledger(state_dir / "ledger.db") as ledger, contextlib.ExitStack() as stack:
         stack.callback(worker.close)
         watcher = _Watcher(run, ledger, worker, stop)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import queue
 import signal
 import subprocess
@@ -35,10 +36,12 @@ class DiskFull(OSError):
 
 
 class WorkerClient:
-    """One worker process at a time. `config` is the plain configuration that it builds its pipeline from."""
+    """One worker process at a time. `config` is the plain configuration that it builds its pipeline from; only with `hub` may
+    it ask the Hugging Face hub for anything (or where the environment says HF_HUB_OFFLINE=0)."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], *, hub: bool) -> None:
         self._config = config
+        self._environment = {**({} if hub else {"HF_HUB_OFFLINE": "1"}), **os.environ}
         self._process: subprocess.Popen[str] | None = None
         self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._request = 0
@@ -49,7 +52,8 @@ class WorkerClient:
         self._messages = queue.Queue()
         command = [sys.executable, "-m", "dr_validate.worker"]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, encoding="utf-8")
+        text: dict[str, Any] = {"text": True, "encoding": "utf-8"}
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=self._environment, **text)
         threading.Thread(target=_read, args=(self._process, self._messages), daemon=True).start()
         self._send(self._config)
         return dict(self._answer("ready", tick))

@@ -1,5 +1,7 @@
 """What becomes of an attempt that fails: with a worker that does as it is told, and a clock that goes by hand."""
 
+import dataclasses
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 from dr_validate import schedule
 from dr_validate.attempt import Attempts, Target
 from dr_validate.config import Run, Settings, Watch
+from dr_validate.dataset.hub import HubDataset
+from dr_validate.dataset.msmarco import MsmarcoDataset
 from dr_validate.errors import CheckpointError, Interrupted, Outage, Stopped, TimedOut
 from dr_validate.fidelity.against_full import AgainstFull
 from dr_validate.ledger import Ledger
@@ -18,6 +22,7 @@ from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.tracker.none import NoTracker
 from dr_validate.values import Checkpoint, Estimate, Listing, Report
 from dr_validate.watch import watch
+from dr_validate.worker_client import WorkerClient
 
 AT = "2026-11-21T03:15:10Z"
 TARGET = Target(dataset="vaswani", sampler="full", spec="s1", sampled_spec="s1", full_spec="s1")
@@ -187,7 +192,7 @@ def test_a_run_goes_on_after_a_failure_for_good_and_ends_with_exit_code_one(
             raise RuntimeError("the worker died")
 
     worker = FakeWorker(behave)
-    monkeypatch.setattr("dr_validate.watch.WorkerClient", lambda raw: worker)
+    monkeypatch.setattr("dr_validate.watch.WorkerClient", lambda raw, hub: worker)
     assert watch(run_of(tmp_path, [100, 200, 300], max_attempts=3)).exit_code == 1
     assert sorted(worker.asked) == [100] * 3 + [200] + [300] * 3
     with Ledger(tmp_path / "ledger.db") as ledger:
@@ -212,10 +217,57 @@ def test_a_limit_of_a_second_ends_what_takes_longer_and_leaves_the_rest_alone(
 
     worker = FakeWorker(behave)
     monkeypatch.setattr(time, "monotonic", clock)
-    monkeypatch.setattr("dr_validate.watch.WorkerClient", lambda raw: worker)
+    monkeypatch.setattr("dr_validate.watch.WorkerClient", lambda raw, hub: worker)
     watch(run_of(tmp_path, [100, 200], max_attempts=1, timeout_s=hour))
     with Ledger(tmp_path / "ledger.db") as ledger:
         reports = ledger.reports("s1")
     assert [report.status for report in reports] == [status] * 2 and sorted(worker.asked) == [100, 200]
     if status == "failed":
         assert {report.error for report in reports} == {"took longer than watch.timeout_s=3600 (attempt 1 of 1)"}
+
+
+@pytest.mark.parametrize(
+    ("hub", "said", "offline"), [(False, None, "1"), (True, None, None), (False, "0", "0"), (True, "1", "1")], ids=str
+)
+def test_the_worker_may_ask_the_hub_only_where_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, hub: bool, said: str | None, offline: str | None
+) -> None:
+    started: list[Mapping[str, str]] = []
+
+    def start(command: Sequence[str], *, env: Mapping[str, str], **_: Any) -> Any:
+        started.append(env)
+        raise OSError("as far as this test needs")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    if said is not None:
+        monkeypatch.setenv("HF_HUB_OFFLINE", said)
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(OSError, match="as far as"):
+        WorkerClient({}, hub=hub).start(lambda _: None)
+    assert [env.get("HF_HUB_OFFLINE") for env in started] == [offline]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "hub"),
+    [
+        (None, False),
+        (HubDataset(id="BeIR/nq"), True),
+        (HubDataset(id="."), False),
+        (MsmarcoDataset(hub="BeIR/msmarco"), True),
+        (MsmarcoDataset(hub="."), False),
+        (MsmarcoDataset(path=Path()), False),
+    ],
+    ids=str,
+)
+def test_a_data_set_of_the_hub_is_what_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: Any, hub: bool
+) -> None:
+    asked: list[bool] = []
+
+    def worker(raw: Mapping[str, Any], *, hub: bool) -> Any:
+        asked.append(hub)
+        return FakeWorker(lambda wanted, tick: None)
+
+    monkeypatch.setattr("dr_validate.watch.WorkerClient", worker)
+    watch(dataclasses.replace(run_of(tmp_path, [100]), dataset=dataset))
+    assert asked == [hub]

@@ -35,6 +35,11 @@ class MsmarcoDataset(OwnFiles):
             raise ValueError(f"got revision={self.revision!r}, which has no effect without hub")
         return self
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is files on this machine: opening it asks no server."""
+        return self.hub is None or Path(self.hub).is_dir()
+
     def check(self) -> None:
         """See `Dataset.check`."""
         if self.hub is None:

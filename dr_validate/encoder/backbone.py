@@ -1,5 +1,6 @@
 """Where the transformer of a tower is: its weights, an adapter over them, its tokenizer. JSON only."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +8,14 @@ from typing import Any
 
 from dr_validate.encoder.checks import (
     USE_STEP_VERSION,
+    check_adapter_config,
     check_adapter_weights,
     check_no_code,
     check_no_code_in,
+    check_normalizer,
+    check_sizes,
     check_weights,
+    objects,
     output_weights,
     read_object,
     some,
@@ -56,7 +61,7 @@ def read_backbone(folder: Path, root: Path, stated: Stated) -> Backbone:
     Raises CheckpointError for what must not or cannot be loaded.
     """
     adapter = folder if (folder / "adapter_config.json").is_file() else None
-    weights = _base_of(folder, stated) if adapter is not None else folder
+    weights = _base_of(folder, root, stated) if adapter is not None else folder
     for place in {folder, weights}:
         check_no_code(place)
     config_file = stated.config or weights / "config.json"
@@ -66,9 +71,11 @@ def read_backbone(folder: Path, root: Path, stated: Stated) -> Backbone:
     check_weights(weights)
     config = read_object(config_file)
     _check_config(config, config_file)
+    check_sizes(config, config_file, weight_shapes(weights))
     tokenizer = stated.tokenizer or _tokenizer_in(folder, root, weights)
     check_no_code(tokenizer)
-    read_object(tokenizer / "tokenizer.json")  # on a broken file the tokenizers library raises a bare Exception
+    file = tokenizer / "tokenizer.json"
+    check_normalizer(read_object(file), file)  # read here, as the tokenizers library raises a bare Exception on a broken file
     warnings = _other_config(config, weights / "config.json", stated)
     if stated.weights_prefix:
         warnings += _left_out(weights, stated.weights_prefix, str(config["model_type"]))
@@ -106,7 +113,7 @@ def _left_out(weights: Path, prefix: str, model_type: str) -> list[str]:
     return [f"encoder.weights_prefix={prefix!r} leaves out {len(found)} weights that may make the vector: {some(found)}"]
 
 
-def _base_of(folder: Path, stated: Stated) -> Path:
+def _base_of(folder: Path, root: Path, stated: Stated) -> Path:
     path = folder / "adapter_config.json"
     config = read_object(path)
     check_adapter_weights(folder)
@@ -115,16 +122,27 @@ def _base_of(folder: Path, stated: Stated) -> Path:
         raise CheckpointError(f"{path}: peft_type: got {kind!r}, expected one of {list(ADAPTERS)}")
     if config.get("megatron_config"):
         raise CheckpointError(f"{path}: megatron_config names a module to import; remove it, code is never loaded from a name")
-    named = config.get("base_model_name_or_path")
-    base = stated.base_model or (Path(named) if isinstance(named, str) and named else None)
-    if base is None or not base.is_dir():
+    check_adapter_config(config, folder)
+    base = stated.base_model or _base_inside(folder, root, config.get("base_model_name_or_path"))
+    if base is None:
+        named = config.get("base_model_name_or_path")
         raise NotStated(
-            f"{path}: the adapter's base model {named!r} is not a folder on this machine, and nothing is downloaded; "
-            "set encoder.base_model to the folder of the base model"
+            f"{path}: the adapter's base model {named!r} is not a folder inside the checkpoint, others are not "
+            "followed by a name, and nothing is downloaded; set encoder.base_model to the folder of the base model"
         )
     if (base / "adapter_config.json").is_file():
         raise CheckpointError(f"{base}: the base of the adapter in {folder} is an adapter itself; merge it into its base first")
     return base
+
+
+def _base_inside(folder: Path, root: Path, named: object) -> Path | None:
+    """The base that an adapter names, where it lies below the checkpoint: a name counts from either's folder."""
+    if not isinstance(named, str) or not named:
+        return None
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # no name of a folder at all
+        places = [(place / named).resolve() for place in (folder, root)]
+        return next((place for place in places if place.is_relative_to(root.resolve()) and place.is_dir()), None)
+    return None
 
 
 def _check_config(config: Mapping[str, Any], path: Path) -> None:
@@ -135,7 +153,7 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
             f"{path}: model_type {config['model_type']!r} is an encoder-decoder; only the encoders of "
             f"{sorted(ENCODER_OF)} are supported. Save its encoder as a model of its own"
         )
-    if config.get("quantization_config"):
+    if any(part.get("quantization_config") for part in objects(config)):
         raise CheckpointError(
             f"{path}: quantization_config: quantized weights are not supported; save them as float32 or bfloat16"
         )

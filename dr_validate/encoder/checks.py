@@ -1,10 +1,11 @@
 """What may be read from a checkpoint folder at all: JSON and safetensors, nothing that runs, nothing outside it."""
 
+import base64
 import json
 import logging
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,23 @@ WITHOUT_USE = re.compile(
 WITHOUT_USE_IN = {"modernbert": re.compile(r"(head\.(dense|norm)|decoder)\..*")}  # names too plain to be known elsewhere
 # Written by trainers beside the weights; their absence or presence says nothing about the weights.
 NOT_WEIGHTS = {"training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state.pth"}
+# What transformers computes itself; every other value of these keys may be a kernel, which is fetched from the hub and run.
+CHOOSES_KERNELS = re.compile(r"_*(attn|experts)_implementation(_internal)?")
+OWN_KERNELS = (None, "eager", "sdpa", "batched_mm", "grouped_mm")
+# Keys of config.json that say how many modules are made, and how wide they are, in the words of most architectures.
+COUNTS = re.compile(
+    r"(n|num)_(\w+_)?(layers?|blocks?|groups?|experts?)|(encoder|decoder)_layers|inner_group_num|depths?", re.ASCII
+)
+WIDTHS = {"vocab_size", "type_vocab_size", "hidden_size", "intermediate_size", "embedding_size"}
+WIDTHS |= {"d_model", "d_ff", "dim", "hidden_dim", "n_embd", "n_inner", "ffn_dim"}
+MOST_MODULES = 1024  # of one kind: made in a second or two, and then what they hold is compared with the file
+MOST_GROWTH = 512  # of a text; SentencePiece's own tables have 18, and some replacements beside them
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+RANKED = ("LORA", "ADALORA", "LOHA", "VERA")  # adapters whose rank is a dimension of their weights
+# No repeated group, no reference: at most a power of the length of a module's name, of which MOST_STARS is the exponent.
+QUICK_PATTERN = re.compile(r"(\(\?:|\\[.wd]|[\w.|()^$\[\]-]|(?<![)*+])[*+])*", re.ASCII)
+STARS = re.compile(r"[*+]")
+MOST_STARS = 5
 USE_STEP_VERSION = "use the version with the alias 'checkpoint_global_step_N' instead: it holds the whole folder"
 
 
@@ -66,13 +84,98 @@ def check_no_code(folder: Path) -> None:
 
 
 def check_no_code_in(path: Path) -> None:
-    """The same for one file."""
-    auto_map = read_object(path).get("auto_map")
-    if auto_map:
+    """The same for one file, at any depth of it."""
+    for part in objects(read_object(path)):
+        if part.get("auto_map"):
+            raise CheckpointError(
+                f"{path}: auto_map {part['auto_map']!r} asks to run code that came with the checkpoint; remote code is "
+                "never run. Save the model with a class of transformers and without auto_map"
+            )
+        for key in filter(CHOOSES_KERNELS.fullmatch, part):
+            parts = list(part[key].values()) if isinstance(part[key], dict) else [part[key]]
+            if other := [choice for choice in parts if choice not in OWN_KERNELS]:
+                raise CheckpointError(
+                    f"{path}: {key}: got {other[0]!r}, which may name code of a hub, never fetched and never run; expected "
+                    "'eager' or 'sdpa': remove the key, no vector depends on it"
+                )
+
+
+def objects(content: Any) -> Iterator[dict[str, Any]]:
+    """Every object in a JSON value, however deep."""
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield value
+        waiting.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+
+
+def check_sizes(config: Mapping[str, Any], path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raise CheckpointError where config.json has more layers or wider ones than weights of these shapes can fill.
+
+    To be called before a module is made: a model of a billion layers would take all memory before any shape is compared.
+    """
+    widest = max((size for shape in shapes.values() for size in shape), default=0)
+    for part in objects(config):
+        for key, value in part.items():
+            most = max(MOST_MODULES, len(shapes)) if COUNTS.fullmatch(key) else widest if key in WIDTHS else None
+            numbers = [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]
+            if most is not None and max(numbers, default=0) > most:
+                raise CheckpointError(
+                    f"{path}: {key}: got {max(numbers)}, but the weights are {len(shapes)} tensors with no dimension over "
+                    f"{widest}: the configuration is of another model; save both again"
+                )
+
+
+def check_normalizer(content: Mapping[str, Any], path: Path) -> None:
+    """Raise CheckpointError where the normalizer of `tokenizer.json` could make a text grow beyond all bounds."""
+    growth = 1.0
+    for part in objects(content.get("normalizer")):
+        pattern, text = part.get("pattern"), part.get("content")
+        if isinstance(text, str) and isinstance(pattern, dict):  # Replace; a regular expression may match nothing at all
+            literal = pattern.get("String")
+            growth *= max(1.0, len(text) / len(literal)) if literal else 1 + len(text)
+        growth *= max(1, len(str(part.get("prepend", ""))))
+        growth *= max(1, _longest_replacement(part.get("precompiled_charsmap"), path))
+    if growth > MOST_GROWTH:
         raise CheckpointError(
-            f"{path}: auto_map {auto_map!r} asks to run code that came with the checkpoint; remote code is "
-            "never run. Save the model with a class of transformers and without auto_map"
+            f"{path}: normalizer: its replacements may make a text {growth:.3g} times as long, expected at most {MOST_GROWTH}; "
+            "save the tokenizer that the training used again, or set encoder.tokenizer"
         )
+
+
+def _longest_replacement(charsmap: object, path: Path) -> int:
+    """Characters that one may become by SentencePiece's table: a trie, its size before it, then texts that end with zero."""
+    if not isinstance(charsmap, str) or not charsmap:
+        return 0
+    try:
+        table = base64.b64decode(charsmap)
+        texts = table[4 + int.from_bytes(table[:4], "little") :].decode(errors="replace")
+    except ValueError as error:
+        raise CheckpointError(f"{path}: precompiled_charsmap: not a table of SentencePiece ({error})") from error
+    return max(map(len, texts.split("\0")))
+
+
+def check_adapter_config(config: Mapping[str, Any], folder: Path) -> None:
+    """Raise CheckpointError where adapter_config.json asks for more than its weights hold, or for patterns that never end."""
+    path = folder / "adapter_config.json"
+    if config.get("layer_replication"):
+        raise CheckpointError(f"{path}: layer_replication is not supported; merge the adapter into its base")
+    named = [config.get(key) for key in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")]
+    named += [list(config[key]) for key in ("rank_pattern", "alpha_pattern") if isinstance(config.get(key), dict)]
+    for pattern in [name for names in named for name in (names if isinstance(names, list) else [names])]:
+        if isinstance(pattern, str) and (not QUICK_PATTERN.fullmatch(pattern) or len(STARS.findall(pattern)) > MOST_STARS):
+            raise CheckpointError(
+                f"{path}: got the regular expression {pattern[:100]!r}, which could take forever; name the modules in a list"
+            )
+    if config.get("peft_type") not in RANKED:
+        return
+    shapes = weight_shapes(folder, ADAPTER_WEIGHTS)
+    widest = max((size for shape in shapes.values() for size in shape), default=0)
+    pattern = config.get("rank_pattern")
+    ranks = [config.get(key) for key in ("r", "init_r")] + list(pattern.values() if isinstance(pattern, dict) else ())
+    if wrong := [rank for rank in ranks if isinstance(rank, int) and rank > max(widest, MOST_MODULES)]:
+        raise CheckpointError(f"{path}: got the rank {wrong[0]}, but no dimension of its weights is over {widest}")
 
 
 def check_weights(folder: Path) -> None:
@@ -94,8 +197,8 @@ def check_weights(folder: Path) -> None:
 def check_adapter_weights(folder: Path) -> None:
     """Raise CheckpointError unless `folder` holds adapter weights as safetensors, and no others."""
     _check_one_set(folder)
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise CheckpointError(_no_weights(folder, "adapter_model.safetensors"))
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise CheckpointError(_no_weights(folder, ADAPTER_WEIGHTS))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -106,12 +209,12 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(shards.values()))]
 
 
-def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights in `folder` by name; no weight is read."""
+def weight_shapes(folder: Path, name: str | None = None) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights in `folder`, of its model or in the file `name`, by their names; no weight is read."""
     from safetensors import SafetensorError, safe_open
 
     found: dict[str, tuple[int, ...]] = {}
-    for path in weight_files(folder):
+    for path in weight_files(folder) if name is None else [folder / name]:
         try:
             with safe_open(path, "np") as file:
                 found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -175,5 +278,5 @@ def _read_json(path: Path) -> Any:
         return {}
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also nested too deep, and numbers of thousands of digits
         raise CheckpointError(f"{path}: not JSON ({error})") from error

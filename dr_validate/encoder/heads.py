@@ -33,14 +33,15 @@ def unit(vectors: Tensor) -> Tensor:
 def _load(head: Head, device: str) -> Step:
     if head.kind == "normalize":
         return unit
-    module = _LayerNorm(head) if head.kind == "layer_norm" else _Dense(head)
     path = head.folder / "model.safetensors"
     try:
+        with torch.device("meta"):  # no memory before the sizes are known to be those of the file
+            module = _LayerNorm(head) if head.kind == "layer_norm" else _Dense(head)
         weights = load_file(path)
         if prefix := head.weights_prefix:
             weights = {f"linear.{key.removeprefix(prefix)}": weights[key] for key in weights if key.startswith(prefix)}
-        module.load_state_dict({key: value.float() for key, value in weights.items()}, strict=True)
-    except (RuntimeError, SafetensorError) as error:
+        module.load_state_dict({key: value.float() for key, value in weights.items()}, strict=True, assign=True)
+    except (RuntimeError, TypeError, OverflowError, SafetensorError) as error:
         raise CheckpointError(f"{path}: does not fit {head.describe()}: {error}") from error
     return module.to(device).eval().requires_grad_(False)
 

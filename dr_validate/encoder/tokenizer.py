@@ -21,6 +21,7 @@ from dr_validate.values import TokenBlock
 
 log = logging.getLogger(__name__)
 
+WORDS_TRIED = 1000  # of the vocabulary, evenly spread
 SMALL_VOCABULARY = 1 << 16  # ids of a smaller one fit into 16 bits
 
 
@@ -38,6 +39,7 @@ class FastTokenizer:
         if tower.lower_case:
             _lower_case(self._backend)
         self._backend.no_padding()
+        self._check_words(tower.tokenizer)
         self._end = _end_of_text(loaded.end_of_text, tower.tokenizer, append_eos)
         ends_with_eos = self._backend.encode("a").ids[-1:] == self._end
         # One token more or less than the maximum, so that adding or dropping the end leaves the full length.
@@ -101,6 +103,17 @@ class FastTokenizer:
                 "another model; use a collection of texts"
             )
         return texts
+
+    def _check_words(self, folder: Path) -> None:
+        """Raise CheckpointError where the words of the vocabulary itself cannot be told from each other."""
+        words = sorted(self._backend.get_vocab(with_added_tokens=False))
+        encodings = self._backend.encode_batch(words[:: len(words) // WORDS_TRIED + 1], add_special_tokens=False)
+        found = {token for encoding in encodings for token in encoding.ids} - self._special_ids()
+        if len(found) < 2:
+            raise CheckpointError(
+                f"{folder}: a tokenizer without words: of the {len(words)} in its vocabulary it tells no two apart, so that "
+                "all texts would look the same; save it again, or set encoder.tokenizer to the one that the training used"
+            )
 
     def _special_ids(self) -> set[int]:
         return {number for number, token in self._backend.get_added_tokens_decoder().items() if token.special}

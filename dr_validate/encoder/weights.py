@@ -1,7 +1,9 @@
 """Load a transformer from safetensors, every weight accounted for. Imports torch: only imported when a model is loaded."""
 
 import contextlib
+import copy
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +21,10 @@ from dr_validate.encoder.terms import Tower
 from dr_validate.errors import CheckpointError
 
 log = logging.getLogger(__name__)
+
+ODD_SIZES = (TypeError, ArithmeticError)  # of a configuration whose numbers are no numbers, negative or beyond 64 bits
+# A pooler and the like may be missing in the file: what is much more than it holds would be memory for nothing.
+MOST_TIMES, MOST_BESIDE = 2, 1 << 24
 
 
 def load_transformer(tower: Tower, dtype: torch.dtype, device: str) -> Any:
@@ -42,7 +48,7 @@ def _load_base(tower: Tower, dtype: torch.dtype) -> Any:
         model, info = _from_pretrained(tower, dtype)
     except CheckpointError:
         raise
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, AttributeError, SafetensorError, *ODD_SIZES) as error:
         raise CheckpointError(f"{folder}: transformers cannot load it: {error}") from error
     wrong = [f"{name} (file {tuple(file)}, model {tuple(wanted)})" for name, file, wanted in sorted(info["mismatched_keys"])]
     if wrong:
@@ -67,13 +73,18 @@ def _way_out(tower: Tower, missing: Sequence[str]) -> str:
 
 def _from_pretrained(tower: Tower, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
     content = read_object(tower.config)
-    family: Any = getattr(transformers, ENCODER_OF.get(str(content["model_type"]), "AutoModel"))
+    kind = str(content["model_type"])
+    family: Any = getattr(transformers, ENCODER_OF.get(kind, "AutoModel"))
     place: dict[str, Any] = {"pretrained_model_name_or_path": str(tower.weights)}
     if tower.weights_prefix or tower.config != tower.weights / "config.json":
-        kind = "bert" if content["model_type"] == "dpr" else str(content["model_type"])
+        kind = "bert" if kind == "dpr" else kind
         config = transformers.CONFIG_MAPPING[kind].from_dict({**content, "model_type": kind})
+        _check_amount(tower, kind, config)
         family = transformers.MODEL_MAPPING[type(config)] if kind not in ENCODER_OF else family
         place = {"pretrained_model_name_or_path": None, "config": config, "state_dict": _taken(tower)}
+    else:
+        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        _check_amount(tower, kind, transformers.AutoConfig.from_pretrained(str(tower.weights), **local))
 
     def load(attention: str) -> Any:
         return family.from_pretrained(
@@ -94,6 +105,18 @@ def _from_pretrained(tower: Tower, dtype: torch.dtype) -> tuple[Any, dict[str, A
             raise
         model, info = load("eager")  # this architecture has no other
     return model, info
+
+
+def _check_amount(tower: Tower, kind: str, config: Any) -> None:
+    """Raise CheckpointError where the configuration asks for much more weights than the file has; no memory is taken for it."""
+    with torch.device("meta"):
+        own: Any = getattr(transformers, ENCODER_OF[kind]) if kind in ENCODER_OF else transformers.AutoModel.from_config
+        wanted = sum(weight.numel() for weight in own(copy.deepcopy(config)).parameters())
+    there = sum(math.prod(shape) for shape in weight_shapes(tower.weights).values())
+    if wanted > MOST_TIMES * there + MOST_BESIDE:
+        raise CheckpointError(
+            f"{tower.config}: is of a model of {wanted:,} weights, but {tower.weights} holds {there:,}: another model's, or cut"
+        )
 
 
 def _taken(tower: Tower) -> dict[str, Tensor]:

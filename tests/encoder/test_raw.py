@@ -326,8 +326,8 @@ def test_no_setting_of_the_encoder_is_without_effect_on_the_key_of_kept_vectors(
     given: dict[str, Any] = {"config": str(bert), "tokenizer": str(bert), **STATED}
     assert key_of(tied, weights_prefix="a.", **given) != key_of(tied, weights_prefix="b.", **given)
     adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    edit(adapter / "adapter_config.json", peft_type="LORA", base_model_name_or_path=str(bert))
+    shutil.copytree(bert, adapter / "base")
+    edit(adapter / "adapter_config.json", peft_type="LORA", base_model_name_or_path="base")
     save_file({"x": torch.ones(1)}, adapter / "adapter_model.safetensors")
     plain = key_of(adapter, **STATED)
     assert key_of(adapter, base_model=str(bert), **STATED) == plain
