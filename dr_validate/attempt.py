@@ -53,7 +53,7 @@ class Attempts:
                 raise CheckpointError(f"interrupted {attempt.interruptions} times: does it bring the whole process down?")
             report = self._run(checkpoint, target, tick)
         except Outage as error:  # nobody's fault: later, and no attempt less
-            log.warning("%s: %s", checkpoint.label, error)
+            log.info("%s: %s", checkpoint.label, error)
             self.ledger.release(checkpoint.digest, target.spec)
             return None
         except Gone as error:

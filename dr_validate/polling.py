@@ -146,9 +146,20 @@ class SourcePoller:
         """How long it took to fetch it; 0 for a copy that was there already, or was asked about before."""
         return self._seconds.pop(checkpoint.digest, 0.0)
 
+    def let_go(self) -> list[Checkpoint]:
+        """What there were copies of, in this run or an earlier one, and does not exist any more as far as is known."""
+        exist = {checkpoint.digest for checkpoint in self.listing.checkpoints}
+        found = [c for c in self._run.store.let_go(self.source_key, self._state_dir) if c.digest not in exist]
+        for checkpoint in found:
+            self._reasons.setdefault(checkpoint.digest, self._let_go_words())
+        return found
+
     def reason(self, checkpoint: Checkpoint) -> str | None:
         """Why there was no copy of what the source has deleted, where it is known."""
         return self._reasons.get(checkpoint.digest)
+
+    def _let_go_words(self) -> str:
+        return f"its copy was let go for room (store.max_gib={self._run.store.max_gib:g}), and its source has deleted it"
 
     def poll_again(self) -> int:
         """Ask the source now, unless it is out of reach; `answers` reaches what this returns when it has answered."""
@@ -272,9 +283,7 @@ class SourcePoller:
             return False
         for digest in before:
             if not self._run.store.has(digest, self._state_dir):
-                self._reasons[digest] = (
-                    f"its copy was let go for room (store.max_gib={self._run.store.max_gib:g}), and its source has deleted it"
-                )
+                self._reasons[digest] = self._let_go_words()
         return True
 
     def _fetch(self, checkpoint: Checkpoint, keep: Collection[str]) -> None:

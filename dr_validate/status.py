@@ -20,11 +20,13 @@ def show_status(config: Mapping[str, Any]) -> int:
     state_dir = state_dir_of(config)
     console = new_console()
     path = state_dir / "ledger.db"
-    if not path.exists():
-        console.print(f"Nothing has been validated in {state_dir} yet (no ledger.db).", soft_wrap=True)
-        return 0
     listing = _what_exists(config, state_dir)
+    if not path.exists():
+        _say_nothing_is_done(console, f"{state_dir} yet (no ledger.db)", listing)
+        return 0
     with Ledger(path, read_only=True) as ledger:
+        if not ledger.specs():  # a run may be getting ready: a large corpus is read for an hour
+            _say_nothing_is_done(console, f"{state_dir} yet (no test set has been opened, or one is being read now)", listing)
         for spec, description in ledger.specs().items():
             states = ledger.states(spec)
             known = {state.digest for state in states}
@@ -47,6 +49,12 @@ def show_status(config: Mapping[str, Any]) -> int:
     if (store := store_if_any(config)) is not None:
         console.print(f"kept vectors: {store.describe_vectors(state_dir)}", soft_wrap=True)
     return 0
+
+
+def _say_nothing_is_done(console: Any, where: str, listing: Listing) -> None:
+    console.print(f"Nothing has been validated in {where}.", soft_wrap=True)
+    for checkpoint in listing.checkpoints:
+        console.print(f"pending: {checkpoint.label} (step {checkpoint.step})", soft_wrap=True)
 
 
 def _what_exists(config: Mapping[str, Any], state_dir: Path) -> Listing:

@@ -188,6 +188,7 @@ class _Watcher:
 
     def _report_deleted(self, listing: Listing) -> None:
         settled, skips = self.ledger.settled(self.target.spec), self.ledger.skips(self.target.spec)
+        self.deleted.remember(c for c in self.poller.let_go() if c.digest not in settled and c.digest not in skips)
         for checkpoint, reason in self.deleted.since_last_poll(listing, {*settled, *skips}):
             self.attempts.skip(checkpoint, self.target, reason)
             self._not_before.pop(checkpoint.digest, None)

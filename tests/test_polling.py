@@ -154,10 +154,26 @@ def test_without_room_the_ones_validated_go_first_then_those_whose_turn_comes_la
         made.until(lambda: made.copies() == [300, 400])
         made.until(lambda: "let go for room" in str(made.poller.reason(checkpoint(200))))
         made.until(lambda: made.exist() == [300, 400])
+        assert [c.step for c in made.poller.let_go()] == [200]
         made.validated.add(checkpoint(400).digest)
         made.source.there = [checkpoint(400), checkpoint(250)]
         made.poll()
         made.until(lambda: made.copies() == [250, 300])
+
+
+def test_what_was_let_go_is_known_after_a_restart_with_the_reason(tmp_path: Path) -> None:
+    room_for_one = 1.5 * KIB / 2**30
+    with polled(tmp_path, Source(100), max_gib=room_for_one) as made:
+        made.until(lambda: made.copies() == [100])
+        made.source.there = [checkpoint(200)]
+        made.poll()
+        made.until(lambda: made.copies() == [200])
+    with polled(tmp_path, Source()) as made:
+        assert [c.step for c in made.poller.let_go()] == [100]
+        assert "let go for room" in str(made.poller.reason(checkpoint(100)))
+    with polled(tmp_path, Source(100)) as made:  # its source has it again
+        made.until(lambda: made.copies() == [100, 200])
+        assert made.poller.let_go() == []
 
 
 def test_what_another_run_still_needs_goes_after_what_nobody_needs(tmp_path: Path) -> None:
@@ -192,9 +208,9 @@ def test_why_there_is_no_copy_is_told_once_to_whoever_validates(tmp_path: Path, 
     with polled(tmp_path, source) as made:
         made.until(lambda: made.poller.is_ready(checkpoint(100)))
         assert not made.poller.has_copy(checkpoint(100))
+        source.trouble.clear()
         assert made.poller.failure(checkpoint(100)) is error
         assert made.poller.failure(checkpoint(100)) is None
-        source.trouble.clear()
         made.poll()
         made.until(lambda: made.copies() == [100])  # the next poll tries again
 

@@ -190,6 +190,7 @@ def test_status_tells_what_is_done_failed_and_pending(
     dr_validate: Any, arguments: list[str], checkpoints: Path, write_checkpoint: WriteCheckpoint
 ) -> None:
     assert dr_validate("task=status").stdout.startswith("Nothing has been validated")
+    assert "pending: checkpoint-500 (step 500)" in dr_validate("task=status", f"source.path={checkpoints}").stdout
     write_checkpoint(checkpoints / "checkpoint-50", seed=1, step=50, tokenizer=False)
     assert dr_validate(*arguments).returncode == 1
     write_checkpoint(checkpoints / "checkpoint-700", seed=11, step=700)

@@ -75,12 +75,12 @@ class CheckpointStore:
 
     def taken(self, source: str, root: Path) -> list[Checkpoint]:
         """Checkpoints of one source that there are copies of."""
-        found = []
-        for folder in sorted((root / "checkpoints").glob("[!.]*")):
-            if fields := _listed(_record(root, folder.name)).get(source):
-                with contextlib.suppress(TypeError, AssertionError):  # damaged: as if it had not been noted
-                    found.append(Checkpoint(**fields))
-        return found
+        return _noted([folder.name for folder in sorted((root / "checkpoints").glob("[!.]*"))], source, root)
+
+    def let_go(self, source: str, root: Path) -> list[Checkpoint]:
+        """Checkpoints of one source that there were copies of."""
+        keys = [path.stem for path in sorted((root / "checkpoints" / ".records").glob("[!.]*.json"))]
+        return _noted([key for key in keys if not _shelf(root).folder(key).is_dir()], source, root)
 
     def make_room(self, num_bytes: int, keep: Collection[str], precious: Sequence[str], root: Path) -> bool:
         """Remove copies until `num_bytes` more fit into `max_gib`; whether they do. Removes nothing where that is not enough.
@@ -182,6 +182,15 @@ def _record(root: Path, key: str) -> Mapping[str, Any]:
 def _listed(record: Mapping[str, Any]) -> Mapping[str, Any]:
     listed = record.get("listed")
     return listed if isinstance(listed, dict) else {}
+
+
+def _noted(keys: Sequence[str], source: str, root: Path) -> list[Checkpoint]:
+    found = []
+    for key in keys:
+        if fields := _listed(_record(root, key)).get(source):
+            with contextlib.suppress(TypeError, AssertionError):  # damaged: as if it had not been noted
+                found.append(Checkpoint(**fields))
+    return found
 
 
 def _note(root: Path, checkpoint: Checkpoint, source: str, files: Mapping[str, str]) -> None:

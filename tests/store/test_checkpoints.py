@@ -99,8 +99,9 @@ def test_copies_are_known_by_the_sources_that_have_the_checkpoint(tmp_path: Path
     assert store.taken("a", tmp_path) == [checkpoint(1), checkpoint(2)]
     assert store.taken("b", tmp_path) == [other]
     assert store.taken("c", tmp_path) == []
+    assert store.let_go("a", tmp_path) == []
     shutil.rmtree(folder_of(tmp_path, 1))
-    assert store.taken("a", tmp_path) == [checkpoint(2)]
+    assert store.taken("a", tmp_path) == [checkpoint(2)] and store.let_go("a", tmp_path) == [checkpoint(1)]
 
 
 def test_a_kill_after_the_record_and_before_the_folder_has_its_name_leaves_no_copy(tmp_path: Path) -> None:
