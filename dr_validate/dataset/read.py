@@ -74,7 +74,10 @@ def kind_of(file: Path) -> str:
 
 def shorten(value: object, limit: int = 60) -> str:
     """What a message shows of a value that may be long."""
-    text = value if isinstance(value, str) else json.dumps(value, default=repr, ensure_ascii=False)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, default=repr, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        text = f"a {type(value).__name__} that goes too deep to be shown"
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")
 
 
@@ -110,7 +113,7 @@ def json_rows(file: Path, problems: Problems) -> Iterator[tuple[Place, Row]]:
         place = Place(name, number)
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problems.add(place, f"not JSON ({error}): got {shorten(line)}, expected one object per line")
             continue
         if isinstance(row, dict):
@@ -181,7 +184,7 @@ def parquet_rows(file: Path, columns: Sequence[str] | None, problems: Problems) 
                 for row in batch.to_pylist():
                     number += 1
                     yield Place(name, number, "row"), row
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{file}: not a readable Parquet file ({error}); write or download it again") from error
 
 

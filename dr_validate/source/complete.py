@@ -2,15 +2,18 @@
 
 import json
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dr_validate.files import two_sets_of_weights
+from dr_validate.source.remembered import by_stamp
 from dr_validate.source.safetensors import what_is_wrong
 from dr_validate.source.wanted import PICKLES, TOWER_FOLDERS, TRAINING_STATE, is_wanted_file, matches
 
-MAX_JSON_BYTES = 256 << 20  # tokenizer.json of a large vocabulary has some 30 MB
+MAX_JSON_MIB = 8
+MAX_MIB_OF = {"tokenizer.json": 64, "vocab.json": 64, "trainer_state.json": 128}  # a large vocabulary has 35, a long log 100
+MAX_SHOWN = 600  # characters of what a stranger wrote
 TRAINER_LEAVES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 HAVE_WEIGHTS = (".Dense", ".LayerNorm")
 STEP_VERSION = "a version made by a plain save_model() lacks it for good"
@@ -28,8 +31,8 @@ class Unreadable(ValueError):
 def what_is_missing(folder: Path, siblings_have_state: bool, needs_config: bool = True) -> str | None:
     """What a checkpoint lacks to be used, in words for a user, or None if it is complete.
 
-    `siblings_have_state`: whether other checkpoints of the same training hold trainer_state.json. `needs_config`: whether one
-    without config.json lacks something.
+    `siblings_have_state`: whether other checkpoints of the same training, complete ones, hold trainer_state.json.
+    `needs_config`: whether one without config.json lacks something.
     """
     try:
         names = {path.name for path in folder.iterdir()}
@@ -43,12 +46,35 @@ def what_is_missing(folder: Path, siblings_have_state: bool, needs_config: bool 
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises Unreadable."""
     _check_regular(path)
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise Unreadable(f"{path.name} has more than {MAX_JSON_BYTES >> 20} MiB")
+    if path.stat().st_size > (limit := MAX_MIB_OF.get(path.name, MAX_JSON_MIB)) << 20:
+        raise Unreadable(f"{path.name} has more than {limit} MiB")
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"{path.name} cannot be read as JSON: being written, or broken ({error})") from error
+
+
+@by_stamp
+def check_json(path: Path) -> None:
+    """Raises Unreadable where a file holds no JSON."""
+    read_json(path)
+
+
+@by_stamp
+def trainer_state(path: Path) -> Mapping[str, Any]:
+    """`global_step` and `save_steps` as a trainer_state.json has them. Raises Unreadable."""
+    content = read_json(path)
+    return {key: content.get(key) for key in ("global_step", "save_steps")} if isinstance(content, dict) else {}
+
+
+def what_it_did(error: Exception) -> str:
+    """Why an entry is not usable that did what nobody expected while it was listed, in words that can be written down."""
+    return shown(f"it cannot be looked at ({type(error).__name__}: {error}); mend or delete it")
+
+
+def shown(text: str) -> str:
+    """As it can be written down: bytes that are not UTF-8, which Linux allows in names, as `\\udcff` and the like."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def module_folders(folder: Path) -> list[str]:
@@ -60,7 +86,7 @@ def module_folders(folder: Path) -> list[str]:
 def _trainer_is_writing(folder: Path, names: Collection[str], siblings_have_state: bool) -> str | None:
     # The Hugging Face Trainer writes weights, tokenizer, optimizer, scheduler, random state, and trainer_state.json last.
     if (folder / "trainer_state.json").is_file():
-        read_json(folder / "trainer_state.json")
+        trainer_state(folder / "trainer_state.json")
         return None
     mid_training = any(matches(name, TRAINER_LEAVES) for name in names)
     if mid_training or (siblings_have_state and folder.name.startswith("checkpoint-")):
@@ -76,10 +102,10 @@ def _missing_in_model(folder: Path, names: Collection[str]) -> str | None:
     if "modules.json" in names:
         return _missing_in_modules(folder)
     if "adapter_config.json" in names:
-        read_json(folder / "adapter_config.json")
+        check_json(folder / "adapter_config.json")
         return _missing_weights(folder)
     if "config.json" in names:
-        read_json(folder / "config.json")
+        check_json(folder / "config.json")
         return _missing_weights(folder)
     return _pickles(folder) or NO_CONFIG
 
@@ -114,10 +140,11 @@ def _missing_in_transformer(part: Path) -> str | None:
     config = next((name for name in ("adapter_config.json", "config.json") if (part / name).is_file()), None)
     if config is None:
         return f"config.json is not there ({STEP_VERSION})"
-    read_json(part / config)
+    check_json(part / config)
     return _missing_weights(part)
 
 
+@by_stamp
 def _modules(path: Path) -> list[tuple[str, str]]:
     entries = read_json(path)
     try:
@@ -135,13 +162,10 @@ def _missing_weights(folder: Path) -> str | None:
     if two := two_sets_of_weights(names):
         return two
     for index in sorted(folder.glob("*.safetensors.index.json")):
-        content = read_json(index)
-        shards = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(shards, dict):
-            return f"{index.name} has no weight_map"
-        if index.name.removesuffix(".index.json") in names and not names >= {str(name) for name in shards.values()}:
+        shards = _shards(index)
+        if index.name.removesuffix(".index.json") in names and not names >= set(shards):
             continue  # only the other set of weights is whole
-        for shard in sorted({str(name) for name in shards.values()}):
+        for shard in shards:
             _check_inside(shard, index.name)
             if not (folder / shard).is_file():
                 return f"{index.name} names {shard}, which is not there"
@@ -152,6 +176,15 @@ def _missing_weights(folder: Path) -> str | None:
     if "adapter_config.json" in names and "adapter_model.safetensors" not in names:
         return "adapter_config.json is there, but not adapter_model.safetensors; delete the former if this is a whole model"
     return None
+
+
+@by_stamp
+def _shards(index: Path) -> list[str]:
+    content = read_json(index)
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict):
+        raise Unreadable(f"{index.name} has no weight_map")
+    return sorted({str(name) for name in shards.values()})
 
 
 def _broken_weights(folder: Path) -> str | None:

@@ -9,15 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pydantic import Field
+
 from dr_validate.component import UserPath, component
 from dr_validate.errors import CheckpointError, Gone, SetupError
 from dr_validate.files import copy_with_digest, sha256_of_files
-from dr_validate.source.complete import Unreadable, read_json, what_is_missing
+from dr_validate.source.complete import MAX_SHOWN, Unreadable, check_json, shown, trainer_state, what_is_missing, what_it_did
 from dr_validate.source.remembered import ChangedMeanwhile, Digests
 from dr_validate.source.steps import names_a_step, steps
 from dr_validate.source.walk import check_room, link_that_leaves, looks_like_one, wanted_files
 from dr_validate.values import Checkpoint, Incomplete, Listing
 
+LOOK_FOR_HOLES_FROM = 1 << 30  # bytes
 log = logging.getLogger(__name__)
 
 
@@ -27,12 +30,13 @@ class FolderSource:
 
     `name` is the training run's, by default the folder's. Checkpoints carry it where it is set: several trainings that share a
     state_dir are told apart by it. Symbolic links that lead out of a checkpoint make it unusable, unless `follow_links` (a
-    snapshot in the Hugging Face cache is made of such links).
+    snapshot in the Hugging Face cache is made of such links). One with more than `max_gib` of wanted files is skipped.
     """
 
     path: UserPath
     name: str | None = None
     follow_links: bool = False
+    max_gib: float = Field(default=32, gt=0)
     needs_config: ClassVar[bool] = True  # see Source
 
     @property
@@ -46,21 +50,25 @@ class FolderSource:
     def list(self, state_dir: Path) -> Listing:
         """Complete checkpoints and incomplete ones, each by (step, name). Reads weights only where they have changed."""
         folders = self._folders()
-        having_state = {name for name, folder in folders.items() if (folder / "trainer_state.json").is_file()}
         by_name = steps(folders, self.path.absolute())
+        having_state = {name for name, (_, step_from) in by_name.items() if step_from == "trainer_state.json"}
+        complete: set[str] = set()  # of those
         found: list[Checkpoint | Incomplete] = []
         with Digests(state_dir, self.path) as digests:
-            for name, folder in folders.items():
+            for name, folder in sorted(folders.items(), key=lambda item: item[0] not in having_state):
                 step, step_from = by_name[name]
                 place = _Place(name=name, folder=folder, step=step, step_from=step_from, training_run=self.name or "")
                 is_final_model = folder == self.path.absolute()  # which no trainer_state.json need follow
-                if (one := self._look(place, digests, bool(having_state - {name}) and not is_final_model)) is not None:
-                    found.append(one)
+                if (one := self._look(place, digests, bool(complete) and not is_final_model)) is None:
+                    continue
+                found.append(one)
+                if isinstance(one, Checkpoint) and name in having_state:
+                    complete.add(name)
         found.sort(key=lambda one: (one.step, one.name))
         return Listing(
             checkpoints=tuple(one for one in found if isinstance(one, Checkpoint)),
             incomplete=tuple(one for one in found if isinstance(one, Incomplete)),
-            save_steps=_save_steps([folders[name] for name in having_state], by_name),
+            save_steps=_save_steps([folders[name] for name in complete], by_name),
         )
 
     def fetch(self, checkpoint: Checkpoint, into: Path) -> None:
@@ -92,8 +100,8 @@ class FolderSource:
 
     def check(self) -> None:
         """See `Source.check`; a folder that is not there yet may come."""
-        if (shown := _shown(str(self.path.absolute()))) != str(self.path.absolute()):
-            raise SetupError(f"source.path: got {shown!r}, which is not UTF-8; rename the folder")
+        if (path := shown(str(self.path.absolute()))) != str(self.path.absolute()):
+            raise SetupError(f"source.path: got {path!r}, which is not UTF-8; rename the folder")
         if self.path.exists() and not self.path.is_dir():
             raise SetupError(f"source.path: got {str(self.path)!r}, a file; expected the folder that holds the checkpoints")
 
@@ -117,7 +125,7 @@ class FolderSource:
 
     def _look(self, place: "_Place", digests: Digests, siblings_have_state: bool) -> Checkpoint | Incomplete | None:
         folder = place.folder
-        if _shown(place.name) != place.name:
+        if shown(place.name) != place.name:
             return place.incomplete("its name is not UTF-8, so that no report can name it; rename it", final=True)
         try:
             lacks = self._leaving_link(folder) or what_is_missing(folder, siblings_have_state, self.needs_config)
@@ -131,22 +139,29 @@ class FolderSource:
             lacks = str(error)
         except OSError as error:
             lacks = f"it cannot be read ({error})"
+        except Exception as error:  # whatever one checkpoint does, the others are listed
+            return place.incomplete(what_it_did(error), final=True)
         return place.incomplete(lacks)
 
-    def _complete(self, place: "_Place", digests: Digests, siblings_have_state: bool) -> Checkpoint:
+    def _complete(self, place: "_Place", digests: Digests, siblings_have_state: bool) -> Checkpoint | Incomplete:
         """Raises ChangedMeanwhile or Unreadable where a trainer wrote or deleted while we looked."""
         files = wanted_files(place.folder)
-        if wrong := [name for name in files if _shown(name) != name]:
+        if wrong := [name for name in files if shown(name) != name]:
             raise Unreadable(f"the name of its file {wrong[0]} is not UTF-8; rename it, or delete it")
         for path in files.values():
             if path.suffix == ".json" and not digests.knows(path):
-                read_json(path)
+                check_json(path)
+        if (num_bytes := sum(path.stat().st_size for path in files.values())) > self.max_gib * 2**30:
+            gib = f"{num_bytes / 2**30:.2f} GiB, more than source.max_gib={self.max_gib:g}"
+            return place.incomplete(f"its files for encoding have {gib}: raise that if you want", final=True)
+        if hollow := _hollow(files):
+            raise Unreadable(hollow)
         digest, created_at = sha256_of_files(digests.of(files)), _newest(files)
         # Complete before and after, with the same files: then it was complete in between.
         lacks = what_is_missing(place.folder, siblings_have_state, self.needs_config)
         if lacks or wanted_files(place.folder).keys() != files.keys():
             raise ChangedMeanwhile("its files come and go")
-        return place.checkpoint(digest, created_at, sum(path.stat().st_size for path in files.values()))
+        return place.checkpoint(digest, created_at, num_bytes)
 
     def _leaving_link(self, folder: Path) -> str | None:
         return None if self.follow_links else link_that_leaves(folder)
@@ -161,9 +176,9 @@ class _Place:
     training_run: str
 
     def incomplete(self, lacks: str, *, final: bool = False) -> Incomplete:
-        name, uri = _shown(self.name), _shown(str(self.folder))
+        name, uri = shown(self.name), shown(str(self.folder))
         run = self.training_run
-        return Incomplete(name=name, uri=uri, step=self.step, lacks=_shown(lacks), final=final, training_run=run)
+        return Incomplete(name=name, uri=uri, step=self.step, lacks=shown(lacks)[:MAX_SHOWN], final=final, training_run=run)
 
     def checkpoint(self, digest: str, created_at: str, num_bytes: int) -> Checkpoint:
         return Checkpoint(
@@ -182,16 +197,20 @@ class _Place:
 def _save_steps(folders: Sequence[Path], by_name: Mapping[str, tuple[int, str]]) -> int:
     """How many steps apart the trainer says that it saves, going by its last checkpoint; 0 where it does not say."""
     try:
-        state = read_json(max(folders, key=lambda folder: by_name[folder.name]) / "trainer_state.json")
+        state = trainer_state(max(folders, key=lambda folder: by_name[folder.name]) / "trainer_state.json")
     except (ValueError, OSError):  # there is none, or it is being written
         return 0
-    found = state.get("save_steps") if isinstance(state, dict) else 0
+    found = state.get("save_steps")
     return found if type(found) is int else 0
 
 
-def _shown(name: str) -> str:
-    """As it can be written down: bytes that are not UTF-8, which Linux allows in names, as `\\udcff` and the like."""
-    return name.encode("utf-8", "backslashreplace").decode()
+def _hollow(files: Mapping[str, Path]) -> str | None:
+    """Names a large file that is mostly holes, before hours are spent on hashing them, or None."""
+    for path in files.values():
+        size, on_disk = path.stat().st_size, path.stat().st_blocks * 512  # 0 where a file system does not count
+        if size > LOOK_FOR_HOLES_FROM and 0 < on_disk < size // 10:
+            return f"{path.name}: {on_disk:,} of {size:,} bytes are on the disk; being written, or full of holes"
+    return None
 
 
 def _newest(files: Mapping[str, Path]) -> str:

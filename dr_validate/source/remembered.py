@@ -1,14 +1,21 @@
-"""Digests of files that have not changed since they were hashed: what makes a second look at checkpoints cheap."""
+"""What was read of files that have not changed since: what makes a second look at checkpoints cheap."""
 
 import contextlib
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from dr_validate.files import sha256_of_file, write_atomically
 
+T = TypeVar("T")
 Stamp = tuple[int, int, int, int]  # size, mtime, ctime, inode; ctime also moves where a copy keeps the old mtime
+
+MAX_REMEMBERED = 50_000  # files, for each function
+SETTLED_NS = 200_000_000  # the clock of a file system may stand still for some milliseconds: two writes with one stamp
 
 
 class ChangedMeanwhile(OSError):
@@ -58,6 +65,39 @@ class Digests:
             raise ChangedMeanwhile(f"{path.name} is being written")
         self._new[key] = [*before, digest]
         return digest
+
+
+def by_stamp(read: Callable[[Path], T]) -> Callable[[Path], T]:
+    """Decorate a function of one file: its answer, or the ValueError that it raised, is remembered while the file is unchanged.
+
+    In this process; answers are to be small.
+    """
+    known: dict[str, tuple[Stamp, T | ValueError]] = {}
+
+    @functools.wraps(read)
+    def remembered(path: Path) -> T:
+        before = stamp(path)
+        found = known.pop(str(path), None)
+        if found is None or found[0] != before:
+            is_settled = time.time_ns() - max(before[1], before[2]) > SETTLED_NS
+            try:
+                found = before, read(path)
+            except ValueError as error:
+                found = before, error
+            if not is_settled or stamp(path) != before:
+                return _given(found[1])
+        known[str(path)] = found  # last, as the one used last
+        if len(known) > MAX_REMEMBERED:
+            known.pop(next(iter(known)))
+        return _given(found[1])
+
+    return remembered
+
+
+def _given(answer: T | ValueError) -> T:
+    if isinstance(answer, ValueError):
+        raise answer.with_traceback(None)
+    return answer
 
 
 def stamp(path: Path) -> Stamp:

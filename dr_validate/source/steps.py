@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from dr_validate.source.complete import Unreadable, read_json
+from dr_validate.source.complete import Unreadable, trainer_state
 
 STEP_IN_NAME = re.compile(r"(?:^|[^a-z])(?:checkpoint|ckpt|global[-_]?step|step|steps|iter)[-_=.]?(\d+)", re.IGNORECASE)
 EPOCH_IN_NAME = re.compile(r"(?:^|[^a-z])epoch[-_=.]?(\d+)", re.IGNORECASE)
@@ -36,10 +36,9 @@ def steps(folders: Mapping[str, Path], root: Path) -> dict[str, tuple[int, str]]
 
 def _stated(folder: Path) -> tuple[int, str] | None:
     try:
-        state = read_json(folder / "trainer_state.json")
+        step = trainer_state(folder / "trainer_state.json").get("global_step")
     except (Unreadable, OSError):
         return None
-    step = state.get("global_step") if isinstance(state, dict) else None
     return (step, "trainer_state.json") if type(step) is int and 0 <= step < MAX_STEP else None
 
 

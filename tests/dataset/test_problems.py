@@ -36,6 +36,8 @@ def message(folder: Path, cache: Path) -> str:
         (DOCUMENT + '{"_id": "d4", "text": "\\udfff"}\n', ["corpus.jsonl:4: document text: got '\\udfff'", "surrogate"]),
         (DOCUMENT + '{"_id": "d4", "text": [1, -1]}\n', ["got '[1, -1]', expected token ids"]),
         (DOCUMENT + '{"_id": "d4", "text": ["a"]}\n', ["expected token ids"]),
+        (DOCUMENT + '{"_id":"d4","text":' + "[" * 100_000 + "\n", ["corpus.jsonl:4: not JSON (maximum", "got '{"]),
+        (DOCUMENT + '{"_id":"d4","text":' + "[" * 500 + "]" * 500 + "}\n", ["corpus.jsonl:4: document text: got ", "token"]),
         (DOCUMENT + '{"_id": "d4", "text": [1]}\n', ["corpus.jsonl:4: text: got '[1]', but the first document has a string"]),
         (DOCUMENT + '{"_id": "d4", "title": 4, "text": "x"}\n', ["corpus.jsonl:4: title: got '4'"]),
         (DOCUMENT.encode() + b'{"_id": "d4", "text": "\xff"}\n', ["corpus.jsonl:4: byte 23 of the line (0xff) is not UTF-8"]),
@@ -44,7 +46,7 @@ def message(folder: Path, cache: Path) -> str:
     ],
     ids=[
         "twice", "cut", "list", "no-id", "empty-id", "float-id", "surrogate-id", "no-text", "null-text", "surrogate-text",
-        "negative-token", "word-as-token", "mixed", "title", "latin-1", "empty", "gzip",
+        "negative-token", "word-as-token", "deep", "less-deep", "mixed", "title", "latin-1", "empty", "gzip",
     ],
 )  # fmt: skip
 def test_wrong_documents_are_named(write: Write, cache: Path, corpus: str | bytes, said: list[str]) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -520,3 +521,84 @@ def test_a_path_that_is_not_utf8_is_a_problem_of_the_setup(tmp_path: Path) -> No
     source = FolderSource(path=write(tmp_path / not_utf8(b"\xff") / "checkpoint-5").parent)
     with pytest.raises(SetupError, match=r"source\.path: .*udcff.*rename the folder"):
         source.list(tmp_path / "state")
+
+
+def test_whatever_one_checkpoint_does_the_others_are_listed(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(watched.root / "checkpoint-1")
+    loop = write(watched.root / "checkpoint-2") / "vocab.txt"
+    loop.symlink_to("vocab.txt")
+    write(watched.root / "checkpoint-3", files={"trainer_state.json": "[" * 100_000, "config.json": "[" * 100_000})
+    assert watched.names() == ("checkpoint-1",)
+    assert [part.name for part in watched.list().incomplete] == ["checkpoint-2", "checkpoint-3"]
+    loop.unlink()
+
+    def surprise(folder: Path) -> str | None:
+        if folder.name == "checkpoint-2":
+            raise KeyError("\udcff" + "x" * 10_000)  # what nobody expected
+        return None
+
+    monkeypatch.setattr("dr_validate.source.folder.link_that_leaves", surprise)
+    assert watched.names() == ("checkpoint-1",)
+    part = watched.list().incomplete[0]
+    assert part.final and part.name == "checkpoint-2" and part.lacks.startswith("it cannot be looked at (KeyError: ")
+    assert len(part.lacks.encode()) < 1000
+
+
+def test_only_a_complete_sibling_says_that_the_trainer_writes_its_state(watched: Watched) -> None:
+    (watched.root / "checkpoint-1").mkdir()
+    (watched.root / "checkpoint-1" / "trainer_state.json").write_text('{"global_step": 1, "save_steps": 7}')
+    write(watched.root / "checkpoint-2")
+    write(watched.root / "checkpoint-3")
+    assert watched.names() == ("checkpoint-2", "checkpoint-3")
+    assert watched.list().save_steps == 0
+
+
+def header(body: bytes, data: int = 0) -> bytes:
+    return len(body).to_bytes(8, "little") + body + bytes(data)
+
+
+def test_a_header_that_no_model_has_is_not_parsed(watched: Watched) -> None:
+    folder = write(watched.root / "checkpoint-5")
+    (folder / "model.safetensors").write_bytes(header(b" " * (5 << 20)))
+    assert "model.safetensors: its header has 5,242,880 bytes, more than 4,194,304" in watched.lacks()
+
+
+@pytest.mark.parametrize(("name", "mib"), [("config.json", 8), ("tokenizer_config.json", 8), ("tokenizer.json", 64)])
+def test_json_that_is_larger_than_its_kind_ever_is_is_not_read(watched: Watched, name: str, mib: int) -> None:
+    folder = write(watched.root / "checkpoint-5")
+    (folder / name).touch()
+    os.truncate(folder / name, (mib << 20) + 1)
+    assert watched.lacks() == f"{name} has more than {mib} MiB"
+
+
+def test_what_has_not_changed_is_not_parsed_again(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(watched.root / "checkpoint-5", files=state(5))
+    (folder / "model.safetensors").write_bytes(header(b"{broken"))
+    parsed: list[object] = []
+    loads = json.loads
+
+    def counted(text: Any) -> Any:
+        parsed.append(text)
+        return loads(text)
+
+    monkeypatch.setattr(json, "loads", counted)
+    time.sleep(0.5)  # files are remembered once they are older than the steps of the clock of a file system
+    said = watched.lacks()
+    assert parsed and "its header cannot be read" in said
+    parsed.clear()
+    assert watched.lacks() == said and [text for text in parsed if text != b"{}"] == []
+    write(folder, 3)
+    assert watched.names() == ("checkpoint-5",) and parsed
+
+
+def test_a_file_of_holes_and_one_that_is_too_big_are_not_hashed(watched: Watched) -> None:
+    folder = write(watched.root / "checkpoint-5")
+    for size, said in ((200 << 30, "200.00 GiB, more than source.max_gib=32"), (2 << 30, "bytes are on the disk")):
+        shape = {"a": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
+        start = header(json.dumps(shape).encode())
+        (folder / "model.safetensors").write_bytes(start)
+        os.truncate(folder / "model.safetensors", len(start) + size)
+        assert said in watched.lacks()
+    write(folder)
+    small = Watched(watched.root.parent, max_gib=1e-7)
+    assert "more than source.max_gib=1e-07: raise that" in small.lacks() and small.list().incomplete[0].final
