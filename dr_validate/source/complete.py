@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dr_validate.errors import CheckpointError
 from dr_validate.files import two_sets_of_weights
 from dr_validate.source.remembered import by_stamp
 from dr_validate.source.safetensors import what_is_wrong
@@ -69,7 +70,8 @@ def trainer_state(path: Path) -> Mapping[str, Any]:
 
 def what_it_did(error: Exception) -> str:
     """Why an entry is not usable that did what nobody expected while it was listed, in words that can be written down."""
-    return shown(f"it cannot be looked at ({type(error).__name__}: {error}); mend or delete it")
+    said = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
+    return shown(f"it cannot be looked at ({said}); mend or delete it")
 
 
 def shown(text: str) -> str:

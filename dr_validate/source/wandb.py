@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from pydantic import Field
 
 from dr_validate.component import component
 from dr_validate.errors import CheckpointError, Gone, SetupError
-from dr_validate.source.complete import what_is_missing
+from dr_validate.source.complete import MAX_SHOWN, shown, what_is_missing, what_it_did
 from dr_validate.source.walk import check_room
 from dr_validate.source.wandb_api import find_key
 from dr_validate.source.wandb_connection import Connection
@@ -72,13 +73,11 @@ class WandbSource:
         """
         project = self._open_project()
         committed = self._versions(project)
-        versions = [version for version in committed if self._is_asked_for(version)]
         folder = folder_of(state_dir, project.api.server, project.entity, project.name)
-        facts = self._connection.facts(project, versions, folder)
-        in_order = sorted(versions, key=lambda v: (v.step[0], v.collection, v.number))
-        found = [self._judged(version, facts.get(version.opaque_id), project) for version in in_order]
+        in_order = sorted(committed, key=lambda v: (v.step[0], v.collection, v.number))
+        found = self._connection.each(functools.partial(self._look, project, folder), in_order)
         # Who logged a version that is deleted nobody can say; most likely whoever logged the others of its collection.
-        logged_by = {v.collection: facts[v.opaque_id] for v in in_order if v.opaque_id in facts}
+        logged_by = {one.name: one for one in found if isinstance(one, Checkpoint)}
         incomplete = [one for one in found if isinstance(one, Incomplete)]
         return Listing(
             checkpoints=tuple(one for one in found if isinstance(one, Checkpoint)),
@@ -191,6 +190,26 @@ class WandbSource:
                 step = max((one.step[0] for one in versions.values() if one.number < number), default=0)
                 yield _deleted(f"{collection}:v{number}", project, step, "deleted from W&B before it was ever seen")
 
+    def _look(self, project: Project, folder: Path, version: Version) -> Checkpoint | Incomplete | None:
+        """None for what is not asked for. Raises SetupError and OSError (Outage), which are the source's."""
+        refused = self._connection.refused
+        if version.opaque_id not in refused:
+            try:
+                if not self._is_asked_for(version):
+                    return None
+                if version.unreadable:
+                    raise CheckpointError(version.unreadable)
+                one = self._judged(version, self._connection.facts(project, version, folder), project)
+                json.dumps(dataclasses.asdict(one), ensure_ascii=False).encode()  # what no report could hold
+                return one
+            except (SetupError, OSError):
+                raise
+            except Exception as error:  # whatever one version does, the others are listed
+                refused[version.opaque_id] = what_it_did(error)[:MAX_SHOWN]
+        name = shown(version.name)
+        uri = f"{SCHEME}{project.entity}/{project.name}/{name}"
+        return Incomplete(name=name, uri=uri, step=version.step[0], lacks=refused[version.opaque_id], final=True)
+
     def _judged(self, version: Version, facts: Facts | None, project: Project) -> Checkpoint | Incomplete:
         uri = f"{SCHEME}{project.entity}/{project.name}/{version.name}"
         step, step_from = version.step
@@ -244,11 +263,11 @@ class WandbSource:
         return contents
 
 
-def _of_run(part: Incomplete, logged_by: Mapping[str, Facts]) -> Incomplete:
-    facts = logged_by.get(part.name.rpartition(":")[0])
-    if facts is None or not part.is_deleted:
+def _of_run(part: Incomplete, logged_by: Mapping[str, Checkpoint]) -> Incomplete:
+    other = logged_by.get(part.name.rpartition(":")[0])
+    if other is None or not part.is_deleted:
         return part
-    return dataclasses.replace(part, training_run=facts.training_run, group=facts.group)
+    return dataclasses.replace(part, training_run=other.training_run, group=other.group)
 
 
 def _deleted(name: str, project: Project, step: int, reason: str) -> Incomplete:

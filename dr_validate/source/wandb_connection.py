@@ -1,11 +1,11 @@
 """What a W&B source keeps while it lives: one connection, what is known of versions, and what was found to be gone."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dr_validate.errors import Gone, Outage
 from dr_validate.source.wandb_api import WandbApi
@@ -14,6 +14,7 @@ from dr_validate.source.wandb_manifest import Contents, Entry, has_digest, read_
 from dr_validate.source.wandb_project import Origin, Project, run_names
 from dr_validate.source.wandb_versions import Facts, Remembered, Version
 
+T = TypeVar("T")
 WORKERS = 8  # questions at a time about versions not seen before
 MANIFEST_TRIES = 4
 
@@ -32,6 +33,7 @@ class Connection:
 
     def __init__(self, *, timeout_s: float, api_timeout_s: float) -> None:
         self.api = WandbApi(api_timeout_s)
+        self.refused: dict[str, str] = {}  # by opaque id: what a version did while it was listed, which is not asked for again
         self._times_gone: dict[str, int] = {}
         self._downloads = Downloads(timeout_s)
         self._manifests = Downloads(min(timeout_s, api_timeout_s))
@@ -46,31 +48,26 @@ class Connection:
         """Whether to list it no more, though W&B does. Once is not enough: a fetch ahead of its turn is reported to nobody."""
         return self._times_gone.get(uri, 0) > 1
 
-    def facts(self, project: Project, versions: Sequence[Version], folder: Path) -> Mapping[str, Facts]:
-        """By opaque id; what is not known is asked for and remembered in `folder`. A version deleted meanwhile is left out.
-
-        Raises Outage after remembering what did come.
-        """
-
-        known = {version.opaque_id: self._remembered.get(folder, version) for version in versions}
-        found = {opaque_id: facts for opaque_id, facts in known.items() if facts is not None}
-
-        def learn(version: Version) -> tuple[str, Facts] | None:
-            try:
-                facts, is_certain = self._ask(project, version)
-            except Gone:
-                return None
-            if is_certain:
-                self._remembered.put(folder, version, facts)
-            return version.opaque_id, facts
-
+    def each(self, look: Callable[[Version], T], versions: Iterable[Version]) -> "list[T]":
+        """Answers of `look`, several at a time. Raises what it raises first, and looks at no more then."""
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="wandb-versions") as pool:
             try:
-                learned = [one for one in pool.map(learn, [v for v in versions if v.opaque_id not in found]) if one]
+                return list(pool.map(look, versions))
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # a dead server is asked no more than WORKERS times
                 raise
-        return found | dict(learned)
+
+    def facts(self, project: Project, version: Version, folder: Path) -> Facts | None:
+        """What is not known is asked for and remembered in `folder`; None for a version deleted meanwhile. Raises Outage."""
+        if known := self._remembered.get(folder, version):
+            return known
+        try:
+            facts, is_certain = self._ask(project, version)
+        except Gone:
+            return None
+        if is_certain:
+            self._remembered.put(folder, version, facts)
+        return facts
 
     def manifest(self, project: Project, opaque_id: str) -> "Manifest":
         """Where a version comes from and what is in it. Raises Gone, Outage."""

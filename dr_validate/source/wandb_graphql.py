@@ -73,7 +73,7 @@ class GraphQL:
     def _judged(self, answer: "requests.Response", body: bytes) -> Mapping[str, Any]:
         try:
             parsed = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             parsed = None
         content = parsed if isinstance(parsed, dict) else {}
         if answer.status_code == 200 and (content.get("data") is not None or content.get("errors")):

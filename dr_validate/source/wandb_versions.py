@@ -19,7 +19,7 @@ STEP_ALIAS = re.compile(r"checkpoint_global_step_(\d{1,15})")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """One committed version as a listing shows it; `number` is the N of its `vN`."""
+    """One committed version as a listing shows it; `number` is the N of its `vN`, `unreadable` the fault of its metadata."""
 
     opaque_id: str
     collection: str
@@ -28,6 +28,7 @@ class Version:
     aliases: Sequence[str]
     tags: Sequence[str]
     metadata: Mapping[str, Any]
+    unreadable: str = ""
 
     @property
     def name(self) -> str:
@@ -85,10 +86,11 @@ class Facts:
 
 def version_of(node: Mapping[str, Any], collection: str, number: int) -> Version:
     """From an artifact node of the API."""
+    metadata, unreadable = None, ""
     try:
         metadata = json.loads(node.get("metadata") or "{}")
-    except ValueError:
-        metadata = {}
+    except (ValueError, RecursionError) as error:
+        unreadable = f"its metadata cannot be read as JSON ({error})"
     return Version(
         opaque_id=str(node["id"]),
         collection=collection,
@@ -97,6 +99,7 @@ def version_of(node: Mapping[str, Any], collection: str, number: int) -> Version
         aliases=tuple(part["alias"] for part in node.get("aliases") or [] if _is_own(part, collection)),
         tags=tuple(tag["name"] for tag in node.get("tags") or []),
         metadata=metadata if isinstance(metadata, dict) else {},
+        unreadable=unreadable,
     )
 
 

@@ -91,7 +91,8 @@ def take_the_server_down(server: ServerHandle, training: Training, watcher: Watc
     watcher.wait_for(lambda: "cannot be reached" in watcher.said)
     server.start()
     watcher.wait_for_reports(8)
-    assert [report["checkpoint"]["version"] for report in watcher.reports][5:] == ["v6", "v5", "v7"]
+    first, *others = [report["checkpoint"]["version"] for report in watcher.reports][5:]
+    assert first == "v6" and sorted(others) == ["v5", "v7"]  # v5 has a pause of its own, which may end after v7 has come
 
 
 def delete_and_damage(server: ServerHandle, training: Training, watcher: Watcher) -> None:

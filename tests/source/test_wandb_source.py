@@ -226,7 +226,7 @@ def test_checkpoints_of_the_real_trainer_have_the_steps_at_which_it_saved(
     logged = {step: views[name].metadata.get("train/global_step") for step, name in saved.items()}
     assert logged == {2: None, 4: None, 6: 5, 8: 5}
     made.list()
-    assert [line for line in caplog.messages if "is of step" in line] == [
+    assert sorted(line for line in caplog.messages if "is of step" in line) == [
         f"{saved[step]} is of step {step} (alias checkpoint_global_step_N); its metadata train/global_step is the last one "
         "logged, 5"
         for step in (6, 8)
@@ -383,6 +383,40 @@ def test_a_manifest_that_came_damaged_is_asked_for_again(
     checkpoint = made.checkpoint("model-t2:v0")
     server.fault(action, route="manifest")
     assert set(contents(made.fetch(checkpoint))) == WANTED and not server.faults_left()
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("surrogate", "UnicodeEncodeError"),
+        ("bytes", "its manifest has more than 64 MiB"),
+        ("depth", "its metadata cannot be read as JSON (maximum recursion depth"),
+    ],
+)
+def test_whatever_one_version_does_the_others_are_listed(
+    watched: Callable[..., Watched], server: ServerHandle, monkeypatch: pytest.MonkeyPatch, fault: str, said: str
+) -> None:
+    manifest = manifest_of(server, "model-t1:v3")
+    before = manifest.read_text()
+    if fault == "depth":
+
+        def deep(node: Mapping[str, Any], collection: str, number: int) -> Version:
+            deep_metadata = {"metadata": "[" * 100_000} if number == 3 else {}
+            return version_of({**node, **deep_metadata}, collection, number)
+
+        monkeypatch.setattr("dr_validate.source.wandb_project.version_of", deep)
+    else:
+        surrogate = before.replace("optimizer.pt", "optimizer.\\ud800")
+        manifest.write_text(surrogate if fault == "surrogate" else before + " " * (64 << 20))
+    try:
+        made = watched(artifact="model-t1")
+        assert [name[-2:] for name in made.names()] == ["v1", "v0", "v2"]
+        asked = len([e for e in server.requests() if e.route == "manifest"])
+        (part,) = made.list().incomplete
+    finally:
+        manifest.write_text(before)
+    assert part.final and part.name == "model-t1:v3" and said in part.lacks
+    assert len([e for e in server.requests() if e.route == "manifest"]) == asked
 
 
 def test_a_manifest_that_stays_damaged_is_not_remembered(watched: Callable[..., Watched], server: ServerHandle) -> None:
