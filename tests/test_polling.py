@@ -17,8 +17,8 @@ from dr_validate.errors import CheckpointError, Gone, Outage, SetupError
 from dr_validate.polling import Needs, SourcePoller
 from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.values import Checkpoint, Listing
+from tests.processes import LIMIT_S
 
-LIMIT_S = 60.0
 KIB = 2**10
 
 
@@ -215,7 +215,8 @@ def test_why_there_is_no_copy_is_told_once_to_whoever_validates(tmp_path: Path, 
         made.until(lambda: made.copies() == [100])  # the next poll tries again
 
 
-def test_the_next_one_in_order_is_waited_for_while_its_fetch_is_young(tmp_path: Path) -> None:
+def test_the_next_one_in_order_is_waited_for_while_its_fetch_is_young(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dr_validate.polling.ANOTHER_AFTER_S", LIMIT_S)
     source, release = Source(100, 200), threading.Event()
     source.trouble[200] = release
     with polled(tmp_path, source) as made:
