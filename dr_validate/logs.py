@@ -6,26 +6,58 @@ Nothing here fails: a reader that has gone away, or cannot show a character, nev
 import contextlib
 import logging
 import os
+import re
 import sys
 from typing import Any, TextIO
 
 LOG_WIDTH = 110  # characters, where standard output is not a terminal
 _IN_ASCII = str.maketrans("█━─┃│┡╇┩┏┳┓└┴┘├┼┤…", "#=-||++++++++++++.")
+# Control characters, the separators of lines and of directions of Unicode, halves of surrogate pairs.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_OWN = "\n\t"  # what our own messages are laid out with
+_LOGIN = re.compile(r"(?<=://)[^\s/?#]*@")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Escape what could forge a line or steer a terminal, except characters in `keep`, and leave out logins in URLs."""
+
+    def escaped(match: re.Match[str]) -> str:
+        return match[0] if match[0] in keep else match[0].encode("unicode_escape", "surrogatepass").decode()
+
+    return _LOGIN.sub("***@", _UNPRINTABLE.sub(escaped, text))
+
+
+class OneLine(logging.Formatter):
+    """One line for each event, whatever names and errors hold; a traceback follows, indented."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return printable(super().formatException(ei), keep="\n").replace("\n", "\n  ")
 
 
 def set_up_logging() -> None:
     """Our own events from INFO on, those of libraries from WARNING on."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)-7s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("dr_validate").setLevel(logging.INFO)
 
 
 def new_console(log_width: int = LOG_WIDTH) -> Any:
     """A rich console on standard output, wide enough in a log too; brackets and colons in what it prints are text."""
     from rich.console import Console
+    from rich.segment import Segment
+
+    class Printable(Console):
+        def render(self, *args: Any, **options: Any) -> Any:
+            for part in super().render(*args, **options):
+                yield part if part.control else Segment(printable(part.text, keep=_OWN), part.style)
 
     stream = standard_output()
     width = None if stream.isatty() else log_width
-    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
+    return Printable(file=stream, width=width, markup=False, emoji=False, highlight=False)
 
 
 def standard_output() -> Any:
@@ -35,7 +67,7 @@ def standard_output() -> Any:
 
 def say_error(message: str) -> None:
     """The one message of a run that ends, on standard error."""
-    Stream(sys.stderr).write(f"{message}\n")
+    Stream(sys.stderr).write(f"{printable(message, keep=_OWN)}\n")
 
 
 class Stream:

@@ -1,6 +1,7 @@
 """What is printed: brackets are text, and a table never decides how a run ends."""
 
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dr_validate.logs import Stream, new_console
+from dr_validate.logs import OneLine, Stream, new_console, say_error
 from dr_validate.summary import outcome_table
 from dr_validate.values import Estimate
 from tests.test_summary import report
@@ -92,3 +93,41 @@ def test_the_version_is_that_of_this_program(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dr_validate", "--version"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
     assert result.stdout.startswith("dr_validate ")
+
+
+HOSTILE = "checkpoint-5\n2026-11-26 21:00:00,000 INFO    forged\x1b]0;title\x07\x1b[31m\r\x9b\u2028\u202e\ud800"
+SECRET = "https://user:pa:ss@host/path?x=a@b"
+
+
+@pytest.mark.parametrize("kind", ["message", "error"])
+def test_nothing_in_a_name_or_an_error_forges_a_line_or_steers_a_terminal(kind: str) -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(OneLine("%(levelname)s %(message)s"))
+    log = logging.Logger("hostile")
+    log.addHandler(handler)
+    if kind == "message":
+        log.warning("%s: %s", HOSTILE, SECRET)
+    else:
+        try:
+            raise ValueError(f"{HOSTILE} {SECRET}")
+        except ValueError:
+            log.exception("failed")
+    said = stream.getvalue()
+    assert said.encode().decode().replace("\n", "").isprintable()
+    assert not [line for line in said.splitlines() if line.startswith("2026")]
+    assert kind == "error" or said.count("\n") == 1
+    assert "checkpoint-5" in said and "pa:ss" not in said and "https://***@host/path?x=a@b" in said
+
+
+def test_nothing_in_a_name_steers_the_terminal_from_a_table_or_the_last_message(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.table import Table
+
+    table = Table(HOSTILE, title=HOSTILE)
+    table.add_row(HOSTILE)
+    new_console(300).print(table)
+    new_console(300).print(HOSTILE)
+    say_error(f"first\nsecond {HOSTILE} {SECRET}")
+    out, err = capsys.readouterr()
+    assert out.replace("\n", "").isprintable() and err.replace("\n", "").isprintable()
+    assert err.startswith("first\nsecond ") and "pa:ss" not in err
