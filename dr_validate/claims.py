@@ -4,12 +4,15 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dr_validate.errors import SetupError
 from dr_validate.files import locked, write_atomically
+
+TRIES, BETWEEN_TRIES_S = 5, 0.05
 
 
 class Claimed(SetupError):
@@ -25,12 +28,16 @@ def claim(state_dir: Path, spec: str, since: str) -> Iterator[None]:
     """Be the only process that validates `spec` in `state_dir`. Raises Claimed, naming the holder."""
     path = _path(state_dir, spec)
     with contextlib.ExitStack() as stack:
-        try:
-            stream = stack.enter_context(locked(path, blocking=False))
-        except BlockingIOError:
-            holder = _holder(path)
+        for number in range(TRIES):  # whoever asks `is_held` holds it for a moment
+            try:
+                stream = stack.enter_context(locked(path, blocking=False))
+                break
+            except BlockingIOError:
+                if number < TRIES - 1:
+                    time.sleep(BETWEEN_TRIES_S)
+        else:
             way_out = "wait for it, stop it, or set another state_dir"
-            raise Claimed(f"state_dir: {state_dir} is in use for spec {spec} by {holder}; {way_out}", path) from None
+            raise Claimed(f"state_dir: {state_dir} is in use for spec {spec} by {_holder(path)}; {way_out}", path)
         _activity(state_dir, spec).unlink(missing_ok=True)
         stream.truncate(0)
         stream.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
@@ -47,14 +54,19 @@ def holder(state_dir: Path, spec: str) -> Mapping[str, Any] | None:
     """`pid`, `host` and `since` of the process that validates `spec` in `state_dir`, what it is `doing`, and `at` which time
     it said so; None if there is none."""
     path = _path(state_dir, spec)
-    if not path.exists():
+    if not path.exists() or not is_held(path):
         return None
+    unknown = {"pid": "?", "host": "?", "since": "?", "doing": "starting", "at": "?"}
+    return {**unknown, **(_note(path) or {}), **(_note(_activity(state_dir, spec)) or {})}
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process has the claim at `path` (see `Claimed`)."""
     try:
         with locked(path, blocking=False, shared=True):
-            return None
+            return False
     except BlockingIOError:
-        unknown = {"pid": "?", "host": "?", "since": "?", "doing": "starting", "at": "?"}
-        return {**unknown, **(_note(path) or {}), **(_note(_activity(state_dir, spec)) or {})}
+        return True
 
 
 def _activity(state_dir: Path, spec: str) -> Path:

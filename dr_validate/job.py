@@ -17,7 +17,6 @@ from dr_validate import sweep
 from dr_validate.config import Run, build, report_settings, state_dir_of
 from dr_validate.doctor import check_start
 from dr_validate.errors import ConfigError, DrValidateError
-from dr_validate.files import locked
 from dr_validate.logs import say_error, set_up_logging
 from dr_validate.overrides import NEVER_ENDS
 from dr_validate.signals import stop_on_signals
@@ -138,7 +137,7 @@ def watch_in_turn(run: Run, folder: Path, wish_to_stop: threading.Event) -> "Out
 
     Raises Claimed when it is not a job of this sweep that holds the spec: that may take for ever.
     """
-    from dr_validate.claims import Claimed
+    from dr_validate.claims import Claimed, is_held
     from dr_validate.watch import Outcome, watch
 
     while not wish_to_stop.is_set():
@@ -148,7 +147,7 @@ def watch_in_turn(run: Run, folder: Path, wish_to_stop: threading.Event) -> "Out
             if not _is_peer(error.path, folder):
                 raise
             log.info("waiting for another job of this sweep, which works on the same spec")
-            while _is_held(error.path) and not wish_to_stop.wait(LOOK_AT_CLAIM_EVERY_S):
+            while is_held(error.path) and not wish_to_stop.wait(LOOK_AT_CLAIM_EVERY_S):
                 pass
     return Outcome(target=None, exit_code=0, stopped=True)
 
@@ -159,11 +158,3 @@ def _is_peer(claim: Path, folder: Path) -> bool:
     except ValueError:  # it has not signed yet
         return False
     return (holder["pid"], holder["host"]) in {(job.pid, job.host) for job in sweep.records(folder)}
-
-
-def _is_held(claim: Path) -> bool:
-    try:
-        with locked(claim, blocking=False, shared=True):
-            return False
-    except BlockingIOError:
-        return True

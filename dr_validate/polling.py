@@ -162,7 +162,7 @@ class SourcePoller:
         return f"its copy was let go for room (store.max_gib={self._run.store.max_gib:g}), and its source has deleted it"
 
     def poll_again(self) -> int:
-        """Ask the source now, unless it is out of reach; `answers` reaches what this returns when it has answered."""
+        """Ask the source now, unless it is out of reach; `has_answered` of what this returns tells when it has."""
         with self._changed:
             self._asked += 1
             self._next_poll = 0.0

@@ -7,6 +7,7 @@ from typing import Any
 from dr_validate import schedule
 from dr_validate.claims import holder
 from dr_validate.config import source_if_any, state_dir_of, store_if_any
+from dr_validate.errors import DrValidateError
 from dr_validate.ledger import Ledger
 from dr_validate.logs import new_console
 from dr_validate.polling import source_key
@@ -20,7 +21,7 @@ def show_status(config: Mapping[str, Any]) -> int:
     state_dir = state_dir_of(config)
     console = new_console()
     path = state_dir / "ledger.db"
-    listing = _what_exists(config, state_dir)
+    listing = _what_exists(config, state_dir, console)
     if not path.exists():
         _say_nothing_is_done(console, f"{state_dir} yet (no ledger.db)", listing)
         return 0
@@ -57,10 +58,14 @@ def _say_nothing_is_done(console: Any, where: str, listing: Listing) -> None:
         console.print(f"pending: {checkpoint.label} (step {checkpoint.step})", soft_wrap=True)
 
 
-def _what_exists(config: Mapping[str, Any], state_dir: Path) -> Listing:
+def _what_exists(config: Mapping[str, Any], state_dir: Path, console: Any) -> Listing:
     """As the watcher sees it: what the source lists, and what there are copies of."""
     source, store = source_if_any(config), store_if_any(config)
-    listing = source.list(state_dir) if source is not None else Listing()
+    listing = Listing()
+    try:
+        listing = source.list(state_dir) if source is not None else listing
+    except (DrValidateError, OSError) as error:  # what is known without it is worth showing
+        console.print(f"the source does not say what exists: {error}", soft_wrap=True)
     if source is None or store is None:
         return listing
     return schedule.union(listing, store.taken(source_key(source), state_dir))

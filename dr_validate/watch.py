@@ -106,7 +106,7 @@ class _Watcher:
     def tick(self, progress: Mapping[str, Any] | None) -> None:
         """Called several times a second during any work. Raises what is to stop the work."""
         self.progress.show(progress)
-        if progress is not None and time.monotonic() > self._next_note:
+        if progress is not None and self._has_spec and time.monotonic() > self._next_note:
             self._note(self._doing, " ({phase} {done} of {total})".format(**progress))
         if self.stop.is_set():
             raise Stopped("stopped by a signal")
