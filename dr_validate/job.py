@@ -80,9 +80,7 @@ def _answer(config: Mapping[str, Any]) -> int | None:
     if task == "report":
         from dr_validate.report.write import write_report
 
-        dataset = config.get("dataset")
-        settings = report_settings(config)
-        write_report(state_dir_of(config), settings, dataset if isinstance(dataset, Mapping) else {})
+        write_report(state_dir_of(config), report_settings(config))
         return 0
     return None
 

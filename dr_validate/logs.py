@@ -11,7 +11,7 @@ import sys
 from typing import Any, TextIO
 
 LOG_WIDTH = 110  # characters, where standard output is not a terminal
-_IN_ASCII = str.maketrans("█━─┃│┡╇┩┏┳┓└┴┘├┼┤…", "#=-||++++++++++++.")
+_IN_ASCII = str.maketrans("█━─┃│┡╇┩┏┳┓└┴┘├┼┤…\u2212\u2013\u00d7\u00b7\u2019", "#=-||++++++++++++.--x.'") | {0xB1: "+/-"}
 # Control characters, the separators of lines and of directions of Unicode, halves of surrogate pairs.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _OWN = "\n\t"  # what our own messages are laid out with
@@ -39,7 +39,7 @@ class OneLine(logging.Formatter):
 
 def set_up_logging() -> None:
     """Our own events from INFO on, those of libraries from WARNING on."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(Stream(sys.stderr))
     handler.setFormatter(OneLine("%(asctime)s %(levelname)-7s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("dr_validate").setLevel(logging.INFO)
@@ -99,11 +99,12 @@ class Stream:
     def _write(self, text: str) -> int:
         if self._stream is None:
             return len(text)
+        encoding = self._stream.encoding or "ascii"
         try:
-            return self._stream.write(text)
+            text.encode(encoding)
         except UnicodeEncodeError:
-            encoding = self._stream.encoding or "ascii"
-            return self._stream.write(text.translate(_IN_ASCII).encode(encoding, "replace").decode(encoding))
+            text = text.translate(_IN_ASCII).encode(encoding, "replace").decode(encoding)
+        return self._stream.write(text)
 
     def _drop(self) -> None:
         """What is buffered still goes somewhere when the process ends."""

@@ -77,7 +77,7 @@ def reports(draw: st.DrawFn) -> Report:
     )
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(reports())
 def test_a_report_survives_being_written_and_read(report: Report) -> None:
     text = json.dumps(report_to_json(report), allow_nan=False)

@@ -42,7 +42,9 @@ RANKED = ("LORA", "ADALORA", "LOHA", "VERA")  # adapters whose rank is a dimensi
 QUICK_PATTERN = re.compile(r"(\(\?:|\\[.wd]|[\w.|()^$\[\]-]|(?<![)*+])[*+])*", re.ASCII)
 STARS = re.compile(r"[*+]")
 MOST_STARS = 5
-USE_STEP_VERSION = "use the version with the alias 'checkpoint_global_step_N' instead: it holds the whole folder"
+USE_STEP_VERSION = (
+    "use the folder that training saved whole (of W&B artifacts: the version with the alias 'checkpoint_global_step_N')"
+)
 
 
 def check_no_link_leaves(folder: Path) -> None:

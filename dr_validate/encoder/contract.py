@@ -64,8 +64,8 @@ def _plain_tower(backbone: Backbone, folder: Path, side: Side, stated: Stated) -
     if stated.pooling is None or stated.normalize is None:
         raise NotStated(
             f"{folder}: a plain transformers folder does not say how token vectors become one vector, and a wrong guess gives "
-            f"wrong scores without an error; set {' and '.join(lacking)} as in training (the message is not about the "
-            f"weights; if training saved modules.json, {USE_STEP_VERSION})"
+            f"wrong scores without an error; set {' and '.join(lacking)} as in training; if training saved modules.json, "
+            f"{USE_STEP_VERSION}"
         )
     return _made(backbone, side, stated, pooling=stated.pooling, normalize=stated.normalize)
 

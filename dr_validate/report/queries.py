@@ -1,27 +1,21 @@
 """Which queries moved between two checkpoints, and by how much, from the values per query beside the ledger."""
 
-import csv
-import json
 import logging
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dr_validate.dataset.corpus import ArrowCorpus, is_usable
-from dr_validate.files import expanded
 from dr_validate.per_query import Retrieved, read_query_texts, read_query_values, read_top
 from dr_validate.report.comparison import Z_95
 from dr_validate.report.gather import Section, Strategy, best_of
 from dr_validate.values import Float64, Report
 
 MOST_SHOWN = 10  # queries that gained most, and as many that lost most
-LARGEST_FILE_BYTES = 64 << 20  # a longer list of queries is not read for a page
 Top = Mapping[str, Sequence[Retrieved]]  # query -> its first documents
-csv.field_size_limit(1 << 24)
 log = logging.getLogger(__name__)
 
 
@@ -123,43 +117,10 @@ def document_texts(wanted: Collection[str], strategy: Strategy, state_dir: Path)
     return {identity: text for (identity, _), text in zip(known, texts, strict=True) if isinstance(text, str)}
 
 
-def query_texts(
-    wanted: Collection[str], state_dir: Path, dataset: Mapping[str, Any], fingerprint: str = ""
-) -> Mapping[str, str]:
-    """Texts of the queries: those kept for the test set of this `fingerprint`, else (an older version kept none) from a file
-    that is near: the one that `dataset` of the configuration points at, or the one in the state_dir. A file that does not know
-    every one of `wanted` is of another collection; none is no text at all.
-    """
+def query_texts(wanted: Collection[str], state_dir: Path, strategy: Strategy) -> Mapping[str, str]:
+    """Texts of the queries as kept when they were validated; none where they cannot be read."""
     try:
-        if kept := read_query_texts(state_dir, fingerprint, wanted):
-            return kept
+        return read_query_texts(state_dir, str(strategy.description.get("dataset_fingerprint", "")), wanted)
     except OSError as error:
-        log.warning("%s", error)
-    for path in _candidates(state_dir, dataset):
-        if not path.is_file() or path.stat().st_size > LARGEST_FILE_BYTES:
-            continue
-        try:
-            texts = {query: text for query, text in _rows(path) if query in wanted}
-        except (OSError, ValueError, csv.Error):  # a file of another form: the page shows ids
-            continue
-        if texts.keys() >= set(wanted):
-            return texts
-    return {}
-
-
-def _candidates(state_dir: Path, dataset: Mapping[str, Any]) -> list[Path]:
-    own, folder = dataset.get("queries"), dataset.get("path")
-    named = [expanded(str(own))] if own else []
-    names = ("queries.jsonl", "queries.dev.small.tsv", "queries.dev.tsv")
-    inside = [expanded(str(folder)) / name for name in names] if folder else []
-    return [*named, *inside, *sorted(state_dir.glob("datasets/*/queries.jsonl"))]
-
-
-def _rows(path: Path) -> Iterator[tuple[str, str]]:
-    with path.open(encoding="utf-8", newline="") as stream:
-        if path.suffix == ".tsv":
-            yield from ((row[0], row[1]) for row in csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if len(row) > 1)
-        elif path.suffix == ".jsonl":
-            rows = (json.loads(line) for line in stream if line.strip())
-            pairs = ((row.get("_id"), row.get("text")) for row in rows if isinstance(row, dict))
-            yield from ((str(query), text) for query, text in pairs if isinstance(text, str))
+        log.warning("%s; the page shows ids", error)
+        return {}

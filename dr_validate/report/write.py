@@ -1,12 +1,10 @@
 """`task=report`: from the ledger of a state_dir to one page to look at. Reads only; starts nothing."""
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dr_validate.errors import SetupError
-from dr_validate.files import expanded, write_atomically
+from dr_validate.files import write_atomically
 from dr_validate.ledger import Ledger
 from dr_validate.report.gather import Section, gather
 from dr_validate.report.page import NOTHING_YET, Part, page
@@ -18,15 +16,14 @@ PAGE = "report.html"
 log = logging.getLogger(__name__)
 
 
-def write_report(state_dir: Path, settings: ReportSettings, dataset: Mapping[str, Any]) -> Path:
+def write_report(state_dir: Path, settings: ReportSettings) -> Path:
     """Write the page, log the verdicts and where it is; returns the path.
 
-    `dataset` is that of the configuration: where query texts may be found. Raises SetupError where there is no
-    ledger, and for a path that cannot be written.
+    Raises SetupError where there is no ledger, and for a path that cannot be written.
     """
     with Ledger(state_dir / "ledger.db", read_only=True) as ledger:
         sections = gather(ledger)
-    parts = [_part(section, state_dir, dataset) for section in sections]
+    parts = [_part(section, state_dir) for section in sections]
     path = settings.out or state_dir / PAGE
     try:
         write_atomically(path, page(parts, str(state_dir)))
@@ -42,10 +39,9 @@ def write_report(state_dir: Path, settings: ReportSettings, dataset: Mapping[str
     return path
 
 
-def _part(section: Section, state_dir: Path, dataset: Mapping[str, Any]) -> Part:
+def _part(section: Section, state_dir: Path) -> Part:
     moved = movement(section, state_dir)
     wanted = {moved.query_ids[place] for sign in (1, -1) for place in moved.largest(sign)} if moved else set()
-    own = dataset if _is_named(dataset, section.dataset) else {}
     told = verdict(section, moved)
     if moved is None or not wanted:
         return Part(section=section, verdict=told, movement=moved)
@@ -55,13 +51,7 @@ def _part(section: Section, state_dir: Path, dataset: Mapping[str, Any]) -> Part
         section=section,
         verdict=told,
         movement=moved,
-        texts=query_texts(wanted, state_dir, own, str(moved.strategy.description.get("dataset_fingerprint", ""))),
+        texts=query_texts(wanted, state_dir, moved.strategy),
         top=top,
         documents=document_texts(documents, moved.strategy, state_dir),
     )
-
-
-def _is_named(dataset: Mapping[str, Any], name: str) -> bool:
-    """Whether the configured data set is the one of that name: two collections may both call their queries 1, 2, 3."""
-    folder = dataset.get("path")
-    return name == (dataset.get("name") or (expanded(str(folder)).resolve().name if folder else None))

@@ -18,7 +18,7 @@ HOSTILE = '"><script>alert(1)</script>&amp;<b>'
 
 
 def written(training: Training) -> str:
-    return write_report(training.state_dir, ReportSettings(), {}).read_text(encoding="utf-8")
+    return write_report(training.state_dir, ReportSettings()).read_text(encoding="utf-8")
 
 
 def parsed(page: str) -> ElementTree.Element:
@@ -329,31 +329,18 @@ def test_a_hundred_checkpoints_stay_one_light_page(training: Training) -> None:
 
 def test_the_page_goes_where_it_is_asked_to_and_nowhere_if_that_cannot_be(rich: Training, tmp_path: Path) -> None:
     out = tmp_path / "elsewhere" / "page.html"
-    assert write_report(rich.state_dir, ReportSettings(out=out), {}) == out
+    assert write_report(rich.state_dir, ReportSettings(out=out)) == out
     assert out.read_text().startswith("<!DOCTYPE html>")
     assert not (rich.state_dir / "report.html").exists()
     with pytest.raises(SetupError, match=r"report\.out: .* cannot be written .*; set report\.out to a file elsewhere"):
-        write_report(rich.state_dir, ReportSettings(out=tmp_path), {})
+        write_report(rich.state_dir, ReportSettings(out=tmp_path))
     with pytest.raises(SetupError, match="no such ledger"):
-        write_report(tmp_path / "nowhere", ReportSettings(), {})
+        write_report(tmp_path / "nowhere", ReportSettings())
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_the_corpus_size_is_told(rich: Training) -> None:
     assert f"{DOCUMENTS:,} documents, 93 queries" in shown(written(rich))
-
-
-def test_query_texts_are_those_of_the_collection_of_that_name_only(rich: Training, tmp_path: Path) -> None:
-    folder = tmp_path / "vaswani"
-    folder.mkdir()
-    (folder / "queries.jsonl").write_text("".join(f'{{"_id": "q{n}", "text": "query number {n}"}}\n' for n in range(30)))
-
-    def with_texts(**dataset: str | None) -> bool:
-        out = write_report(rich.state_dir, ReportSettings(), {"path": str(folder), **dataset})
-        return "query number" in out.read_text()
-
-    assert with_texts(name=None) and with_texts(name="vaswani")
-    assert not with_texts(name="another")  # its queries may have the same ids
 
 
 def test_what_values_were_learnt_from_is_said(training: Training) -> None:

@@ -1,12 +1,11 @@
 """Which queries moved, and what they say."""
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dr_validate.report.queries import movement, query_texts
+from dr_validate.report.queries import movement
 from tests.report.training import FULL, Training, bound
 
 
@@ -56,26 +55,3 @@ def test_a_file_that_is_missing_or_broken_costs_only_this_part(training: Trainin
     with caplog.at_level(logging.WARNING):
         assert movement(training.section(), training.state_dir) is None
     assert f"{path}: cannot be read" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("queries.jsonl", '{"_id": "q1", "text": "first"}\n\n{"_id": "q2", "text": "second"}\n'),
-        ("queries.dev.small.tsv", 'q1\tfirst\nq2\tsecond\nq3\t"third\n'),
-    ],
-)
-def test_texts_come_from_the_collection_that_the_configuration_points_at(name: str, content: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(content)
-    expected = {"q1": "first", "q2": "second"}
-    assert query_texts({"q1", "q2"}, tmp_path, {"path": str(tmp_path), "queries": None}) == expected
-    assert query_texts({"q1", "q2"}, tmp_path, {"queries": str(tmp_path / name)}) == expected
-
-
-def test_texts_of_another_collection_or_another_form_are_not_shown(tmp_path: Path) -> None:
-    kept = tmp_path / "datasets" / "pydoc-1" / "queries.jsonl"
-    kept.parent.mkdir(parents=True)
-    kept.write_text('{"_id": "q1", "text": "first"}\n')
-    (tmp_path / "queries.jsonl").write_text("not JSON\n")
-    assert query_texts({"q1", "q2"}, tmp_path, {"path": str(tmp_path)}) == {}
-    assert query_texts({"q1"}, tmp_path, {"path": str(tmp_path)}) == {"q1": "first"}

@@ -93,7 +93,7 @@ def in_browser(page: Path, widths: list[int], folder: Path) -> tuple[list[dict[s
 
 
 def test_the_page_fits_a_telephone_and_its_script_sorts(filled: Training, tmp_path: Path) -> None:
-    page = write_report(filled.state_dir, ReportSettings(), {})
+    page = write_report(filled.state_dir, ReportSettings())
     told, log = in_browser(page, [400, 1200], tmp_path)
     assert "CONSOLE" not in log
     assert sorted(one["window"] for one in told) == [400, 1200]

@@ -72,7 +72,7 @@ def test_the_budget_is_filled_exactly_and_the_sample_stands_for_the_whole_corpus
 
 
 def test_every_document_comes_in_as_often_as_its_odds_say(medium: TestSet, cache: Path) -> None:
-    draws, order = 300, pool_order(medium, cache)
+    draws, order = 150, pool_order(medium, cache)
     counts, odds = np.zeros(600), np.full(600, 46 / 360)
     odds[order[158:227]] = 23 / 69
     odds[[*order[:158], *medium.judged]] = 1

@@ -85,7 +85,7 @@ def test_the_verdict_and_the_tables_of_the_page_are_there_and_whole_after_a_rest
 
     summary = server.run(RUN).summary
     with caplog.at_level(logging.INFO):
-        write_report(state_dir, ReportSettings(), {})
+        write_report(state_dir, ReportSettings())
     assert f"vaswani: {summary['verdict']}" in caplog.messages
     assert "2 of 3 of the 95% intervals hold the full-corpus value" in summary["verdict"]
     begin = "mrr@10, random 10%, from step 1,000 to 1,500. Of 3 queries 1 gained, 1 lost and 1 stayed the same"
