@@ -1,6 +1,6 @@
 """`task=status`: what is done, pending and failed in a state_dir, and why. Reads the ledger; starts nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,14 @@ from dr_validate.claims import holder
 from dr_validate.config import source_if_any, state_dir_of, store_if_any
 from dr_validate.errors import DrValidateError
 from dr_validate.ledger import Ledger
+from dr_validate.ledger_schema import State
 from dr_validate.logs import new_console
 from dr_validate.polling import source_key
-from dr_validate.values import Listing
+from dr_validate.values import Checkpoint, Listing
 
 
 def show_status(config: Mapping[str, Any]) -> int:
     """Print a table per spec. Returns the exit code: 0."""
-    from rich.table import Table
-
     state_dir = state_dir_of(config)
     console = new_console()
     path = state_dir / "ledger.db"
@@ -29,20 +28,10 @@ def show_status(config: Mapping[str, Any]) -> int:
         if not ledger.specs():  # a run may be getting ready: a large corpus is read for an hour
             _say_nothing_is_done(console, f"{state_dir} yet (no test set has been opened, or one is being read now)", listing)
         for spec, description in ledger.specs().items():
-            states = ledger.states(spec)
-            known = {state.digest for state in states}
-            table = Table(title=_title(spec, description), title_justify="left", show_edge=False)
-            for name in ("step", "checkpoint", "state", "attempts", "result"):
-                table.add_column(name, overflow="fold")
             watcher = holder(state_dir, spec)
-            for state in states:
-                is_over = state.state == "running" and watcher is None
-                shown = "interrupted" if is_over else state.state
-                table.add_row(str(state.step), state.name, shown, str(state.attempts), state.detail)
-            for checkpoint in listing.checkpoints:
-                if checkpoint.digest not in known and not description["baseline"]:
-                    table.add_row(str(checkpoint.step), checkpoint.label, "pending", "0", "")
-            console.print(table)
+            title = _title(spec, description)
+            pending = () if description["baseline"] else listing.checkpoints
+            console.print(_table(title, ledger.states(spec), _trainings(ledger, spec, listing), pending, watcher is not None))
             console.print(_watcher_words(watcher, description["baseline"]), highlight=False, soft_wrap=True)
             console.print()
     for part in listing.incomplete:
@@ -50,6 +39,36 @@ def show_status(config: Mapping[str, Any]) -> int:
     if (store := store_if_any(config)) is not None:
         console.print(f"kept vectors: {store.describe_vectors(state_dir)}", soft_wrap=True)
     return 0
+
+
+def _table(
+    title: str, states: Sequence[State], trainings: Mapping[str, str], listed: Sequence[Checkpoint], is_watched: bool
+) -> Any:
+    """Rows of the ledger, then what it does not know yet; with a column for the training where there are several."""
+    from rich.table import Table
+
+    known = {state.digest for state in states}
+    rows = [
+        (state.digest, state.step, state.name, _state(state, is_watched), state.attempts, state.detail) for state in states
+    ]
+    rows += [(one.digest, one.step, one.label, "pending", 0, "") for one in listed if one.digest not in known]
+    has_several = len({trainings.get(digest, "") for digest, *_ in rows}) > 1
+    table = Table(title=title, title_justify="left", show_edge=False)
+    for name in (*(["training"] if has_several else []), "step", "checkpoint", "state", "attempts", "result"):
+        table.add_column(name, overflow="fold")
+    for digest, *cells in rows:
+        table.add_row(*([trainings.get(digest, "")] if has_several else []), *map(str, cells))
+    return table
+
+
+def _state(state: State, is_watched: bool) -> str:
+    return "interrupted" if state.state == "running" and not is_watched else state.state
+
+
+def _trainings(ledger: Ledger, spec: str, listing: Listing) -> dict[str, str]:
+    """Digest -> name of the training run that wrote the checkpoint."""
+    checkpoints = [*(report.checkpoint for report in ledger.reports(spec)), *listing.checkpoints]
+    return {checkpoint.digest: checkpoint.training_run for checkpoint in checkpoints}
 
 
 def _say_nothing_is_done(console: Any, where: str, listing: Listing) -> None:

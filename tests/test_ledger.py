@@ -15,6 +15,7 @@ import pytest
 
 from dr_validate.errors import SetupError
 from dr_validate.ledger import Attempt, Ledger
+from dr_validate.status import show_status
 from dr_validate.values import Checkpoint, Estimate, Report, Status
 from tests.processes import LIMIT_S
 
@@ -331,3 +332,14 @@ def test_what_is_in_the_file_is_public_json(ledger: Ledger) -> None:
         (text,) = connection.execute("SELECT report FROM reports").fetchone()
     connection.close()
     assert json.loads(text)["checkpoint"]["name"] == "checkpoint-500"
+
+
+def test_status_tells_the_trainings_of_one_state_dir_apart(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger.register_spec("s1", {"dataset": "vaswani", "sampler": "random", "baseline": False}, AT)
+    for step, training in ((100, "warm"), (200, "cold")):
+        found = report(step)
+        ledger.finish(dataclasses.replace(found, checkpoint=dataclasses.replace(found.checkpoint, training_run=training)))
+    assert show_status({"state_dir": str(ledger.path.parent)}) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "training" in lines[1]
+    assert [line.split()[0] for line in lines[3:5]] == ["warm", "cold"]
