@@ -1,4 +1,4 @@
-"""Full-corpus rankings that are kept: by them epochs begin, and samples are judged by what is known."""
+"""Full-corpus rankings that are kept: samples are held against them, and estimates are calibrated on them."""
 
 import logging
 import zipfile
@@ -47,9 +47,7 @@ class Baselines:
                 with path.open("rb") as stream:
                     found[path.stem.replace("-", ":", 1)] = int(_array(stream, "step"))
             except OSError as error:
-                log.warning(
-                    "%s is damaged (%s): it begins no epoch and teaches nothing; delete it, or put back a copy", path, error
-                )
+                log.warning("%s is damaged (%s): it is not used; delete it, or put back a copy", path, error)
         return found
 
     def _path(self, digest: str) -> Path:

@@ -48,9 +48,7 @@ def _table(
     from rich.table import Table
 
     known = {state.digest for state in states}
-    rows = [
-        (state.digest, state.step, state.name, _state(state, is_watched), state.attempts, state.detail) for state in states
-    ]
+    rows = [(state.digest, state.step, state.name, _state(state, is_watched), state.attempts, state.detail) for state in states]
     rows += [(one.digest, one.step, one.label, "pending", 0, "") for one in listed if one.digest not in known]
     has_several = len({trainings.get(digest, "") for digest, *_ in rows}) > 1
     table = Table(title=title, title_justify="left", show_edge=False)

@@ -53,7 +53,7 @@ class Row:
 
     @property
     def documents(self) -> float | None:
-        """Of the sample, encoded or kept for one checkpoint: the mean (early decisions end some sooner)."""
+        """Of the sample, encoded or kept for one checkpoint: the mean."""
         known = [float(report.corpus["encoded"]) for report in self.reports if report.status == "done"]
         return statistics.fmean(known) if known else None
 

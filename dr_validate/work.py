@@ -10,10 +10,9 @@ from typing import Any
 
 from dr_validate.component import fingerprint
 from dr_validate.config import Run
-from dr_validate.epochs import NotKept
 from dr_validate.files import write_atomically
 from dr_validate.lazy import LazyBlocks, LazyModel
-from dr_validate.plans import Plan
+from dr_validate.samples import SpecSample
 from dr_validate.stages import Model, TextBlocks, Vectors, Workload
 from dr_validate.tokens import TokenCache
 from dr_validate.values import Sample, Side, TestSet
@@ -63,13 +62,10 @@ class Bench:
         self._tokens = TokenCache(self._state_dir / "tokens")
 
     @contextlib.contextmanager
-    def in_hand(self, digest: str, folder: Path | None, when_loaded: Callable[[], None] = lambda: None) -> Iterator[Hand]:
-        """`folder`: None where the kept vectors must do; raises NotKept as soon as they do not. `when_loaded` is called once
-        the model is there, if it is needed at all."""
+    def in_hand(self, digest: str, folder: Path, when_loaded: Callable[[], None] = lambda: None) -> Iterator[Hand]:
+        """`when_loaded` is called once the model is there, if it is needed at all."""
 
         def load() -> AbstractContextManager[Model]:
-            if folder is None:
-                raise NotKept
             model: AbstractContextManager[Model] = self._run.encoder.load(folder, self._device)
             return model
 
@@ -79,18 +75,18 @@ class Bench:
         with self._run.store.vectors(digest, terms, counts, self._state_dir) as vectors, LazyModel(load, when_loaded) as model:
             yield Hand(digest=digest, contract=read["contract"], vectors=vectors, model=model)
 
-    def work(self, hand: Hand, plan: Plan) -> Work:
+    def work(self, hand: Hand, sample: SpecSample) -> Work:
         """The checkpoint on one sample."""
-        texts = {side: self._texts(side, plan.sample, hand.model) for side in SIDES}
+        texts = {side: self._texts(side, sample.sample, hand.model) for side in SIDES}
         workload = Workload(
             queries=texts["query"],
             documents=texts["document"],
             vectors=hand.vectors,
-            ordinals=plan.sample.ordinals,
+            ordinals=sample.sample.ordinals,
             own_documents=self._test_set.own_documents,
             tie_rank=self._test_set.corpus.tie_rank,
             top_k=self._run.settings.top_k,
-            progress_file=self._state_dir / "progress" / f"{plan.name}-{hand.digest.replace(':', '-')}.npz",
+            progress_file=self._state_dir / "progress" / f"{sample.spec}-{hand.digest.replace(':', '-')}.npz",
         )
         return Work(model=hand.model, texts=texts, workload=workload, described=hand.contract)
 
@@ -113,27 +109,31 @@ class Bench:
         return LazyBlocks(open_blocks, num_texts=number, block_size=block_size)
 
 
-def read_encoder(run: Run, digest: str, folder: Path | None) -> Mapping[str, Any]:
-    """What the encoder says of a checkpoint (`Encoder.read`); of one whose folder is not there, what it said when it was.
-
-    Raises NotKept where that is not known.
-    """
-    stated = fingerprint(dict(run.encoder.fingerprint()))
-    path = run.settings.state_dir / "embeddings" / ".read" / f"{digest.replace(':', '-')}-{stated}.json"
-    if folder is None or not folder.is_dir():
-        try:
-            known: Mapping[str, Any] = json.loads(path.read_bytes())
-            return {"contract": known["contract"], "vectors": known["vectors"]}
-        except (OSError, ValueError, KeyError, TypeError):
-            if folder is None:
-                raise NotKept from None
-    assert folder is not None
-    read = run.encoder.read(folder)
+def read_encoder(run: Run, digest: str, folder: Path) -> Mapping[str, Any]:
+    """What the encoder says of a checkpoint (`Encoder.read`); of one whose folder is gone, what it said when it was there."""
+    if not folder.is_dir() and (known := remembered_encoder(run, digest)):
+        return known
+    read: Mapping[str, Any] = run.encoder.read(folder)
+    path = _remembered_in(run, digest)
     with contextlib.suppress(OSError):  # then it is read again
         content = json.dumps(dict(read), sort_keys=True)
         if not path.is_file() or path.read_text(encoding="utf-8") != content:
             write_atomically(path, content)
     return read
+
+
+def remembered_encoder(run: Run, digest: str) -> Mapping[str, Any] | None:
+    """What the encoder with these settings said of a checkpoint when its folder was there, None where that is not known."""
+    try:
+        known = json.loads(_remembered_in(run, digest).read_bytes())
+        return {"contract": known["contract"], "vectors": known["vectors"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remembered_in(run: Run, digest: str) -> Path:
+    stated = fingerprint(dict(run.encoder.fingerprint()))
+    return run.settings.state_dir / "embeddings" / ".read" / f"{digest.replace(':', '-')}-{stated}.json"
 
 
 def vectors_key(read: Mapping[str, Any], test_set: TestSet) -> Mapping[str, Any]:

@@ -61,7 +61,7 @@ class _Member:
             self._hand = self._in_hand.enter_context(self._pipeline.bench.in_hand(facts["digest"], Path(facts["folder"])))
             self._load_s = 0.0
         elif request.kind == "begin":
-            self._begin(full=facts["full"], part=facts["part"])
+            self._begin(full=facts["full"])
         elif request.kind == "end":
             self._share = None
         elif request.kind == "release":
@@ -79,11 +79,11 @@ class _Member:
             hold(place)
             self._pipeline = Pipeline(build(config), place)
 
-    def _begin(self, *, full: bool, part: str) -> None:
+    def _begin(self, *, full: bool) -> None:
         if self._hand is None:
             return
         pipeline = self._pipeline
-        self._work = pipeline.work(self._hand, full=full, part=part)
+        self._work = pipeline.work(self._hand, full=full)
         self._share = pipeline.run.engine.share(self._work.model, self._work.workload, pipeline.run.index, pipeline.device)
 
     def _whole_account(self, answer: Message, wants_contract: bool) -> Message:

@@ -72,9 +72,9 @@ class WorkerTeam:
             yield
 
     @contextlib.contextmanager
-    def at_work(self, *, full: bool, part: str) -> Iterator[None]:
+    def at_work(self, *, full: bool) -> Iterator[None]:
         """Within the block every member has this sample of the checkpoint in hand at work. Waits for what was begun."""
-        with self._between("begin", "end", {"full": full, "part": part}):
+        with self._between("begin", "end", {"full": full}):
             yield
 
     @contextlib.contextmanager

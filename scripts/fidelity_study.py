@@ -56,7 +56,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     what.add_argument("--queries", type=int, help="only the first so many")
     what.add_argument("--runs", type=_list, default=["bm25"], help="for pools: bm25, paths of TREC runs, names of vectors")
     what.add_argument("--strategies", type=_list, help="(default: all)")
-    what.add_argument("--ring-share", type=float, help="of the stratified sampler (default: the class's)")
     what.add_argument("--online", action="store_true", help="correct each checkpoint with the earlier ones only")
     what.add_argument("--baselines", type=_list, default=[], help="checkpoints whose full ranking is known to the others")
     what.add_argument("--top-k", type=int, default=100)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from dr_validate.config import Settings, build
-from dr_validate.plans import Plans
 from dr_validate.sampler.full import FullSampler
+from dr_validate.samples import Samples
 from dr_validate.values import TestSet
 from tests.conftest import write_collection
 from tests.test_conf import composed
@@ -31,17 +31,11 @@ CHANGED: Mapping[str, Mapping[str, Any]] = {
         "config": "MODEL",
         "weights_prefix": "encoder.",
     },
-    "sampler=random": {"fraction": 0.5, "precision": 0.01, "decide": "best"},
+    "sampler=random": {"fraction": 0.5},
     "sampler=stratified": {
         "fraction": 0.5,
         "pool": "RUN",
         "pool_share": 0.4,
-        "ring_share": 0.3,
-        "ring_inclusion": 0.5,
-        "precision": 0.01,
-        "decide": "best",
-        "epochs": "never",
-        "drift": 0.5,
     },
     "sampler=run_pool": {"run": "RUN", "depth": 7, "fraction": {"fraction": 0.5, "depth": None}, "bm25_depth": 500},
     "index=factory": {"spec": "HNSW16"},
@@ -49,12 +43,7 @@ CHANGED: Mapping[str, Mapping[str, Any]] = {
 }
 BEFORE: Mapping[str, list[str]] = {
     "sampler=random": ["sampler.fraction=0.6"],
-    "sampler=stratified": [
-        "sampler.fraction=0.6",
-        "sampler.pool_share=0.5",
-        "sampler.ring_share=0.2",
-        "sampler.epochs=drift",
-    ],
+    "sampler=stratified": ["sampler.fraction=0.6", "sampler.pool_share=0.5"],
     "sampler=run_pool": ["sampler.run=bm25", "sampler.depth=5"],
     "index=factory": ["index.spec=HNSW8"],
 }
@@ -131,4 +120,4 @@ def test_no_setting_is_forgotten_here(choice: str) -> None:
 
 def spec_of(config: Mapping[str, Any], test_set: TestSet) -> str:
     plain = {**json.loads(json.dumps(config)), "state_dir": config["state_dir"]}
-    return Plans(build(plain), test_set, FullSampler())[False].spec
+    return Samples(build(plain), test_set, FullSampler()).sampled.spec

@@ -35,7 +35,7 @@ class Strategy:
 
     @property
     def documents(self) -> float | None:
-        """Encoded for one checkpoint, the mean (early decisions end some sooner); None before the first."""
+        """Encoded for one checkpoint, the mean; None before the first."""
         known = self._of_corpus("encoded")
         return round(statistics.fmean(known)) if known else None
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.component import component
-from dr_validate.sampler.drawing import others, sample_of
+from dr_validate.sampler.design import others, sample_of
 from dr_validate.values import Sample, TestSet
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dr_validate.sampler.drawing import UInt64
+from dr_validate.sampler.design import UInt64
 from dr_validate.sampler.runs import Run
 from dr_validate.values import Int64, TestSet
 

@@ -8,8 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from dr_validate.component import component
-from dr_validate.sampler.drawing import budget, drawn, others, sample_of
-from dr_validate.sampler.levels import Decide, draw_at_levels, early_rules
+from dr_validate.sampler.design import budget, drawn, others, sample_of
 from dr_validate.values import Sample, TestSet
 
 log = logging.getLogger(__name__)
@@ -20,15 +19,10 @@ class RandomSampler:
     """`fraction` of the whole corpus, judged documents included; a smaller fraction's sample lies within a larger one's.
 
     The rest of the budget goes to the documents with the smallest permanent random numbers: each document that is not
-    judged is in with odds n / (documents - judged), n the number taken.
-
-    `precision` ends the encoding of a checkpoint at a quarter or half of the budget where the 95% interval of the first metric
-    is at most that much to either side; `decide=best` where it is surely worse than the best so far. Both change scores.
+    judged has the inclusion probability n / (documents - judged), n the number taken.
     """
 
     fraction: float = Field(gt=0, le=1)
-    precision: float | None = Field(default=None, gt=0)
-    decide: Decide = "never"
 
     def draw(self, test_set: TestSet, seed: int, cache: Path) -> Sample:
         """See `Sampler.draw`. Raises SetupError if the judged documents do not fit, naming the smallest fraction that works."""
@@ -36,20 +30,12 @@ class RandomSampler:
         rest = others(test_set)
         taken = drawn(rest, num_taken, test_set, seed)
         log.info("random sample of %s: %d judged and %d other documents", test_set.name, len(test_set.judged), num_taken)
-        odds = num_taken / len(rest) if len(rest) else 1.0
-        return sample_of(test_set, taken, odds, {**self.fingerprint(), "seed": seed})
+        inclusion = num_taken / len(rest) if len(rest) else 1.0
+        return sample_of(test_set, taken, inclusion, {**self.fingerprint(), "seed": seed})
 
     def check(self, test_set: TestSet) -> None:
         """See `Sampler.check`."""
         budget(test_set, self.fraction)
-
-    def draw_levels(self, test_set: TestSet, seed: int, cache: Path) -> Mapping[int, Sample]:
-        """Samples by level, each within the next; the deepest is that of `draw`."""
-        return draw_at_levels(self, self.rules(), lambda part: part.draw(test_set, seed, cache))
-
-    def rules(self) -> Mapping[str, Any]:
-        """JSON values for the spec beside the sample: what may end a checkpoint early. Empty by default."""
-        return early_rules(self.precision, self.decide)
 
     def fingerprint(self) -> Mapping[str, Any]:
         """JSON values of the draw."""

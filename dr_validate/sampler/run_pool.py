@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from dr_validate.component import NameOrPath, component
-from dr_validate.sampler.drawing import budget, permanent_random_numbers, sample_of
+from dr_validate.sampler.design import budget, permanent_random_numbers, sample_of
 from dr_validate.sampler.fusion import Candidates, candidates
 from dr_validate.sampler.named_run import BM25, BM25_DEPTH, NamedRun
 from dr_validate.values import Sample, TestSet
@@ -23,9 +23,9 @@ class RunPoolSampler:
     """`run`: the path of a TREC or MS MARCO run, `ranxhub:ID`, or `bm25` (built in). The pool is its top `depth` per query,
     or as deep as `fraction` of the whole corpus allows, judged documents included; one of the two, a depth of 100 if neither.
 
-    A pool is no random draw: what is in has odds 1, and nothing is known about what is not. `bm25_depth` (1000 if not set)
-    is how deep the built-in run goes. Of a run without an order (MS MARCO's `top1000.dev.tsv`) `depth` takes that many hits of
-    a query, the highest ids, and `fraction` any of them, by the seed.
+    A pool is no random draw: nothing is known about what is not in it. `bm25_depth` (1000 if not set) is how deep the built-in
+    run goes. Of a run without an order (MS MARCO's `top1000.dev.tsv`) `depth` takes that many hits of a query, the highest ids,
+    and `fraction` any of them, by the seed.
     """
 
     run: NameOrPath = Field(default=BM25, min_length=1)

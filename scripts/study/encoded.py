@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 
 from dr_validate.component import fingerprint
 from dr_validate.config import Run, build, conf_dir
-from dr_validate.epochs import NotKept
 from dr_validate.errors import SetupError
 from dr_validate.ledger import Ledger
 from dr_validate.store.embeddings import FORMAT
 from dr_validate.store.shelf import Shelf, key_of
 from dr_validate.store.vector_file import VectorFile
 from dr_validate.values import Checkpoint, Float32, Int64, TestSet
-from dr_validate.work import read_encoder, vectors_key
+from dr_validate.work import remembered_encoder, vectors_key
 
 
 class Encoded(Protocol):
@@ -134,17 +133,14 @@ def kept_vectors(run: Run, test_set: TestSet, checkpoints: Sequence[Checkpoint],
     with ExitStack() as stack:
         found: list[Encoded] = []
         for checkpoint in checkpoints:
-            try:
-                terms = vectors_key(read_encoder(run, checkpoint.digest, None), test_set)
-                key = f"{key_of(checkpoint.digest)}-{fingerprint({'format': FORMAT, **terms})}"
-                folder = stack.enter_context(shelf.lease(key))
-                if not folder.is_dir():
-                    raise NotKept
-            except NotKept:
+            read = remembered_encoder(run, checkpoint.digest)
+            key = {"format": FORMAT, **vectors_key(read, test_set)} if read else {}
+            folder = stack.enter_context(shelf.lease(f"{key_of(checkpoint.digest)}-{fingerprint(key)}"))
+            if not read or not folder.is_dir():
                 raise SetupError(
                     f"{shelf.root}: no vectors of {checkpoint.label} under these encoder settings; state the encoder.* keys "
                     "that the full run had, or leave it out (--checkpoints)"
-                ) from None
+                )
             files = {
                 side: stack.enter_context(closing(VectorFile(folder / side, count, "float32")))
                 for side, count in counts.items()

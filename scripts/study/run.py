@@ -94,8 +94,7 @@ def _wanted(known: Sequence[Strategy], names: Sequence[str] | None) -> list[Stra
 
 def _prepare(options: argparse.Namespace, material: Material, paths: Mapping[str, str], work: Path) -> Study:
     top_k = max(options.top_k, deepest_cutoff(options.metrics))
-    shares = {} if options.ring_share is None else {"ring_share": options.ring_share}
-    samplers = Samplers(material.test_set, paths, shares, work)
+    samplers = Samplers(material.test_set, paths, work)
     rankings = Rankings(material.test_set, top_k)
     rankings.load(material.checkpoints, options.memory_gib * 2**30)
     names = [each.name for each in material.checkpoints]
@@ -151,12 +150,11 @@ def _head(options: argparse.Namespace, material: Material, truths: Sequence[Trut
     known = "the earlier checkpoints only" if options.online else "all checkpoints"
     if options.baselines:
         known += f" and full-corpus baselines of {', '.join(options.baselines)}"
-    ring = "" if options.ring_share is None else f", ring_share {options.ring_share:g}"
     return (
         f"# {test_set.name}{f' ({options.suffix})' if options.suffix else ''}\n\n"
         f"{len(test_set.corpus):,} documents, {len(test_set.query_ids):,} queries, {len(test_set.judged):,} judged documents, "
         f"{len(names)} checkpoints ({names[0]} to {names[-1]}).\n"
-        f"{options.draws} draws for each budget, from seed {options.seed} on; pool of: {', '.join(options.runs)}{ring}; "
+        f"{options.draws} draws for each budget, from seed {options.seed} on; pool of: {', '.join(options.runs)}; "
         f"corrected with {known}; commit {commit}.\n"
         f"With everything in the sample, estimate and exact metric differ by at most {error:.1g} on any query.\n"
     )

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -48,11 +47,10 @@ def strategies(runs: Sequence[str]) -> list[Strategy]:
 
 
 class Samplers:
-    """Draws by the project's samplers, for which each run is read once. `paths`: run by name, `bm25` or the path of a file;
-    `shares`: keys of the stratified sampler that are not at their default."""
+    """Draws by the project's samplers, for which each run is read once. `paths`: run by name, `bm25` or the path of a file;"""
 
-    def __init__(self, test_set: TestSet, paths: Mapping[str, str], shares: Mapping[str, Any], cache: Path) -> None:
-        self._test_set, self._paths, self._shares, self._cache = test_set, paths, shares, cache
+    def __init__(self, test_set: TestSet, paths: Mapping[str, str], cache: Path) -> None:
+        self._test_set, self._paths, self._cache = test_set, paths, cache
         runs = {name: NamedRun(name=path, key="--runs").read(test_set, cache) for name, path in paths.items()}
         self._tops = {name: candidates([run], test_set) for name, run in runs.items()}
         self._fused = candidates(list(runs.values()), test_set)
@@ -65,7 +63,7 @@ class Samplers:
             return RandomSampler(fraction=fraction).draw(self._test_set, seed, self._cache)
         if sampler == STRATIFIED:
             pool = tuple(self._paths.values())
-            stratified = StratifiedSampler(fraction=fraction, pool=pool, **self._shares)
+            stratified = StratifiedSampler(fraction=fraction, pool=pool)
             return stratified.draw_from(self._fused, self._test_set, seed)
         top = RunPoolSampler(run=self._paths[sampler], fraction=fraction)
         return top.draw_from(self._tops[sampler], self._test_set, seed)

@@ -91,28 +91,6 @@ def test_two_processes_rank_as_one_device_does_and_live_on_whatever_a_checkpoint
     assert members_of(os.getpid()) == []
 
 
-def test_the_parts_of_a_sample_share_what_each_process_has_loaded(
-    open_pipeline: OpenPipeline, checkpoints: Checkpoints
-) -> None:
-    (one,) = checkpoints(1)
-
-    class Deletes(Unhurried):
-        def progress(self, phase: str, done: int, total: int) -> None:
-            super().progress(phase, done, total)
-            if done == total:  # all have loaded it for the first part
-                (one[1] / "model.safetensors").unlink(missing_ok=True)
-
-    levels = ["sampler=random", "sampler.fraction=0.9", "sampler.precision=0.000001"]
-    team = open_pipeline(*PLAIN, *levels, "device=[cpu:0,cpu:1]")
-    control = Deletes()
-    report = team.validate(*one, full=False, control=control)
-    totals = sorted({total for _, _, total in control.seen if total})
-    assert len(totals) > 1
-    assert report.corpus["encoded_now"] == totals[-1] == 180
-    with pytest.raises(CheckpointError):  # and between checkpoints they keep nothing
-        team.validate(checkpoint_of(1), one[1], full=False, control=Unhurried())
-
-
 def test_vectors_are_kept_by_all_a_death_costs_an_attempt_and_nobody_outlives_the_watcher(
     dr_validate: Any, tmp_path: Path, wide_collection: Path, write_checkpoint: Callable[..., Path]
 ) -> None:

@@ -42,7 +42,7 @@ def test_six_strategies_over_three_checkpoints_encode_the_union_of_their_samples
     for strategy in STRATEGIES:
         pipeline = open_pipeline(*strategy)
         reports.append([validated(pipeline, one) for one in known])
-        samples.append(pipeline.plans[False].sample.ordinals)
+        samples.append(pipeline.samples.sampled.sample.ordinals)
     union = np.unique(np.concatenate(samples))
     assert sum(map(len, samples)) > 1.5 * len(union)
     assert sum(report.corpus["encoded_now"] for job in reports for report in job) == 3 * len(union)
@@ -91,7 +91,7 @@ def test_a_baseline_builds_on_the_sample_gives_way_and_goes_on_without_encoding_
     baseline = validated(pipeline, first, full=True)
     undisturbed = open_pipeline(*strategy, f"state_dir={tmp_path / 'other'}")
     expected = validated(undisturbed, first, full=True)
-    in_sample = int((pipeline.plans[False].sample.ordinals >= done).sum())
+    in_sample = int((pipeline.samples.sampled.sample.ordinals >= done).sum())
     assert baseline.corpus["encoded_now"] == NUM_DOCUMENTS - done - (in_sample if max_gib else 0)
     assert expected.corpus["encoded_now"] == NUM_DOCUMENTS
     assert baseline.metrics == expected.metrics

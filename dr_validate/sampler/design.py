@@ -1,8 +1,9 @@
-"""What samplers share: permanent random numbers, the budget, and the Sample made of the chosen ordinals."""
+"""What samplers share: permanent random numbers, the budget, how it is divided, and the Sample of the chosen ordinals."""
 
 import hashlib
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from dr_validate.component import fingerprint
 from dr_validate.errors import SetupError
 from dr_validate.values import Float64, Int64, Sample, TestSet
 
+LEAST_REST = 40  # fewer say nothing about what the sample leaves out, and the estimator would give no interval
 UInt64 = NDArray[np.uint64]
 
 
@@ -25,13 +27,6 @@ def permanent_random_numbers(id_hash: UInt64, seed: int) -> UInt64:
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     numbers: UInt64 = x ^ (x >> np.uint64(31))
     return numbers
-
-
-def epoch_seed(seed: int, epoch: int) -> int:
-    """The seed of a later epoch of one run: draws of two epochs have nothing in common. Epoch 0 draws with `seed` itself."""
-    if epoch == 0:
-        return seed
-    return int.from_bytes(hashlib.blake2b(f"{seed} epoch {epoch}".encode(), digest_size=7).digest(), "little")
 
 
 def drawn(members: Int64, count: int, test_set: TestSet, seed: int) -> Int64:
@@ -70,6 +65,47 @@ def budget(test_set: TestSet, fraction: float) -> int:
     return documents
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Population:
+    """Documents of a corpus by what is known before the draw."""
+
+    judged: int
+    others: int
+    candidates: int  # of the others: those that the runs name, and so put in pool order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strata:
+    """Documents in each stratum beside the judged ones; the pool is in as a whole, of the rest `rest_drawn` are."""
+
+    pool: int
+    rest: int
+    rest_drawn: int
+
+    @property
+    def rest_inclusion(self) -> float:
+        """Inclusion probability of a document of the rest, 1 where there is none."""
+        return self.rest_drawn / self.rest if self.rest else 1.0
+
+    def __str__(self) -> str:
+        return f"a pool of {self.pool}, {self.rest_drawn} of the other {self.rest}"
+
+
+def divide(budget: int, population: Population, pool_share: float) -> Strata | None:
+    """Share out `budget` documents, `pool_share` of what the judged ones leave to the pool, the remainder to the rest; None
+    where that leaves fewer than 40 for a rest of which not all are in.
+
+    As the budget grows, neither the pool nor what is drawn of the rest shrinks. What the pool has no candidates for goes to
+    the rest.
+    """
+    room = budget - population.judged
+    if room < 0:
+        return None
+    pool = min(math.floor(round(pool_share * room, 6)), population.candidates)  # 0.7 * 10 is 7, not 6
+    strata = Strata(pool=pool, rest=population.others - pool, rest_drawn=room - pool)
+    return strata if strata.rest_drawn >= min(LEAST_REST, strata.rest) else None
+
+
 def others(test_set: TestSet, taken: Int64 | None = None) -> Int64:
     """Ordinals of the documents that are neither judged nor among `taken`, ascending."""
     keep = np.ones(len(test_set.corpus), dtype=bool)
@@ -79,14 +115,14 @@ def others(test_set: TestSet, taken: Int64 | None = None) -> Int64:
     return np.flatnonzero(keep)
 
 
-def sample_of(test_set: TestSet, chosen: Int64, odds: float | Float64, provenance: Mapping[str, Any]) -> Sample:
-    """The judged documents with odds 1 and the `chosen` others with `odds`, one for all or one each.
+def sample_of(test_set: TestSet, chosen: Int64, inclusion: float | Float64, provenance: Mapping[str, Any]) -> Sample:
+    """The judged documents for certain and the `chosen` others with inclusion probability `inclusion`, one for all or one each.
 
-    `provenance` (JSON values) says all that the odds follow from: with the chosen documents, it makes the fingerprint.
+    `provenance` (JSON values) says all that the probabilities follow from: with the chosen documents, it makes the fingerprint.
     """
     judged = test_set.judged
     ordinals = np.concatenate([judged, chosen])
-    inclusion: Float64 = np.concatenate([np.ones(len(judged)), np.full(len(chosen), odds)])
+    probabilities: Float64 = np.concatenate([np.ones(len(judged)), np.full(len(chosen), inclusion)])
     order = np.argsort(ordinals)
     ordinals = ordinals[order].astype(np.int64)
     parts = {
@@ -96,7 +132,7 @@ def sample_of(test_set: TestSet, chosen: Int64, odds: float | Float64, provenanc
     }
     return Sample(
         ordinals=ordinals,
-        inclusion=inclusion[order],
+        inclusion=probabilities[order],
         num_documents=len(test_set.corpus),
         fingerprint=fingerprint(parts),
     )
