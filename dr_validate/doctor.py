@@ -16,7 +16,7 @@ from dr_validate.devices import Device
 from dr_validate.errors import ConfigError, DatasetError, DrValidateError, SetupError
 from dr_validate.files import give_home
 from dr_validate.logs import new_console
-from dr_validate.values import Checkpoint, TestSet
+from dr_validate.values import TestSet
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy", "scipy", "ranx", "bm25s", "hydra-core")
 NEEDED_BY = {"wandb": "wandb", "datasets": "hub"}  # a package that one choice takes
@@ -167,12 +167,7 @@ def _disk(run: Run) -> str:
 
 
 def _tracker(run: Run) -> str:
-    def checkpoints() -> Sequence[Checkpoint]:
-        return run.source.list(run.settings.state_dir).checkpoints
-
-    if isinstance(run.source, NotGiven):
-        return str(run.tracker.examine())
-    return str(run.tracker.examine(checkpoints, run.source.training_run))
+    return str(run.tracker.examine())
 
 
 def _source(run: Run) -> str:

@@ -23,16 +23,12 @@ log = logging.getLogger(__name__)
 
 
 class Lineage:
-    """The edges of one open run. Everything here may be repeated: W&B recognises content and edges that it has.
+    """The edges of one open run. Everything here may be repeated: W&B recognises content and edges that it has."""
 
-    `is_own`: the run is for validation alone. A training run does not use the versions that it makes itself, nor was it
-    trained on the test set: it only gets the Reports.
-    """
-
-    def __init__(self, plan: Plan, run: "wandb.Run", *, is_own: bool) -> None:
+    def __init__(self, plan: Plan, run: "wandb.Run") -> None:
         self._plan, self._run = plan, run
         self._tries: Counter[str] = Counter()
-        self._is_own, self._has_inputs = is_own, False
+        self._has_inputs = False
         self._refused_alias = False
         self._best: Any = None  # the Report whose version has the alias
 
@@ -48,7 +44,7 @@ class Lineage:
         if self._tries[key] > MAX_TRIES:
             log.warning("wandb: no lineage for %s after %d tries; its row is there", report.checkpoint.name, MAX_TRIES)
             return
-        if self._is_own and not self._has_inputs:
+        if not self._has_inputs:
             self._log_inputs()
             self._has_inputs = True
         if not self._plan.offline and report.checkpoint.uri.startswith(SCHEME):
@@ -58,10 +54,10 @@ class Lineage:
     def _use_version(self, report: Report, history: Sequence[Report]) -> None:
         name, key = report.checkpoint.uri.removeprefix(SCHEME), report_id(report)
         try:
-            version = self._run.use_artifact(name) if self._is_own else None
+            version = self._run.use_artifact(name)
             best = best_of(history, self._first_metric()) if self._plan.alias_best else None
             if best and report_id(best) == key:
-                self._move_alias(version or api(self._plan.timeout_s).artifact(name))
+                self._move_alias(version)
             elif best and report_id(best) != self._best:  # what has come since may have made an earlier one the best
                 self._move_alias(api(self._plan.timeout_s).artifact(best.checkpoint.uri.removeprefix(SCHEME)))
             self._best = report_id(best) if best else self._best

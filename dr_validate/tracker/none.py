@@ -1,6 +1,6 @@
 """No tracker but the JSONL file, which is always written."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +8,14 @@ from dr_validate.component import component
 from dr_validate.findings import Find, find_nothing
 from dr_validate.stages import Tracker
 from dr_validate.strategies import Sweep
-from dr_validate.values import Checkpoint, Report
+from dr_validate.values import Report
 
 
 @component
 class NoTracker:
     """Takes every Report and does nothing with it."""
 
-    def examine(self, checkpoints: Callable[[], Sequence[Checkpoint]] = tuple, training_run: str = "") -> str:
+    def examine(self) -> str:
         """What `task=doctor` says."""
         return "none; reports.jsonl is written"
 

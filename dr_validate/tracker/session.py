@@ -3,7 +3,7 @@
 import contextlib
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,6 @@ class Plan:
     offline: bool
     group: str | None
     alias_best: bool
-    attach: bool
     folder: Path | None
     timeout_s: float
     state_dir: Path
@@ -97,15 +96,6 @@ def api(timeout_s: float) -> "wandb.Api":
     import wandb
 
     return wandb.Api(overrides={"base_url": wandb.setup().settings.base_url}, timeout=max(1, int(timeout_s)))
-
-
-def marked_rows(run: Any, keys: Sequence[str]) -> list[Mapping[str, Any]]:
-    """Rows of a run of `api` that have all of `keys`, in order: few of many, without reading the others."""
-    # Servers differ in whether a scan for keys goes up to the last step or ends before it; one without keys takes it in.
-    tail = run.scan_history(min_step=max(0, run.lastHistoryStep), use_cache=False)
-    found = {row["_step"]: row for row in run.scan_history(keys=list(keys), use_cache=False)}
-    found |= {row["_step"]: row for row in tail if all(key in row for key in keys)}
-    return [found[step] for step in sorted(found)]
 
 
 def failures() -> tuple[type[Exception], ...]:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from dr_validate.errors import Outage, SetupError
 from dr_validate.files import write_atomically
 from dr_validate.strategies import Strategy, Sweep
-from dr_validate.tracker.home import wandb_mode
-from dr_validate.tracker.session import abandon, api, failures, marked_rows, opened, require_key, settings
+from dr_validate.tracker.run_target import wandb_mode
+from dr_validate.tracker.session import abandon, api, failures, opened, require_key, settings
 
 if TYPE_CHECKING:
     import wandb
@@ -77,7 +77,8 @@ class SummaryRun:
     def _is_there(self, run: "wandb.Run") -> bool:
         if not run.starting_step:
             return False
-        keys = [row[KEY] for row in marked_rows(api(self._timeout_s).run(run.path), [KEY])]
+        rows = api(self._timeout_s).run(run.path).scan_history(use_cache=False)
+        keys = [row[KEY] for row in rows if KEY in row]
         return bool(keys) and keys[-1] == self._sweep.key
 
     def _log_table(self, run: "wandb.Run") -> None:

@@ -1,4 +1,4 @@
-"""The rows, tables and lineage of the checkpoints of one training run under one spec, wherever in W&B their home is."""
+"""The rows, tables and lineage of the checkpoints of one training run under one spec, in one W&B run."""
 
 import logging
 import time
@@ -10,9 +10,9 @@ from dr_validate.errors import Outage
 from dr_validate.findings import Findings
 from dr_validate.report_notes import refined
 from dr_validate.tracker.arrivals import Arrivals
-from dr_validate.tracker.home import Home
 from dr_validate.tracker.lineage import Lineage
 from dr_validate.tracker.rows import BASELINE, REPORT, SAMPLED, report_id, row
+from dr_validate.tracker.run_target import RunTarget
 from dr_validate.tracker.session import Plan, failures
 from dr_validate.tracker.tables import checkpoints_table, queries_table
 from dr_validate.values import Report
@@ -30,8 +30,8 @@ class ValidationRun:
     """Opened by its first Report. What the run held before is read back first, so that nothing is logged twice and what a
     killed process had logged but not sent comes again."""
 
-    def __init__(self, plan: Plan, home: Home, training_run: str) -> None:
-        self._plan, self._home, self._training_run = plan, home, training_run
+    def __init__(self, plan: Plan, target: RunTarget, training_run: str) -> None:
+        self._plan, self._target, self._training_run = plan, target, training_run
         self._run: wandb.Run | None = None
         self._lineage: Lineage | None = None
         self._is_ready = self._is_finished = False
@@ -52,7 +52,7 @@ class ValidationRun:
         run = self._opened()
         if key not in self._rows:
             is_baseline = report.spec != self._plan.spec
-            self._home.log(run, {**row(report, history, is_baseline=is_baseline), **self._home.mark, REPORT: key})
+            self._target.log(run, {**row(report, history, is_baseline=is_baseline), REPORT: key})
             self._summarize(run, report.spec)
             self._rows.log(key)
             self._is_told = False
@@ -76,7 +76,7 @@ class ValidationRun:
             self._lineage.record(report, self._histories.get(report.spec, ()))
             self._linked.add(key)
         if self._run is not None and not self._plan.offline and self._rows.is_time_to_look():
-            self._rows.arrived |= self._home.read_back(self._run, complete=False)
+            self._rows.arrived |= self._target.read_back(self._run, complete=False)
             self._rows.require()
         return key in self._linked and (self._plan.offline or key in self._rows.arrived)
 
@@ -87,7 +87,7 @@ class ValidationRun:
     def let_go(self) -> None:
         """Finish it as it is, so that it can be opened again."""
         if self._run is not None:
-            self._home.finish(self._run)
+            self._target.finish(self._run)
 
     def close(self, end: float) -> None:
         """Log the tables, finish, and look what has arrived, until `end` (monotonic seconds)."""
@@ -98,11 +98,11 @@ class ValidationRun:
             self._log_tables(run)
             for spec in self._histories:  # the rows may be there, and what an earlier process said last not
                 self._summarize(run, spec)
-        self._home.finish(run)  # waits for the upload; `WandbRuns.close` does not wait longer than its limit
+        self._target.finish(run)  # waits for the upload; `WandbRuns.close` does not wait longer than its limit
         self._is_finished = True
         while not self._plan.offline and time.monotonic() < end and not self._rows.is_complete:
             try:
-                self._rows.arrived |= self._home.read_back(run, complete=False)
+                self._rows.arrived |= self._target.read_back(run, complete=False)
             except failures() as error:
                 log.debug("wandb: %s", error)  # it may pass before the end
             if not self._rows.is_complete:
@@ -125,29 +125,29 @@ class ValidationRun:
 
     def _opened(self) -> "wandb.Run":
         if self._run is None:
-            self._run = self._home.open()
+            self._run = self._target.open()
             log.info("wandb: %s", f"offline run in {self._run.settings.sync_dir}" if self._run.offline else self._run.url)
         if not self._is_ready:
             if not self._plan.offline:
                 self._look(self._run)
-            self._lineage = Lineage(self._plan, self._run, is_own=self._home.is_own)
+            self._lineage = Lineage(self._plan, self._run)
             self._is_ready = True
         return self._run
 
     def _look(self, run: "wandb.Run") -> None:
         self._num_looks += 1
         try:
-            self._rows.arrived = self._home.read_back(run, complete=True)
+            self._rows.arrived = self._target.read_back(run, complete=True)
         except Outage as error:
             if self._num_looks < MAX_LOOKS:
                 raise
             log.warning("%s; going on with what can be read", error)
-            self._rows.arrived = self._home.read_back(run, complete=False)
+            self._rows.arrived = self._target.read_back(run, complete=False)
         if self._rows.arrived:
             log.info("wandb: %d reports were there already", len(self._rows.arrived))
 
     def _summarize(self, run: "wandb.Run", spec: str) -> None:
-        self._home.summarize(run, self._histories[spec], SAMPLED if spec == self._plan.spec else BASELINE)
+        self._target.summarize(run, self._histories[spec], SAMPLED if spec == self._plan.spec else BASELINE)
 
     def _tell(self, run: "wandb.Run") -> None:
         """The newest verdict stands in the summary."""
@@ -168,7 +168,7 @@ class ValidationRun:
             **self._found.tables,
         }
         if filled := {f"tables/{name}": table for name, table in tables.items() if table.rows}:
-            self._home.log(
+            self._target.log(
                 run,
                 {
                     name: wandb.Table(columns=[*table.columns], data=table.rows, allow_mixed_types=True)

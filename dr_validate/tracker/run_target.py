@@ -1,9 +1,9 @@
-"""Where rows go in W&B: what a run of its own and the training run itself have in common, and the run of its own."""
+"""The W&B run that rows go to: how it is opened, written, read back and finished."""
 
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from dr_validate.errors import Outage
 from dr_validate.files import write_atomically
@@ -18,54 +18,15 @@ MAX_TAG_CHARACTERS = 64
 ROWS_PER_START = 1_000_000
 
 
-class Home(Protocol):
-    """A W&B run to be, and what every row in it carries to be told from others."""
-
-    @property
-    def mark(self) -> Mapping[str, str]: ...
-
-    @property
-    def is_own(self) -> bool:
-        """Whether it holds nothing but validation."""
-        ...
-
-    def open(self) -> "wandb.Run":
-        """Start it or go on with it. Raises what the SDK does."""
-        ...
-
-    def read_back(self, run: "wandb.Run", *, complete: bool) -> set[str]:
-        """Ids of the Reports whose rows the server has.
-
-        The readable history lags behind what was sent. With `complete`, Outage is raised until it holds every row that the
-        run had when it was opened.
-        """
-        ...
-
-    def log(self, run: "wandb.Run", row: Mapping[str, Any]) -> None:
-        """Log a row."""
-        ...
-
-    def summarize(self, run: "wandb.Run", history: Sequence[Report], prefix: str) -> None:
-        """See to it that the best values of `history`, whose keys begin with `prefix`, stand in the run's summary."""
-        ...
-
-    def finish(self, run: "wandb.Run") -> None:
-        """Wait for the upload."""
-        ...
-
-
-class OwnRun:
-    """The validation run of one training run and spec: its id follows from both, so a restart goes on with it."""
-
-    mark: Mapping[str, str] = {}
-    is_own = True
+class RunTarget:
+    """The run of one training run and spec: its id follows from both, so a restart resumes it."""
 
     def __init__(self, plan: Plan, training_run: str, group: str) -> None:
         self._plan, self._training_run, self._group = plan, training_run, group
         self._first_step: int | None = None
 
     def open(self) -> "wandb.Run":
-        """Start or, after a restart, go on with it."""
+        """Start it, or resume it after a restart. Raises what the SDK does."""
         plan = self._plan
         if not plan.offline:
             require_key()
@@ -81,12 +42,16 @@ class OwnRun:
         return run
 
     def log(self, run: "wandb.Run", row: Mapping[str, Any]) -> None:
-        """See Home."""
+        """Log a row."""
         run.log(dict(row), step=self._first_step, commit=True)
         self._first_step = None  # from here on the SDK counts
 
     def read_back(self, run: "wandb.Run", *, complete: bool) -> set[str]:
-        """See Home. Nobody else writes here: the last of the rows that it had shows that all are there."""
+        """Ids of the Reports whose rows the server has.
+
+        The readable history lags behind what was sent. With `complete`, Outage is raised until it holds every row that the
+        run had when it was opened; nobody else writes here, so the last of these shows that all are there.
+        """
         expected = run.starting_step if complete else 0
         if complete and not expected:
             return set()
@@ -96,16 +61,20 @@ class OwnRun:
             last_step = max(last_step, int(row.get("_step", -1)))
             if isinstance(row.get(REPORT), str):
                 found.add(row[REPORT])
-        require_shown(run, expected, last_step)
+        if last_step < expected - 1:
+            raise Outage(f"W&B has rows up to {expected - 1} of {run.path}, but shows them up to {last_step} only so far")
         return found
 
     def summarize(self, run: "wandb.Run", history: Sequence[Report], prefix: str) -> None:
-        """See Home. The SDK knows the best value of this process (`summary="max"`); where an earlier one was killed, the server
-        may have its rows and not its summary."""
+        """See to it that the best values of `history`, whose keys begin with `prefix`, stand in the run's summary.
+
+        The SDK knows the best value of this process (`summary="max"`); where an earlier one was killed, the server may have
+        its rows and not its summary.
+        """
         run.summary.update({key: {"max": value} for key, value in best_values(history, prefix).items()})
 
     def finish(self, run: "wandb.Run") -> None:
-        """See Home."""
+        """Wait for the upload."""
         run.finish()
 
     def _num_starts(self) -> int:
@@ -151,14 +120,7 @@ def best_values(history: Sequence[Report], prefix: str) -> dict[str, float]:
     return best
 
 
-def require_shown(run: "wandb.Run", num_rows: int, last_step: int) -> None:
-    """Raises Outage where the history, readable up to `last_step`, does not hold `num_rows` yet."""
-    if last_step < num_rows - 1:
-        raise Outage(f"W&B has rows up to {num_rows - 1} of {run.path}, but shows them up to {last_step} only so far")
-
-
 def wandb_mode(*, offline: bool) -> Literal["online", "offline"] | None:
-    """Of a run that is ours alone."""
     if os.environ.get("WANDB_MODE") == "disabled":
         return None
     return "offline" if offline else "online"  # never shared: that is for runs that several processes write to
