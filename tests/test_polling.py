@@ -45,6 +45,7 @@ class Source:
         self.trouble: dict[int, Exception | threading.Event] = {}
         self.list_trouble: Exception | threading.Event | None = None
         self.fetched: list[int] = []
+        self.is_listing = False
 
     training_run = "t"
 
@@ -55,6 +56,7 @@ class Source:
         if isinstance(self.list_trouble, Exception):
             raise self.list_trouble
         while self.list_trouble is not None and not self.list_trouble.wait(0.005):
+            self.is_listing = True
             check_interrupt()
         return Listing(checkpoints=tuple(self.there), save_steps=100)
 
@@ -318,6 +320,7 @@ def test_the_end_of_a_run_ends_its_fetches_and_its_look_and_leaves_nothing_half_
         made.until(lambda: source.fetched == [100] and any((tmp_path / "checkpoints").glob(".sha256-*/half")))
         source.list_trouble = threading.Event()
         made.poller.poll_again()
+        made.until(lambda: source.is_listing)
         assert running("fetch") and running("poll")
     wait_for(lambda: not running("fetch") and not running("poll"))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [".locks"]

@@ -39,7 +39,7 @@ class WandbSource:
     version must have one of the `aliases` and one of the `tags` (where any are given), every value of `metadata`, and be no
     older than `since`. One with more than `max_gib` of wanted files is skipped, and so is one with files that W&B does not
     hold itself, unless `allow_references` (then they come from where they are, over http or https). `timeout_s` ends a
-    download in which nothing comes, `api_timeout_s` a question to W&B.
+    download in which nothing comes, or next to nothing, `api_timeout_s` a question to W&B.
     """
 
     entity: str | None = None
