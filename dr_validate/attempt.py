@@ -1,5 +1,6 @@
 """One attempt at one checkpoint: recorded before it begins, ended in the ledger whatever happens."""
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
@@ -7,8 +8,9 @@ from pathlib import Path
 
 from dr_validate.config import Run
 from dr_validate.errors import CheckpointError, Gone, Interrupted, NotStated, Outage, SetupError, TimedOut
-from dr_validate.files import is_disk_full
+from dr_validate.files import interruptible, is_disk_full
 from dr_validate.ledger import Attempt, Ledger
+from dr_validate.logs import printable
 from dr_validate.polling import SourcePoller
 from dr_validate.report_notes import STALE, refined
 from dr_validate.values import Agreement, Checkpoint, Incomplete, Listing, Report
@@ -136,7 +138,9 @@ class Attempts:
         if (failure := self.poller.failure(checkpoint)) is not None:
             raise failure
         state_dir = self.run.settings.state_dir
-        with self.run.store.lease(checkpoint.digest, state_dir) as folder:
+        with contextlib.ExitStack() as stack:
+            with interruptible(lambda: tick(None)):  # the copy may have to be read
+                folder = stack.enter_context(self.run.store.lease(checkpoint.digest, state_dir))
             weights_sha256 = self.run.store.weights_sha256(checkpoint.digest, state_dir)
             checkpoint = dataclasses.replace(checkpoint, weights_sha256=weights_sha256)
             report = self.worker.validate(checkpoint, Path(folder), full=target.is_baseline, tick=tick)
@@ -180,7 +184,7 @@ class Attempts:
         limit = self.run.watch.max_attempts
         if attempt.attempts >= limit:
             return self._fail(checkpoint, target, f"{error} (attempt {attempt.attempts} of {limit})", attempt)
-        self.ledger.retry_later(checkpoint.digest, target.spec, error, self.now())
+        self.ledger.retry_later(checkpoint.digest, target.spec, printable(error, keep="\n"), self.now())
         log.warning("%s: %s (attempt %d of %d; will try again)", checkpoint.label, error, attempt.attempts, limit)
         return None
 
@@ -194,7 +198,7 @@ class Attempts:
             status="failed" if status == "failed" else "skipped",
             at=self.now(),
             attempts=attempts,
-            error=error,
+            error=printable(error, keep="\n"),
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dr_validate import schedule
 from dr_validate.component import fingerprint
 from dr_validate.config import Run
+from dr_validate.errors import Outage
 from dr_validate.files import write_atomically
 from dr_validate.values import Checkpoint, Incomplete, Listing
 
@@ -47,6 +48,8 @@ class Deleted:
                 is_gone = not self._source.still_has(checkpoint)
             except OSError as error:
                 log.debug("whether %s is still there: %s", checkpoint.label, error)
+                if isinstance(error, Outage):
+                    break  # each of the others would wait as long for nothing
                 continue
             del self._waiting[digest]
             if is_gone:

@@ -1,6 +1,7 @@
 """Atomic writes, digests and locks: what every part that touches the disk shares."""
 
 import contextlib
+import contextvars
 import errno
 import fcntl
 import hashlib
@@ -10,7 +11,7 @@ import secrets
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +20,7 @@ from dr_validate.errors import SetupError
 CHUNK_BYTES = 1 << 20
 FICLONE = 0x40049409  # ioctl of Linux: let two files share their blocks until one of them is written to
 SHARD = re.compile(r"model-\d{1,9}-of-(\d{1,9})\.safetensors")
+_check: contextvars.ContextVar[Callable[[], None] | None] = contextvars.ContextVar("check", default=None)
 
 
 def expanded(path: str | Path) -> Path:
@@ -75,6 +77,23 @@ def _first_made(*wanted: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix="dr_validate-"))
 
 
+@contextlib.contextmanager
+def interruptible(check: Callable[[], None]) -> Iterator[None]:
+    """Have `check` called between two chunks of whatever is hashed, copied or downloaded within the block; it may raise an
+    Interrupted. Holds in this thread, and in those that run in a copy of its context."""
+    token = _check.set(check)
+    try:
+        yield
+    finally:
+        _check.reset(token)
+
+
+def check_interrupt() -> None:
+    """Raise what is to end the long work that the caller does; see `interruptible`."""
+    if check := _check.get():
+        check()
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content`: readers see the old file or the new one, after a power loss too."""
     data = content.encode() if isinstance(content, str) else content
@@ -127,9 +146,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hex SHA-256 of the content."""
+    """Hex SHA-256 of the content; `interruptible`."""
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while chunk := stream.read(CHUNK_BYTES):
+            check_interrupt()
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def sha256_of_files(digests: Mapping[str, str]) -> str:
@@ -160,7 +183,7 @@ def two_sets_of_weights(names: Collection[str]) -> str | None:
 
 
 def copy_with_digest(source: Path, target: Path) -> str:
-    """Copy the content of `source` to the new file `target` and return the hex SHA-256 of what was written.
+    """Copy the content of `source` to the new file `target` and return the hex SHA-256 of what was written; `interruptible`.
 
     Blocks are shared where the file system can (btrfs, XFS): then nothing is written, whatever the size. Never a hard link:
     nobody can tell whether `source` will be written in place later, and the copy would change with it.
@@ -172,6 +195,7 @@ def copy_with_digest(source: Path, target: Path) -> str:
             fcntl.ioctl(writer, FICLONE, reader.fileno())
             return sha256_of_file(target)
         while chunk := reader.read(CHUNK_BYTES):
+            check_interrupt()
             digest.update(chunk)
             writer.write(chunk)
     return digest.hexdigest()

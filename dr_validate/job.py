@@ -17,7 +17,7 @@ from dr_validate import sweep
 from dr_validate.config import Run, build, report_settings, state_dir_of
 from dr_validate.doctor import check_start
 from dr_validate.errors import ConfigError, DrValidateError
-from dr_validate.logs import say_error, set_up_logging
+from dr_validate.logs import printable, say_error, set_up_logging
 from dr_validate.overrides import NEVER_ENDS
 from dr_validate.signals import stop_on_signals
 
@@ -100,9 +100,9 @@ def _run_on_record(config: DictConfig, folder: Path, hydra: Any, wish_to_stop: t
         record = _recorded(record, _plain(config), folder, wish_to_stop)
     except DrValidateError as error:
         say_error(str(error))
-        record = dataclasses.replace(record, exit_code=SETUP_IS_WRONG, error=str(error))
+        record = dataclasses.replace(record, exit_code=SETUP_IS_WRONG, error=printable(str(error), keep="\n"))
     except BaseException as error:
-        dataclasses.replace(record, exit_code=1, error=f"{type(error).__name__}: {error}").save(folder)
+        dataclasses.replace(record, exit_code=1, error=printable(f"{type(error).__name__}: {error}")).save(folder)
         raise
     record.save(folder)
     log.info("%s has ended: exit code %d", place, record.exit_code)

@@ -16,15 +16,16 @@ _IN_ASCII = str.maketrans("█━─┃│┡╇┩┏┳┓└┴┘├┼┤�
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _OWN = "\n\t"  # what our own messages are laid out with
 _LOGIN = re.compile(r"(?<=://)[^\s/?#]*@")
+_SECRET = re.compile(r"(?i)([?&](?:sig|[\w.-]*(?:key|token|secret|password|signature|credential)[\w.-]*)=)[^\s&#'\")]+")
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Escape what could forge a line or steer a terminal, except characters in `keep`, and leave out logins in URLs."""
+    """Escape what could forge a line or steer a terminal, except characters in `keep`, and hide logins and keys in URLs."""
 
     def escaped(match: re.Match[str]) -> str:
         return match[0] if match[0] in keep else match[0].encode("unicode_escape", "surrogatepass").decode()
 
-    return _LOGIN.sub("***@", _UNPRINTABLE.sub(escaped, text))
+    return _SECRET.sub(r"\1***", _LOGIN.sub("***@", _UNPRINTABLE.sub(escaped, text)))
 
 
 class OneLine(logging.Formatter):

@@ -17,14 +17,15 @@ from dr_validate.backoff import JITTER, Backoff
 from dr_validate.component import fingerprint
 from dr_validate.config import Run
 from dr_validate.deleted import never_seen
-from dr_validate.errors import Gone, Outage, SetupError
-from dr_validate.files import is_disk_full, write_atomically
+from dr_validate.errors import Gone, Outage, SetupError, Stopped, TimedOut
+from dr_validate.files import interruptible, is_disk_full, write_atomically
 from dr_validate.stages import Source
 from dr_validate.values import Checkpoint, Incomplete, Listing
 
 MAX_FETCHES = 4
 MAX_NAMES = 5
 MAX_PAUSE_S = 3600.0
+CLOSE_S = 2.0  # what has not stopped by then ends with the process
 ANOTHER_AFTER_S = 10.0  # one at a time, in the order of work; beside one that takes longer than this another begins
 log = logging.getLogger(__name__)
 
@@ -64,15 +65,30 @@ class SourcePoller:
         self._absent: frozenset[str] | None = None  # names of what was missing at the first poll of this source, ever
         self.listing = schedule.union(Listing(), run.store.taken(self.source_key, self._state_dir))
         self.changes = self.polls = 0
-        self._thread = threading.Thread(target=self._work, name="poll", daemon=True)
+        self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> "SourcePoller":
-        self._thread.start()
+        self._start("poll", self._work)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._is_closed = True  # a fetch that hangs ends with the process; its leftovers are removed later
+        """Stop hashing and fetching between two chunks; what hangs ends with the process, its leftovers are removed later."""
+        self._is_closed = True
         self._wish.set()
+        end = time.monotonic() + min(CLOSE_S, self._run.watch.exit_timeout_s)
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+
+    def _start(self, name: str, work: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=work, args=args, name=name, daemon=True)
+        self._threads = [one for one in self._threads if one.is_alive()] + [thread]
+        thread.start()
+
+    def _check_interrupt(self, deadline: float = float("inf")) -> None:
+        if self._is_closed:
+            raise Stopped("the run ends")
+        if time.monotonic() > deadline:
+            raise TimedOut("its fetch took too long")
 
     @property
     def is_out_of_reach(self) -> bool:
@@ -188,6 +204,8 @@ class SourcePoller:
                 if time.monotonic() >= self._next_poll:
                     self._poll()
                 self._begin_fetches()
+            except Stopped:
+                return
             except Exception as error:  # the watcher raises it: `check`
                 self._next_poll = time.monotonic() + self._run.watch.poll_s
                 with self._change():
@@ -210,7 +228,8 @@ class SourcePoller:
         asked, poll_s = self._asked, self._run.watch.poll_s
         if not self._backoff.is_waiting:
             try:
-                listed = self._run.source.list(self._state_dir)
+                with interruptible(self._check_interrupt):
+                    listed = self._run.source.list(self._state_dir)
             except OSError as error:
                 if is_disk_full(error):
                     raise
@@ -271,7 +290,7 @@ class SourcePoller:
             with self._changed:
                 self._fetching[digest] = moment
             keep = {c.digest for c in needs.order} | set(needs.others)
-            threading.Thread(target=self._fetch, args=(checkpoint, keep), name="fetch", daemon=True).start()
+            self._start("fetch", self._fetch, checkpoint, keep)
 
     def _make_room(self, checkpoint: Checkpoint, needs: Needs, place: int) -> bool:
         """Let go what is needed less: what is validated, longest ago first, then what comes last in the order of work."""
@@ -288,14 +307,18 @@ class SourcePoller:
 
     def _fetch(self, checkpoint: Checkpoint, keep: Collection[str]) -> None:
         digest, began = checkpoint.digest, time.monotonic()
+        deadline = began + (self._run.watch.timeout_s or float("inf"))
         try:
-            self._run.store.take(checkpoint, self._run.source.fetch, self._state_dir, self.source_key, keep)
+            with interruptible(lambda: self._check_interrupt(deadline)):
+                self._run.store.take(checkpoint, self._run.source.fetch, self._state_dir, self.source_key, keep)
             self._seconds[digest] = time.monotonic() - began
             self._reasons.pop(digest, None)
             if backoff := self._fetch_backoffs.pop(digest, None):
                 backoff.answered()
         except Outage as error:  # this checkpoint waits; the others do not
             self._put_off(checkpoint, error)
+        except Stopped:
+            pass
         except Exception as error:  # met by its attempt, and judged there
             self._tried.add(digest)
             if isinstance(error, Gone):

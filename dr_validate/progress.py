@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from dr_validate.logs import printable
+
 LINE_EVERY_S = 30.0
 log = logging.getLogger(__name__)
 
@@ -23,7 +25,7 @@ class Progress:
     def begin(self, title: str) -> None:
         """Start on `title`; replaces what was shown."""
         self.end()
-        self._title, self._known = title, None
+        self._title, self._known = printable(title), None
         self._began = self._last_line = time.monotonic()
         if sys.stderr.isatty():
             from rich.console import Console
@@ -32,7 +34,7 @@ class Progress:
 
             columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(f"{title}: loading", total=None)
+            self._task = self._bar.add_task(f"{self._title}: loading", total=None)
             self._bar.start()
 
     def show(self, progress: Mapping[str, Any] | None) -> None:
@@ -43,7 +45,9 @@ class Progress:
         if self._bar is not None:
             if progress is not None:
                 phase, done, total = (progress[name] for name in ("phase", "done", "total"))
-                self._bar.update(self._task, description=f"{self._title}: {phase}", completed=done, total=total or None)
+                self._bar.update(
+                    self._task, description=printable(f"{self._title}: {phase}"), completed=done, total=total or None
+                )
         elif time.monotonic() - self._last_line > LINE_EVERY_S:
             self._last_line = time.monotonic()
             log.info("%s: %s", self._title, self._words())

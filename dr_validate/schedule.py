@@ -38,9 +38,9 @@ def missing_steps(known: Collection[int], save_steps: int) -> list[int]:
 
 def given_up(listing: Listing, *, finite: bool) -> list[Incomplete]:
     """What will not be completed: everything incomplete in a finite run; else what is final, or what a complete one has
-    overtaken, since a trainer writes one checkpoint after the other."""
+    overtaken, since a trainer writes one checkpoint after the other (unless it may be complete, but is out of reach now)."""
     newest = max((c.step for c in listing.checkpoints), default=-1)
-    return [part for part in listing.incomplete if finite or part.final or part.step < newest]
+    return [p for p in listing.incomplete if finite or p.final or (p.step < newest and not p.is_out_of_reach)]
 
 
 def waiting(listing: Listing, settled: Mapping[str, Status], order: str) -> list[Checkpoint]:

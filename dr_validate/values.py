@@ -50,7 +50,8 @@ class Checkpoint:
 class Incomplete:
     """Looks like a checkpoint but `lacks` something, in words for the user; for ever if `final` (deleted, unusable).
 
-    `is_deleted`: it was complete, as far as anybody knows, and is not there any more; `lacks` then says so.
+    `is_deleted`: it was complete, as far as anybody knows, and is not there any more; `lacks` then says so. `is_out_of_reach`:
+    whether it is complete cannot be told now; the next poll may tell.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Incomplete:
     lacks: str
     final: bool = False
     is_deleted: bool = False
+    is_out_of_reach: bool = False
     training_run: str = ""
     group: str = ""
 

@@ -14,7 +14,7 @@ from dr_validate.attempt import Attempts, Target
 from dr_validate.config import Run, Settings, Watch
 from dr_validate.dataset.hub import HubDataset
 from dr_validate.dataset.msmarco import MsmarcoDataset
-from dr_validate.errors import CheckpointError, Interrupted, Outage, Stopped, TimedOut
+from dr_validate.errors import CheckpointError, Gone, Interrupted, Outage, Stopped, TimedOut
 from dr_validate.fidelity.against_full import AgainstFull
 from dr_validate.ledger import Ledger
 from dr_validate.polling import Needs, SourcePoller
@@ -22,7 +22,8 @@ from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.tracker.none import NoTracker
 from dr_validate.values import Checkpoint, Estimate, Listing, Report
 from dr_validate.watch import watch
-from dr_validate.worker_client import WorkerClient
+from dr_validate.worker_client import Tick, WorkerClient
+from tests.processes import wait_for
 
 AT = "2026-11-21T03:15:10Z"
 TARGET = Target(dataset="vaswani", sampler="full", spec="s1", sampled_spec="s1", full_spec="s1")
@@ -123,8 +124,8 @@ class Books:
         poller = SourcePoller(run, lambda listing: Needs(order=()))  # not started: the copy is there
         self._attempts = Attempts(run, ledger, worker, poller, lambda: AT)
 
-    def attempt(self) -> Report | None:
-        return self._attempts.validate(checkpoint(100), TARGET, lambda progress: None)
+    def attempt(self, tick: Tick = lambda progress: None) -> Report | None:
+        return self._attempts.validate(checkpoint(100), TARGET, tick)
 
     @property
     def is_waiting(self) -> bool:
@@ -211,6 +212,7 @@ def test_a_limit_of_a_second_ends_what_takes_longer_and_leaves_the_rest_alone(
     clock, hour = Clock(), 3600.0
 
     def behave(wanted: Checkpoint, tick: Any) -> None:
+        wait_for(lambda: len(run.store.digests(tmp_path)) == 2)  # the limit is one of fetches, too
         for _ in range(2):
             clock.ahead += took_s * hour / 2
             tick(None)
@@ -218,7 +220,8 @@ def test_a_limit_of_a_second_ends_what_takes_longer_and_leaves_the_rest_alone(
     worker = FakeWorker(behave)
     monkeypatch.setattr(time, "monotonic", clock)
     monkeypatch.setattr("dr_validate.watch.WorkerClient", lambda raw, hub: worker)
-    watch(run_of(tmp_path, [100, 200], max_attempts=1, timeout_s=hour))
+    run = run_of(tmp_path, [100, 200], max_attempts=1, timeout_s=hour)
+    watch(run)
     with Ledger(tmp_path / "ledger.db") as ledger:
         reports = ledger.reports("s1")
     assert [report.status for report in reports] == [status] * 2 and sorted(worker.asked) == [100, 200]
@@ -271,3 +274,29 @@ def test_a_data_set_of_the_hub_is_what_asks_for_it(
     monkeypatch.setattr("dr_validate.watch.WorkerClient", worker)
     watch(dataclasses.replace(run_of(tmp_path, [100]), dataset=dataset))
     assert asked == [hub]
+
+
+HOSTILE = "https://user:sesame@host/x?api_key=sesame&X-Amz-Signature=sesame refused\x1b[31m \x07: it cannot be read"
+
+
+@pytest.mark.parametrize(
+    "error", [CheckpointError(HOSTILE), Gone(HOSTILE), RuntimeError(HOSTILE)], ids=["failed", "gone", "retried"]
+)
+def test_no_login_and_no_control_character_of_an_error_is_ever_stored(tmp_path: Path, ledger: Ledger, error: Exception) -> None:
+    books = Books(tmp_path, ledger, fails(error), max_attempts=2)
+    report = books.attempt()
+    said = report.error if report else next(state.error for state in ledger.states("s1"))
+    assert said == "https://***@host/x?api_key=***&X-Amz-Signature=*** refused\\x1b[31m \\x07: it cannot be read"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"sesame" in path.read_bytes()]
+
+
+def test_a_signal_ends_the_reading_of_a_copy_whatever_its_size(tmp_path: Path, ledger: Ledger) -> None:
+    books = Books(tmp_path, ledger, lambda wanted, tick: None)
+
+    def tick(progress: Mapping[str, Any] | None) -> None:
+        raise Stopped("between two chunks")
+
+    with pytest.raises(Stopped):
+        books.attempt(tick)
+    assert books.worker.asked == [] and books.is_waiting
+    assert books.attempt() is not None and books.worker.asked == [100]

@@ -1,12 +1,22 @@
 """What is written whole or not at all, and who may read it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dr_validate.files import atomic_file, atomic_folder, cache_folder, give_home, write_atomically
+from dr_validate.errors import Stopped
+from dr_validate.files import (
+    atomic_file,
+    atomic_folder,
+    cache_folder,
+    copy_with_digest,
+    give_home,
+    interruptible,
+    sha256_of_file,
+    write_atomically,
+)
 
 
 @pytest.fixture(params=[0o022, 0o007, 0o077], ids="umask {:03o}".format)
@@ -97,3 +107,25 @@ def test_caches_go_among_temporary_files_where_nothing_else_can_be_written(
     (tmp_path / "a-file").touch()
     give_home(tmp_path / "a-file" / "state")
     assert Path.home().parent == tmp_path
+
+
+def test_hashing_and_copying_ask_between_two_chunks_whether_to_go_on(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def check() -> None:
+        asked.append(1)
+        if len(asked) == 2:
+            raise Stopped("enough")
+
+    (tmp_path / "file").write_bytes(bytes((3 << 20) + 1))
+    digest = sha256_of_file(tmp_path / "file")
+    works: list[Callable[[], str]] = [
+        lambda: sha256_of_file(tmp_path / "file"),
+        lambda: copy_with_digest(tmp_path / "file", tmp_path / "copy"),
+    ]
+    for work in works:
+        asked.clear()
+        with pytest.raises(Stopped), interruptible(check):
+            work()
+        assert len(asked) == 2
+    assert copy_with_digest(tmp_path / "file", tmp_path / "whole") == digest and len(asked) == 2

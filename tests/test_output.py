@@ -5,12 +5,14 @@ import logging
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dr_validate.logs import OneLine, Stream, new_console, say_error
+from dr_validate.logs import OneLine, Stream, new_console, printable, say_error
+from dr_validate.progress import Progress
 from dr_validate.summary import outcome_table
 from dr_validate.values import Estimate
 from tests.test_summary import report
@@ -139,3 +141,36 @@ def test_nothing_in_a_name_steers_the_terminal_from_a_table_or_the_last_message(
     out, err = capsys.readouterr()
     assert out.replace("\n", "").isprintable() and err.replace("\n", "").isprintable()
     assert err.startswith("first\nsecond ") and "pa:ss" not in err
+
+
+def test_nothing_in_a_name_steers_the_terminal_from_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "300")
+    shown = Progress()
+    shown.begin(HOSTILE)
+    shown.show({"phase": HOSTILE, "done": 1, "total": 2})
+    shown.end()
+    assert isinstance(sys.stderr, io.StringIO)
+    said = sys.stderr.getvalue()
+    assert "checkpoint-5" in said and "forged\\x1b]0;title\\x07" in said
+    assert "2026" not in [line[:4] for line in said.splitlines()]
+    assert not {"\x1b]", "\x07", "\x9b", "\u2028", "\u202e", "\ud800"} & {*said, *(a + b for a, b in pairwise(said))}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://api:sesame@host/graphql", "https://***@host/graphql"),
+        ("GET /x?api_key=sesame&b=1: refused", "GET /x?api_key=***&b=1: refused"),
+        ("(https://h/f?X-Amz-Signature=sesame)", "(https://h/f?X-Amz-Signature=***)"),
+        ("https://h/f?sv=2&sig=sesame%3D next", "https://h/f?sv=2&sig=*** next"),
+        ("https://h/f?page=2&x=a@b", "https://h/f?page=2&x=a@b"),
+    ],
+)
+def test_logins_and_keys_in_addresses_are_hidden(text: str, shown: str) -> None:
+    assert printable(text) == shown == printable(shown)

@@ -13,11 +13,12 @@ import pytest
 
 from dr_validate import schedule
 from dr_validate.config import Run, Settings, Watch
-from dr_validate.errors import CheckpointError, Gone, Outage, SetupError
+from dr_validate.errors import CheckpointError, Gone, Outage, SetupError, TimedOut
+from dr_validate.files import check_interrupt
 from dr_validate.polling import Needs, SourcePoller
 from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.values import Checkpoint, Listing
-from tests.processes import LIMIT_S
+from tests.processes import LIMIT_S, wait_for
 
 KIB = 2**10
 
@@ -42,8 +43,9 @@ class Source:
     def __init__(self, *steps: int) -> None:
         self.there = [checkpoint(step) for step in steps]
         self.trouble: dict[int, Exception | threading.Event] = {}
-        self.list_trouble: Exception | None = None
+        self.list_trouble: Exception | threading.Event | None = None
         self.fetched: list[int] = []
+        self.is_listing = False
 
     training_run = "t"
 
@@ -51,8 +53,11 @@ class Source:
         return {"source": "fake"}
 
     def list(self, state_dir: Path) -> Listing:
-        if self.list_trouble is not None:
+        if isinstance(self.list_trouble, Exception):
             raise self.list_trouble
+        while self.list_trouble is not None and not self.list_trouble.wait(0.005):
+            self.is_listing = True
+            check_interrupt()
         return Listing(checkpoints=tuple(self.there), save_steps=100)
 
     def fetch(self, one: Checkpoint, into: Path) -> None:
@@ -60,8 +65,9 @@ class Source:
         trouble = self.trouble.get(one.step)
         if isinstance(trouble, Exception):
             raise trouble
-        if trouble is not None:
-            trouble.wait(LIMIT_S)
+        while trouble is not None and not trouble.wait(0.005):  # as between two chunks
+            (into / "half").write_bytes(b"w")
+            check_interrupt()
         if one.digest not in {c.digest for c in self.there}:
             raise Gone(f"{one.name} was deleted before it could be copied")
         (into / "model.safetensors").write_bytes(b"w" * one.num_bytes)
@@ -98,11 +104,12 @@ class Polled:
 @contextlib.contextmanager
 def polled(
     state_dir: Path,
-    source: Source,
+    source: Any,
     *,
     max_gib: float = 1,
     mode: Any = "follow",
     poll_s: float = 3600,
+    timeout_s: float = 0,
     others: Sequence[str] = (),
     done: Sequence[str] = (),
 ) -> Iterator[Polled]:
@@ -115,7 +122,9 @@ def polled(
 
     nothing: Any = dict.fromkeys(("dataset", "encoder", "sampler", "engine", "index", "fidelity", "tracker"), None)
     parts: Any = {"source": source, "store": CheckpointStore(max_gib=max_gib), **nothing}
-    run = Run(settings=Settings(state_dir=state_dir), watch=Watch(poll_s=poll_s, mode=mode), raw={}, **parts)
+    run = Run(
+        settings=Settings(state_dir=state_dir), watch=Watch(poll_s=poll_s, mode=mode, timeout_s=timeout_s), raw={}, **parts
+    )
     with SourcePoller(run, needs) as poller:
         yield Polled(poller, source, state_dir, validated)
 
@@ -298,3 +307,30 @@ def test_a_first_poll_that_finds_nothing_leaves_nothing_out_later(tmp_path: Path
         source.there = [checkpoint(300)]
         made.poll()
         assert [part.name for part in made.poller.never_seen({})] == ["checkpoint-100", "checkpoint-200"]
+
+
+def running(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == name]
+
+
+def test_the_end_of_a_run_ends_its_fetches_and_its_look_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    source = Source(100)
+    source.trouble[100] = threading.Event()
+    with polled(tmp_path, source) as made:
+        made.until(lambda: source.fetched == [100] and any((tmp_path / "checkpoints").glob(".sha256-*/half")))
+        source.list_trouble = threading.Event()
+        made.poller.poll_again()
+        made.until(lambda: source.is_listing)
+        assert running("fetch") and running("poll")
+    wait_for(lambda: not running("fetch") and not running("poll"))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [".locks"]
+    assert not made.poller.has_failed and not made.poller.is_ready(checkpoint(100))
+
+
+def test_a_fetch_that_takes_longer_than_a_checkpoint_may_is_ended_and_counts_as_an_attempt(tmp_path: Path) -> None:
+    source = Source(200)
+    source.trouble[200] = threading.Event()
+    with polled(tmp_path, source, timeout_s=0.05) as made:
+        made.until(lambda: made.poller.is_ready(checkpoint(200)))
+        assert isinstance(made.poller.failure(checkpoint(200)), TimedOut)
+        assert not made.poller.is_out_of_reach and not made.poller.is_fetching

@@ -1,5 +1,7 @@
 """The order of work, on plain values."""
 
+import dataclasses
+
 from dr_validate import schedule
 from dr_validate.values import Checkpoint, Incomplete, Listing, Status
 
@@ -38,9 +40,10 @@ def test_equal_weights_are_one_evaluation_and_the_later_one_is_told() -> None:
 def test_the_incomplete_is_waited_for_until_a_later_one_is_complete() -> None:
     early = Incomplete(name="checkpoint-300", uri="", step=300, lacks="model.safetensors")
     late = Incomplete(name="checkpoint-500", uri="", step=500, lacks="model.safetensors")
-    listing = Listing(checkpoints=LISTING.checkpoints, incomplete=(early, late))
+    away = dataclasses.replace(early, name="checkpoint-301", is_out_of_reach=True)
+    listing = Listing(checkpoints=LISTING.checkpoints, incomplete=(early, away, late))
     assert schedule.given_up(listing, finite=False) == [early]
-    assert schedule.given_up(listing, finite=True) == [early, late]
+    assert schedule.given_up(listing, finite=True) == [early, away, late]
 
 
 def test_stale_are_those_that_wait_behind_a_newer_one() -> None:

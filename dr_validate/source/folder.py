@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from dr_validate.component import UserPath, component
-from dr_validate.errors import CheckpointError, Gone, SetupError
+from dr_validate.errors import CheckpointError, Gone, Interrupted, SetupError
 from dr_validate.files import copy_with_digest, sha256_of_files
 from dr_validate.source.complete import MAX_SHOWN, Unreadable, check_json, shown, trainer_state, what_is_missing, what_it_did
 from dr_validate.source.remembered import ChangedMeanwhile, Digests
@@ -139,6 +139,8 @@ class FolderSource:
             lacks = str(error)
         except OSError as error:
             lacks = f"it cannot be read ({error})"
+        except Interrupted:
+            raise
         except Exception as error:  # whatever one checkpoint does, the others are listed
             return place.incomplete(what_it_did(error), final=True)
         return place.incomplete(lacks)

@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,18 +14,20 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from dr_validate.component import component
-from dr_validate.errors import CheckpointError, Gone, SetupError
+from dr_validate.errors import CheckpointError, Gone, Interrupted, Outage, SetupError
 from dr_validate.source.complete import MAX_SHOWN, shown, what_is_missing, what_it_did
 from dr_validate.source.walk import check_room
 from dr_validate.source.wandb_api import find_key
 from dr_validate.source.wandb_connection import Connection
-from dr_validate.source.wandb_manifest import NO_CONFIG, Contents, check_path
+from dr_validate.source.wandb_http import FileOutage
+from dr_validate.source.wandb_manifest import MAX_REPORTED, NO_CONFIG, Contents, check_path, scheme_of
 from dr_validate.source.wandb_project import Project
 from dr_validate.source.wandb_versions import Facts, Version, folder_of
 from dr_validate.values import Checkpoint, Incomplete, Listing
 
 SCHEME = "wandb-artifact://"
 USUAL_TYPE = "model"
+FOLLOWED = ("http", "https")
 log = logging.getLogger(__name__)
 
 
@@ -36,7 +39,7 @@ class WandbSource:
     version must have one of the `aliases` and one of the `tags` (where any are given), every value of `metadata`, and be no
     older than `since`. One with more than `max_gib` of wanted files is skipped, and so is one with files that W&B does not
     hold itself, unless `allow_references` (then they come from where they are, over http or https). `timeout_s` ends a
-    download in which nothing comes, `api_timeout_s` a question to W&B.
+    download in which nothing comes, or next to nothing, `api_timeout_s` a question to W&B.
     """
 
     entity: str | None = None
@@ -76,6 +79,8 @@ class WandbSource:
         folder = folder_of(state_dir, project.api.server, project.entity, project.name)
         in_order = sorted(committed, key=lambda v: (v.step[0], v.collection, v.number))
         found = self._connection.each(functools.partial(self._look, project, folder), in_order)
+        if found and all(isinstance(one, Incomplete) and one.is_out_of_reach for one in found):
+            raise Outage("of no version the manifest can be fetched: its files are out of reach")
         # Who logged a version that is deleted nobody can say; most likely whoever logged the others of its collection.
         logged_by = {one.name: one for one in found if isinstance(one, Checkpoint)}
         incomplete = [one for one in found if isinstance(one, Incomplete)]
@@ -192,8 +197,9 @@ class WandbSource:
 
     def _look(self, project: Project, folder: Path, version: Version) -> Checkpoint | Incomplete | None:
         """None for what is not asked for. Raises SetupError and OSError (Outage), which are the source's."""
-        refused = self._connection.refused
-        if version.opaque_id not in refused:
+        refused, put_off = self._connection.refused, self._connection.put_off
+        lacks, until = put_off.get(version.opaque_id, ("", 0.0))
+        if version.opaque_id not in refused and time.monotonic() >= until:
             try:
                 if not self._is_asked_for(version):
                     return None
@@ -202,13 +208,19 @@ class WandbSource:
                 one = self._judged(version, self._connection.facts(project, version, folder), project)
                 json.dumps(dataclasses.asdict(one), ensure_ascii=False).encode()  # what no report could hold
                 return one
-            except (SetupError, OSError):
+            except FileOutage as error:  # this version waits; the others do not
+                lacks = f"its manifest cannot be fetched now ({error})"
+                put_off[version.opaque_id] = lacks, time.monotonic() + error.retry_after_s
+            except (SetupError, OSError, Interrupted):
                 raise
             except Exception as error:  # whatever one version does, the others are listed
                 refused[version.opaque_id] = what_it_did(error)[:MAX_SHOWN]
         name = shown(version.name)
         uri = f"{SCHEME}{project.entity}/{project.name}/{name}"
-        return Incomplete(name=name, uri=uri, step=version.step[0], lacks=refused[version.opaque_id], final=True)
+        part = Incomplete(name=name, uri=uri, step=version.step[0], lacks=lacks, is_out_of_reach=True)
+        if version.opaque_id in refused:
+            return dataclasses.replace(part, lacks=refused[version.opaque_id], final=True, is_out_of_reach=False)
+        return part
 
     def _judged(self, version: Version, facts: Facts | None, project: Project) -> Checkpoint | Incomplete:
         uri = f"{SCHEME}{project.entity}/{project.name}/{version.name}"
@@ -245,10 +257,12 @@ class WandbSource:
             return (
                 f"its files for encoding have {gib:.2f} GiB, more than source.max_gib={self.max_gib:g}: raise that if you want"
             )
-        if facts.reference and not self.allow_references:
-            return f"W&B holds only a reference ({facts.reference}); set source.allow_references=true to follow it"
-        if facts.reference and not facts.reference.startswith(("http://", "https://")):
-            return f"W&B holds only a reference ({facts.reference}), and only http and https ones are followed"
+        others = [one for one in facts.references if scheme_of(one) not in FOLLOWED]
+        if facts.references and (others or not self.allow_references):
+            held = f"W&B holds only references to some of its files ({', '.join((others or facts.references)[:MAX_REPORTED])})"
+            if others:
+                return f"{held}, and only http and https ones can be followed; log the files themselves (Artifact.add_dir)"
+            return f"{held}; set source.allow_references=true to follow them"
         return None
 
     def _contents(self, project: Project, checkpoint: Checkpoint, opaque_id: str) -> Contents:

@@ -1,9 +1,15 @@
-"""What every HTTP answer may say, whoever asked: which server it was, and how long to wait before the next question."""
+"""What every HTTP answer may say, whoever asked: which server it was, how long to wait, and a body that may never end."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from dr_validate.files import check_interrupt
+
+if TYPE_CHECKING:
+    import requests
 
 
 def host_of(url: str) -> str:
@@ -24,3 +30,23 @@ def retry_after_s(headers: Mapping[str, str]) -> float:
         return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
     except (ValueError, TypeError):
         return 0.0
+
+
+def body_of(answer: "requests.Response", chunk_bytes: int) -> Iterator[bytes]:
+    """Yield what has come when it comes, at most `chunk_bytes` at a time: `iter_content` waits until a chunk is full, for hours
+    where a byte comes now and then, and nobody can look at the clock. `interruptible`.
+
+    Raises requests.Timeout where nothing comes, requests.ConnectionError where the connection breaks.
+    """
+    import requests
+    from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+    read = getattr(answer.raw, "read1", answer.raw.read)  # urllib3 before 2.1 only has the one that waits
+    try:
+        while chunk := read(chunk_bytes, decode_content=True):
+            check_interrupt()
+            yield chunk
+    except ReadTimeoutError as error:
+        raise requests.Timeout(str(error)) from error
+    except HTTPError as error:
+        raise requests.ConnectionError(str(error)) from error

@@ -1,15 +1,16 @@
 """What a W&B source keeps while it lives: one connection, what is known of versions, and what was found to be gone."""
 
+import contextvars
 import json
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dr_validate.errors import Gone, Outage
+from dr_validate.errors import Gone
 from dr_validate.source.wandb_api import WandbApi
-from dr_validate.source.wandb_http import Downloads
+from dr_validate.source.wandb_http import Downloads, FileOutage
 from dr_validate.source.wandb_manifest import Contents, Entry, has_digest, read_manifest
 from dr_validate.source.wandb_project import Origin, Project, run_names
 from dr_validate.source.wandb_versions import Facts, Remembered, Version
@@ -34,9 +35,12 @@ class Connection:
     def __init__(self, *, timeout_s: float, api_timeout_s: float) -> None:
         self.api = WandbApi(api_timeout_s)
         self.refused: dict[str, str] = {}  # by opaque id: what a version did while it was listed, which is not asked for again
+        self.put_off: dict[
+            str, tuple[str, float]
+        ] = {}  # by opaque id: why a manifest did not come, when to ask again (monotonic)
         self._times_gone: dict[str, int] = {}
         self._downloads = Downloads(timeout_s)
-        self._manifests = Downloads(min(timeout_s, api_timeout_s))
+        self._manifests = Downloads(min(timeout_s, api_timeout_s), total_s=timeout_s)
         self._remembered = Remembered()
         self._names_of_run = run_names(self.api)
 
@@ -49,13 +53,34 @@ class Connection:
         return self._times_gone.get(uri, 0) > 1
 
     def each(self, look: Callable[[Version], T], versions: Iterable[Version]) -> "list[T]":
-        """Answers of `look`, several at a time. Raises what it raises first, and looks at no more then."""
-        with ThreadPoolExecutor(WORKERS, thread_name_prefix="wandb-versions") as pool:
-            try:
-                return list(pool.map(look, versions))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)  # a dead server is asked no more than WORKERS times
-                raise
+        """Answers of `look`, several at a time. Raises what it raises first, and looks at no more then.
+
+        Not by an executor: the end of the process waits for its threads, whatever server they wait for.
+        """
+        answers: dict[int, T] = {}
+        errors: list[BaseException] = []  # a dead server is asked no more than WORKERS times
+        lock, left = threading.Lock(), enumerate(versions)
+
+        def work() -> None:
+            while not errors:
+                with lock:
+                    place, version = next(left, (-1, None))
+                if version is None:
+                    return
+                try:
+                    answers[place] = look(version)
+                except BaseException as error:
+                    errors.append(error)
+
+        contexts = [contextvars.copy_context() for _ in range(WORKERS)]
+        threads = [threading.Thread(target=context.run, args=(work,), name="versions", daemon=True) for context in contexts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+        return [answers[place] for place in sorted(answers)]
 
     def facts(self, project: Project, version: Version, folder: Path) -> Facts | None:
         """What is not known is asked for and remembered in `folder`; None for a version deleted meanwhile. Raises Outage."""
@@ -86,7 +111,7 @@ class Connection:
             if is_verified or content in seen:
                 return Manifest(origin=origin, contents=read_manifest(document), is_verified=is_verified)
             seen.append(content)
-        raise Outage(f"the manifest of a version comes damaged, each time in another way ({len(seen)} times)")
+        raise FileOutage(f"the manifest of a version comes damaged, each time in another way ({len(seen)} times)")
 
     def bring(self, project: Project, version: tuple[str, str], files: Sequence[Entry], into: Path) -> None:
         """Files of (collection, vN) to their paths under `into`. Raises what Downloads.file raises."""

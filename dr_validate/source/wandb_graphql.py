@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dr_validate.errors import Outage, SetupError
-from dr_validate.source.wandb_answers import host_of, retry_after_s
+from dr_validate.source.wandb_answers import body_of, host_of, retry_after_s
 
 if TYPE_CHECKING:
     import requests
@@ -63,12 +63,12 @@ class GraphQL:
             raise self._unreachable(f"the connection failed ({type(error).__name__})") from error
 
     def _body(self, answer: "requests.Response", end: float) -> bytes:
-        body = b""
-        for chunk in answer.iter_content(CHUNK_BYTES):
+        body = bytearray()
+        for chunk in body_of(answer, CHUNK_BYTES):
             body += chunk
             if time.monotonic() > end or len(body) > MAX_ANSWER_BYTES:
                 raise self._unreachable(f"its answer does not end ({len(body):,} bytes so far)")
-        return body
+        return bytes(body)
 
     def _judged(self, answer: "requests.Response", body: bytes) -> Mapping[str, Any]:
         try:

@@ -1,4 +1,4 @@
-"""Files from where W&B keeps them: with a limit on silence, and every byte checked against the manifest by us.
+"""Files from where W&B keeps them: with a limit on silence and a least rate, every byte checked against the manifest by us.
 
 The SDK's own download has no read timeout, never looks at a digest, and keeps a copy in a cache that grows.
 """
@@ -8,12 +8,12 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dr_validate.errors import CheckpointError, Gone, Outage
-from dr_validate.source.wandb_answers import host_of, retry_after_s
+from dr_validate.source.wandb_answers import body_of, host_of, retry_after_s
 from dr_validate.source.wandb_manifest import Entry
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 20
 CONNECT_TIMEOUT_S = 4.0
+LEAST_BYTES_PER_S = 10_000  # 400 MB in eleven hours: whoever sends less is not going to end
 TRIES = 3
 PAUSES_S = (0.3, 1.0)  # between tries
 MAX_PAUSE_S = 5.0  # what a server may ask us to wait here; a longer wait is the watcher's
@@ -37,6 +38,10 @@ class Hasher(Protocol):
     def digest(self) -> bytes: ...
 
 
+class FileOutage(Outage):
+    """Of what keeps the files: one file may be out of reach while the API and the other files are not."""
+
+
 class _Expired(Exception):
     """The URL is not good any more; another one may be."""
 
@@ -45,23 +50,30 @@ class _Damaged(Exception):
     """Other bytes than the manifest promises came."""
 
 
-class Downloads:
-    """GETs over kept connections, each thread its own; silence of `timeout_s` ends one with an Outage."""
+class _TooSlow(Exception):
+    """The bytes come, but so slowly that they would come for ever."""
 
-    def __init__(self, timeout_s: float) -> None:
-        self._timeouts_s = (min(CONNECT_TIMEOUT_S, timeout_s), timeout_s)
+
+class Downloads:
+    """GETs over kept connections, each thread its own. Silence of `timeout_s` ends one with an Outage, and so does less than
+    LEAST_BYTES_PER_S in as much time; a small file takes at most `total_s`. `interruptible`."""
+
+    def __init__(self, timeout_s: float, total_s: float = float("inf")) -> None:
+        self._timeouts_s, self._total_s = (min(CONNECT_TIMEOUT_S, timeout_s), timeout_s), total_s
         self._local = threading.local()
 
     def content(self, fresh_url: Callable[[], str]) -> bytes:
         """A small file, whole. Raises as `file` does."""
 
         def get(url: str) -> bytes:
-            found = b""
+            found, end = bytearray(), time.monotonic() + self._total_s
             for chunk in self._chunks(url):
                 found += chunk
                 if len(found) > MAX_MANIFEST_BYTES:
                     raise CheckpointError(f"its manifest has more than {MAX_MANIFEST_BYTES >> 20} MiB")
-            return found
+                if time.monotonic() > end:
+                    raise _TooSlow(f"{len(found):,} bytes in {self._total_s:g} s, and not all")
+            return bytes(found)
 
         content: bytes = self._tried(get, fresh_url, "its manifest")
         return content
@@ -81,7 +93,7 @@ class Downloads:
     def _tried(self, get: Callable[[str], Any], fresh_url: Callable[[], str], name: str) -> Any:
         import requests
 
-        problem: Exception = Outage(f"{name} was never asked for")
+        problem: Exception = FileOutage(f"{name} was never asked for")
         for attempt in range(TRIES):
             if attempt:
                 time.sleep(max(PAUSES_S[attempt - 1], getattr(problem, "retry_after_s", 0.0)))
@@ -92,15 +104,17 @@ class Downloads:
                 problem = CheckpointError(f"{name}: bytes differ from the manifest, {TRIES} times ({error}); log it again")
                 log.warning("%s: %s; fetching it again", name, error)
             except _Expired as error:
-                problem = Outage(f"{host_of(url)} refuses every URL that W&B gives for {name} ({error})")
+                problem = FileOutage(f"{host_of(url)} refuses every URL that W&B gives for {name} ({error})")
             except Outage as error:
                 if error.retry_after_s > MAX_PAUSE_S:
                     raise
                 problem = error
+            except _TooSlow as error:
+                raise FileOutage(f"{host_of(url)} is too slow: of {name} it sent {error}") from error
             except requests.Timeout as error:
-                raise Outage(f"{host_of(url)} sent nothing of {name} for {self._timeouts_s[1]:g} s") from error
+                raise FileOutage(f"{host_of(url)} sent nothing of {name} for {self._timeouts_s[1]:g} s") from error
             except requests.RequestException as error:
-                problem = Outage(f"{host_of(url)}: the connection broke while {name} came ({type(error).__name__})")
+                problem = FileOutage(f"{host_of(url)}: the connection broke while {name} came ({type(error).__name__})")
         raise problem
 
     def _write(self, url: str, entry: Entry, target: Path) -> str:
@@ -121,18 +135,19 @@ class Downloads:
             raise _Damaged(f"another {entry.algorithm} than {entry.digest}")
         return sha256.hexdigest()
 
-    def _chunks(self, url: str) -> Any:
-        import requests
-
-        try:
-            # stream: what comes is checked as it comes; no redirect leads to another scheme than http(s).
-            with self._session().get(url, stream=True, timeout=self._timeouts_s) as answer:
-                _check_status(answer)
-                yield from answer.iter_content(CHUNK_BYTES)
-        except requests.ConnectionError as error:
-            if "timed out" in str(error).lower():  # that is how requests reports silence within a body
-                raise requests.Timeout(str(error)) from error
-            raise
+    def _chunks(self, url: str) -> Iterator[bytes]:
+        # stream: what comes is checked as it comes; no redirect leads to another scheme than http(s).
+        with self._session().get(url, stream=True, timeout=self._timeouts_s) as answer:
+            _check_status(answer)
+            num_bytes, waited_s, asked = 0, 0.0, time.monotonic()
+            for chunk in body_of(answer, CHUNK_BYTES):
+                num_bytes, waited_s = num_bytes + len(chunk), waited_s + time.monotonic() - asked
+                if waited_s > self._timeouts_s[1]:
+                    if num_bytes < LEAST_BYTES_PER_S * waited_s:
+                        raise _TooSlow(f"{num_bytes:,} bytes in {waited_s:.0f} s, less than {LEAST_BYTES_PER_S:,} a second")
+                    num_bytes, waited_s = 0, 0.0
+                yield chunk
+                asked = time.monotonic()  # the time that the disk takes is not the server's
 
     def _session(self) -> "requests.Session":
         import requests
@@ -156,7 +171,7 @@ def _check_status(answer: "requests.Response") -> None:
     if status in REFUSED:
         raise _Expired(f"HTTP {status}")
     if status != 200:
-        raise Outage(f"{host} answers HTTP {status}", retry_after_s(answer.headers))
+        raise FileOutage(f"{host} answers HTTP {status}", retry_after_s(answer.headers))
 
 
 def _hasher(entry: Entry) -> Hasher:

@@ -13,6 +13,7 @@ from dr_validate.source.wanted import PICKLES, TOWER_FOLDERS, TRAINING_STATE, ma
 
 MAX_FILES = 10_000
 MAX_REPORTED = 3
+MAX_SHOWN = 100  # characters of a reference
 USE_INSTEAD = "use a checkpoint_global_step_N version"
 NO_CONFIG = (
     f"config.json is not there: a bare state dict, as a plain save_model() leaves it; {USE_INSTEAD}, or, if these are the "
@@ -51,9 +52,13 @@ class Contents:
         return sum(entry.size for entry in self.files)
 
     @property
-    def reference(self) -> str:
-        """Where the first of the files is that W&B itself does not hold, to be shown; empty if there is none."""
-        return next((_without_login(entry.reference) for entry in self.files if entry.reference), "")
+    def references(self) -> tuple[str, ...]:
+        """Of the files that W&B itself does not hold the first of each scheme (s3, https, ...), to be shown."""
+        found: dict[str, str] = {}
+        for entry in self.files:
+            if entry.reference:
+                found.setdefault(scheme_of(entry.reference), _without_login(entry.reference))
+        return tuple(found.values())
 
     @property
     def digest(self) -> str:
@@ -114,10 +119,18 @@ def _entry(path: str, given: Any) -> Entry:
     return Entry(path=path, size=size, digest=digest, algorithm=ALGORITHMS[name], reference=reference)
 
 
+def scheme_of(url: str) -> str:
+    """In lower case; empty where there is none."""
+    return url.partition(":")[0].lower() if ":" in url else ""
+
+
 def _without_login(url: str) -> str:
-    """Without a user's name and password, and without what may sign it."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    """Without a user's name and password, and without what may sign it; no longer than can be shown."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return f"{scheme_of(url)}:..."
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))[:MAX_SHOWN]
 
 
 def _module_folders(names: Collection[str]) -> list[str]:

@@ -12,7 +12,7 @@ from dr_validate.files import write_atomically
 from dr_validate.source.steps import MAX_STEP
 from dr_validate.source.wandb_manifest import Contents
 
-FORMAT = 2  # to be raised when a verdict on the same manifest changes, in words, too
+FORMAT = 3  # to be raised when a verdict on the same manifest changes, in words, too
 STEP_KEYS = ("train/global_step", "global_step", "step")
 STEP_ALIAS = re.compile(r"checkpoint_global_step_(\d{1,15})")
 
@@ -68,7 +68,7 @@ class Facts:
     digest: str
     lacks: str
     num_bytes: int
-    reference: str
+    references: Sequence[str]
     training_run: str
     group: str
 
@@ -78,7 +78,7 @@ class Facts:
             digest=contents.digest,
             lacks=contents.lacks,
             num_bytes=contents.num_bytes,
-            reference=contents.reference,
+            references=contents.references,
             training_run=training_run,
             group=group,
         )

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from dr_validate.errors import CheckpointError, Gone, SetupError
+from dr_validate.errors import CheckpointError, Gone, SetupError, Stopped
+from dr_validate.files import interruptible
 from dr_validate.source.folder import FolderSource
 from dr_validate.values import Checkpoint, Listing
 
@@ -602,3 +603,14 @@ def test_a_file_of_holes_and_one_that_is_too_big_are_not_hashed(watched: Watched
     write(folder)
     small = Watched(watched.root.parent, max_gib=1e-7)
     assert "more than source.max_gib=1e-07: raise that" in small.lacks() and small.list().incomplete[0].final
+
+
+def test_a_look_that_is_told_to_stop_says_nothing_of_any_checkpoint(watched: Watched) -> None:
+    write(watched.root / "checkpoint-1")
+
+    def stop() -> None:
+        raise Stopped("the run ends")
+
+    with pytest.raises(Stopped), interruptible(stop):
+        watched.list()
+    assert watched.names() == ("checkpoint-1",)

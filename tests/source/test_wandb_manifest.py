@@ -1,8 +1,11 @@
 """What a manifest says of a version, with no server at all."""
 
 import base64
+import contextlib
+import gzip
 import hashlib
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,9 +14,10 @@ from typing import Any, ClassVar
 import pytest
 import xxhash
 
-from dr_validate.errors import CheckpointError
+from dr_validate.errors import CheckpointError, Stopped
+from dr_validate.files import interruptible
 from dr_validate.source.wandb_answers import host_of
-from dr_validate.source.wandb_http import Downloads
+from dr_validate.source.wandb_http import Downloads, FileOutage
 from dr_validate.source.wandb_manifest import Entry, has_digest, read_manifest
 
 PLAIN = ["config.json", "model.safetensors", "tokenizer.json"]
@@ -90,14 +94,24 @@ CONTENT = bytes(range(256)) * 10
 
 
 class Handler(BaseHTTPRequestHandler):
-    """`/moved` leads to `/file` under another name of this host; `/busy` asks once to wait 4 s."""
+    """`/moved` leads to `/file` under another name of this host; `/busy` asks once to wait 4 s; `/slow` sends a byte at a time,
+    `passes_s` apart by the clock of a test; `/loop` leads to itself, `/endless` does not end, `/bomb` is packed well."""
 
     keys: ClassVar[list[str | None]] = []
     busy: ClassVar[list[str]] = []
+    clock_ahead_s: ClassVar[list[float]] = [0.0]
+    passes_s: ClassVar[float] = 0.0
 
     def do_GET(self) -> None:
         self.keys.append(self.headers["Authorization"])
-        if self.path == "/moved":
+        if self.path in ("/slow", "/endless", "/bomb"):
+            with contextlib.suppress(OSError):  # nobody listens any more
+                self._send_unkindly()
+            return
+        if self.path == "/loop":
+            self.send_response(302)
+            self.send_header("Location", "/loop")
+        elif self.path == "/moved":
             self.send_response(302)
             self.send_header("Location", f"http://localhost:{self.headers['Host'].rpartition(':')[2]}/file")
         elif self.path == "/busy" and not self.busy:
@@ -112,6 +126,22 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+    def _send_unkindly(self) -> None:
+        self.send_response(200)
+        if self.path == "/bomb":
+            self.send_header("Content-Encoding", "gzip")
+        if self.path == "/slow":
+            self.send_header("Content-Length", "5000")
+        self.end_headers()
+        if self.path == "/bomb":
+            self.wfile.write(gzip.compress(bytes(64 << 20)))
+        for _ in range(2000 if self.path == "/slow" else 0):  # then it breaks off
+            self.wfile.write(b"x")
+            time.sleep(0.002)
+            self.clock_ahead_s[0] += self.passes_s
+        while self.path == "/endless":
+            self.wfile.write(CONTENT)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing."""
@@ -150,12 +180,68 @@ def test_a_wait_that_a_store_asks_for_is_kept_where_it_is_longer_than_our_own(
     assert waits == [4.0]
 
 
+@pytest.mark.parametrize("passes_s", [0, 100])
+def test_a_body_that_trickles_ends_by_a_least_rate_or_a_total_time(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes_s: float
+) -> None:
+    clock = time.monotonic
+    monkeypatch.setattr(Handler, "passes_s", passes_s)
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + Handler.clock_ahead_s[0])
+    slow = url.replace("/file", "/slow")
+    entry = Entry(path="f", size=5000, digest="d", algorithm="md5")
+    if passes_s:
+        with pytest.raises(FileOutage, match=r"too slow: of f it sent [\d,]+ bytes in \d+ s, less than 10,000 a second"):
+            Downloads(600).file(entry, lambda: slow, tmp_path)
+        with pytest.raises(FileOutage, match=r"too slow: of its manifest it sent [\d,]+ bytes in 50 s, and not all"):
+            Downloads(1e9, total_s=50).content(lambda: slow)
+    else:
+        asked: list[int] = []
+
+        def check() -> None:
+            asked.append(1)
+            if len(asked) == 3:
+                raise Stopped("the run ends")
+
+        with pytest.raises(Stopped), interruptible(check):
+            Downloads(600).file(entry, lambda: slow, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "said"),
+    [
+        ("/endless", CheckpointError, "more than the 2,560 bytes of the manifest"),
+        ("/bomb", CheckpointError, "more than the 2,560 bytes of the manifest"),
+        ("/loop", FileOutage, "TooManyRedirects"),
+    ],
+)
+def test_a_body_without_end_and_a_way_without_end_end(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: type[Exception], said: str
+) -> None:
+    monkeypatch.setattr("dr_validate.source.wandb_http.PAUSES_S", (0.0, 0.0))
+    entry = Entry(path="f", size=len(CONTENT), digest="d", algorithm="md5")
+    with pytest.raises(error, match=said):
+        Downloads(600).file(entry, lambda: url.replace("/file", place), tmp_path)
+    assert (tmp_path / "f").stat().st_size <= len(CONTENT) if place != "/loop" else not (tmp_path / "f").read_bytes()
+
+
 def test_a_login_in_a_url_is_not_shown() -> None:
     reference = {"ref": "https://user:secret@store.org:8080/a/b.safetensors?signature=secret"}
     found = read_manifest(manifest(["config.json", "model.safetensors"], **reference))
-    assert found.reference == "https://store.org:8080/a/b.safetensors"
+    assert found.references == ("https://store.org:8080/a/b.safetensors",)
     assert "secret" in found.files[0].reference  # to be fetched with
     assert host_of("https://user:secret@store.org:8080/a") == "https://store.org:8080"
+
+
+def test_of_each_kind_of_references_one_is_shown_whatever_comes_first() -> None:
+    places = ["https://user:secret@h/1", "S3://bucket/2", "s3://bucket/3", "file:///4", "https://[secret", "nothing", 5]
+    names = ["config.json", *(f"model-0000{n}-of-00006.safetensors" for n in range(1, 7))]
+    document = manifest(names)
+    for name, place in zip(names, places, strict=True):
+        document["contents"][name]["ref"] = place
+    found = read_manifest(document)
+    assert found.references == ("https://h/1", "s3://bucket/2", "file:///4", "nothing")
+    document["contents"] = {name: {**entry, "ref": "https://[secret"} for name, entry in document["contents"].items()}
+    assert read_manifest(document).references == ("https:...",)
 
 
 @pytest.mark.parametrize("algorithm", ["MD5", "XXH128"])

@@ -1,6 +1,7 @@
 """Checkpoints in W&B: the real SDK logs them through the loopback server, the source lists and fetches them."""
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -16,13 +17,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dr_validate.errors import CheckpointError, Gone, Outage, SetupError
+from dr_validate.errors import CheckpointError, Gone, Outage, SetupError, Stopped
+from dr_validate.files import check_interrupt, interruptible
 from dr_validate.source import wandb_api, wandb_http
 from dr_validate.source.wandb import WandbSource
+from dr_validate.source.wandb_connection import Connection
 from dr_validate.source.wandb_project import Project
 from dr_validate.source.wandb_versions import Version, version_of
 from dr_validate.values import Checkpoint, Incomplete, Listing
 from tests.test_conf import built
+from tests.test_polling import polled
 from tests.wandb_server.fixture import KEY, NO_PROXY, ServerHandle, start_server
 
 LOG = """
@@ -123,6 +127,7 @@ class Watched:
     """A source and its state_dir; folders to fetch into."""
 
     def __init__(self, root: Path, **options: Any) -> None:
+        root.mkdir(exist_ok=True)
         self.root, self.state_dir = root, root / "state"
         patient = {"timeout_s": 600, "api_timeout_s": 600}  # a busy machine is no outage
         self.source = WandbSource(**{"project": "p", "artifact": "model-*", **patient, **options})
@@ -280,7 +285,7 @@ def test_odd_versions_are_named_with_what_to_use_instead(watched: Callable[..., 
     assert "bare state dict" in said["odd-final:v0"] and "checkpoint_global_step_N" in said["odd-final:v0"]
     assert "1_Pooling/" in said["odd-pooling:v0"] and "checkpoint_global_step_N" in said["odd-pooling:v0"]
     assert "pytorch_model.bin" in said["odd-pickled:v0"] and "pickle" in said["odd-pickled:v0"]
-    assert "source.allow_references=true" in said["odd-reference:v0"]
+    assert "only http and https" in said["odd-reference:v0"] and "log the files themselves" in said["odd-reference:v0"]
     assert set(made.names()) == {"odd-tevatron:v0", "odd-escaping:v0"}
     assert found["odd-final:v0"].uri == "wandb-artifact://tester/p/odd-final:v0"
     assert "only http and https" in watched(artifact="odd-*", allow_references=True).incomplete()["odd-reference:v0"].lacks
@@ -419,6 +424,78 @@ def test_whatever_one_version_does_the_others_are_listed(
     assert len([e for e in server.requests() if e.route == "manifest"]) == asked
 
 
+def test_a_manifest_out_of_reach_is_an_outage_of_its_version_alone(
+    watched: Callable[..., Watched], server: ServerHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = watched(artifact="model-t1")
+    server.fault("status", route="manifest", path=f"*/{manifest_of(server, 'model-t1:v2').name}", status=500, times=None)
+    assert [name[-2:] for name in made.names()] == ["v3", "v1", "v0"]
+    (part,) = made.list().incomplete
+    assert part.name == "model-t1:v2" and part.is_out_of_reach and not part.final and "HTTP 500" in part.lacks
+    server.clear()
+    assert [name[-2:] for name in made.names()] == ["v3", "v1", "v0", "v2"]
+    server.fault("status", route="manifest", status=429, retry_after_s=3000, times=None)
+    made = Watched(made.root / "another", artifact="model-t1")
+    for _ in range(2):
+        before = len(server.requests())
+        with pytest.raises(Outage, match="of no version the manifest can be fetched"):
+            made.list()
+    assert not [e for e in server.requests()[before:] if e.route == "manifest"]  # not before the time that it asked for
+    server.clear()
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 3000)
+    assert len(made.names()) == 4
+
+
+def test_a_file_out_of_reach_is_an_outage_of_its_version_alone(
+    watched: Callable[..., Watched], server: ServerHandle, logged: Logged
+) -> None:
+    made = watched(artifact="model-t1")
+    newest = hashlib.md5((logged.root / "t1-2" / "model.safetensors").read_bytes()).hexdigest()
+    server.fault("status", route="file", path=f"*{newest}*", status=500, times=None)
+    with polled(made.state_dir, made.source) as run:
+        run.until(lambda: sorted(run.copies()) == [3, 10, 20])
+        broken = next(one for one in run.poller.listing.checkpoints if one.step == 30)
+        run.until(lambda: not run.poller.is_fetching)
+        assert not run.poller.is_out_of_reach and not run.poller.has_failed and not run.poller.is_ready(broken)
+        server.clear()
+        run.until(lambda: sorted(run.copies()) == [3, 10, 20, 30])
+
+
+def test_every_reference_of_a_version_is_judged(watched: Callable[..., Watched], server: ServerHandle) -> None:
+    manifest = manifest_of(server, "odd-reference:v0")
+    before = manifest.read_text()
+    document = json.loads(before)
+    document["contents"]["config.json"]["ref"] = "https://user:sesame@store.org/config.json"  # before that of the weights
+    try:
+        for place, said in (("gs://bucket/weights", "gs://bucket/weights"), ("HTTPS://store.org/w", None)):
+            document["contents"]["model.safetensors"]["ref"] = place
+            manifest.write_text(json.dumps(document))
+            made = Watched(watched().root / place[:2], artifact="odd-reference", allow_references=True)
+            lacks = [part.lacks for part in made.list().incomplete]
+            if said is None:
+                assert not lacks and made.names() == ("odd-reference:v0",)
+            else:
+                assert len(lacks) == 1 and said in lacks[0] and "log the files themselves" in lacks[0]
+        lacks = [part.lacks for part in watched(artifact="odd-reference").list().incomplete]
+        assert "https://store.org/config.json" in lacks[0] and "set source.allow_references=true" in lacks[0]
+        assert "sesame" not in lacks[0]
+    finally:
+        manifest.write_text(before)
+
+
+def test_what_looks_at_versions_never_holds_up_the_end_of_the_process_and_stops_when_told_to() -> None:
+    connection = Connection(timeout_s=600, api_timeout_s=600)
+    versions = [version({}) for _ in range(20)]
+    assert all(connection.each(lambda _: threading.current_thread().daemon, versions))
+
+    def stop() -> None:
+        raise Stopped("the run ends")
+
+    with pytest.raises(Stopped), interruptible(stop):
+        connection.each(lambda _: check_interrupt(), versions)
+
+
 def test_a_manifest_that_stays_damaged_is_not_remembered(watched: Callable[..., Watched], server: ServerHandle) -> None:
     made = watched(artifact="odd-tevatron")
     server.fault("flip", route="manifest", times=None)
@@ -518,6 +595,14 @@ def test_a_passing_failure_of_the_api_is_repeated_once(watched: Callable[..., Wa
     with pytest.raises(Outage, match=r"no answer within [\d.]+ s"):
         watched(api_timeout_s=1).list()
     assert server.faults_met() == met + 3
+
+
+def test_an_answer_of_the_api_that_trickles_ends_with_the_time_of_a_question(
+    watched: Callable[..., Watched], server: ServerHandle
+) -> None:
+    server.fault("slow", route="graphql", operation="VersionsOfCollection", bytes_per_s=20, times=None)
+    with pytest.raises(Outage, match=r"does not end \(\d{1,3} bytes so far\)|no answer within"):
+        watched(api_timeout_s=1, artifact="model-t1").list()
 
 
 def test_a_stalled_download_times_out(watched: Callable[..., Watched], server: ServerHandle) -> None:
