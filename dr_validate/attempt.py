@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dr_validate.config import Run
 from dr_validate.errors import CheckpointError, Gone, Interrupted, NotStated, Outage, SetupError, TimedOut
-from dr_validate.files import is_disk_full
+from dr_validate.files import is_disk_full, is_read_only
 from dr_validate.ledger import Attempt, Ledger
 from dr_validate.polling import SourcePoller
 from dr_validate.report_notes import STALE, refined
@@ -71,7 +71,7 @@ class Attempts:
             self.ledger.release(checkpoint.digest, target.spec)
             raise
         except Exception as error:  # whatever it was: it costs this attempt, not the watcher
-            if is_disk_full(error):
+            if is_disk_full(error) or is_read_only(error):
                 self.ledger.release(checkpoint.digest, target.spec)
                 raise
             log.debug("attempt failed", exc_info=True)

@@ -32,7 +32,7 @@ class WorkerFailure(RuntimeError):
 
 
 class DiskFull(OSError):
-    """The worker ran out of disk space."""
+    """The worker ran out of disk space, or files, or a quota: `errno` says of what."""
 
 
 class WorkerClient:
@@ -120,7 +120,7 @@ class WorkerClient:
             return error
         return None
 
-    def _error(self, error: Mapping[str, str]) -> Exception:
+    def _error(self, error: Mapping[str, Any]) -> Exception:
         kind, message = error["kind"], error["message"]
         if kind in INTERRUPTS:
             return INTERRUPTS[kind](message)
@@ -131,7 +131,7 @@ class WorkerClient:
         if kind == "setup":
             return SetupError(message)
         self.kill()  # a device that failed once often fails until its process is gone
-        return DiskFull(message) if kind == "disk_full" else WorkerFailure(message)
+        return DiskFull(error["errno"], message, error["filename"]) if kind == "disk_full" else WorkerFailure(message)
 
     def _death(self) -> WorkerFailure:
         code = self._process.wait() if self._process is not None else 0

@@ -1,7 +1,12 @@
 """What becomes of an attempt that fails: with a worker that does as it is told, and a clock that goes by hand."""
 
 import dataclasses
+import errno
+import json
+import os
+import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,15 +19,17 @@ from dr_validate.attempt import Attempts, Target
 from dr_validate.config import Run, Settings, Watch
 from dr_validate.dataset.hub import HubDataset
 from dr_validate.dataset.msmarco import MsmarcoDataset
-from dr_validate.errors import CheckpointError, Interrupted, Outage, Stopped, TimedOut
+from dr_validate.errors import CheckpointError, Interrupted, Outage, SetupError, Stopped, TimedOut
 from dr_validate.fidelity.against_full import AgainstFull
+from dr_validate.files import disk_words, is_disk_full
 from dr_validate.ledger import Ledger
 from dr_validate.polling import Needs, SourcePoller
 from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.tracker.none import NoTracker
 from dr_validate.values import Checkpoint, Estimate, Listing, Report
 from dr_validate.watch import watch
-from dr_validate.worker_client import WorkerClient
+from dr_validate.worker import errors_to
+from dr_validate.worker_client import DiskFull, WorkerClient
 
 AT = "2026-11-21T03:15:10Z"
 TARGET = Target(dataset="vaswani", sampler="full", spec="s1", sampled_spec="s1", full_spec="s1")
@@ -102,7 +109,7 @@ def run_of(state_dir: Path, steps: Sequence[int], **watch_settings: Any) -> Run:
     others: Any = dict.fromkeys(("dataset", "encoder", "sampler", "engine", "index"), None)
     return Run(
         settings=Settings(state_dir=state_dir),
-        watch=Watch(mode="once", **watch_settings),
+        watch=Watch(**{"mode": "once", **watch_settings}),
         source=source,
         store=CheckpointStore(),
         fidelity=AgainstFull(baseline="off"),
@@ -224,6 +231,103 @@ def test_a_limit_of_a_second_ends_what_takes_longer_and_leaves_the_rest_alone(
     assert [report.status for report in reports] == [status] * 2 and sorted(worker.asked) == [100, 200]
     if status == "failed":
         assert {report.error for report in reports} == {"took longer than watch.timeout_s=3600 (attempt 1 of 1)"}
+
+
+def watch_with(monkeypatch: pytest.MonkeyPatch, run: Run, behave: Behaviour) -> int:
+    worker = FakeWorker(behave)
+    monkeypatch.setattr("dr_validate.watch.WorkerClient", lambda raw, hub: worker)
+    return watch(run).exit_code
+
+
+def told(state_dir: Path) -> list[tuple[str, str]]:
+    lines = (state_dir / "reports.jsonl").read_text().splitlines()
+    return [(line["checkpoint"]["name"], line["status"]) for line in map(json.loads, lines)]
+
+
+def test_a_state_dir_that_is_removed_meanwhile_ends_the_run_and_nothing_is_told_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state_dir = tmp_path / "state"
+
+    def behave(wanted: Checkpoint, tick: Any) -> None:
+        if wanted.step == 100:  # the second one: newest first
+            shutil.rmtree(state_dir, ignore_errors=True)
+
+    with pytest.raises(SetupError, match=r"ledger\.db: the ledger is gone: state_dir was removed"):
+        watch_with(monkeypatch, run_of(state_dir, [100, 200], mode="follow"), behave)
+    assert not (state_dir / "ledger.db").exists() and not (state_dir / "reports.jsonl").exists()
+    assert watch_with(monkeypatch, run_of(state_dir, [100, 200]), lambda wanted, tick: None) == 0
+    assert told(state_dir) == [("checkpoint-200", "done"), ("checkpoint-100", "done")]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EBUSY, errno.EAGAIN], ids=errno.errorcode.get)
+def test_a_disk_that_is_full_or_busy_is_waited_for_and_costs_no_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    tries: list[int] = []
+
+    def behave(wanted: Checkpoint, tick: Any) -> None:
+        tries.append(wanted.step)
+        if len(tries) < 3:
+            raise DiskFull(number, os.strerror(number), str(tmp_path / "queries" / "x.parquet"))
+
+    stop = tmp_path / "stop"
+    stop.touch()
+    assert watch_with(monkeypatch, run_of(tmp_path, [100], mode="follow", poll_s=0.01, stop_file=stop), behave) == 0
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        assert [(report.status, report.attempts) for report in ledger.reports("s1")] == [("done", 1)]
+    said = [message for message in caplog.messages if message.endswith("; waiting for it")]
+    assert len(said) == 2
+    assert f"the disk of {tmp_path / 'queries'} " in said[0]
+    assert ("bytes free" if number != errno.EDQUOT else "your quota") in said[0]
+    with pytest.raises(SetupError, match="start again, nothing done is lost"):
+        tries.clear()
+        watch_with(monkeypatch, run_of(tmp_path / "once", [100]), behave)
+
+
+@pytest.mark.parametrize("mode", ["once", "follow"])
+def test_a_disk_that_can_only_be_read_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    with pytest.raises(SetupError, match=r"its disk can only be read now .* mount it for writing"):
+        error = OSError(errno.EROFS, os.strerror(errno.EROFS))
+        watch_with(monkeypatch, run_of(tmp_path, [100], mode=mode), fails(error))
+
+
+class ScriptedWorker:
+    """Has `WorkerClient` start a Python that runs `script` in place of the worker process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+        popen = subprocess.Popen
+        monkeypatch.setattr("subprocess.Popen", lambda command, **kw: popen([sys.executable, "-c", script], **kw))
+        self.client = WorkerClient({}, hub=True)
+
+    def validate(self, tick: Any = lambda progress: None) -> Report:
+        try:
+            return self.client.validate(checkpoint(100), Path(), full=False, tick=tick)
+        finally:
+            self.client.kill()
+
+
+@pytest.mark.slow
+def test_what_is_missing_on_the_disk_of_the_worker_is_known_to_the_watcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Mapping[str, Any]] = []
+    with errors_to(sent.append):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded", "/there/x.parquet")
+    script = (
+        f"""print('{{"ready": {{}}}}', flush=True); input(); input(); print({json.dumps(sent[0])!r}, flush=True); input()"""
+    )
+    with pytest.raises(DiskFull, match="quota") as caught:
+        ScriptedWorker(monkeypatch, script).validate()
+    assert is_disk_full(caught.value)
+    assert disk_words(caught.value, Path("/")) == f"your quota on the disk of /there is used up ({caught.value}); free some"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's choice is Linux's")
+def test_where_memory_runs_out_the_worker_goes_first_and_not_its_watcher() -> None:
+    script = "from dr_validate.worker import live_and_die_with_parent as begin; begin(); "
+    script += "print(open('/proc/self/oom_score_adj').read())"
+    before = Path("/proc/self/oom_score_adj").read_text()
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(answer.stdout) == 1000 and Path("/proc/self/oom_score_adj").read_text() == before
 
 
 @pytest.mark.parametrize(
