@@ -65,8 +65,8 @@ class Attempts:
             return self._fail(checkpoint, target, str(error), attempt)
         except CheckpointError as error:
             return self._fail(checkpoint, target, str(error), attempt)
-        except TimedOut:
-            return self._retry(checkpoint, target, f"took longer than watch.timeout_s={self.run.watch.timeout_s:g}", attempt)
+        except TimedOut as error:
+            return self._retry(checkpoint, target, str(error), attempt)
         except (Interrupted, SetupError, KeyboardInterrupt, SystemExit):
             self.ledger.release(checkpoint.digest, target.spec)
             raise

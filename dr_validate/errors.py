@@ -12,7 +12,7 @@
     Interrupted(Exception)
     ├── GaveWay            a baseline stopped for something more urgent; it goes on later
     ├── Stopped            the user stopped the run; the next start goes on
-    └── TimedOut           one checkpoint took longer than watch.timeout_s; counts as an attempt
+    └── TimedOut           one checkpoint took longer than watch.timeout_s, or stood still; counts as an attempt
 
 Any other exception while a checkpoint is validated counts as an attempt and is tried again, up to watch.max_attempts.
 A message names the place, the value and the way out: `encoder.pooling: got 'men', expected one of ['cls', 'mean']`.

@@ -1,5 +1,6 @@
 """What becomes of an attempt that fails: with a worker that does as it is told, and a clock that goes by hand."""
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -24,12 +25,14 @@ from dr_validate.fidelity.against_full import AgainstFull
 from dr_validate.files import disk_words, is_disk_full
 from dr_validate.ledger import Ledger
 from dr_validate.polling import Needs, SourcePoller
+from dr_validate.stall import Activity, StallLimit, activity_of
 from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.tracker.none import NoTracker
 from dr_validate.values import Checkpoint, Estimate, Listing, Report
 from dr_validate.watch import watch
 from dr_validate.worker import errors_to
 from dr_validate.worker_client import DiskFull, WorkerClient
+from tests.processes import wait_for
 
 AT = "2026-11-21T03:15:10Z"
 TARGET = Target(dataset="vaswani", sampler="full", spec="s1", sampled_spec="s1", full_spec="s1")
@@ -71,6 +74,10 @@ class FakeWorker:
             corpus={"encoded": 1},
             seconds={"total": 1.0},
         )
+
+    def activity(self) -> Activity | None:
+        """None of its own."""
+        return 0.0, 0
 
     def close(self) -> None:
         """Nothing to close."""
@@ -161,18 +168,17 @@ def test_what_will_fail_every_time_is_tried_once(tmp_path: Path, ledger: Ledger,
     assert not books.is_waiting and ledger.reports("s1") == [report]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("the worker died"), TimedOut()], ids=["died", "timed-out"])
+@pytest.mark.parametrize("error", [RuntimeError("the worker died"), TimedOut("took too long")], ids=["died", "timed-out"])
 @pytest.mark.parametrize("max_attempts", [1, 2, 3])
 def test_what_may_pass_is_tried_as_often_as_allowed(
     tmp_path: Path, ledger: Ledger, error: Exception, max_attempts: int
 ) -> None:
-    books = Books(tmp_path, ledger, fails(error), max_attempts=max_attempts, timeout_s=1)
+    books = Books(tmp_path, ledger, fails(error), max_attempts=max_attempts)
     for _ in range(max_attempts - 1):
         assert books.attempt() is None and books.is_waiting
     report = books.attempt()
     assert report is not None and (report.status, report.attempts) == ("failed", max_attempts)
-    reason = "the worker died" if isinstance(error, RuntimeError) else "took longer than watch.timeout_s=1"
-    assert report.error == f"{reason} (attempt {max_attempts} of {max_attempts})"
+    assert report.error == f"{error} (attempt {max_attempts} of {max_attempts})"
     assert not books.is_waiting and len(books.worker.asked) == max_attempts
 
 
@@ -231,6 +237,114 @@ def test_a_limit_of_a_second_ends_what_takes_longer_and_leaves_the_rest_alone(
     assert [report.status for report in reports] == [status] * 2 and sorted(worker.asked) == [100, 200]
     if status == "failed":
         assert {report.error for report in reports} == {"took longer than watch.timeout_s=3600 (attempt 1 of 1)"}
+
+
+HOUR = 3600.0
+ENCODING, SCORING = {"phase": "encoding", "done": 10, "total": 40}, {"phase": "scoring", "done": 0, "total": 0}
+
+
+@pytest.mark.parametrize(
+    ("device", "phase", "seconds", "num_bytes", "error"),
+    [
+        ("cpu", {}, 0.0, 0, "phase 'loading'"),
+        ("cuda:0", SCORING, 0.001, 10, "phase 'scoring'"),  # a thread that only waits does a little, too
+        ("cuda:0", ENCODING, 20.0, 1 << 20, "phase 'encoding'"),  # a device that hangs keeps a processor busy
+        ("cuda:0", SCORING, 1.0, 0, None),
+        ("cuda:0", {}, 0.0, 1 << 20, None),  # weights that are read
+        ("cpu", ENCODING, 1.0, 0, None),  # an hour for a slice is slow, and moves
+    ],
+)
+def test_work_that_stands_still_for_the_limit_is_ended_and_slow_work_is_not(
+    monkeypatch: pytest.MonkeyPatch, device: str, phase: Mapping[str, Any], seconds: float, num_bytes: int, error: str | None
+) -> None:
+    now, done = [100.0], [0.0, 0]
+    monkeypatch.setattr("dr_validate.stall.time.monotonic", lambda: now[0])
+    stall = StallLimit(HOUR, lambda: (done[0], int(done[1])))
+    stall.on_processors = device == "cpu"
+    stall.begin("loading")
+    stall.look(phase or None)
+
+    def work_for(hours: float) -> None:
+        end = now[0] + hours * HOUR
+        while now[0] < end:
+            now[0] += 10.0
+            done[0], done[1] = done[0] + seconds, done[1] + num_bytes
+            stall.look(phase or None)  # the same again is no news
+
+    work_for(0.99)
+    ends = pytest.raises(TimedOut, match=f"no progress for watch.stall_timeout_s=3600 in {error}; raise it")
+    with ends if error else contextlib.nullcontext():
+        work_for(0.02 if error else 10)
+
+
+def test_news_of_any_phase_is_progress_and_time_in_which_nobody_looked_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("dr_validate.stall.time.monotonic", lambda: now[0])
+    stall, unlimited = StallLimit(HOUR, lambda: (0.0, 0)), StallLimit(None, lambda: (0.0, 0))
+    for count in range(1000):
+        now[0] += HOUR  # both processes were stopped, or the machine slept
+        stall.look(None if count % 50 else {"phase": "encoding", "done": count, "total": 1000})
+        unlimited.look(None)
+
+
+def test_an_attempt_that_stands_still_counts_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+
+    def behave(wanted: Checkpoint, tick: Any) -> None:
+        tick(ENCODING)
+        for _ in range(400 if wanted.step == 200 else 300):
+            clock.ahead += 10.0
+            tick(None)
+
+    monkeypatch.setattr(time, "monotonic", clock)
+    assert watch_with(monkeypatch, run_of(tmp_path, [100, 200], max_attempts=2), behave) == 1
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        done, failed = ledger.reports("s1")
+    assert (done.status, failed.status, failed.attempts) == ("done", "failed", 2)
+    assert str(failed.error).startswith("no progress for watch.stall_timeout_s=3600 in phase 'encoding'; raise it")
+
+
+def test_a_start_that_stands_still_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(worker: FakeWorker, tick: Any) -> Any:
+        while True:
+            clock.ahead += 10.0
+            tick(None)
+
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    monkeypatch.setattr(FakeWorker, "start", start)
+    with pytest.raises(SetupError, match=r"the worker did not get ready: no progress for .* in phase 'start'"):
+        watch_with(monkeypatch, run_of(tmp_path, [100]), lambda wanted, tick: None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_what_a_worker_and_the_processes_below_it_do_is_seen() -> None:
+    busy = "import time\nwhile time.process_time() < 0.3: pass\nprint('x' * (1 << 20), file=open('/dev/null', 'w'))"
+    below = f"[sys.executable, '-c', {busy + chr(10) + 'input()'!r}]"
+    script = f"import subprocess, sys; subprocess.Popen({below}).wait()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) as process:
+        try:
+            wait_for(lambda: (activity_of(process.pid) or (0, 0))[0] >= 0.3)
+            wait_for(lambda: (activity_of(process.pid) or (0, 0))[1] >= 1 << 20)
+        finally:
+            process.communicate(b"\n")
+    assert activity_of(process.pid) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answers", [True, False], ids=["answers", "hangs"])
+def test_a_worker_that_is_ended_for_its_time_leaves_the_reason(monkeypatch: pytest.MonkeyPatch, answers: bool) -> None:
+    def tick(progress: Mapping[str, Any] | None) -> None:
+        if progress == ENCODING:
+            raise TimedOut("no progress for an hour")
+
+    monkeypatch.setattr("dr_validate.worker_client.GRACE_S", 3600.0 if answers else 0.01)
+    lines = [{"ready": {}}, {"progress": ENCODING}, {"error": {"kind": "timed_out", "message": ""}}]
+    reads = "; ".join(f"print({json.dumps(line)!r}, flush=True); input()" for line in lines[:2])
+    script = f"input(); {reads}; {f'print({json.dumps(lines[2])!r}, flush=True); input()' if answers else 'input()'}"
+    with pytest.raises(TimedOut, match="^no progress for an hour$"):
+        ScriptedWorker(monkeypatch, script).validate(tick)
 
 
 def watch_with(monkeypatch: pytest.MonkeyPatch, run: Run, behave: Behaviour) -> int:
