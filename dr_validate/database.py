@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from dr_validate.errors import SetupError
+from dr_validate.errors import LedgerLost, SetupError
 from dr_validate.files import disk_words, is_disk_full, is_read_only, locked
 
 APPLICATION_ID = 0x64725661  # "drVa": tells our files from other people's
@@ -87,11 +87,11 @@ def files_of(path: Path) -> Files:
 
 
 def check_same(path: Path, before: Files) -> None:
-    """Raise SetupError where `files_of` are not those of `before` any more: what is written to them now is lost."""
+    """Raise LedgerLost where `files_of` are not those of `before` any more: what is written to them now is lost."""
     if (now := files_of(path)) == before:
         return
     happened = "is gone" if now[0] is None else "is another file now" if now[0] != before[0] else "has lost its -wal file"
-    raise SetupError(
+    raise LedgerLost(
         f"{path}: the ledger {happened}: state_dir was removed, moved or replaced while this run had it open, so nothing "
         "more is done in it; put it back as it was, or move away what is left of it (then everything is validated anew), and "
         "start again"

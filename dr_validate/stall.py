@@ -34,7 +34,8 @@ class StallLimit:
 
     def begin(self, phase: str) -> None:
         """New work, which moves now."""
-        self._phase, self._counted, self._progress = phase, False, None
+        self._phase, self._counted = phase, False
+        self._progress: Mapping[str, Any] | None = None
         self._still_s, self._looked_at, self._sampled_at = 0.0, time.monotonic(), 0.0
         self._before: Activity | None = None
 

@@ -4,10 +4,14 @@ import contextlib
 import dataclasses
 import errno
 import json
+import logging
 import os
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +36,7 @@ from dr_validate.values import Checkpoint, Estimate, Listing, Report
 from dr_validate.watch import watch
 from dr_validate.worker import errors_to
 from dr_validate.worker_client import DiskFull, WorkerClient
-from tests.processes import wait_for
+from tests.processes import LIMIT_S, wait_for
 
 AT = "2026-11-21T03:15:10Z"
 TARGET = Target(dataset="vaswani", sampler="full", spec="s1", sampled_spec="s1", full_spec="s1")
@@ -359,7 +363,7 @@ def told(state_dir: Path) -> list[tuple[str, str]]:
 
 
 def test_a_state_dir_that_is_removed_meanwhile_ends_the_run_and_nothing_is_told_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     state_dir = tmp_path / "state"
 
@@ -369,9 +373,40 @@ def test_a_state_dir_that_is_removed_meanwhile_ends_the_run_and_nothing_is_told_
 
     with pytest.raises(SetupError, match=r"ledger\.db: the ledger is gone: state_dir was removed"):
         watch_with(monkeypatch, run_of(state_dir, [100, 200], mode="follow"), behave)
+    assert not any("delivered later" in message for message in caplog.messages)
     assert not (state_dir / "ledger.db").exists() and not (state_dir / "reports.jsonl").exists()
     assert watch_with(monkeypatch, run_of(state_dir, [100, 200]), lambda wanted, tick: None) == 0
     assert told(state_dir) == [("checkpoint-200", "done"), ("checkpoint-100", "done")]
+
+
+@pytest.mark.parametrize("is_stopped", [True, False], ids=["stopped", "not-stopped"])
+def test_a_result_waits_for_a_locked_ledger_and_a_stop_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_stopped: bool
+) -> None:
+    other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None, check_same_thread=False)
+    waits = threading.Event()
+
+    def behave(wanted: Checkpoint, tick: Any) -> None:
+        other.execute("BEGIN IMMEDIATE")
+        if is_stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            threading.Thread(target=lambda: waits.wait(LIMIT_S) and other.execute("ROLLBACK")).start()
+
+    def say(logger: logging.Logger, message: str, *_: Any) -> None:
+        if "locked" in message:
+            waits.set()
+
+    with Ledger(tmp_path / "ledger.db"), contextlib.closing(other):
+        monkeypatch.setattr(logging.Logger, "warning", say)
+        worker = FakeWorker(behave)
+        monkeypatch.setattr("dr_validate.watch.WorkerClient", lambda raw, hub: worker)
+        outcome = watch(run_of(tmp_path, [100], exit_timeout_s=0.2 if is_stopped else 3600.0))
+        assert (outcome.stopped, outcome.exit_code, waits.is_set()) == (is_stopped, 0, True)
+        if is_stopped:
+            other.execute("ROLLBACK")
+            assert watch_with(monkeypatch, run_of(tmp_path, [100]), lambda wanted, tick: None) == 0
+    assert told(tmp_path) == [("checkpoint-100", "done")]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EBUSY, errno.EAGAIN], ids=errno.errorcode.get)
