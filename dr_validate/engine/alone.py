@@ -29,7 +29,6 @@ class Alone:
         share.open(queries, unfinished.top)
         done = set(unfinished.done)
         count, num_saved, saved_at = progress.count(done), len(done), time.monotonic()
-        self._control.progress("encoding", count, len(work.ordinals))
         try:
             for piece in slices:
                 if piece.start in unfinished.done:

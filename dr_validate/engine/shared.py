@@ -116,7 +116,6 @@ class Shared:
             for member in self._members:
                 self._team.ask(member, Message(kind="open", arrays={"queries": queries}))
             self._is_open = True
-            self._control.progress("encoding", self._count, len(self._workload.ordinals))
 
     def _take_documents(self, member: int, piece: Slice) -> None:
         self._finished[member].add(piece.start)
