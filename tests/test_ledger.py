@@ -18,6 +18,7 @@ import pytest
 from dr_validate.errors import SetupError, Stopped
 from dr_validate.ledger import Attempt, Ledger
 from dr_validate.signals import until_stopped
+from dr_validate.status import show_status
 from dr_validate.values import Checkpoint, Estimate, Report, Status
 from tests.processes import LIMIT_S, wait_for
 
@@ -455,6 +456,12 @@ def test_a_lost_ledger_is_not_taken_for_a_new_one(tmp_path: Path, beside: str, c
             Ledger(path).open()
         assert said in str(caught.value) and "set another state_dir" in str(caught.value)
     assert path.exists() == is_there and (not is_there or path.stat().st_size == 0)
+
+
+def test_status_does_not_say_that_nothing_was_done_where_the_ledger_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "reports.jsonl").write_text(LINE)
+    with pytest.raises(SetupError, match="the ledger is not there, but there was one"):
+        show_status({"state_dir": str(tmp_path)})
 
 
 def test_a_ledger_of_0_bytes_with_nothing_beside_it_is_a_new_one(tmp_path: Path) -> None:
