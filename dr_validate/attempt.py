@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dr_validate.config import Run
 from dr_validate.errors import CheckpointError, Gone, Interrupted, NotStated, Outage, SetupError, TimedOut
-from dr_validate.files import interruptible, is_disk_full
+from dr_validate.files import interruptible, is_disk_full, is_read_only
 from dr_validate.ledger import Attempt, Ledger
 from dr_validate.logs import printable
 from dr_validate.polling import SourcePoller
@@ -67,13 +67,13 @@ class Attempts:
             return self._fail(checkpoint, target, str(error), attempt)
         except CheckpointError as error:
             return self._fail(checkpoint, target, str(error), attempt)
-        except TimedOut:
-            return self._retry(checkpoint, target, f"took longer than watch.timeout_s={self.run.watch.timeout_s:g}", attempt)
+        except TimedOut as error:
+            return self._retry(checkpoint, target, str(error), attempt)
         except (Interrupted, SetupError, KeyboardInterrupt, SystemExit):
             self.ledger.release(checkpoint.digest, target.spec)
             raise
         except Exception as error:  # whatever it was: it costs this attempt, not the watcher
-            if is_disk_full(error):
+            if is_disk_full(error) or is_read_only(error):
                 self.ledger.release(checkpoint.digest, target.spec)
                 raise
             log.debug("attempt failed", exc_info=True)

@@ -31,6 +31,7 @@ class Watch:
     max_attempts: int = Field(default=3, ge=1)
     retry_failed: bool = False  # those that failed for good before this start
     timeout_s: float = Field(default=0, ge=0)  # of a fetch, and of a validation
+    stall_timeout_s: float | None = Field(default=3600, ge=0)  # without any progress, in an attempt or at the start
     skip: Literal["never", "stale"] = "never"
     stop_file: UserPath | None = None  # follow until this file exists and nothing is left to do
     exit_timeout_s: float = Field(default=20, gt=0)

@@ -1,24 +1,34 @@
-"""Open a SQLite file that is ours, safely: known schema, write-ahead log, nothing created by who only reads."""
+"""Open a SQLite file that is ours, safely: known schema, write-ahead log, nothing created by who only reads.
 
+Python must not open the file itself: closing it would drop the locks that SQLite has on it in this process.
+"""
+
+import contextlib
+import json
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from dr_validate.errors import SetupError
-from dr_validate.files import locked
+from dr_validate.errors import LedgerLost, SetupError
+from dr_validate.files import disk_words, is_disk_full, is_read_only, locked
 
 APPLICATION_ID = 0x64725661  # "drVa": tells our files from other people's
-BUSY_TIMEOUT_S = 60.0  # transactions take milliseconds; a slow disk may take longer
+BUSY_TIMEOUT_S = 1.0  # for each try: whoever keeps it locked for longer is waited for by the ledger, which says so
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+WAY_OUT = "move it away (its results go with it) or set another state_dir"
+Files = tuple[tuple[int, int] | None, ...]
+OURS = ("checkpoints", "estimates", "queries", "samples", "top")  # folders beside it that nobody makes before it
 
 
 def open_database(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
     """Open for writing, creating it or bringing it to the newest schema. Raises SetupError where that cannot be done."""
     _make_folder(path.parent)
     # Switching a new file to WAL does not wait for its turn, so two processes that begin at once take turns here.
-    with locked(path.with_suffix(".lock")):
+    with _room_for(path), locked(path.with_suffix(".lock")):
         existed = path.exists() and path.stat().st_size > 0
+        refuse_lost(path)
         connection = _connect(path, f"file:{quote(str(path.absolute()))}")
         try:
             if existed:
@@ -34,6 +44,7 @@ def open_read_only(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
     """Open an existing file for reading; creates nothing, not even beside it. Raises SetupError where that cannot be done."""
     if not path.is_file():
         raise SetupError(f"{path}: no such ledger; is state_dir right? `task=validate` makes one")
+    refuse_lost(path)
     # Where no log is left nobody has it open, and an immutable connection leaves no files of its own behind.
     log = path.with_name(f"{path.name}-wal")
     mode = "mode=ro" if log.exists() else "mode=ro&immutable=1"
@@ -44,6 +55,106 @@ def open_read_only(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def refuse_lost(path: Path) -> None:
+    """Raise SetupError where there is no ledger, or one of 0 bytes, though what is beside it tells that there was one: made
+    anew it would have everything validated, and told, a second time."""
+    if path.exists() and path.stat().st_size > 0:
+        return
+    told = _last_told(path.with_name("reports.jsonl"))
+    beside = [name for name in OURS if path.with_name(name).exists()] if path.exists() else []
+    if not told and not beside:
+        return
+    is_what = "has 0 bytes" if path.exists() else "is not there"
+    raise SetupError(
+        f"{path}: the ledger {is_what}, but there was one: beside it {'is ' + told if told else 'are ' + ', '.join(beside)}; "
+        f"put a copy of it back, or move {path.parent} away, or set another state_dir: then everything is validated anew"
+    )
+
+
+def files_of(path: Path) -> Files:
+    """Which files the ledger and its write-ahead log are now; None for one that is not there."""
+    found: list[tuple[int, int] | None] = []
+    for file in (path, path.with_name(f"{path.name}-wal")):
+        try:
+            status = file.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            found.append(None)
+        else:
+            found.append((status.st_dev, status.st_ino))
+    return tuple(found)
+
+
+def check_same(path: Path, before: Files) -> None:
+    """Raise LedgerLost where `files_of` are not those of `before` any more: what is written to them now is lost."""
+    if (now := files_of(path)) == before:
+        return
+    happened = "is gone" if now[0] is None else "is another file now" if now[0] != before[0] else "has lost its -wal file"
+    raise LedgerLost(
+        f"{path}: the ledger {happened}: state_dir was removed, moved or replaced while this run had it open, so nothing "
+        "more is done in it; put it back as it was, or move away what is left of it (then everything is validated anew), and "
+        "start again"
+    )
+
+
+def check_whole(path: Path, migrations: Sequence[str]) -> None:
+    """Look through the file afresh, past what open connections keep of it. Raises SetupError where it is damaged."""
+    if path.stat().st_size == 0:  # which SQLite would take for new
+        raise SetupError(f"{path}: the ledger was cut to 0 bytes while this run had it open; {WAY_OUT}")
+    connection = _connect(path, f"file:{quote(str(path.absolute()))}?mode=ro")
+    try:
+        _check(connection, path, len(migrations), exactly=True)
+    finally:
+        connection.close()
+
+
+def is_locked(error: sqlite3.Error) -> bool:
+    """Whether another process has the file to itself now."""
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+@contextlib.contextmanager
+def damage_in_words(path: Path, read_only: bool) -> Iterator[None]:
+    """SetupError for what waiting does not mend: a file that is damaged, or that may not be written to any more. `read_only`:
+    it was never meant to be."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if _code(error) in DAMAGED:
+            raise SetupError(f"{path}: not a readable ledger any more ({error}); {WAY_OUT}") from error
+        if is_read_only(error) and not read_only:
+            raise SetupError(f"{path}: {error}; make it writable (is the disk mounted read-only?) and start again") from error
+        raise
+
+
+@contextlib.contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        if not is_disk_full(error):
+            raise
+        raise SetupError(f"{path}: the ledger cannot be opened: {disk_words(error, path.parent)}") from error
+
+
+def _last_told(reports: Path) -> str:
+    """What `reports` has last, in words; empty where it has nothing."""
+    try:
+        lines = reports.read_bytes().splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            last = json.loads(line)
+            return f"{reports.name} with {len(lines)} lines, the last one {last['checkpoint']['name']} at {last['at']}"
+    return f"{reports.name} with {len(lines)} lines" if lines else ""
+
+
+def _code(error: sqlite3.Error) -> int:
+    """The primary result code of SQLite; -1 where the error is Python's."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return -1 if code is None else code & 0xFF
 
 
 def _make_folder(folder: Path) -> None:
@@ -65,7 +176,6 @@ def _connect(path: Path, uri: str) -> sqlite3.Connection:
 
 
 def _check(connection: sqlite3.Connection, path: Path, known: int, *, exactly: bool = False) -> None:
-    way_out = "move it away (its results go with it) or set another state_dir"
     try:
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -74,14 +184,14 @@ def _check(connection: sqlite3.Connection, path: Path, known: int, *, exactly: b
     except sqlite3.DatabaseError as error:
         if _may_pass(error):
             raise
-        raise SetupError(f"{path}: not a readable ledger ({error}); {way_out}") from error
+        raise SetupError(f"{path}: not a readable ledger ({error}); {WAY_OUT}") from error
     if application != APPLICATION_ID and tables > 0:  # without tables: its maker was killed before the first one
-        raise SetupError(f"{path}: a database, but not a ledger of dr_validate; {way_out}")
+        raise SetupError(f"{path}: a database, but not a ledger of dr_validate; {WAY_OUT}")
     if healthy != "ok":
-        raise SetupError(f"{path}: the ledger is damaged ({healthy}); {way_out}")
+        raise SetupError(f"{path}: the ledger is damaged ({healthy}); {WAY_OUT}")
     if version > known:
         newest = f"this one knows up to {known}"
-        raise SetupError(f"{path}: written by a newer dr_validate (schema {version}, {newest}); update, or {way_out}")
+        raise SetupError(f"{path}: written by a newer dr_validate (schema {version}, {newest}); update, or {WAY_OUT}")
     if exactly and version < known:
         raise SetupError(f"{path}: written by an older dr_validate (schema {version} of {known}); `task=validate` brings it up")
 
@@ -102,4 +212,4 @@ def _migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[st
 
 def _may_pass(error: sqlite3.DatabaseError) -> bool:
     """Whether waiting or freeing space helps: not a fault of the file."""
-    return "full" in str(error) or "busy" in str(error) or "database is locked" in str(error)
+    return is_locked(error) or is_disk_full(error)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dr_validate.config import Run
+from dr_validate.errors import LedgerLost
 from dr_validate.findings import Findings
 from dr_validate.ledger import Ledger
 from dr_validate.stages import Tracker
@@ -93,6 +94,8 @@ class Round:
             for _, report in waiting:
                 self.tracker.deliver(report, histories[report.spec])
             self._settle(waiting, is_urgent)
+        except LedgerLost:
+            return False
         except Exception as error:  # an outage of a tracker costs a later delivery, never a result
             if self._is_closed:
                 return False
@@ -115,6 +118,8 @@ class Round:
                 else:
                     say, state = log.info, "written yet"  # nothing was to arrive anywhere
                 say("tracker %s: %d reports are not %s; the next start sees to them", self.name, late, state)
+        except LedgerLost:
+            return
         except Exception as error:  # as above: this is the end of a run whose results are safe
             self._warn(str(error) or type(error).__name__)
 

@@ -3,6 +3,7 @@
     DrValidateError(ValueError)
     ├── SetupError         the environment is wrong (device, packages, disk, a second watcher)   -> exit code 2
     │   ├── ConfigError    the configuration is wrong; carries every problem at once
+    │   ├── LedgerLost     the ledger was removed or replaced while it was open: nothing can be recorded any more
     │   └── DatasetError   documents, queries or qrels are wrong; names file and line
     └── CheckpointError    this checkpoint can never be validated: one failed Report, no retry
         ├── Gone           it was deleted, or its files were, before it could be fetched: reported as skipped
@@ -12,7 +13,7 @@
     Interrupted(Exception)
     ├── GaveWay            a baseline stopped for something more urgent; it goes on later
     ├── Stopped            the user stopped the run; the next start goes on
-    └── TimedOut           one checkpoint took longer than watch.timeout_s; counts as an attempt
+    └── TimedOut           one checkpoint took longer than watch.timeout_s, or stood still; counts as an attempt
 
 Any other exception while a checkpoint is validated counts as an attempt and is tried again, up to watch.max_attempts.
 A message names the place, the value and the way out: `encoder.pooling: got 'men', expected one of ['cls', 'mean']`.
@@ -40,6 +41,10 @@ class ConfigError(SetupError):
 
 class DatasetError(SetupError):
     """Documents, queries or qrels that cannot be used; the message names file and line where it can."""
+
+
+class LedgerLost(SetupError):
+    """The ledger is not the file any more that was opened; the watcher ends with this, and nobody else needs to say it."""
 
 
 class CheckpointError(DrValidateError):

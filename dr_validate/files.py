@@ -19,6 +19,7 @@ from dr_validate.errors import SetupError
 
 CHUNK_BYTES = 1 << 20
 FICLONE = 0x40049409  # ioctl of Linux: let two files share their blocks until one of them is written to
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 SHARD = re.compile(r"model-\d{1,9}-of-(\d{1,9})\.safetensors")
 _check: contextvars.ContextVar[Callable[[], None] | None] = contextvars.ContextVar("check", default=None)
 
@@ -215,10 +216,40 @@ def locked(path: Path, *, blocking: bool = True, shared: bool = False) -> Iterat
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the disk has no room left: nobody's fault but the disk's, and it may pass."""
-    if isinstance(error, sqlite3.OperationalError):
-        return "disk is full" in str(error)
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    """Whether the disk has no room left, for bytes or for files, or is too busy to answer: nobody's fault but the disk's.
+
+    It may pass. A disk that cannot read (EIO) may never again: only the ledger, on which all else depends, waits for that.
+    """
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", None)  # None: raised by Python
+        return code is not None and code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+    return isinstance(error, OSError) and error.errno in (*NO_ROOM, errno.EBUSY, errno.EAGAIN)
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Whether the disk, or the file, can only be read: waiting does not help."""
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", None)
+        return code is not None and code & 0xFF == sqlite3.SQLITE_READONLY
+    return isinstance(error, OSError) and error.errno == errno.EROFS
+
+
+def disk_words(error: BaseException, folder: Path) -> str:
+    """What is missing where `is_disk_full`: bytes, files or a quota, in which folder. `folder`: if the error names none."""
+    named = getattr(error, "filename", None)
+    folder = Path(named).parent if isinstance(named, str) and named.startswith("/") else folder
+    if isinstance(error, OSError) and error.errno == errno.EDQUOT:
+        return f"your quota on the disk of {folder} is used up ({error}); free some"
+    try:
+        disk = os.statvfs(next(place for place in (folder, *folder.absolute().parents) if place.exists()))
+    except OSError:
+        return f"the disk of {folder} does not answer ({error})"
+    free = f"{disk.f_bavail * disk.f_frsize:,} bytes free"
+    if disk.f_files and not disk.f_favail:
+        return f"no inodes left on the disk of {folder} (0 of {disk.f_files:,}, {free}): delete files there ({error})"
+    if isinstance(error, OSError) and error.errno in NO_ROOM or "full" in str(error):
+        return f"no space left on the disk of {folder} ({free}); free some ({error})"
+    return f"the disk of {folder} is busy, or fails ({error}; {free})"
 
 
 def _beside(path: Path) -> Path:

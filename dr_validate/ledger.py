@@ -6,20 +6,27 @@ An attempt is recorded before it begins. A process that dies in the middle leave
 
 import contextlib
 import json
+import logging
 import sqlite3
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
-from dr_validate.database import open_database, open_read_only
+from dr_validate.database import check_same, check_whole, damage_in_words, files_of, is_locked, open_database, open_read_only
+from dr_validate.errors import Stopped
 from dr_validate.ledger_schema import MIGRATIONS, SETTLED, State, state_of
 from dr_validate.report_json import report_from_json, report_to_json
 from dr_validate.report_notes import refined
 from dr_validate.values import Checkpoint, Report, Status
 
 ALL: tuple[Status, ...] = get_args(Status)
+T = TypeVar("T")
+
+BETWEEN_TRIES_S = 0.2  # while another process has it locked
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +38,17 @@ class Attempt:
 
 
 class Ledger:
-    """`with Ledger(path) as ledger`; safe from several threads and processes. `read_only` creates and changes nothing."""
+    """`with Ledger(path) as ledger`; safe from several threads and processes. `read_only` creates and changes nothing.
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        self.path, self.read_only = path, read_only
+    Whoever has it locked is waited for as long as `may_wait` says, then Stopped is raised. A file that is removed, replaced or
+    damaged while it is open is a SetupError at the next use: what is written to it would be lost.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False, may_wait: Callable[[], bool] = lambda: True) -> None:
+        self.path, self.read_only, self._may_wait = path, read_only, may_wait
         self._connection: sqlite3.Connection | None = None
         self._lock = threading.RLock()
+        self._counting, self._num_waiting = threading.Lock(), 0
 
     def __enter__(self) -> "Ledger":
         return self.open()
@@ -47,7 +59,9 @@ class Ledger:
     def open(self) -> "Ledger":
         """Raises SetupError for a file that is missing (read only), foreign, damaged, or of a newer version."""
         assert self._connection is None, f"{self.path} is open already"
-        self._connection = (open_read_only if self.read_only else open_database)(self.path, MIGRATIONS)
+        open_file = open_read_only if self.read_only else open_database
+        self._connection = self._patiently(lambda: open_file(self.path, MIGRATIONS))
+        self._files, self._whole = files_of(self.path), self._stamp()
         return self
 
     def close(self) -> None:
@@ -57,7 +71,8 @@ class Ledger:
                 self._connection = None
 
     def begin(self, checkpoint: Checkpoint, spec: str, at: str) -> Attempt:
-        """Record that an attempt begins. Raises AssertionError for what is settled."""
+        """Record that an attempt begins. Raises AssertionError for what is settled, SetupError for a damaged file."""
+        self._check_whole()
         with self._transaction():
             row = self._state_row(checkpoint.digest, spec)
             assert row is None or row["state"] not in SETTLED, f"{checkpoint.name} is {row and row['state']} under {spec}"
@@ -179,26 +194,86 @@ class Ledger:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            connection = self._open_connection()
-            connection.execute("BEGIN IMMEDIATE")
+        with damage_in_words(self.path, self.read_only):
+            connection = self._patiently(self._begin_transaction)
             try:
                 yield connection
-                connection.execute("COMMIT")
+                self._patiently(lambda: connection.execute("COMMIT"))
             except BaseException:
                 if connection.in_transaction:  # a full disk may have rolled it back already
                     connection.execute("ROLLBACK")
                 raise
+            finally:
+                self._lock.release()
+
+    def _begin_transaction(self) -> sqlite3.Connection:
+        """Returns with the lock held: between two tries other threads may read."""
+        self._lock.acquire()
+        try:
+            connection = self._open_connection()
+            connection.execute("BEGIN IMMEDIATE")
+        except BaseException:
+            self._lock.release()
+            raise
+        return connection
 
     def _open_connection(self) -> sqlite3.Connection:
         assert self._connection is not None, f"{self.path} is not open"
+        if not self.read_only:
+            check_same(self.path, self._files)
         return self._connection
 
+    def _check_whole(self) -> None:
+        if self._stamp() != self._whole:
+            with damage_in_words(self.path, self.read_only):
+                self._open_connection()
+                stamp = self._stamp()
+                self._patiently(lambda: check_whole(self.path, MIGRATIONS))
+                self._whole = stamp
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return None
+        return status.st_size, status.st_mtime_ns
+
+    def _patiently(self, act: Callable[[], T]) -> T:
+        """What `act` returns, as soon as nobody else has the file locked. Raises Stopped when that is not to be waited for."""
+        is_waiting = False
+        try:
+            while True:
+                try:
+                    return act()
+                except sqlite3.OperationalError as error:
+                    if not is_locked(error):
+                        raise
+                    if not is_waiting:
+                        is_waiting = True
+                        self._count_waiting(1, "%s is locked by another process: waiting until it is free")
+                    if not self._may_wait():
+                        raise Stopped(f"{self.path} is still locked by another process") from error
+                    time.sleep(BETWEEN_TRIES_S)
+        finally:
+            if is_waiting:
+                self._count_waiting(-1, "%s: the wait for it has ended")
+
+    def _count_waiting(self, change: int, words: str) -> None:
+        """One line when the first thread begins to wait, one when the last has ended."""
+        with self._counting:
+            self._num_waiting += change
+            if self._num_waiting == max(0, change):
+                log.warning(words, self.path)
+
     def _rows(self, query: str, *values: Any) -> list[Mapping[str, Any]]:
-        with self._lock:
-            cursor = self._open_connection().execute(query, values)
-            names = [column[0] for column in cursor.description]
-            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        def read() -> list[Mapping[str, Any]]:
+            with self._lock:
+                cursor = self._open_connection().execute(query, values)
+                names = [column[0] for column in cursor.description]
+                return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+        with damage_in_words(self.path, self.read_only):
+            return self._patiently(read)
 
     def _state_row(self, digest: str, spec: str) -> Mapping[str, Any] | None:
         return next(iter(self._rows("SELECT * FROM states WHERE spec = ? AND digest = ?", spec, digest)), None)

@@ -18,7 +18,7 @@ from dr_validate.component import fingerprint
 from dr_validate.config import Run
 from dr_validate.deleted import never_seen
 from dr_validate.errors import Gone, Outage, SetupError, Stopped, TimedOut
-from dr_validate.files import interruptible, is_disk_full, write_atomically
+from dr_validate.files import interruptible, is_disk_full, is_read_only, write_atomically
 from dr_validate.stages import Source
 from dr_validate.values import Checkpoint, Incomplete, Listing
 
@@ -231,7 +231,7 @@ class SourcePoller:
                 with interruptible(self._check_interrupt):
                     listed = self._run.source.list(self._state_dir)
             except OSError as error:
-                if is_disk_full(error):
+                if is_disk_full(error) or is_read_only(error):
                     raise
                 self._backoff.failed(error)
             else:

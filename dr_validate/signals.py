@@ -4,7 +4,8 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -30,3 +31,16 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def until_stopped(stop: threading.Event, grace_s: float) -> Callable[[], bool]:
+    """A function that is true until `grace_s` after it first found `stop` set."""
+    end = float("inf")
+
+    def may_go_on() -> bool:
+        nonlocal end
+        if stop.is_set():
+            end = min(end, time.monotonic() + grace_s)
+        return time.monotonic() < end
+
+    return may_go_on

@@ -7,6 +7,7 @@ from typing import Any
 from dr_validate import schedule
 from dr_validate.claims import holder
 from dr_validate.config import source_if_any, state_dir_of, store_if_any
+from dr_validate.database import refuse_lost
 from dr_validate.errors import DrValidateError
 from dr_validate.ledger import Ledger
 from dr_validate.ledger_schema import State
@@ -22,6 +23,7 @@ def show_status(config: Mapping[str, Any]) -> int:
     path = state_dir / "ledger.db"
     listing = _what_exists(config, state_dir, console)
     if not path.exists():
+        refuse_lost(path)
         _say_nothing_is_done(console, f"{state_dir} yet (no ledger.db)", listing)
         return 0
     with Ledger(path, read_only=True) as ledger:

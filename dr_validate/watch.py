@@ -22,13 +22,14 @@ from dr_validate.deleted import Deleted
 from dr_validate.delivery import Delivery
 from dr_validate.errors import GaveWay, SetupError, Stopped, TimedOut
 from dr_validate.failed import retry_or_name
-from dr_validate.files import is_disk_full
+from dr_validate.files import disk_words, is_disk_full, is_read_only
 from dr_validate.ledger import Ledger
 from dr_validate.made import command_line
 from dr_validate.polling import Needs, SourcePoller
 from dr_validate.progress import Progress
 from dr_validate.report_notes import SAME_WEIGHTS, STALE
-from dr_validate.signals import stop_on_signals
+from dr_validate.signals import stop_on_signals, until_stopped
+from dr_validate.stall import StallLimit
 from dr_validate.values import Checkpoint, Listing, Report
 from dr_validate.worker_client import WorkerClient
 
@@ -52,16 +53,19 @@ def watch(run: Run) -> Outcome:
     state_dir = run.settings.state_dir
     stop = threading.Event()
     worker = WorkerClient(run.raw, hub=not getattr(run.dataset, "is_here", True))
-    with stop_on_signals(stop), Ledger(state_dir / "ledger.db") as ledger, contextlib.ExitStack() as stack:
-        stack.callback(worker.close)
-        watcher = _Watcher(run, ledger, worker, stop)
-        stack.enter_context(watcher.poller)  # copies are taken while the worker makes ready, which may take an hour
-        try:
+    ledger = Ledger(state_dir / "ledger.db", may_wait=until_stopped(stop, run.watch.exit_timeout_s / 2))
+    try:
+        with stop_on_signals(stop), ledger, contextlib.ExitStack() as stack:
+            stack.callback(worker.close)
+            watcher = _Watcher(run, ledger, worker, stop)
+            stack.enter_context(watcher.poller)  # copies are taken while the worker makes ready, which may take an hour
             names = {**worker.start(watcher.tick_of_start), "training_run": run.source.training_run}
-        except Stopped:
-            return Outcome(target=None, exit_code=0, stopped=True)
-        stack.enter_context(claim(state_dir, names["spec"], now()))
-        return watcher.run_until_done(names)
+            stack.enter_context(claim(state_dir, names["spec"], now()))
+            return watcher.run_until_done(names)
+    except TimedOut as error:  # of the start: later it costs an attempt
+        raise SetupError(f"the worker did not get ready: {error}") from error
+    except Stopped:  # before the loop, or while another process has the ledger locked
+        return Outcome(target=None, exit_code=0, stopped=True)
 
 
 class _Watcher:
@@ -70,6 +74,7 @@ class _Watcher:
         self.poller = SourcePoller(run, self._needs)
         self.attempts = Attempts(run, ledger, worker, self.poller, now)
         self.progress = Progress()
+        self.stall = StallLimit(run.watch.stall_timeout_s, worker.activity)
         self._has_spec = False
         self._noted = -1  # changes of the poller that have been taken note of
         self._doing, self._next_note = "", 0.0
@@ -83,6 +88,7 @@ class _Watcher:
         self.target = Target(dataset=names["dataset"], sampler=sampler, spec=spec, sampled_spec=spec, full_spec=full_spec)
         self.full_target = dataclasses.replace(self.target, spec=full_spec)
         self._has_spec = True
+        self.stall.on_processors = names["device"].startswith("cpu")
         self.deleted = Deleted(self.run, spec, self.poller.reason)
         self._end_interrupted()
         for target in {self.target, self.full_target}:
@@ -111,7 +117,8 @@ class _Watcher:
         if self.stop.is_set():
             raise Stopped("stopped by a signal")
         if time.monotonic() > self._deadline:
-            raise TimedOut
+            raise TimedOut(f"took longer than watch.timeout_s={self.run.watch.timeout_s:g}")
+        self.stall.look(progress)
 
     def tick_of_start(self, progress: Mapping[str, Any] | None) -> None:
         """The same, while the worker starts: a source that is set up wrongly ends that."""
@@ -141,15 +148,23 @@ class _Watcher:
             except Stopped:
                 return
             except (OSError, sqlite3.OperationalError) as error:
-                if not is_disk_full(error):
-                    raise
-                message = f"no space left on the disk of state_dir {self.run.settings.state_dir}: {error}"
-                if self.run.watch.mode == "once":
-                    raise SetupError(f"{message}; free some and start again, nothing done is lost") from error
-                log.error("%s; waiting for space", message)
-                self.stop.wait(self.run.watch.poll_s)
+                self._wait_for_disk(error)
             finally:
                 self.progress.end()
+
+    def _wait_for_disk(self, error: OSError | sqlite3.OperationalError) -> None:
+        """Until the next poll, where that may help. Raises what does not pass, and in a finite run SetupError."""
+        state_dir = self.run.settings.state_dir
+        if is_read_only(error):
+            way_out = "mount it for writing, or set another state_dir, and start again: nothing done is lost"
+            raise SetupError(f"state_dir {state_dir}: its disk can only be read now ({error}); {way_out}") from error
+        if not is_disk_full(error):
+            raise error
+        message = f"state_dir {state_dir}: {disk_words(error, state_dir)}"
+        if self.run.watch.mode == "once":
+            raise SetupError(f"{message}; then start again, nothing done is lost") from error
+        log.error("%s; waiting for it", message)
+        self.stop.wait(self.run.watch.poll_s)
 
     def _step(self) -> bool:
         """Do the next thing; true when nothing is left to do, ever."""
@@ -239,13 +254,17 @@ class _Watcher:
     def _validate(self, checkpoint: Checkpoint) -> None:
         limit = self.run.watch.timeout_s
         self._note(f"validating {checkpoint.label}")
-        self.progress.begin(f"{checkpoint.label} (step {checkpoint.step})")
+        self._begin(f"{checkpoint.label} (step {checkpoint.step})")
         self._deadline = time.monotonic() + limit if limit else float("inf")
         try:
             report = self.attempts.validate(checkpoint, self.target, self.tick)
         finally:
             self._deadline = float("inf")
         self._after(checkpoint, report, self._not_before)
+
+    def _begin(self, title: str) -> None:
+        self.progress.begin(title)
+        self.stall.begin("loading")
 
     def _next_baseline(self) -> Checkpoint | None:
         missing = [c for c in self._missing_baselines(self.poller.listing) if self.poller.has_copy(c)]
@@ -260,7 +279,7 @@ class _Watcher:
         return schedule.missing_baselines(listing, settled, full, wanted, self.run.watch.order)
 
     def _run_baseline(self, checkpoint: Checkpoint) -> None:
-        self.progress.begin(f"{checkpoint.label} (step {checkpoint.step}), full corpus")
+        self._begin(f"{checkpoint.label} (step {checkpoint.step}), full corpus")
         self._note(f"computing the full-corpus baseline of {checkpoint.label}")
         report = None
         try:

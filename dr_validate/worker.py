@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dr_validate.errors import INTERRUPTS, CheckpointError, DeviceFailure, Interrupted, NotStated, SetupError
+from dr_validate.files import is_disk_full, is_read_only
 from dr_validate.logs import set_up_logging
 
 PR_SET_PDEATHSIG = 1
@@ -99,11 +100,17 @@ def errors_to(send: Callable[[Mapping[str, Any]], None]) -> Iterator[list[str]]:
             log.exception("the worker met an unexpected error")
         failed.append(kind)
         message = str(error) if kind != "unexpected" else f"{type(error).__name__}: {error}"
-        send({"error": {"kind": kind, "message": message}})
+        send({"error": {"kind": kind, "message": message, **(_where(error) if kind == "disk_full" else {})}})
+
+
+def _where(error: Exception) -> dict[str, Any]:
+    """What an OSError is made from, so that it can be made again in another process."""
+    number, said, name = (getattr(error, key, None) for key in ("errno", "strerror", "filename"))
+    return {"errno": number or errno.ENOSPC, "message": said or str(error), "filename": name}
 
 
 def _kind(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return "disk_full"
     for name, cls in INTERRUPTS.items():
         if isinstance(error, cls):
@@ -112,7 +119,7 @@ def _kind(error: Exception) -> str:
         return "not_stated" if isinstance(error, NotStated) else "checkpoint"
     if isinstance(error, DeviceFailure):
         return "device"
-    return "setup" if isinstance(error, SetupError) else "unexpected"
+    return "setup" if isinstance(error, SetupError) or is_read_only(error) else "unexpected"
 
 
 def _read_requests(requests: queue.Queue[dict[str, Any] | None], control: "_WorkerControl") -> None:
@@ -175,11 +182,14 @@ def private_stdout() -> int:
 
 
 def live_and_die_with_parent() -> None:
-    """Be killed when the parent ends, however it does, and by no signal that is meant for it."""
+    """Be killed when the parent ends, however it does, and by no signal that is meant for it; and be the first to go where
+    memory runs out: the training and the watcher live on."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the terminal signals the whole group; the watcher decides what it means
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # /proc may be hidden, or read-only
+            Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 
 from dr_validate.errors import INTERRUPTS, CheckpointError, Interrupted, NotStated, SetupError
 from dr_validate.report_json import report_from_json
+from dr_validate.stall import Activity, activity_of
 from dr_validate.values import Checkpoint, Report
 
 TICK_S = 0.2
@@ -32,7 +33,7 @@ class WorkerFailure(RuntimeError):
 
 
 class DiskFull(OSError):
-    """The worker ran out of disk space."""
+    """The worker ran out of disk space, or files, or a quota: `errno` says of what."""
 
 
 class WorkerClient:
@@ -89,6 +90,10 @@ class WorkerClient:
                     stream.close()
         self._process = None
 
+    def activity(self) -> Activity | None:
+        """What the process has done so far, with those that it has started; None where that cannot be known."""
+        return activity_of(self._process.pid) if self._process is not None else None
+
     def _answer(self, key: str, tick: Tick) -> dict[str, Any]:
         interrupted: Interrupted | None = None
         deadline = float("inf")
@@ -102,7 +107,8 @@ class WorkerClient:
             if key in message:
                 return dict(message[key])
             if "error" in message:
-                raise self._error(message["error"])
+                error = self._error(message["error"])
+                raise interrupted if interrupted and isinstance(error, Interrupted) else error  # ours says why
             if interrupted is None:
                 interrupted = self._tick(tick, message.get("progress"))
                 deadline = time.monotonic() + GRACE_S if interrupted else deadline
@@ -120,7 +126,7 @@ class WorkerClient:
             return error
         return None
 
-    def _error(self, error: Mapping[str, str]) -> Exception:
+    def _error(self, error: Mapping[str, Any]) -> Exception:
         kind, message = error["kind"], error["message"]
         if kind in INTERRUPTS:
             return INTERRUPTS[kind](message)
@@ -131,7 +137,7 @@ class WorkerClient:
         if kind == "setup":
             return SetupError(message)
         self.kill()  # a device that failed once often fails until its process is gone
-        return DiskFull(message) if kind == "disk_full" else WorkerFailure(message)
+        return DiskFull(error["errno"], message, error["filename"]) if kind == "disk_full" else WorkerFailure(message)
 
     def _death(self) -> WorkerFailure:
         code = self._process.wait() if self._process is not None else 0

@@ -1,7 +1,6 @@
 """One process for each of several devices, started and steered by the worker; they live as long as it does."""
 
 import contextlib
-import errno
 import json
 import os
 import queue
@@ -140,7 +139,7 @@ class WorkerTeam:
         return Answer(member=member, message=message)
 
 
-def _error(device: str, facts: Mapping[str, str]) -> Exception:
+def _error(device: str, facts: Mapping[str, Any]) -> Exception:
     kind, message = facts["kind"], facts["message"]
     if kind == "checkpoint":
         return CheckpointError(message)
@@ -149,7 +148,7 @@ def _error(device: str, facts: Mapping[str, str]) -> Exception:
     if kind == "setup":
         return SetupError(message)
     if kind == "disk_full":
-        return OSError(errno.ENOSPC, message)
+        return OSError(facts["errno"], message, facts["filename"])
     return DeviceFailure(f"{device}: {message}")
 
 

@@ -1,7 +1,17 @@
 """What becomes of an attempt that fails: with a worker that does as it is told, and a clock that goes by hand."""
 
+import contextlib
 import dataclasses
+import errno
+import json
+import logging
+import os
+import shutil
+import signal
+import sqlite3
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,16 +24,19 @@ from dr_validate.attempt import Attempts, Target
 from dr_validate.config import Run, Settings, Watch
 from dr_validate.dataset.hub import HubDataset
 from dr_validate.dataset.msmarco import MsmarcoDataset
-from dr_validate.errors import CheckpointError, Gone, Interrupted, Outage, Stopped, TimedOut
+from dr_validate.errors import CheckpointError, Gone, Interrupted, Outage, SetupError, Stopped, TimedOut
 from dr_validate.fidelity.against_full import AgainstFull
+from dr_validate.files import disk_words, is_disk_full
 from dr_validate.ledger import Ledger
 from dr_validate.polling import Needs, SourcePoller
+from dr_validate.stall import Activity, StallLimit, activity_of
 from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.tracker.none import NoTracker
 from dr_validate.values import Checkpoint, Estimate, Listing, Report
 from dr_validate.watch import watch
-from dr_validate.worker_client import Tick, WorkerClient
-from tests.processes import wait_for
+from dr_validate.worker import errors_to
+from dr_validate.worker_client import DiskFull, Tick, WorkerClient
+from tests.processes import LIMIT_S, wait_for
 
 AT = "2026-11-21T03:15:10Z"
 TARGET = Target(dataset="vaswani", sampler="full", spec="s1", sampled_spec="s1", full_spec="s1")
@@ -66,6 +79,10 @@ class FakeWorker:
             seconds={"total": 1.0},
         )
 
+    def activity(self) -> Activity | None:
+        """None of its own."""
+        return 0.0, 0
+
     def close(self) -> None:
         """Nothing to close."""
 
@@ -103,7 +120,7 @@ def run_of(state_dir: Path, steps: Sequence[int], **watch_settings: Any) -> Run:
     others: Any = dict.fromkeys(("dataset", "encoder", "sampler", "engine", "index"), None)
     return Run(
         settings=Settings(state_dir=state_dir),
-        watch=Watch(mode="once", **watch_settings),
+        watch=Watch(**{"mode": "once", **watch_settings}),
         source=source,
         store=CheckpointStore(),
         fidelity=AgainstFull(baseline="off"),
@@ -155,18 +172,17 @@ def test_what_will_fail_every_time_is_tried_once(tmp_path: Path, ledger: Ledger,
     assert not books.is_waiting and ledger.reports("s1") == [report]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("the worker died"), TimedOut()], ids=["died", "timed-out"])
+@pytest.mark.parametrize("error", [RuntimeError("the worker died"), TimedOut("took too long")], ids=["died", "timed-out"])
 @pytest.mark.parametrize("max_attempts", [1, 2, 3])
 def test_what_may_pass_is_tried_as_often_as_allowed(
     tmp_path: Path, ledger: Ledger, error: Exception, max_attempts: int
 ) -> None:
-    books = Books(tmp_path, ledger, fails(error), max_attempts=max_attempts, timeout_s=1)
+    books = Books(tmp_path, ledger, fails(error), max_attempts=max_attempts)
     for _ in range(max_attempts - 1):
         assert books.attempt() is None and books.is_waiting
     report = books.attempt()
     assert report is not None and (report.status, report.attempts) == ("failed", max_attempts)
-    reason = "the worker died" if isinstance(error, RuntimeError) else "took longer than watch.timeout_s=1"
-    assert report.error == f"{reason} (attempt {max_attempts} of {max_attempts})"
+    assert report.error == f"{error} (attempt {max_attempts} of {max_attempts})"
     assert not books.is_waiting and len(books.worker.asked) == max_attempts
 
 
@@ -227,6 +243,242 @@ def test_a_limit_of_a_second_ends_what_takes_longer_and_leaves_the_rest_alone(
     assert [report.status for report in reports] == [status] * 2 and sorted(worker.asked) == [100, 200]
     if status == "failed":
         assert {report.error for report in reports} == {"took longer than watch.timeout_s=3600 (attempt 1 of 1)"}
+
+
+HOUR = 3600.0
+ENCODING, SCORING = {"phase": "encoding", "done": 10, "total": 40}, {"phase": "scoring", "done": 0, "total": 0}
+
+
+@pytest.mark.parametrize(
+    ("device", "phase", "seconds", "num_bytes", "error"),
+    [
+        ("cpu", {}, 0.0, 0, "phase 'loading'"),
+        ("cuda:0", SCORING, 0.001, 10, "phase 'scoring'"),  # a thread that only waits does a little, too
+        ("cuda:0", ENCODING, 20.0, 1 << 20, "phase 'encoding'"),  # a device that hangs keeps a processor busy
+        ("cuda:0", SCORING, 1.0, 0, None),
+        ("cuda:0", {}, 0.0, 1 << 20, None),  # weights that are read
+        ("cpu", ENCODING, 1.0, 0, None),  # an hour for a slice is slow, and moves
+    ],
+)
+def test_work_that_stands_still_for_the_limit_is_ended_and_slow_work_is_not(
+    monkeypatch: pytest.MonkeyPatch, device: str, phase: Mapping[str, Any], seconds: float, num_bytes: int, error: str | None
+) -> None:
+    now, done = [100.0], [0.0, 0]
+    monkeypatch.setattr("dr_validate.stall.time.monotonic", lambda: now[0])
+    stall = StallLimit(HOUR, lambda: (done[0], int(done[1])))
+    stall.on_processors = device == "cpu"
+    stall.begin("loading")
+    stall.look(phase or None)
+
+    def work_for(hours: float) -> None:
+        end = now[0] + hours * HOUR
+        while now[0] < end:
+            now[0] += 10.0
+            done[0], done[1] = done[0] + seconds, done[1] + num_bytes
+            stall.look(phase or None)  # the same again is no news
+
+    work_for(0.99)
+    ends = pytest.raises(TimedOut, match=f"no progress for watch.stall_timeout_s=3600 in {error}; raise it")
+    with ends if error else contextlib.nullcontext():
+        work_for(0.02 if error else 10)
+
+
+def test_news_of_any_phase_is_progress_and_time_in_which_nobody_looked_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("dr_validate.stall.time.monotonic", lambda: now[0])
+    stall, unlimited = StallLimit(HOUR, lambda: (0.0, 0)), StallLimit(None, lambda: (0.0, 0))
+    for count in range(1000):
+        now[0] += HOUR  # both processes were stopped, or the machine slept
+        stall.look(None if count % 50 else {"phase": "encoding", "done": count, "total": 1000})
+        unlimited.look(None)
+
+
+def test_an_attempt_that_stands_still_counts_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+
+    def behave(wanted: Checkpoint, tick: Any) -> None:
+        tick(ENCODING)
+        for _ in range(400 if wanted.step == 200 else 300):
+            clock.ahead += 10.0
+            tick(None)
+
+    monkeypatch.setattr(time, "monotonic", clock)
+    assert watch_with(monkeypatch, run_of(tmp_path, [100, 200], max_attempts=2), behave) == 1
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        done, failed = ledger.reports("s1")
+    assert (done.status, failed.status, failed.attempts) == ("done", "failed", 2)
+    assert str(failed.error).startswith("no progress for watch.stall_timeout_s=3600 in phase 'encoding'; raise it")
+
+
+def test_a_start_that_stands_still_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(worker: FakeWorker, tick: Any) -> Any:
+        while True:
+            clock.ahead += 10.0
+            tick(None)
+
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    monkeypatch.setattr(FakeWorker, "start", start)
+    with pytest.raises(SetupError, match=r"the worker did not get ready: no progress for .* in phase 'start'"):
+        watch_with(monkeypatch, run_of(tmp_path, [100]), lambda wanted, tick: None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_what_a_worker_and_the_processes_below_it_do_is_seen() -> None:
+    busy = "import time\nwhile time.process_time() < 0.3: pass\nprint('x' * (1 << 20), file=open('/dev/null', 'w'))"
+    below = f"[sys.executable, '-c', {busy + chr(10) + 'input()'!r}]"
+    script = f"import subprocess, sys; subprocess.Popen({below}).wait()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) as process:
+        try:
+            wait_for(lambda: (activity_of(process.pid) or (0, 0))[0] >= 0.3)
+            wait_for(lambda: (activity_of(process.pid) or (0, 0))[1] >= 1 << 20)
+        finally:
+            process.communicate(b"\n")
+    assert activity_of(process.pid) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answers", [True, False], ids=["answers", "hangs"])
+def test_a_worker_that_is_ended_for_its_time_leaves_the_reason(monkeypatch: pytest.MonkeyPatch, answers: bool) -> None:
+    def tick(progress: Mapping[str, Any] | None) -> None:
+        if progress == ENCODING:
+            raise TimedOut("no progress for an hour")
+
+    monkeypatch.setattr("dr_validate.worker_client.GRACE_S", 3600.0 if answers else 0.01)
+    lines = [{"ready": {}}, {"progress": ENCODING}, {"error": {"kind": "timed_out", "message": ""}}]
+    reads = "; ".join(f"print({json.dumps(line)!r}, flush=True); input()" for line in lines[:2])
+    script = f"input(); {reads}; {f'print({json.dumps(lines[2])!r}, flush=True); input()' if answers else 'input()'}"
+    with pytest.raises(TimedOut, match="^no progress for an hour$"):
+        ScriptedWorker(monkeypatch, script).validate(tick)
+
+
+def watch_with(monkeypatch: pytest.MonkeyPatch, run: Run, behave: Behaviour) -> int:
+    worker = FakeWorker(behave)
+    monkeypatch.setattr("dr_validate.watch.WorkerClient", lambda raw, hub: worker)
+    return watch(run).exit_code
+
+
+def told(state_dir: Path) -> list[tuple[str, str]]:
+    lines = (state_dir / "reports.jsonl").read_text().splitlines()
+    return [(line["checkpoint"]["name"], line["status"]) for line in map(json.loads, lines)]
+
+
+def test_a_state_dir_that_is_removed_meanwhile_ends_the_run_and_nothing_is_told_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    state_dir = tmp_path / "state"
+
+    def behave(wanted: Checkpoint, tick: Any) -> None:
+        if wanted.step == 100:  # the second one: newest first
+            shutil.rmtree(state_dir, ignore_errors=True)
+
+    with pytest.raises(SetupError, match=r"ledger\.db: the ledger is gone: state_dir was removed"):
+        watch_with(monkeypatch, run_of(state_dir, [100, 200], mode="follow"), behave)
+    assert not any("delivered later" in message for message in caplog.messages)
+    assert not (state_dir / "ledger.db").exists() and not (state_dir / "reports.jsonl").exists()
+    assert watch_with(monkeypatch, run_of(state_dir, [100, 200]), lambda wanted, tick: None) == 0
+    assert told(state_dir) == [("checkpoint-200", "done"), ("checkpoint-100", "done")]
+
+
+@pytest.mark.parametrize("is_stopped", [True, False], ids=["stopped", "not-stopped"])
+def test_a_result_waits_for_a_locked_ledger_and_a_stop_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_stopped: bool
+) -> None:
+    other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None, check_same_thread=False)
+    waits = threading.Event()
+
+    def behave(wanted: Checkpoint, tick: Any) -> None:
+        other.execute("BEGIN IMMEDIATE")
+        if is_stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            threading.Thread(target=lambda: waits.wait(LIMIT_S) and other.execute("ROLLBACK")).start()
+
+    def say(logger: logging.Logger, message: str, *_: Any) -> None:
+        if "locked" in message:
+            waits.set()
+
+    with Ledger(tmp_path / "ledger.db"), contextlib.closing(other):
+        monkeypatch.setattr(logging.Logger, "warning", say)
+        worker = FakeWorker(behave)
+        monkeypatch.setattr("dr_validate.watch.WorkerClient", lambda raw, hub: worker)
+        outcome = watch(run_of(tmp_path, [100], exit_timeout_s=0.2 if is_stopped else 3600.0))
+        assert (outcome.stopped, outcome.exit_code, waits.is_set()) == (is_stopped, 0, True)
+        if is_stopped:
+            other.execute("ROLLBACK")
+            assert watch_with(monkeypatch, run_of(tmp_path, [100]), lambda wanted, tick: None) == 0
+    assert told(tmp_path) == [("checkpoint-100", "done")]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EBUSY, errno.EAGAIN], ids=errno.errorcode.get)
+def test_a_disk_that_is_full_or_busy_is_waited_for_and_costs_no_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    tries: list[int] = []
+
+    def behave(wanted: Checkpoint, tick: Any) -> None:
+        tries.append(wanted.step)
+        if len(tries) < 3:
+            raise DiskFull(number, os.strerror(number), str(tmp_path / "queries" / "x.parquet"))
+
+    stop = tmp_path / "stop"
+    stop.touch()
+    assert watch_with(monkeypatch, run_of(tmp_path, [100], mode="follow", poll_s=0.01, stop_file=stop), behave) == 0
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        assert [(report.status, report.attempts) for report in ledger.reports("s1")] == [("done", 1)]
+    said = [message for message in caplog.messages if message.endswith("; waiting for it")]
+    assert len(said) == 2
+    assert f"the disk of {tmp_path / 'queries'} " in said[0]
+    assert ("bytes free" if number != errno.EDQUOT else "your quota") in said[0]
+    with pytest.raises(SetupError, match="start again, nothing done is lost"):
+        tries.clear()
+        watch_with(monkeypatch, run_of(tmp_path / "once", [100]), behave)
+
+
+@pytest.mark.parametrize("mode", ["once", "follow"])
+def test_a_disk_that_can_only_be_read_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    with pytest.raises(SetupError, match=r"its disk can only be read now .* mount it for writing"):
+        error = OSError(errno.EROFS, os.strerror(errno.EROFS))
+        watch_with(monkeypatch, run_of(tmp_path, [100], mode=mode), fails(error))
+
+
+class ScriptedWorker:
+    """Has `WorkerClient` start a Python that runs `script` in place of the worker process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+        popen = subprocess.Popen
+        monkeypatch.setattr("subprocess.Popen", lambda command, **kw: popen([sys.executable, "-c", script], **kw))
+        self.client = WorkerClient({}, hub=True)
+
+    def validate(self, tick: Any = lambda progress: None) -> Report:
+        try:
+            return self.client.validate(checkpoint(100), Path(), full=False, tick=tick)
+        finally:
+            self.client.kill()
+
+
+@pytest.mark.slow
+def test_what_is_missing_on_the_disk_of_the_worker_is_known_to_the_watcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Mapping[str, Any]] = []
+    with errors_to(sent.append):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded", "/there/x.parquet")
+    script = (
+        f"""print('{{"ready": {{}}}}', flush=True); input(); input(); print({json.dumps(sent[0])!r}, flush=True); input()"""
+    )
+    with pytest.raises(DiskFull, match="quota") as caught:
+        ScriptedWorker(monkeypatch, script).validate()
+    assert is_disk_full(caught.value)
+    assert disk_words(caught.value, Path("/")) == f"your quota on the disk of /there is used up ({caught.value}); free some"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's choice is Linux's")
+def test_where_memory_runs_out_the_worker_goes_first_and_not_its_watcher() -> None:
+    script = "from dr_validate.worker import live_and_die_with_parent as begin; begin(); "
+    script += "print(open('/proc/self/oom_score_adj').read())"
+    before = Path("/proc/self/oom_score_adj").read_text()
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(answer.stdout) == 1000 and Path("/proc/self/oom_score_adj").read_text() == before
 
 
 @pytest.mark.parametrize(

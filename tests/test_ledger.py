@@ -1,23 +1,26 @@
 """The ledger against processes that die, that run at once, and disks that fill up."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dr_validate.errors import SetupError
+from dr_validate.errors import SetupError, Stopped
 from dr_validate.ledger import Attempt, Ledger
+from dr_validate.signals import until_stopped
 from dr_validate.status import show_status
 from dr_validate.values import Checkpoint, Estimate, Report, Status
-from tests.processes import LIMIT_S
+from tests.processes import LIMIT_S, wait_for
 
 AT = "2026-11-21T03:15:10Z"
 
@@ -322,6 +325,165 @@ def test_a_full_disk_raises_and_leaves_the_ledger_as_it_was(tmp_path: Path) -> N
             assert len(ledger.reports("s1")) == len(kept) + 1
         with Ledger(disk / "ledger.db", read_only=True) as reader:
             assert len(reader.reports("s1")) == len(reader.settled("s1")) == len(kept) + 1
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@contextlib.contextmanager
+def locked_by_another(path: Path) -> Iterator[None]:
+    other = sqlite3.connect(path, isolation_level=None)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+    finally:
+        other.close()
+
+
+def test_whoever_has_it_locked_is_waited_for_and_that_is_said_once(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    ledger.finish(report(1))
+    writers = [threading.Thread(target=ledger.finish, args=(report(step),)) for step in (2, 3)]
+    with locked_by_another(ledger.path):
+        for writer in writers:
+            writer.start()
+        wait_for(lambda: bool(caplog.messages))
+        assert ledger.settled("s1") == {checkpoint(1).digest: "done"}  # read meanwhile
+        assert all(writer.is_alive() for writer in writers)
+    for writer in writers:
+        writer.join(LIMIT_S)
+    assert len(ledger.reports("s1")) == 3
+    assert caplog.messages[0] == f"{ledger.path} is locked by another process: waiting until it is free"
+    assert caplog.messages[-1] == f"{ledger.path}: the wait for it has ended"
+    assert len(caplog.messages) == 2 or len(caplog.messages) == 4  # the second writer may begin to wait after the first
+
+
+def test_a_lock_is_not_waited_for_when_the_run_is_to_stop(tmp_path: Path) -> None:
+    may_wait = [True, True, False]
+    with Ledger(tmp_path / "ledger.db", may_wait=lambda: may_wait.pop(0)) as ledger:
+        with locked_by_another(ledger.path), pytest.raises(Stopped, match=r"ledger\.db is still locked by another process"):
+            ledger.finish(report(1))
+        ledger.finish(report(1))
+        assert may_wait == [] and len(ledger.reports("s1")) == 1
+
+
+def test_what_is_waited_for_after_a_stop_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, stop = [100.0], threading.Event()
+    monkeypatch.setattr("dr_validate.signals.time.monotonic", lambda: now[0])
+    may_go_on = until_stopped(stop, 10.0)
+    now[0] = 500.0
+    assert may_go_on()
+    stop.set()
+    assert may_go_on()
+    now[0] = 509.0
+    assert may_go_on()
+    now[0] = 510.0
+    assert not may_go_on()
+
+
+def remove_state_dir(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def put_another_there(path: Path) -> None:
+    with Ledger(path.with_name("other.db")):
+        pass
+    path.with_name("other.db").replace(path)
+
+
+def lose_the_log(path: Path) -> None:
+    path.with_name("ledger.db-wal").unlink()
+
+
+@pytest.mark.parametrize(
+    ("happens", "said"),
+    [(remove_state_dir, "is gone"), (put_another_there, "is another file now"), (lose_the_log, "has lost its -wal file")],
+)
+def test_a_ledger_that_is_not_there_any_more_is_noticed_at_the_next_use(
+    tmp_path: Path, happens: Callable[[Path], None], said: str
+) -> None:
+    with Ledger(tmp_path / "state" / "ledger.db") as ledger:
+        ledger.finish(report(1))
+        ledger.begin(checkpoint(2), "s1", "at")
+        happens(ledger.path)
+        left = sorted(tmp_path.rglob("*"))
+        in_words = f"the ledger {said}: state_dir was removed, moved or replaced"
+        with pytest.raises(SetupError, match=in_words):
+            ledger.begin(checkpoint(3), "s1", "at")
+        with pytest.raises(SetupError, match=in_words):
+            ledger.finish(report(2))
+        with pytest.raises(SetupError, match=in_words):
+            ledger.settled("s1")
+        assert sorted(tmp_path.rglob("*")) == left
+
+
+@pytest.mark.parametrize("kept", [0, 5000, 4096 * 6])
+@pytest.mark.parametrize("filler", [b"", b"\xff" * 4096 * 40], ids=["cut", "overwritten"])
+def test_a_ledger_that_is_damaged_while_it_is_open_is_noticed_before_the_next_attempt(
+    tmp_path: Path, kept: int, filler: bytes
+) -> None:
+    path = tmp_path / "ledger.db"
+    with Ledger(path) as ledger:
+        for step in range(60):
+            ledger.finish(report(step))
+    with Ledger(path) as ledger:
+        ledger.begin(checkpoint(100), "s1", "at")
+        ledger.release(checkpoint(100).digest, "s1")
+        os.truncate(path, kept)
+        with path.open("ab") as stream:
+            stream.write(filler)
+        with pytest.raises(SetupError, match=r"ledger\.db") as caught:
+            ledger.begin(checkpoint(100), "s1", "at")
+        assert "move it away (its results go with it) or set another state_dir" in str(caught.value)
+
+
+LINE = json.dumps({"checkpoint": {"name": "checkpoint-7"}, "at": "2026-11-21T03:15:10Z"}) + "\n"
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["0-bytes", "not-there"])
+@pytest.mark.parametrize(("beside", "content"), [("reports.jsonl", LINE), ("checkpoints", None), ("estimates", None)])
+def test_a_lost_ledger_is_not_taken_for_a_new_one(tmp_path: Path, beside: str, content: str | None, is_there: bool) -> None:
+    path = tmp_path / "ledger.db"
+    (tmp_path / beside).mkdir() if content is None else (tmp_path / beside).write_text(content)
+    if is_there:
+        path.touch()
+    elif content is None:  # copies alone tell of nothing that would be doubled
+        with Ledger(path) as ledger:
+            assert ledger.reports("s1") == []
+        return
+    said = "reports.jsonl with 1 lines, the last one checkpoint-7 at 2026-11-21T03:15:10Z" if content else beside
+    for _ in range(2):
+        with pytest.raises(SetupError, match="there was one: beside it") as caught:
+            Ledger(path).open()
+        assert said in str(caught.value) and "set another state_dir" in str(caught.value)
+    assert path.exists() == is_there and (not is_there or path.stat().st_size == 0)
+
+
+def test_status_does_not_say_that_nothing_was_done_where_the_ledger_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "reports.jsonl").write_text(LINE)
+    with pytest.raises(SetupError, match="the ledger is not there, but there was one"):
+        show_status({"state_dir": str(tmp_path)})
+
+
+def test_a_ledger_of_0_bytes_with_nothing_beside_it_is_a_new_one(tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").touch()
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        ledger.finish(report(1))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [("size=4m,nr_inodes=6", "no inodes left on the disk of"), ("size=8k", "no space left on the disk of")]
+)
+def test_a_start_without_room_for_the_ledger_says_what_is_missing(tmp_path: Path, options: str, said: str) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", disk], capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here (needs root)")
+    try:
+        with contextlib.suppress(OSError):
+            for number in range(10):
+                (disk / str(number)).write_bytes(b"x" * (8192 if "8k" in options else 0))
+        with pytest.raises(SetupError, match=f"the ledger cannot be opened: {said} {disk}"):
+            Ledger(disk / "ledger.db").open()
     finally:
         subprocess.run(["umount", disk], check=True)
 

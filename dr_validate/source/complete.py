@@ -1,4 +1,5 @@
-"""Is a checkpoint folder all there? Judged from its files alone, never from its age."""
+"""Is a checkpoint folder all there? Judged from its files; by its rest only where the file that a trainer writes last never
+comes."""
 
 import json
 import stat
@@ -7,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dr_validate.errors import CheckpointError
-from dr_validate.files import two_sets_of_weights
-from dr_validate.source.remembered import by_stamp
+from dr_validate.files import SHARD, two_sets_of_weights
+from dr_validate.source.remembered import by_stamp, is_at_rest
 from dr_validate.source.safetensors import what_is_wrong
 from dr_validate.source.wanted import PICKLES, TOWER_FOLDERS, TRAINING_STATE, is_wanted_file, matches
 
@@ -87,13 +88,18 @@ def module_folders(folder: Path) -> list[str]:
 
 def _trainer_is_writing(folder: Path, names: Collection[str], siblings_have_state: bool) -> str | None:
     # The Hugging Face Trainer writes weights, tokenizer, optimizer, scheduler, random state, and trainer_state.json last.
+    lacks = None
     if (folder / "trainer_state.json").is_file():
-        trainer_state(folder / "trainer_state.json")
-        return None
-    mid_training = any(matches(name, TRAINER_LEAVES) for name in names)
-    if mid_training or (siblings_have_state and folder.name.startswith("checkpoint-")):
-        return "trainer_state.json is not there yet (the trainer writes it last)"
-    return None
+        try:
+            trainer_state(folder / "trainer_state.json")
+        except Unreadable as error:
+            lacks = str(error)
+    elif any(matches(name, TRAINER_LEAVES) for name in names) or (
+        siblings_have_state and folder.name.startswith("checkpoint-")
+    ):
+        lacks = "trainer_state.json is not there yet (the trainer writes it last)"
+    # A trainer that was killed, or a copy without it: the model is judged by its own files.
+    return lacks if lacks and not is_at_rest(folder) else None
 
 
 def _missing_in_model(folder: Path, names: Collection[str]) -> str | None:
@@ -171,6 +177,8 @@ def _missing_weights(folder: Path) -> str | None:
             _check_inside(shard, index.name)
             if not (folder / shard).is_file():
                 return f"{index.name} names {shard}, which is not there"
+    if lacks_index := _missing_index(names):
+        return lacks_index
     if broken := _broken_weights(folder):
         return broken
     if not any(is_wanted_file(name) and name.endswith(".safetensors") for name in names):
@@ -178,6 +186,14 @@ def _missing_weights(folder: Path) -> str | None:
     if "adapter_config.json" in names and "adapter_model.safetensors" not in names:
         return "adapter_config.json is there, but not adapter_model.safetensors; delete the former if this is a whole model"
     return None
+
+
+def _missing_index(names: Collection[str]) -> str | None:
+    shards = sorted(filter(SHARD.fullmatch, names))
+    is_leftover = "model.safetensors" in names or {"adapter_model.safetensors", "adapter_config.json"} <= set(names)
+    if not shards or is_leftover or "model.safetensors.index.json" in names:
+        return None
+    return f"model.safetensors.index.json is not there yet, which is written after the shards ({shards[0]} and the like)"
 
 
 @by_stamp

@@ -14,8 +14,13 @@ from dr_validate.files import sha256_of_file, write_atomically
 T = TypeVar("T")
 Stamp = tuple[int, int, int, int]  # size, mtime, ctime, inode; ctime also moves where a copy keeps the old mtime
 
+MAX_UNFINISHED = 1_000  # folders
 MAX_REMEMBERED = 50_000  # files, for each function
 SETTLED_NS = 200_000_000  # the clock of a file system may stand still for some milliseconds: two writes with one stamp
+
+
+REST_LOOKS, REST_S = 3, 10.0  # looks, and the time between the first and the last of them
+LONG_REST_S = 120.0  # since the last change by the file system's clock: one look is enough
 
 
 class ChangedMeanwhile(OSError):
@@ -104,3 +109,21 @@ def stamp(path: Path) -> Stamp:
     """What changes with every write to a file."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def is_at_rest(folder: Path) -> bool:
+    """Whether nothing in the folder changes any more: it has not for two minutes, or not between several looks of this process
+    (whose clock cannot be set back). Copies that keep old times do not count as old."""
+    what = tuple((str(path), stamp(path)) for path in (folder, *sorted(folder.rglob("*"))) if path.exists())
+    if time.time() - max(max(one[1], one[2]) for _, one in what) / 1e9 >= LONG_REST_S:
+        return True
+    now = time.monotonic()
+    before = _sights.pop(str(folder), None)
+    sight = (what, now, 1) if before is None or before[0] != what else (what, before[1], before[2] + 1)
+    _sights[str(folder)] = sight  # last, as the one looked at last
+    if len(_sights) > MAX_UNFINISHED:
+        _sights.pop(next(iter(_sights)))
+    return sight[2] >= REST_LOOKS and now - sight[1] >= REST_S
+
+
+_sights: dict[str, tuple[tuple[tuple[str, Stamp], ...], float, int]] = {}

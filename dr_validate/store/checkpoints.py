@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import json
 import logging
 import shutil
@@ -15,7 +14,7 @@ from pydantic import Field
 
 from dr_validate.component import component
 from dr_validate.errors import Outage
-from dr_validate.files import atomic_folder, locked, sha256_of_file, sha256_of_files, write_atomically
+from dr_validate.files import NO_ROOM, atomic_folder, locked, sha256_of_file, sha256_of_files, write_atomically
 from dr_validate.stages import Vectors
 from dr_validate.store.embeddings import EmbeddingStore
 from dr_validate.store.shelf import Shelf, folder_size, key_of
@@ -56,7 +55,7 @@ class CheckpointStore:
                 try:
                     self._fetch(checkpoint, fetch, root, source)
                 except OSError as error:
-                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    if error.errno not in NO_ROOM:
                         raise
                     if not any([shelf.evict(0, {key, *map(key_of, keep)}), self._embeddings(root).clear()]):
                         raise
@@ -154,7 +153,7 @@ class CheckpointStore:
                 # Before the folder has its name: a copy without a record would be nobody's after a kill.
                 _note(root, checkpoint, source, _digests(temporary))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in NO_ROOM:
                 raise
             free = shutil.disk_usage(folder.parent).free
             so_far = f"after {written:,} bytes of {checkpoint.name}; {free:,} bytes are free"

@@ -216,6 +216,73 @@ def test_the_trainer_writes_its_state_last(watched: Watched) -> None:
     assert watched.names() == ("checkpoint-1", "checkpoint-2")
 
 
+class Clocks:
+    """Both clocks, that of the file system and that of the process, `ahead` of what they are."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ahead = self.set_back = 0.0
+        real, wall = time.monotonic, time.time
+        monkeypatch.setattr("dr_validate.source.remembered.time.monotonic", lambda: real() + self.ahead)
+        monkeypatch.setattr("dr_validate.source.remembered.time.time", lambda: wall() + self.ahead - self.set_back)
+
+
+@pytest.mark.parametrize("files", [{"optimizer.pt": "x"}, {"trainer_state.json": '{"global_st'}], ids=["none", "cut"])
+@pytest.mark.parametrize("set_back", [0.0, 1e6])
+def test_weights_that_are_whole_and_at_rest_need_no_trainer_state(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, files: Mapping[str, str], set_back: float
+) -> None:
+    clocks = Clocks(monkeypatch)
+    clocks.set_back = set_back
+    folder = write(watched.root / "checkpoint-1", 1, files)
+    for _ in range(5):  # however often one looks at once
+        assert "trainer_state.json" in watched.lacks()
+    clocks.ahead += 9.0
+    (folder / "global_step1").mkdir()  # it goes on: no rest
+    assert "trainer_state.json" in watched.lacks()
+    clocks.ahead += 9.0
+    (folder / "global_step1" / "optimizer.pt").write_text("x")
+    for _ in range(3):
+        assert "trainer_state.json" in watched.lacks()
+    clocks.ahead += 11.0
+    assert watched.names() == ("checkpoint-1",)
+
+
+def test_a_finite_run_takes_what_has_not_changed_for_long_at_once_and_no_new_copy_of_it(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks = Clocks(monkeypatch)
+    folder = write(watched.root / "checkpoint-1", 1, {"optimizer.pt": "x"})
+    for path in (*folder.iterdir(), folder):
+        os.utime(path, (1e9, 1e9))  # what a copy keeps
+    assert "trainer_state.json" in watched.lacks()
+    clocks.ahead += 130.0
+    assert watched.names() == ("checkpoint-1",)
+
+
+def test_half_of_a_checkpoint_is_never_taken_however_long_it_rests(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = Clocks(monkeypatch)
+    whole = write(watched.root / "checkpoint-1", 1, {"optimizer.pt": "x"}) / "model.safetensors"
+    content = whole.read_bytes()
+
+    def is_taken() -> bool:
+        clocks.ahead += 1000.0
+        return bool(watched.names() or watched.names())
+
+    whole.write_bytes(content[:-1])
+    assert not is_taken()
+    whole.unlink()
+    assert not is_taken()
+    shards = [whole.with_name(f"model-0000{n}-of-00002.safetensors") for n in (1, 2)]
+    for shard in shards:
+        shard.write_bytes(content)
+        assert not is_taken() and "model.safetensors.index.json is not there yet" in watched.lacks()
+    weight_map = {str(n): shard.name for n, shard in enumerate(shards)}
+    whole.with_name("model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert is_taken()
+    (whole.parent / "config.json").unlink()
+    assert not is_taken()
+
+
 @pytest.mark.parametrize("pickle", ["pytorch_model.bin", "epoch=1.ckpt", "model.pt"])
 def test_pickles_are_refused_with_a_way_out(watched: Watched, pickle: str) -> None:
     folder = write(watched.root / "checkpoint-500", files={pickle: "x", "training_args.bin": "x"})
