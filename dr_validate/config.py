@@ -13,12 +13,18 @@ from dr_validate.component import UserPath, component
 from dr_validate.devices import check_devices
 from dr_validate.errors import ConfigError, DrValidateError
 from dr_validate.metrics.ranx import RanxMetrics, deepest_cutoff, parse_metric
-from dr_validate.report.settings import ReportSettings
 from dr_validate.stages import Dataset, Encoder, Engine, Fidelity, Index, Sampler, Source
 
 STAGES = ("source", "store", "dataset", "encoder", "sampler", "engine", "index", "fidelity", "tracker")
 REQUIRED = "required, no default"
 SECRET_WORDS = ("api_key", "apikey", "password", "secret", "auth_token", "access_token")
+
+
+@component
+class ReportSettings:
+    """`task=report`: where the page goes, `report.html` in the state_dir unless said otherwise."""
+
+    out: UserPath | None = None
 
 
 @component

@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from dr_validate.config import build, conf_dir
-from dr_validate.pipeline import Pipeline
 from dr_validate.values import Checkpoint, Report
+from dr_validate.worker.pipeline import Pipeline
 from tests.conftest import WORDS
 
 NUM_DOCUMENTS, NUM_QUERIES = 1500, 40

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dr_validate"
-STAGES = ("source", "store", "dataset", "encoder", "sampler", "engine", "index", "metrics", "fidelity", "tracker")
-SHARED = {"values", "errors", "component", "files", "stages", "strategies", "tables", "tokens", "messages"}
-SHARED |= {"report_json", "report_notes", "findings", "per_query"}
-KNOW_THE_ORDER = {"pipeline", "config", "delivery", "estimates"}
+ROOT = "the package itself"  # modules that are in no folder; `config`, which names the stages, has a floor as if it were one
+STAGES = ("source", "store", "dataset", "encoder", "sampler", "engine", "index", "metrics", "fidelity")
+# Who may import whom: a folder imports the package's own modules, and folders of the floors below its own. A stage knows no
+# other stage.
+FLOORS: tuple[tuple[str, ...], ...] = (STAGES, ("config",), ("ledger",), ("report", "tracker"), ("worker", "watcher"), ("cli",))
 HEAVY = {
     "torch",
     "transformers",
@@ -49,18 +50,31 @@ def ours(path: Path) -> set[str]:
     return {name.removeprefix("dr_validate.") for name in imports(path) if name.startswith("dr_validate.")}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_imports_no_other_stage(stage: str) -> None:
-    for path in (PACKAGE / stage).glob("*.py"):
-        others = {name.split(".")[0] for name in ours(path)} - {stage} - SHARED
-        assert not others, f"{path.name} imports {others}"
+FOLDERS = sorted([*(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()), "config"])
 
 
-def test_only_those_who_know_the_order_import_stages() -> None:
+def folder_of(module: str) -> str:
+    first = module.split(".")[0]
+    return first if first in FOLDERS else ROOT
+
+
+def test_every_folder_has_its_floor() -> None:
+    assert sorted(folder for floor in FLOORS for folder in floor) == FOLDERS
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_imports_only_from_floors_below(folder: str) -> None:
+    floor = next(number for number, folders in enumerate(FLOORS) if folder in folders)
+    below = {name for folders in FLOORS[:floor] for name in folders} | {folder, ROOT}
+    for path in [*(PACKAGE / folder).rglob("*.py"), *PACKAGE.glob(f"{folder}.py")]:
+        others = {name for name in ours(path) if folder_of(name) not in below}
+        assert not others, f"{path.relative_to(PACKAGE)} imports {others}"
+
+
+def test_the_modules_of_the_package_itself_import_no_folder() -> None:
     for path in PACKAGE.glob("*.py"):
-        if path.stem not in KNOW_THE_ORDER:
-            stages = {name.split(".")[0] for name in ours(path)} & set(STAGES)
-            assert not stages, f"{path.name} imports {stages}"
+        others = {name for name in ours(path) if folder_of(name) != ROOT}
+        assert path.stem in ("__main__", "config") or not others, f"{path.name} imports {others}"
 
 
 def test_there_are_no_import_cycles() -> None:
@@ -99,7 +113,7 @@ def test_components_import_nothing_heavy_at_the_top() -> None:
 
 
 def test_importing_the_command_line_imports_nothing_heavy() -> None:
-    code = "import sys, dr_validate.__main__, dr_validate.config, dr_validate.watch; print(*sys.modules)"
+    code = "import sys, dr_validate.cli.run, dr_validate.config, dr_validate.watcher.loop; print(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not set(out.split()) & HEAVY
 
@@ -113,9 +127,9 @@ def test_nothing_in_the_package_prints() -> None:
 
 def test_any_exception_is_caught_only_at_the_borders() -> None:
     borders = {
-        "attempt.py": "one checkpoint, validated",
+        "attempts.py": "one checkpoint, validated",
         "delivery.py": "one tracker",
-        "worker.py": "what the other process hears of",
+        "main.py": "what the other process hears of",
         "polling.py": "a thread, whose errors the watcher raises",
         "folder.py": "one checkpoint, listed: the others are",
         "wandb.py": "one version, listed: the others are",

@@ -19,23 +19,23 @@ from typing import Any
 
 import pytest
 
-from dr_validate import schedule
-from dr_validate.attempt import Attempts, Target
 from dr_validate.config import Run, Settings, Watch
 from dr_validate.dataset.hub import HubDataset
 from dr_validate.dataset.msmarco import MsmarcoDataset
 from dr_validate.errors import CheckpointError, Gone, Interrupted, Outage, SetupError, Stopped, TimedOut
 from dr_validate.fidelity.against_full import AgainstFull
 from dr_validate.files import disk_words, is_disk_full
-from dr_validate.ledger import Ledger
-from dr_validate.polling import Needs, SourcePoller
-from dr_validate.stall import Activity, StallLimit, activity_of
+from dr_validate.ledger.ledger import Ledger
 from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.tracker.none import NoTracker
 from dr_validate.values import Checkpoint, Estimate, Listing, Report
-from dr_validate.watch import watch
-from dr_validate.worker import errors_to
-from dr_validate.worker_client import DiskFull, Tick, WorkerClient
+from dr_validate.watcher import schedule
+from dr_validate.watcher.attempts import Attempts, Target
+from dr_validate.watcher.loop import watch
+from dr_validate.watcher.polling import Needs, SourcePoller
+from dr_validate.watcher.stall import Activity, StallLimit, activity_of
+from dr_validate.watcher.worker_process import DiskFull, Tick, WorkerClient
+from dr_validate.worker.main import errors_to
 from tests.processes import LIMIT_S, wait_for
 
 AT = "2026-11-21T03:15:10Z"
@@ -209,7 +209,7 @@ def test_a_run_goes_on_after_a_failure_for_good_and_ends_with_exit_code_one(
             raise RuntimeError("the worker died")
 
     worker = FakeWorker(behave)
-    monkeypatch.setattr("dr_validate.watch.WorkerClient", lambda raw, hub: worker)
+    monkeypatch.setattr("dr_validate.watcher.loop.WorkerClient", lambda raw, hub: worker)
     assert watch(run_of(tmp_path, [100, 200, 300], max_attempts=3)).exit_code == 1
     assert sorted(worker.asked) == [100] * 3 + [200] + [300] * 3
     with Ledger(tmp_path / "ledger.db") as ledger:
@@ -235,7 +235,7 @@ def test_a_limit_of_a_second_ends_what_takes_longer_and_leaves_the_rest_alone(
 
     worker = FakeWorker(behave)
     monkeypatch.setattr(time, "monotonic", clock)
-    monkeypatch.setattr("dr_validate.watch.WorkerClient", lambda raw, hub: worker)
+    monkeypatch.setattr("dr_validate.watcher.loop.WorkerClient", lambda raw, hub: worker)
     run = run_of(tmp_path, [100, 200], max_attempts=1, timeout_s=hour)
     watch(run)
     with Ledger(tmp_path / "ledger.db") as ledger:
@@ -264,7 +264,7 @@ def test_work_that_stands_still_for_the_limit_is_ended_and_slow_work_is_not(
     monkeypatch: pytest.MonkeyPatch, device: str, phase: Mapping[str, Any], seconds: float, num_bytes: int, error: str | None
 ) -> None:
     now, done = [100.0], [0.0, 0]
-    monkeypatch.setattr("dr_validate.stall.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dr_validate.watcher.stall.time.monotonic", lambda: now[0])
     stall = StallLimit(HOUR, lambda: (done[0], int(done[1])))
     stall.on_processors = device == "cpu"
     stall.begin("loading")
@@ -285,7 +285,7 @@ def test_work_that_stands_still_for_the_limit_is_ended_and_slow_work_is_not(
 
 def test_news_of_any_phase_is_progress_and_time_in_which_nobody_looked_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("dr_validate.stall.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dr_validate.watcher.stall.time.monotonic", lambda: now[0])
     stall, unlimited = StallLimit(HOUR, lambda: (0.0, 0)), StallLimit(None, lambda: (0.0, 0))
     for count in range(1000):
         now[0] += HOUR  # both processes were stopped, or the machine slept
@@ -345,7 +345,7 @@ def test_a_worker_that_is_ended_for_its_time_leaves_the_reason(monkeypatch: pyte
         if progress == ENCODING:
             raise TimedOut("no progress for an hour")
 
-    monkeypatch.setattr("dr_validate.worker_client.GRACE_S", 3600.0 if answers else 0.01)
+    monkeypatch.setattr("dr_validate.watcher.worker_process.GRACE_S", 3600.0 if answers else 0.01)
     lines = [{"ready": {}}, {"progress": ENCODING}, {"error": {"kind": "timed_out", "message": ""}}]
     reads = "; ".join(f"print({json.dumps(line)!r}, flush=True); input()" for line in lines[:2])
     script = f"input(); {reads}; {f'print({json.dumps(lines[2])!r}, flush=True); input()' if answers else 'input()'}"
@@ -355,7 +355,7 @@ def test_a_worker_that_is_ended_for_its_time_leaves_the_reason(monkeypatch: pyte
 
 def watch_with(monkeypatch: pytest.MonkeyPatch, run: Run, behave: Behaviour) -> int:
     worker = FakeWorker(behave)
-    monkeypatch.setattr("dr_validate.watch.WorkerClient", lambda raw, hub: worker)
+    monkeypatch.setattr("dr_validate.watcher.loop.WorkerClient", lambda raw, hub: worker)
     return watch(run).exit_code
 
 
@@ -402,7 +402,7 @@ def test_a_result_waits_for_a_locked_ledger_and_a_stop_does_not(
     with Ledger(tmp_path / "ledger.db"), contextlib.closing(other):
         monkeypatch.setattr(logging.Logger, "warning", say)
         worker = FakeWorker(behave)
-        monkeypatch.setattr("dr_validate.watch.WorkerClient", lambda raw, hub: worker)
+        monkeypatch.setattr("dr_validate.watcher.loop.WorkerClient", lambda raw, hub: worker)
         outcome = watch(run_of(tmp_path, [100], exit_timeout_s=0.2 if is_stopped else 3600.0))
         assert (outcome.stopped, outcome.exit_code, waits.is_set()) == (is_stopped, 0, True)
         if is_stopped:
@@ -474,7 +474,7 @@ def test_what_is_missing_on_the_disk_of_the_worker_is_known_to_the_watcher(monke
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's choice is Linux's")
 def test_where_memory_runs_out_the_worker_goes_first_and_not_its_watcher() -> None:
-    script = "from dr_validate.worker import live_and_die_with_parent as begin; begin(); "
+    script = "from dr_validate.worker.main import live_and_die_with_parent as begin; begin(); "
     script += "print(open('/proc/self/oom_score_adj').read())"
     before = Path("/proc/self/oom_score_adj").read_text()
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -523,7 +523,7 @@ def test_a_data_set_of_the_hub_is_what_asks_for_it(
         asked.append(hub)
         return FakeWorker(lambda wanted, tick: None)
 
-    monkeypatch.setattr("dr_validate.watch.WorkerClient", worker)
+    monkeypatch.setattr("dr_validate.watcher.loop.WorkerClient", worker)
     watch(dataclasses.replace(run_of(tmp_path, [100]), dataset=dataset))
     assert asked == [hub]
 

@@ -11,12 +11,11 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from pydantic import TypeAdapter
 
-from dr_validate.config import Settings, Watch, build, conf_dir, state_dir_of
+from dr_validate.cli.overrides import explain, explain_grammar, explain_sweep
+from dr_validate.cli.sweep import SweepStart
+from dr_validate.config import ReportSettings, Settings, Watch, build, conf_dir, state_dir_of
 from dr_validate.errors import ConfigError, SetupError
 from dr_validate.files import expanded
-from dr_validate.overrides import explain, explain_grammar, explain_sweep
-from dr_validate.report.settings import ReportSettings
-from dr_validate.sweep import SweepStart
 from tests.test_conf import CHOICES, choice, composed
 
 AWKWARD = [

@@ -14,10 +14,10 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 from pydantic_core import PydanticUndefined
 
+from dr_validate.cli.help import comments, documented
+from dr_validate.cli.overrides import explain, explain_sweep, for_every_job, jobs_as_run
 from dr_validate.config import STAGES, Run, build, conf_dir
 from dr_validate.errors import ConfigError
-from dr_validate.help import comments, documented
-from dr_validate.overrides import explain, explain_sweep, for_every_job, jobs_as_run
 
 CHOICES = sorted(path for stage in STAGES for path in (conf_dir() / stage).glob("*.yaml"))
 NEEDED = {

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from dr_validate import schedule
 from dr_validate.config import Run, Settings, Watch
-from dr_validate.deleted import NEVER_SEEN, Deleted, never_seen
 from dr_validate.source.folder import FolderSource
 from dr_validate.values import Listing
+from dr_validate.watcher import schedule
+from dr_validate.watcher.deleted import NEVER_SEEN, Deleted, never_seen
 from tests.processes import wait_for
 
 WriteCheckpoint = Callable[..., Path]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from dr_validate.delivery import Round
 from dr_validate.tracker.wandb import WandbTracker
+from dr_validate.watcher.delivery import Round
 
 
 class Tracker:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dr_validate.cli.doctor import check_start, examine
 from dr_validate.config import build
-from dr_validate.doctor import check_start, examine
 from dr_validate.errors import SetupError
 from dr_validate.index.flat import FlatIndex
 from dr_validate.index.torch import TorchIndex

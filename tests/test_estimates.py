@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dr_validate.baselines import Baselines
-from dr_validate.estimates import Estimates, Outcome
+from dr_validate.ledger.revised import refined
 from dr_validate.metrics.ranx import RanxMetrics
-from dr_validate.report_notes import refined
 from dr_validate.values import Checkpoint, Float32, Int64, Qrels, Ranking, Report, Sample, TestSet
+from dr_validate.worker.baselines import Baselines
+from dr_validate.worker.estimates import Estimates, Outcome
 
 NUM_DOCUMENTS, NUM_QUERIES, NUM_POOL, NUM_DRAWN, TOP_K = 4000, 80, 240, 200, 100
 NAMES = ("mrr@10", "recall@100")
@@ -216,7 +216,7 @@ def test_crossings_of_an_earlier_version_are_learnt_from_but_for_their_baseline(
 def test_a_baseline_is_not_forgotten_when_many_checkpoints_have_come(
     test_set: TestSet, sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dr_validate.estimates.MOST_CHECKPOINTS", 3)
+    monkeypatch.setattr("dr_validate.worker.estimates.MOST_CHECKPOINTS", 3)
     estimates = estimates_in(tmp_path, test_set, sample)
     Baselines(tmp_path / "baselines").keep(checkpoint(1), full_ranking(test_set, 1))
     told = [outcome(estimates, test_set, sample, number).notes["estimate"] for number in range(6)]

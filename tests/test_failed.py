@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dr_validate.failed import retry_or_name
-from dr_validate.ledger import Ledger
+from dr_validate.ledger.ledger import Ledger
+from dr_validate.watcher.attempts import retry_or_name
 from tests.test_ledger import AT, checkpoint, report
 
 

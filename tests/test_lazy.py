@@ -1,8 +1,8 @@
 import contextlib
 from collections.abc import Iterator
 
-from dr_validate.lazy import LazyModel
 from dr_validate.stages import Model
+from dr_validate.worker.encoding import LazyModel
 from tests.engine.test_local import SumOfEmbeddings
 
 

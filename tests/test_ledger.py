@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from dr_validate.cli.status import show_status
 from dr_validate.errors import SetupError, Stopped
-from dr_validate.ledger import Attempt, Ledger
-from dr_validate.signals import until_stopped
-from dr_validate.status import show_status
+from dr_validate.ledger.ledger import Attempt, Ledger
+from dr_validate.process import until_stopped
 from dr_validate.values import Checkpoint, Estimate, Report, Status
 from tests.processes import LIMIT_S, wait_for
 
@@ -87,7 +87,7 @@ def test_a_killed_process_costs_an_interruption_and_not_an_attempt(tmp_path: Pat
     code = """
 import sys, time
 from pathlib import Path
-from dr_validate.ledger import Ledger
+from dr_validate.ledger.ledger import Ledger
 from dr_validate.values import Checkpoint
 one = Checkpoint(name="c", version="c", digest="sha256:01f4", step=500, step_from="x", created_at="x", uri="x")
 with Ledger(Path(sys.argv[1])) as ledger:
@@ -114,7 +114,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_ledger import AT, checkpoint, report
-from dr_validate.ledger import Ledger
+from dr_validate.ledger.ledger import Ledger
 with Ledger(Path(sys.argv[1])) as ledger:
     for step in range(40):
         ledger.begin(checkpoint(step), sys.argv[2], AT)

@@ -9,10 +9,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
 from dr_validate.config import conf_dir
-from dr_validate.made import command_line, presentable, versions
-from dr_validate.per_query import Retrieved, read_query_texts, read_top
-from dr_validate.results import write_queries, write_top
+from dr_validate.ledger.made import command_line, presentable, versions
+from dr_validate.ledger.per_query import Retrieved, read_query_texts, read_top
 from dr_validate.values import Checkpoint, Estimate, Qrels, Ranking, Report, TestSet
+from dr_validate.worker.results import write_queries, write_top
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[str]:

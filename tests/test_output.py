@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from dr_validate.logs import OneLine, Stream, new_console, printable, say_error
-from dr_validate.progress import Progress
-from dr_validate.summary import outcome_table
+from dr_validate.cli.summary import outcome_table
+from dr_validate.process import OneLine, Stream, new_console, printable, say_error
 from dr_validate.values import Estimate
+from dr_validate.watcher.progress import Progress
 from tests.test_summary import report
 
 BRACKETS = "pip install 'dr_validate[cpu]' [red]x[/] :smile: [/nothing]"

@@ -8,8 +8,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from dr_validate.per_query import moved, read_query_values
-from dr_validate.report_notes import as_reported, refined
+from dr_validate.ledger.per_query import read_query_values
+from dr_validate.ledger.revised import as_reported, refined
+from dr_validate.metrics.gains import moved
 from dr_validate.values import Checkpoint, Estimate, Float64, Report
 
 NAIVE = np.array([1.0, 0.5, 0.5, 0.0])

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from dr_validate import schedule
 from dr_validate.config import Run, Settings, Watch
 from dr_validate.errors import CheckpointError, Gone, Outage, SetupError, TimedOut
 from dr_validate.files import check_interrupt
-from dr_validate.polling import Needs, SourcePoller
 from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.values import Checkpoint, Listing
+from dr_validate.watcher import schedule
+from dr_validate.watcher.polling import Needs, SourcePoller
 from tests.processes import LIMIT_S, wait_for
 
 KIB = 2**10
@@ -195,7 +195,7 @@ def test_what_another_run_still_needs_goes_after_what_nobody_needs(tmp_path: Pat
 
 
 def test_a_fetch_that_hangs_or_fails_costs_no_other_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dr_validate.polling.ANOTHER_AFTER_S", 0.05)
+    monkeypatch.setattr("dr_validate.watcher.polling.ANOTHER_AFTER_S", 0.05)
     source = Source(100, 200, 300)
     release = threading.Event()
     source.trouble = {300: release, 200: Outage("its file answers 500")}
@@ -225,7 +225,7 @@ def test_why_there_is_no_copy_is_told_once_to_whoever_validates(tmp_path: Path, 
 
 
 def test_the_next_one_in_order_is_waited_for_while_its_fetch_is_young(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dr_validate.polling.ANOTHER_AFTER_S", LIMIT_S)
+    monkeypatch.setattr("dr_validate.watcher.polling.ANOTHER_AFTER_S", LIMIT_S)
     source, release = Source(100, 200), threading.Event()
     source.trouble[200] = release
     with polled(tmp_path, source) as made:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dr_validate.overrides import explain_sweep
+from dr_validate.cli.overrides import explain_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from dr_validate import schedule
 from dr_validate.values import Checkpoint, Incomplete, Listing, Status
+from dr_validate.watcher import schedule
 
 
 def checkpoint(step: int, digest: str | None = None, name: str | None = None) -> Checkpoint:

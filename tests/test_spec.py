@@ -11,8 +11,8 @@ import pytest
 
 from dr_validate.config import Settings, build
 from dr_validate.sampler.full import FullSampler
-from dr_validate.samples import Samples
 from dr_validate.values import TestSet
+from dr_validate.worker.samples import Samples
 from tests.conftest import write_collection
 from tests.test_conf import composed
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from dr_validate.summary import outcome_table
+from dr_validate.cli.summary import outcome_table
 from dr_validate.values import Checkpoint, Estimate, Report
 
 

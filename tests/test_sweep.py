@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dr_validate import sweep
-from dr_validate.attempt import Target
+from dr_validate.cli import sweep
+from dr_validate.cli.summary import show_outcome
+from dr_validate.cli.sweep import JobRecord
+from dr_validate.cli.sweep_table import Row, compared_at_equal_cost, rows_as_csv, show_sweep, sweep_rows, sweep_table
 from dr_validate.config import build
 from dr_validate.report.comparison import compare
-from dr_validate.summary import show_outcome
-from dr_validate.sweep import JobRecord
-from dr_validate.sweep_table import Row, compared_at_equal_cost, rows_as_csv, show_sweep, sweep_rows, sweep_table
-from dr_validate.watch import Outcome
+from dr_validate.watcher.attempts import Target
+from dr_validate.watcher.loop import Outcome
 from tests.processes import LIMIT_S, wait_for
 from tests.report.training import FULL, SAMPLE, Training, bound
 from tests.wandb_server.fixture import ServerHandle, start_server

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dr_validate.ledger import Ledger
-from dr_validate.report_notes import refined
+from dr_validate.ledger.ledger import Ledger
+from dr_validate.ledger.revised import refined
 from dr_validate.values import Report
 from tests.small_run import blur, open_pipeline, validated, write_collection
 

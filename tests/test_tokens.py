@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dr_validate.tokens import TokenBlocks, TokenCache
 from dr_validate.values import TokenBlock
+from dr_validate.worker.token_cache import TokenBlocks, TokenCache
 
 TEXTS = [f"text {'x' * (i % 7)} number {i}" for i in range(23)] + [""]
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from dr_validate.cli.run import SETUP_IS_WRONG
 from dr_validate.errors import SetupError
-from dr_validate.job import SETUP_IS_WRONG
 from dr_validate.values import Checkpoint, Incomplete, Listing
-from dr_validate.watch import exit_code_of
+from dr_validate.watcher.loop import exit_code_of
 from tests.processes import LIMIT_S, children, wait_for
 
 WriteCheckpoint = Callable[..., Path]
@@ -259,10 +259,10 @@ def test_a_multirun_of_samplers_shares_one_state_dir(dr_validate: Any, arguments
 def test_the_worker_dies_with_its_watcher(dr_validate: Any, arguments: list[str]) -> None:
     process = dr_validate.start(*arguments, "watch.mode=follow")
     wait_for(lambda: bool(dr_validate.reports()))
-    workers = [pid for pid in children(process.pid) if "dr_validate.worker" in command_of(pid)]
+    workers = [pid for pid in children(process.pid) if "dr_validate.worker.main" in command_of(pid)]
     assert workers
     kill(process)
-    wait_for(lambda: not any("dr_validate.worker" in command_of(pid) for pid in workers))
+    wait_for(lambda: not any("dr_validate.worker.main" in command_of(pid) for pid in workers))
 
 
 def command_of(pid: int) -> str:

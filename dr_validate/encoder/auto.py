@@ -11,7 +11,7 @@ from pydantic import Field
 
 from dr_validate.component import UserPath, component, fingerprint
 from dr_validate.encoder.contract import read_contract
-from dr_validate.encoder.terms import Contract, Stated, Tower
+from dr_validate.encoder.spec import Contract, Stated, Tower
 from dr_validate.errors import ConfigError
 from dr_validate.files import sha256_of_file, sha256_of_files
 from dr_validate.stages import Model

@@ -21,7 +21,7 @@ from dr_validate.encoder.checks import (
     some,
     weight_shapes,
 )
-from dr_validate.encoder.terms import Stated, contradiction
+from dr_validate.encoder.spec import Stated, contradiction
 from dr_validate.errors import CheckpointError, NotStated
 
 NOT_OF_THE_MODEL = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "use_cache"}

@@ -17,7 +17,7 @@ from dr_validate.encoder.attention import Packing, Rule, attend
 from dr_validate.encoder.bert_config import BertConfig, read_bert_config
 from dr_validate.encoder.checks import check_unused, read_object
 from dr_validate.encoder.linears import linear_of
-from dr_validate.encoder.terms import Tower
+from dr_validate.encoder.spec import Tower
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from dr_validate.encoder.backbone import Backbone, read_backbone
 from dr_validate.encoder.checks import USE_STEP_VERSION, check_no_link_leaves, check_unused, weight_shapes
 from dr_validate.encoder.lengths import length_warnings, max_length
 from dr_validate.encoder.modules import modules_tower
-from dr_validate.encoder.terms import Contract, Head, Kind, PoolingName, Stated, Tower, contradiction
+from dr_validate.encoder.spec import Contract, Head, Kind, PoolingName, Stated, Tower, contradiction
 from dr_validate.errors import CheckpointError, NotStated
 from dr_validate.values import Side
 

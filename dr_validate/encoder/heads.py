@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dr_validate.encoder.terms import Head
+from dr_validate.encoder.spec import Head
 from dr_validate.errors import CheckpointError
 
 Step = Callable[[Tensor], Tensor]

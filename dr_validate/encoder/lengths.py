@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.encoder.checks import read_object
-from dr_validate.encoder.terms import Stated, contradiction
+from dr_validate.encoder.spec import Stated, contradiction
 from dr_validate.errors import NotStated
 from dr_validate.values import Side
 

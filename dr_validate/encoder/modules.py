@@ -8,7 +8,7 @@ from dr_validate.encoder.backbone import read_backbone
 from dr_validate.encoder.checks import USE_STEP_VERSION, check_weights, child, read_object, read_objects
 from dr_validate.encoder.lengths import length_warnings, max_length
 from dr_validate.encoder.prompts import prompt_for, prompt_warnings
-from dr_validate.encoder.terms import Head, PoolingName, Stated, Tower, contradiction
+from dr_validate.encoder.spec import Head, PoolingName, Stated, Tower, contradiction
 from dr_validate.errors import CheckpointError, NotStated
 from dr_validate.values import Side
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dr_validate.encoder.terms import PoolingName
+from dr_validate.encoder.spec import PoolingName
 from dr_validate.values import Int64
 
 

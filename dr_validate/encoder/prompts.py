@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dr_validate.encoder.terms import Stated, contradiction
+from dr_validate.encoder.spec import Stated, contradiction
 from dr_validate.errors import CheckpointError, NotStated
 from dr_validate.values import Side
 

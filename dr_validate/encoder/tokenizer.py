@@ -14,7 +14,7 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from dr_validate.component import fingerprint
-from dr_validate.encoder.terms import Tower
+from dr_validate.encoder.spec import Tower
 from dr_validate.encoder.word_pieces import read_word_pieces
 from dr_validate.errors import CheckpointError
 from dr_validate.values import TokenBlock

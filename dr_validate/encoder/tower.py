@@ -12,7 +12,7 @@ from dr_validate.encoder.batches import Batch, plan, take
 from dr_validate.encoder.forward import Chosen, OwnPacked, to_device
 from dr_validate.encoder.heads import Step, load_heads, unit
 from dr_validate.encoder.pooling import pool, the_token
-from dr_validate.encoder.terms import Tower
+from dr_validate.encoder.spec import Tower
 from dr_validate.encoder.threads import for_each
 from dr_validate.encoder.tokenizer import FastTokenizer
 from dr_validate.errors import CheckpointError

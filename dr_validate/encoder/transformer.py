@@ -8,7 +8,7 @@ import torch
 
 from dr_validate.encoder.bert import load_bert
 from dr_validate.encoder.forward import Chosen, choose_forward, choose_own, takes_packed
-from dr_validate.encoder.terms import Contract, Tower
+from dr_validate.encoder.spec import Contract, Tower
 from dr_validate.encoder.threads import keep_heap
 from dr_validate.encoder.tokenizer import FastTokenizer
 from dr_validate.encoder.tower import LoadedTower, or_cannot

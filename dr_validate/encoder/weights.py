@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dr_validate.encoder.backbone import ENCODER_OF
 from dr_validate.encoder.checks import check_unused, read_object, some, weight_files, weight_shapes
-from dr_validate.encoder.terms import Tower
+from dr_validate.encoder.spec import Tower
 from dr_validate.errors import CheckpointError
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""How well a sample stands in for the full corpus: `against_full`."""

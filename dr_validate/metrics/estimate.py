@@ -8,9 +8,8 @@ import numpy as np
 from dr_validate.metrics.calibration import Calibration, features, own_intercept
 from dr_validate.metrics.crossings import NUM_FOLDS, Crossings
 from dr_validate.metrics.from_baselines import taught
-from dr_validate.metrics.gains import Gains, gains
+from dr_validate.metrics.gains import Gains, gains, moved
 from dr_validate.metrics.unsampled import added, left_out, negative_binomial
-from dr_validate.per_query import moved
 from dr_validate.values import Float64, Int64, Qrels
 
 Z = 1.96

@@ -77,3 +77,13 @@ def _reciprocal(rank: Float64) -> Float64:
 
 def _discount(rank: Float64) -> Float64:
     return 1 / np.log2(1 + rank)
+
+
+def moved(per_query: Float64, naive: Float64, mean: float, new_mean: float, naive_mean: float) -> Float64:
+    """`per_query` with mean `new_mean` instead of `mean`; each stays between 0 and its sampled value. All (num_queries,)."""
+    if new_mean >= naive_mean:
+        return naive
+    if new_mean > mean:
+        lifted: Float64 = (per_query + (new_mean - mean) / (naive_mean - mean) * (naive - per_query)).clip(max=naive)
+        return lifted
+    return per_query * (new_mean / mean) if new_mean < mean else per_query

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
+from dr_validate.ledger.revised import is_expected
 from dr_validate.report import plot
 from dr_validate.report.comparison import paired
 from dr_validate.report.gather import Section, Strategy
 from dr_validate.report.markup import Markup, el, join
 from dr_validate.report.scales import around
 from dr_validate.report.words import has_interval, is_bound, number, with_interval
-from dr_validate.report_notes import is_expected
 from dr_validate.values import Estimate, Report
 
 MANY_POINTS = 40  # beyond, they are drawn smaller

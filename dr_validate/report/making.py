@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dr_validate.made import presentable
+from dr_validate.ledger.made import presentable
 from dr_validate.report.gather import Section, Strategy
 from dr_validate.report.markup import Markup, el, join
 from dr_validate.report.words import count, percent, steps

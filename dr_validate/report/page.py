@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dr_validate.ledger.revised import baselines_of
 from dr_validate.report.costs import change_chart, change_in_words, cost_charts
 from dr_validate.report.curves import scatter_charts, steps_charts
 from dr_validate.report.gather import Section, Strategy
@@ -14,7 +15,6 @@ from dr_validate.report.queries import Movement, Top
 from dr_validate.report.tables import checkpoints_table, other_metrics_table, queries_table, strategies_table
 from dr_validate.report.verdict import Verdict
 from dr_validate.report.words import count, listed, with_interval
-from dr_validate.report_notes import baselines_of
 
 TITLE = "Validation of checkpoints"
 NOTHING_YET = "Nothing has been validated yet."

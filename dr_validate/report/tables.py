@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
-from dr_validate.ledger_schema import State
-from dr_validate.per_query import Retrieved
+from dr_validate.ledger.per_query import Retrieved
+from dr_validate.ledger.revised import crossings_of, lag_s, population_of
+from dr_validate.ledger.schema import State
 from dr_validate.report.comparison import Comparison
 from dr_validate.report.gather import Section, Strategy
 from dr_validate.report.grid import EMPTY, Cell, Column, Row, numeric, table, text
 from dr_validate.report.markup import Markup, el, join
 from dr_validate.report.queries import Movement, Top
 from dr_validate.report.words import duration, has_interval, interval, is_bound, number, percent, shortened, signed
-from dr_validate.report_notes import crossings_of, lag_s, population_of
 from dr_validate.values import Estimate, Report
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dr_validate.ledger.revised import SAME_WEIGHTS, crossings_of, is_expected, warnings_of
 from dr_validate.report.comparison import Candidate, Comparison, smallest_errors
 from dr_validate.report.gather import Section, Strategy
 from dr_validate.report.queries import Movement
@@ -17,7 +18,6 @@ from dr_validate.report.words import (
     steps,
     with_interval,
 )
-from dr_validate.report_notes import SAME_WEIGHTS, crossings_of, is_expected, warnings_of
 from dr_validate.values import Report
 
 # Kendall's tau from which an order is called the same, mostly the same, or roughly so.

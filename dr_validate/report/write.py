@@ -3,13 +3,13 @@
 import logging
 from pathlib import Path
 
+from dr_validate.config import ReportSettings
 from dr_validate.errors import SetupError
 from dr_validate.files import write_atomically
-from dr_validate.ledger import Ledger
+from dr_validate.ledger.ledger import Ledger
 from dr_validate.report.gather import Section, gather
 from dr_validate.report.page import NOTHING_YET, Part, page
 from dr_validate.report.queries import document_texts, movement, query_texts, top_of
-from dr_validate.report.settings import ReportSettings
 from dr_validate.report.verdict import verdict
 
 PAGE = "report.html"

@@ -14,7 +14,15 @@ from pydantic import Field
 from dr_validate.component import UserPath, component
 from dr_validate.errors import CheckpointError, Gone, Interrupted, SetupError
 from dr_validate.files import copy_with_digest, sha256_of_files
-from dr_validate.source.complete import MAX_SHOWN, Unreadable, check_json, shown, trainer_state, what_is_missing, what_it_did
+from dr_validate.source.completeness import (
+    MAX_SHOWN,
+    Unreadable,
+    check_json,
+    shown,
+    trainer_state,
+    what_is_missing,
+    what_it_did,
+)
 from dr_validate.source.remembered import ChangedMeanwhile, Digests
 from dr_validate.source.steps import names_a_step, steps
 from dr_validate.source.walk import check_room, link_that_leaves, looks_like_one, wanted_files

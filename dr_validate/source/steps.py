@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from dr_validate.source.complete import Unreadable, trainer_state
+from dr_validate.source.completeness import Unreadable, trainer_state
 
 STEP_IN_NAME = re.compile(r"(?:^|[^a-z])(?:checkpoint|ckpt|global[-_]?step|step|steps|iter)[-_=.]?(\d+)", re.IGNORECASE)
 EPOCH_IN_NAME = re.compile(r"(?:^|[^a-z])epoch[-_=.]?(\d+)", re.IGNORECASE)

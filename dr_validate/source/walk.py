@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dr_validate.source.complete import Unreadable, module_folders
+from dr_validate.source.completeness import Unreadable, module_folders
 from dr_validate.source.wanted import PICKLES, TOWER_FOLDERS, is_wanted_file, is_wanted_folder, matches
 
 MAX_DEPTH = 4  # query_model/2_Dense is 2; a link to a folder above it must not go round for ever

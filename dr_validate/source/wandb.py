@@ -15,14 +15,14 @@ from pydantic import Field
 
 from dr_validate.component import component
 from dr_validate.errors import CheckpointError, Gone, Interrupted, Outage, SetupError
-from dr_validate.source.complete import MAX_SHOWN, shown, what_is_missing, what_it_did
+from dr_validate.source.completeness import MAX_SHOWN, shown, what_is_missing, what_it_did
 from dr_validate.source.walk import check_room
-from dr_validate.source.wandb_api import find_key
-from dr_validate.source.wandb_connection import Connection
-from dr_validate.source.wandb_http import FileOutage
-from dr_validate.source.wandb_manifest import MAX_REPORTED, NO_CONFIG, Contents, check_path, scheme_of
-from dr_validate.source.wandb_project import Project
-from dr_validate.source.wandb_versions import Facts, Version, folder_of
+from dr_validate.source.wandb_client.api import find_key
+from dr_validate.source.wandb_client.connection import Connection
+from dr_validate.source.wandb_client.http import FileOutage
+from dr_validate.source.wandb_client.manifest import MAX_REPORTED, NO_CONFIG, Contents, check_path, scheme_of
+from dr_validate.source.wandb_client.project import Project
+from dr_validate.source.wandb_client.versions import Facts, Version, folder_of
 from dr_validate.values import Checkpoint, Incomplete, Listing
 
 SCHEME = "wandb-artifact://"

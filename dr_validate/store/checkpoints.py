@@ -17,7 +17,7 @@ from dr_validate.errors import Outage
 from dr_validate.files import NO_ROOM, atomic_folder, locked, sha256_of_file, sha256_of_files, write_atomically
 from dr_validate.stages import Vectors
 from dr_validate.store.embeddings import EmbeddingStore
-from dr_validate.store.shelf import Shelf, folder_size, key_of
+from dr_validate.store.leased_cache import Shelf, folder_size, key_of
 from dr_validate.values import Checkpoint, Side
 
 Fetch = Callable[[Checkpoint, Path], None]

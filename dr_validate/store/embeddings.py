@@ -10,7 +10,7 @@ from typing import Any
 from dr_validate.component import fingerprint
 from dr_validate.stages import Vectors
 from dr_validate.store.kept import KeptVectors, NothingKept
-from dr_validate.store.shelf import Shelf, key_of
+from dr_validate.store.leased_cache import Shelf, key_of
 from dr_validate.values import Side
 
 FORMAT = 2  # to be raised when encoding changes in this package: older vectors are then not found

@@ -1,0 +1,5 @@
+"""Where Reports go: `wandb`, `jsonl`, `none`.
+
+`validation_run`, `run_target`, `summary_run`: W&B runs; `rows`, `tables`, `lineage`: what they hold; `session`: the SDK;
+`arrivals`: what the server is known to have.
+"""

@@ -9,7 +9,7 @@ from typing import Any
 
 from dr_validate.component import component
 from dr_validate.files import locked
-from dr_validate.report_json import report_to_json
+from dr_validate.ledger.report_json import report_to_json
 from dr_validate.values import Report
 
 log = logging.getLogger(__name__)

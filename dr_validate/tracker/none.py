@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.component import component
-from dr_validate.findings import Find, find_nothing
+from dr_validate.ledger.findings import Find, find_nothing
+from dr_validate.ledger.strategies import Sweep
 from dr_validate.stages import Tracker
-from dr_validate.strategies import Sweep
 from dr_validate.values import Report
 
 

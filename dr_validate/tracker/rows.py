@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from dr_validate.component import fingerprint
-from dr_validate.report_notes import lag_s
+from dr_validate.ledger.revised import lag_s
 from dr_validate.values import Report
 
 REPORT = "_report"  # names the Report that a row is of: what is there already is known by it

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dr_validate.component import fingerprint
 from dr_validate.errors import SetupError
-from dr_validate.findings import Find, find_nothing
+from dr_validate.ledger.findings import Find, find_nothing
 
 if TYPE_CHECKING:
     import wandb

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dr_validate.errors import Outage, SetupError
 from dr_validate.files import write_atomically
-from dr_validate.strategies import Strategy, Sweep
+from dr_validate.ledger.strategies import Strategy, Sweep
 from dr_validate.tracker.run_target import wandb_mode
 from dr_validate.tracker.session import abandon, api, failures, opened, require_key, settings
 

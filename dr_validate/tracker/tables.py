@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dr_validate.findings import MAX_ROWS, Cell, Table
-from dr_validate.per_query import read_query_values
-from dr_validate.report_notes import crossings_of, lag_s, population_of
+from dr_validate.ledger.findings import MAX_ROWS, Cell, Table
+from dr_validate.ledger.per_query import read_query_values
+from dr_validate.ledger.revised import crossings_of, lag_s, population_of
 from dr_validate.values import Report
 
 WHICH = ("step", "checkpoint", "version", "digest", "weights_sha256")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dr_validate.errors import Outage
-from dr_validate.findings import Findings
-from dr_validate.report_notes import refined
+from dr_validate.ledger.findings import Findings
+from dr_validate.ledger.revised import refined
 from dr_validate.tracker.arrivals import Arrivals
 from dr_validate.tracker.lineage import Lineage
 from dr_validate.tracker.rows import BASELINE, REPORT, SAMPLED, report_id, row

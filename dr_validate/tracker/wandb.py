@@ -14,8 +14,8 @@ from pydantic import Field
 
 from dr_validate.component import UserPath, component
 from dr_validate.errors import SetupError
-from dr_validate.findings import Find, find_nothing
-from dr_validate.strategies import Sweep
+from dr_validate.ledger.findings import Find, find_nothing
+from dr_validate.ledger.strategies import Sweep
 from dr_validate.tracker.arrivals import Lost
 from dr_validate.tracker.rows import allowed
 from dr_validate.tracker.run_target import RunTarget

@@ -19,7 +19,7 @@ import torch
 from dr_validate.encoder.auto import AutoEncoder
 from dr_validate.encoder.bert import load_bert
 from dr_validate.encoder.contract import read_contract
-from dr_validate.encoder.terms import Stated
+from dr_validate.encoder.spec import Stated
 from dr_validate.values import Float32, TokenBlock
 from scripts.benchmark.job import read_qrels, read_texts
 from scripts.benchmark.table import markdown

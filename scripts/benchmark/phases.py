@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 
 from dr_validate.config import Run, build, conf_dir
 from dr_validate.metrics.ranx import RanxMetrics
-from dr_validate.pipeline import Pipeline
 from dr_validate.stages import Encoder, Index, Model, Search, Tokenizer
 from dr_validate.values import Float32, Int64, Side, TokenBlock, TopK
+from dr_validate.worker.pipeline import Pipeline
 from scripts.benchmark.job import Job
 from scripts.benchmark.meter import Meter
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from dr_validate.component import fingerprint
 from dr_validate.config import Run, build, conf_dir
 from dr_validate.errors import SetupError
-from dr_validate.ledger import Ledger
+from dr_validate.ledger.ledger import Ledger
 from dr_validate.store.embeddings import FORMAT
-from dr_validate.store.shelf import Shelf, key_of
+from dr_validate.store.leased_cache import Shelf, key_of
 from dr_validate.store.vector_file import VectorFile
 from dr_validate.values import Checkpoint, Float32, Int64, TestSet
-from dr_validate.work import remembered_encoder, vectors_key
+from dr_validate.worker.encoding import remembered_encoder, vectors_key
 
 
 class Encoded(Protocol):

@@ -15,7 +15,7 @@ from dr_validate.encoder.auto import AutoEncoder
 from dr_validate.encoder.bert import load_bert
 from dr_validate.encoder.contract import read_contract
 from dr_validate.encoder.forward import OwnPacked
-from dr_validate.encoder.terms import Stated
+from dr_validate.encoder.spec import Stated
 from dr_validate.encoder.transformer import TransformerModel
 from dr_validate.errors import CheckpointError
 from dr_validate.values import Float32

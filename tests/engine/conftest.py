@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from dr_validate.config import build, conf_dir
 from dr_validate.devices import label, resolve_devices
 from dr_validate.errors import GaveWay
-from dr_validate.pipeline import Pipeline
 from dr_validate.values import Checkpoint
-from dr_validate.worker_team import WorkerTeam
+from dr_validate.worker.pipeline import Pipeline
+from dr_validate.worker.team import WorkerTeam
 
 STATED = ["dataset=beir", "tracker=none", "encoder.pooling=mean", "encoder.normalize=true", "source.path=unused"]
 

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from dr_validate.devices import check_devices, resolve_devices
 from dr_validate.errors import CheckpointError, DeviceFailure, GaveWay, SetupError
-from dr_validate.pipeline import Pipeline
 from dr_validate.values import Checkpoint
+from dr_validate.worker.pipeline import Pipeline
 from tests.engine.conftest import GivesWay, Unhurried, checkpoint_of
 from tests.processes import LIMIT_S, wait_for
 
@@ -39,7 +39,7 @@ def processes_under(pid: int, module: str) -> set[int]:
 
 
 def members_of(pid: int) -> list[int]:
-    return sorted(processes_under(pid, "dr_validate.worker_share"))
+    return sorted(processes_under(pid, "dr_validate.worker.share"))
 
 
 def ranking_in(state_dir: Path) -> str:
@@ -109,7 +109,7 @@ def test_vectors_are_kept_by_all_a_death_costs_an_attempt_and_nobody_outlives_th
         os.kill(members_of(process.pid)[0], signal.SIGKILL)
         shutil.move(tmp_path / "ready" / "checkpoint-2", source / "checkpoint-2")
         wait_for(lambda: len(dr_validate.reports()) >= 3)
-        everyone = [*members_of(process.pid), *processes_under(process.pid, "dr_validate.worker")]
+        everyone = [*members_of(process.pid), *processes_under(process.pid, "dr_validate.worker.main")]
         assert len(everyone) == 3
         process.kill()
         _, err = process.communicate(timeout=LIMIT_S)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dr_validate.errors import GaveWay
-from dr_validate.pipeline import Pipeline
 from dr_validate.values import Checkpoint, Report
+from dr_validate.worker.pipeline import Pipeline
 from tests.engine.conftest import GivesWay, Unhurried
 
 OpenPipeline = Callable[..., Pipeline]

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dr_validate.report.settings import ReportSettings
+from dr_validate.config import ReportSettings
 from dr_validate.report.write import write_report
 from tests.conftest import CommandLine
 from tests.processes import LIMIT_S

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from dr_validate.ledger import Ledger
+from dr_validate.ledger.ledger import Ledger
 from dr_validate.report.gather import Section, gather
 from dr_validate.values import Checkpoint, Estimate, Report, Status
 

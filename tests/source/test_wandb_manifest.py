@@ -16,9 +16,9 @@ import xxhash
 
 from dr_validate.errors import CheckpointError, Stopped
 from dr_validate.files import interruptible
-from dr_validate.source.wandb_answers import host_of
-from dr_validate.source.wandb_http import Downloads, FileOutage
-from dr_validate.source.wandb_manifest import Entry, has_digest, read_manifest
+from dr_validate.source.wandb_client.answers import host_of
+from dr_validate.source.wandb_client.http import Downloads, FileOutage
+from dr_validate.source.wandb_client.manifest import Entry, has_digest, read_manifest
 
 PLAIN = ["config.json", "model.safetensors", "tokenizer.json"]
 TOWERS = [f"{tower}/{name}" for tower in ("query_model", "passage_model") for name in ("config.json", "model.safetensors")]
@@ -175,7 +175,7 @@ def test_a_wait_that_a_store_asks_for_is_kept_where_it_is_longer_than_our_own(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("dr_validate.source.wandb_http.time.sleep", waits.append)
+    monkeypatch.setattr("dr_validate.source.wandb_client.http.time.sleep", waits.append)
     assert Downloads(30).content(lambda: url.replace("/file", "/busy")) == CONTENT
     assert waits == [4.0]
 
@@ -217,7 +217,7 @@ def test_a_body_that_trickles_ends_by_a_least_rate_or_a_total_time(
 def test_a_body_without_end_and_a_way_without_end_end(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: type[Exception], said: str
 ) -> None:
-    monkeypatch.setattr("dr_validate.source.wandb_http.PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr("dr_validate.source.wandb_client.http.PAUSES_S", (0.0, 0.0))
     entry = Entry(path="f", size=len(CONTENT), digest="d", algorithm="md5")
     with pytest.raises(error, match=said):
         Downloads(600).file(entry, lambda: url.replace("/file", place), tmp_path)

@@ -19,11 +19,12 @@ from safetensors.numpy import save_file
 
 from dr_validate.errors import CheckpointError, Gone, Outage, SetupError, Stopped
 from dr_validate.files import check_interrupt, interruptible
-from dr_validate.source import wandb_api, wandb_http
 from dr_validate.source.wandb import WandbSource
-from dr_validate.source.wandb_connection import Connection
-from dr_validate.source.wandb_project import Project
-from dr_validate.source.wandb_versions import Version, version_of
+from dr_validate.source.wandb_client import api as wandb_api
+from dr_validate.source.wandb_client import http as wandb_http
+from dr_validate.source.wandb_client.connection import Connection
+from dr_validate.source.wandb_client.project import Project
+from dr_validate.source.wandb_client.versions import Version, version_of
 from dr_validate.values import Checkpoint, Incomplete, Listing
 from tests.test_conf import built
 from tests.test_polling import polled
@@ -409,7 +410,7 @@ def test_whatever_one_version_does_the_others_are_listed(
             deep_metadata = {"metadata": "[" * 100_000} if number == 3 else {}
             return version_of({**node, **deep_metadata}, collection, number)
 
-        monkeypatch.setattr("dr_validate.source.wandb_project.version_of", deep)
+        monkeypatch.setattr("dr_validate.source.wandb_client.project.version_of", deep)
     else:
         surrogate = before.replace("optimizer.pt", "optimizer.\\ud800")
         manifest.write_text(surrogate if fault == "surrogate" else before + " " * (64 << 20))

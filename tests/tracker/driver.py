@@ -14,11 +14,11 @@ from typing import Any
 
 from dr_validate.component import component
 from dr_validate.config import Run, Settings, Watch
-from dr_validate.delivery import Delivery
-from dr_validate.ledger import Ledger
-from dr_validate.report_json import report_from_json
+from dr_validate.ledger.ledger import Ledger
+from dr_validate.ledger.report_json import report_from_json
 from dr_validate.tracker import arrivals
 from dr_validate.tracker.wandb import WandbTracker
+from dr_validate.watcher.delivery import Delivery
 
 NAMES = {
     "training_run": "tas-b",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dr_validate.report_json import report_from_json, report_to_json
+from dr_validate.ledger.report_json import report_from_json, report_to_json
 from dr_validate.tracker.jsonl import JsonlTracker
 from dr_validate.values import Checkpoint, Estimate, Report
 from tests.processes import LIMIT_S

@@ -8,8 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from dr_validate.ledger import Ledger
-from dr_validate.report.settings import ReportSettings
+from dr_validate.config import ReportSettings
+from dr_validate.ledger.ledger import Ledger
 from dr_validate.report.write import write_report
 from dr_validate.values import Agreement, Estimate, Report
 from tests.processes import wait_for

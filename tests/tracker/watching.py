@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.component import fingerprint
-from dr_validate.ledger import Ledger
-from dr_validate.report_json import report_to_json
+from dr_validate.ledger.ledger import Ledger
+from dr_validate.ledger.report_json import report_to_json
 from dr_validate.values import Checkpoint, Estimate, Report
 from tests.processes import LIMIT_S, wait_for
 from tests.wandb_server.fixture import ServerHandle

@@ -1,0 +1,216 @@
+"""What a run needs, looked at before it is long: cheap things at the start of every run, all of it by `task=doctor`.
+
+Each line of the doctor: what was found, or the way out.
+"""
+
+import importlib.metadata
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dr_validate.config import NotGiven, Run, build, metrics_of
+from dr_validate.devices import Device
+from dr_validate.errors import ConfigError, DatasetError, DrValidateError, SetupError
+from dr_validate.files import give_home
+from dr_validate.process import new_console
+from dr_validate.values import TestSet
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy", "scipy", "ranx", "bm25s", "hydra-core")
+NEEDED_BY = {"wandb": "wandb", "datasets": "hub"}  # a package that one choice takes
+LOW_ON_SPACE_GIB = 5.0
+Check = Callable[[Run], str]
+log = logging.getLogger(__name__)
+
+
+class LowOnSpace(SetupError):
+    """Enough to begin with, perhaps not to go on."""
+
+
+def examine(config: Mapping[str, Any]) -> int:
+    """Print one line per check. Returns the exit code: 0, or 2 if anything would stop a run. A source or data set that is not
+    given keeps nobody from having the rest looked at."""
+    run = build(config, optional=("source", "dataset"))
+    give_home(run.settings.state_dir)
+    not_given = {stage: found for stage in ("source", "dataset") if isinstance(found := getattr(run, stage), NotGiven)}
+    console = new_console()
+    checks: dict[str, Check] = {
+        "packages": _packages,
+        "device": _device,
+        "search": _search,
+        "disk": _disk,
+        "tracker": _tracker,
+        "source": _source,
+        "encoder": _encoder,
+        "dataset": _dataset,
+    }
+    needs = {"source": "source", "encoder": "source", "dataset": "dataset"}
+    wrong = 0
+    for name, check in checks.items():
+        if missing := not_given.get(needs.get(name, "")):
+            console.print(f"not given {name:9} {missing.problem}", soft_wrap=True)
+            continue
+        try:
+            found, mark, style = check(run), "ok", "green"
+        except (DrValidateError, OSError) as error:
+            found, mark, style = str(error), "problem", "red"
+            wrong += 1
+        console.print(f"{mark:9}", style=style, end=" ")
+        console.print(f"{name:9} {found}", soft_wrap=True)
+    return 2 if wrong else 0
+
+
+def check_start(run: Run) -> None:
+    """What the doctor looks at, as far as that takes no time, no server and no torch. Raises SetupError with all problems."""
+    give_home(run.settings.state_dir)
+    checks: list[Check | Callable[[Run], None]] = [_packages, _search, _disk]
+    checks += [lambda run: run.tracker.check(), lambda run: run.source.check(), lambda run: run.dataset.check()]
+    problems = _problems(run, checks)
+    if problems and run.settings.device not in ("auto", "cpu"):
+        problems = [*_problems(run, [_device]), *problems]  # takes torch, which without a problem the worker asks first
+    if problems:
+        raise SetupError("\n".join(problems))
+    if remark := run.index.check():
+        log.info("%s", remark)
+
+
+def _problems(run: Run, checks: Sequence[Callable[[Run], Any]]) -> list[str]:
+    found = []
+    for check in checks:
+        try:
+            check(run)
+        except LowOnSpace as error:
+            log.warning("%s", error)
+        except (DrValidateError, OSError) as error:
+            found.append(str(error))
+    return found
+
+
+def sample_problems(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is wrong with the size of the samples of several jobs, before any of them encodes anything.
+
+    Data sets on this machine are opened for it, each once; what else is wrong with a job is left to the job.
+    """
+    test_sets: dict[str, TestSet | None] = {}
+    found = []
+    for config in configs:
+        try:
+            run = build(config)
+        except ConfigError:
+            continue
+        key = f"{run.settings.state_dir} {run.dataset!r}"
+        try:
+            if key not in test_sets:
+                test_sets[key] = None  # in case that it cannot be opened
+                if getattr(run.dataset, "is_here", True):
+                    test_sets[key] = run.dataset.open(run.settings.state_dir / "datasets")
+            if (test_set := test_sets[key]) is not None:
+                run.sampler.check(test_set)
+        except (DatasetError, OSError):
+            continue
+        except SetupError as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
+def _packages(run: Run) -> str:
+    places = {type(part).__module__.rpartition(".")[2] for part in (run.source, run.tracker, run.dataset)}
+    wanted = (*PACKAGES, *(package for package, choice in NEEDED_BY.items() if choice in places))
+    found, missing = [], []
+    for name in wanted:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        raise SetupError(f"packages: missing {', '.join(missing)}; install with pip install {' '.join(missing)}")
+    return ", ".join(found)
+
+
+def _device(run: Run) -> str:
+    from dr_validate.devices import resolve_devices
+
+    return "; ".join(_one_device(device) for device in resolve_devices(run.settings.device))
+
+
+def _one_device(device: Device) -> str:
+    if not device.place.startswith("cuda"):
+        name = device.name if device.name.startswith(device.place) else f"{device.place} (device={device.name})"
+        return f"{name}, {device.threads} thread{'s' if device.threads != 1 else ''}"
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device.place)
+    return f"{device.name}, {torch.cuda.get_device_name(device.place)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+
+
+def _search(run: Run) -> str:
+    name = type(run.index).__module__.rpartition(".")[2]
+    return run.index.check() or f"index={name}"
+
+
+def _disk(run: Run) -> str:
+    state_dir = run.settings.state_dir
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=state_dir) as probe:
+            probe.write(b"x" * 4096)
+    except OSError as error:
+        raise SetupError(
+            f"state_dir {state_dir}: cannot be written ({error.strerror}); set state_dir to a folder that can"
+        ) from None
+    free = shutil.disk_usage(state_dir).free / 2**30
+    if free < LOW_ON_SPACE_GIB:
+        raise LowOnSpace(f"state_dir {state_dir}: {free:.1f} GiB free; checkpoints are copied there, free some space")
+    return f"{state_dir}: writable, {free:.0f} GiB free; kept vectors: {run.store.describe_vectors(state_dir)}"
+
+
+def _tracker(run: Run) -> str:
+    return str(run.tracker.examine())
+
+
+def _source(run: Run) -> str:
+    listing = run.source.list(run.settings.state_dir)
+    lines = [f"{len(listing.checkpoints)} checkpoints, {len(listing.incomplete)} incomplete"]
+    lines += [f"{part.name}: {part.lacks}" for part in listing.incomplete]
+    return "; ".join(lines)
+
+
+def _encoder(run: Run) -> str:
+    """Loads the latest checkpoint, where it lies on this machine: what it lacks (a pooling, say) would fail every one."""
+    found = run.source.list(run.settings.state_dir).checkpoints
+    latest = max(found, key=lambda checkpoint: (checkpoint.step, checkpoint.created_at), default=None)
+    if latest is None:
+        return "there is no checkpoint to look into yet"
+    folder = Path(latest.uri)
+    if not folder.is_dir():
+        return f"{latest.label} is not on this machine; what it is shows when it is validated"
+    with run.encoder.load(folder, "cpu") as model:
+        return f"{latest.label}: {model.contract['kind']}, {model.dim} dimensions; {_sides(model.contract)}"
+
+
+def _sides(contract: Mapping[str, Any]) -> str:
+    sides = {side: _one_side(contract[side]) for side in ("query", "document")}
+    if len(set(sides.values())) == 1:
+        return f"queries and documents: {sides['query']}"
+    return "; ".join(f"{side}: {words}" for side, words in sides.items())
+
+
+def _one_side(tower: Mapping[str, Any]) -> str:
+    length = f"at most {tower['max_length']} tokens ({tower['max_length_from']})"
+    prefix = f", prefix {tower['prefix']!r}" if tower["prefix"] else ""
+    heads = f", {', '.join(tower['heads'])}" if tower["heads"] else ""
+    return f"{tower['pooling']} pooling{heads}, {'' if tower['normalize'] else 'not '}normalized, {length}{prefix}"
+
+
+def _dataset(run: Run) -> str:
+    test_set = run.dataset.open(run.settings.state_dir / "datasets")
+    metrics_of(run.settings).check(test_set.qrels, test_set.name)
+    documents, queries = len(test_set.corpus), len(test_set.query_ids)
+    sample = run.sampler.draw(test_set, run.settings.seed, run.settings.state_dir / "runs")
+    encoded = len(sample.ordinals)
+    return (
+        f"{test_set.name}: {documents:,} documents, {queries:,} queries, {len(test_set.qrels.gains):,} judgements; "
+        f"the sample has {encoded:,} documents ({encoded / documents:.1%})"
+    )

@@ -1,0 +1,324 @@
+"""What is wrong with a command line that does not compose: every problem at once, in the words of this package, not Hydra's."""
+
+import dataclasses
+import difflib
+import functools
+import itertools
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dr_validate.cli.doctor import sample_problems
+from dr_validate.config import SECRET_WORDS, STAGES, Settings, build, conf_dir, keys_of, not_chosen
+from dr_validate.errors import ConfigError
+
+Compose = Callable[[tuple[str, ...]], Mapping[str, Any]]  # from overrides to the plain configuration
+NOT_COMPOSED = (HydraException, OmegaConfBaseException)
+SETTINGS = {field.name for field in dataclasses.fields(Settings)}
+MOST_COMPOSED = 12  # jobs of a sweep: what comes after is left to Hydra
+NEVER_ENDS = "watch.mode: got 'follow', which never ends, in a multirun (-m), which implies watch.mode=once; leave it out"
+
+
+def explain_grammar(arguments: Sequence[str]) -> str | None:
+    """What Hydra's grammar makes of paths with = { } [ ] ( ) # ' and the like, and of commas outside a sweep; None if nothing.
+
+    Each message names the key and gives the override as a shell takes it, in the quotes that make its value one text.
+    """
+    asked = get_args_parser().parse_known_args(list(arguments))[0]
+    problems = []
+    for override in asked.overrides:
+        found = re.fullmatch(r"([+~]*)([^=]+)=(.*)", override, re.S)
+        if found is None:
+            continue  # Hydra says it
+        try:
+            parsed = OverridesParser.create().parse_override(override)
+        except NOT_COMPOSED:
+            problems.append(_unreadable(*found.groups(), is_several=False))
+            continue
+        if parsed.is_sweep_override() and not asked.multirun:
+            problems.append(_unreadable(*found.groups(), is_several=True))
+    return str(ConfigError(problems)) if problems else None
+
+
+def _unreadable(prefix: str, key: str, value: str, *, is_several: bool) -> str:
+    """A value that does not mean what it says: several values outside a sweep, or nothing that Hydra can read."""
+    why = "is several values, for a sweep (-m)" if is_several else "holds characters that have a meaning in Hydra's grammar"
+    if any(word in key.lower() for word in SECRET_WORDS):
+        return f"{key}: a value that {why} (not shown; keys belong in the environment)"
+    if value[:1] in "[{" or value[:1] in "'\"":
+        return f"{key}: got {value}, which {why}; is a bracket or a quote missing, or one too many?"
+    # Within quotes a backslash has a meaning only before a quote.
+    text = re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + (match[2] and f"\\{match[2]}"), value)
+    a_text = shlex.quote(f'{prefix}{key}="{text}"')
+    a_list = f", a list in brackets: {shlex.quote(f'{prefix}{key}=[{value}]')}" if is_several else ""
+    return f"{key}: got {value}, which {why}; one text goes in quotes: {a_text}{a_list}"
+
+
+def explain(error: Exception, arguments: Sequence[str], *, values: bool = True) -> str:
+    """The message for `arguments`, of which Hydra said `error`. What we have no better words for keeps Hydra's.
+
+    `values`: whether what is wrong with values is said in the same message, which takes all arguments."""
+    if isinstance(error, MissingConfigException) and (problem := _unknown_choice(error)):
+        return str(ConfigError([problem]))  # what else is wrong depends on the choice that was meant
+    unknown: list[str] = []
+    asked = get_args_parser().parse_known_args(list(arguments))[0]
+    overrides = list(asked.overrides)
+    config: dict[str, Any] = {}
+    said: Exception | None = error
+    while said is not None:
+        # Hydra stops at the first: without that one it gets to the next.
+        key = str(getattr(said.__cause__, "full_key", None) or "")
+        rest = [one for one in overrides if not f"{one.partition('=')[0]}.".startswith(f"{key}.")]
+        if not key or len(rest) == len(overrides):
+            break
+        unknown.append(key)
+        overrides = rest
+        config, said = _composed(overrides, asked.config_dir)
+    if not unknown:
+        return str(error) if error.__cause__ is None else f"{error}\n{error.__cause__}"
+    others = () if asked.cfg or asked.help or not values else _other_problems(config)
+    return str(ConfigError(list(dict.fromkeys([*(_unknown_key(key, config) for key in unknown), *others]))))
+
+
+def explain_sweep(arguments: Sequence[str]) -> str | None:
+    """What is wrong with a job of a sweep (-m), found before any of them is launched; None for other command lines, and where
+    it takes Hydra to know (a configuration of the user's own, values that only a job has).
+
+    Each value is composed once, beside the first of every other key, as `jobs_as_run` has it.
+    """
+    asked = get_args_parser().parse_known_args(list(arguments))[0]
+    jobs = _jobs(asked)
+    if not jobs:
+        return None
+    if any(value.lstrip("+") == "watch.mode=follow" for job in jobs for value in job):
+        return str(ConfigError([NEVER_ENDS]))
+    own, told = asked.config_dir, ["--config-dir", asked.config_dir] if asked.config_dir else []
+    composed = functools.cache(lambda job: _composed(job, own, resolve=False))
+    swept = _Swept(jobs, lambda job: composed(job)[0])
+    for choices in dict.fromkeys(swept.choices):
+        if error := composed(choices)[1]:
+            return explain(error, [*told, *choices], values=False)
+    if problems := swept.unknown():
+        return str(ConfigError(problems))
+    configs = []
+    for job in _each_value_once(swept.as_run())[:MOST_COMPOSED]:
+        config, error = _composed(job, own)
+        if error is not None:  # perhaps because of values that only the job knows
+            error = composed(tuple(job))[1]
+        if error is not None:
+            return explain(error, [*told, *job])
+        if config.get("task") == "validate":
+            configs.append(config)
+    return "\n".join(sample_problems(configs)) or None
+
+
+def _jobs(asked: Any) -> Sequence[Sequence[str]]:
+    """Overrides of the jobs of a sweep, as they were typed; none for other command lines, and where Hydra must say."""
+    own = asked.config_path or asked.config_name or (asked.config_dir and not Path(asked.config_dir).is_dir())
+    if not asked.multirun or own or any("hydra.searchpath" in one for one in asked.overrides):
+        return []
+    overrides = [one for one in asked.overrides if not one.lstrip("+~").startswith("hydra")]
+    try:
+        values = [list(_values(one)) for one in OverridesParser.create().parse_overrides(overrides)]
+    except NOT_COMPOSED:
+        return []  # Hydra says it
+    if not all(values):
+        return []
+    return [list(job) for job in itertools.product(*values)]
+
+
+def for_every_job(arguments: Sequence[str]) -> list[str]:
+    """The command line of a sweep over choices (sampler=a,b), with the keys of that group (sampler.fraction=0.1) as additions:
+    Hydra first composes them beside the default choice, which need not have them. `jobs_as_run` takes that back."""
+    asked = get_args_parser().parse_known_args(list(arguments))[0]
+    if not asked.multirun:
+        return list(arguments)
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(asked.overrides))
+    except NOT_COMPOSED:
+        return list(arguments)
+    groups = {one.key_or_group for one in overrides if one.is_sweep_override() and (conf_dir() / one.key_or_group).is_dir()}
+    groups |= set(STAGES) if "run" in groups else set()  # its choices choose for every stage
+    fixed = {
+        str(one.input_line)
+        for one in overrides
+        if one.type is OverrideType.CHANGE and not one.is_sweep_override() and _stage_and_key(one)[0] in groups
+    }
+    return [f"++{argument}" if argument in fixed else argument for argument in arguments]
+
+
+def jobs_as_run(jobs: Sequence[Sequence[str]], compose: Compose) -> list[list[str]]:
+    """The jobs of a sweep, each without the keys that its choice of a stage lacks and another job's has (sampler.fraction
+    where sampler=full), and none twice that differs from an earlier one in nothing else. A key that no job's choice has stays.
+
+    `compose` is asked for the choices of jobs alone, and only where jobs differ in them.
+    """
+    return _Swept(jobs, compose).as_run()
+
+
+class _Swept:
+    """The jobs of a sweep as they were typed, and which keys the choices of each have."""
+
+    def __init__(self, jobs: Sequence[Sequence[str]], compose: Compose) -> None:
+        parser = OverridesParser.create()
+        self._jobs = jobs
+        self._parsed = {text: parser.parse_override(text) for text in dict.fromkeys(itertools.chain(*jobs))}
+        self.choices = [tuple(text for text in job if _is_choice(self._parsed[text])) for job in jobs]
+        differ = self._may_differ()
+        self._configs = {choices: compose(choices) if differ else {} for choices in dict.fromkeys(self.choices)}
+        self._keys = {choices: _keys_by_stage(config) for choices, config in self._configs.items()}
+
+    def _may_differ(self) -> bool:
+        """Whether a job may lack a key that another has; composing takes a while, for each choice."""
+        all_choices, common = set().union(*self.choices), set(self.choices[0]).intersection(*self.choices)
+        chosen = {self._parsed[text].key_or_group for text in all_choices}
+        swept = {self._parsed[text].key_or_group for text in all_choices - common}
+        typed = {_stage_and_key(one)[0] for one in self._parsed.values() if _is_value(one)}
+        return bool(swept) and bool(chosen - set(STAGES) or typed & swept)
+
+    def as_run(self) -> list[list[str]]:
+        first: dict[tuple[str, ...], list[str]] = {}
+        found: list[list[str]] = []
+        for job, choices in zip(self._jobs, self.choices, strict=True):
+            kept, left_out = self._split(job, choices)
+            if first.setdefault(tuple(kept), left_out) == left_out:
+                found.append(kept)
+        return found
+
+    def unknown(self) -> list[str]:
+        """Problems: keys that several choices are swept over for, and none has."""
+        found = {}
+        for text in self._parsed:
+            stage, key = _stage_and_key(self._parsed[text])
+            known = [config for choices, config in self._configs.items() if stage in self._keys[choices]]
+            targets = {str(config[stage]["_target_"]).split(".")[-2]: None for config in known}
+            if len(targets) > 1 and _is_value(self._parsed[text]) and key not in (have := self._known(stage)):
+                hint = difflib.get_close_matches(key, sorted(have), n=1)
+                way_out = f"did you mean {stage}.{hint[0]}?" if hint else f"they have {', '.join(sorted(have))}"
+                found[stage, key] = f"{stage}.{key}: none of {stage}={','.join(targets)} has such a key; {way_out}"
+        return list(found.values())
+
+    def _known(self, stage: str) -> set[str]:
+        return {key for keys in self._keys.values() for key in keys.get(stage, ())}
+
+    def _split(self, job: Sequence[str], choices: tuple[str, ...]) -> tuple[list[str], list[str]]:
+        """What a job is to be told, and what it is not."""
+        kept: list[str] = []
+        left_out: list[str] = []
+        for text in job:
+            stage, key = _stage_and_key(self._parsed[text])
+            mine = self._keys[choices].get(stage)
+            if mine is None or not _is_value(self._parsed[text]):
+                kept.append(text)
+            elif key in mine:
+                kept.append(text.removeprefix("++"))
+            else:
+                (left_out if key in self._known(stage) else kept).append(text)
+        for stage, mine in self._keys[choices].items():  # what a named experiment (+run=NAME) has set for another choice
+            lacking = set(self._configs[choices][stage]) - mine - {"_target_"}
+            kept += [f"~{stage}.{key}" for key in sorted(lacking & self._known(stage)) if f"~{stage}.{key}" not in kept]
+        return kept, left_out
+
+
+def _is_choice(override: Override) -> bool:
+    """Not a value: what it takes to know which choices a job has."""
+    return "." not in override.key_or_group and override.key_or_group not in SETTINGS
+
+
+def _is_value(override: Override) -> bool:
+    """Of a key within a group or section (`sampler.fraction`)."""
+    return "." in override.key_or_group and override.type in (OverrideType.CHANGE, OverrideType.FORCE_ADD)
+
+
+def _stage_and_key(override: Override) -> tuple[str, str]:
+    stage, _, key = override.key_or_group.partition(".")
+    return stage, key.partition(".")[0]
+
+
+def _keys_by_stage(config: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+    """Of each stage whose class is known."""
+    found = {stage: keys_of(stage, config.get(stage)) for stage in STAGES}
+    return {stage: keys for stage, keys in found.items() if keys is not None}
+
+
+def _each_value_once(jobs: Sequence[list[str]]) -> list[list[str]]:
+    """The first job, and every one that has an override which those before it have not."""
+    seen: set[str] = set()
+    found: list[list[str]] = []
+    for job in jobs:
+        if not found or not seen.issuperset(job):
+            found.append(job)
+            seen.update(job)
+    return found
+
+
+def _values(override: Override) -> Iterator[str]:
+    """The overrides that jobs get in place of one that is swept over."""
+    if not override.is_sweep_override():
+        yield str(override.input_line)
+        return
+    key = override.get_key_element()
+    for value in override.sweep_string_iterator():
+        yield f"{key}={value}"
+
+
+def _composed(
+    overrides: Sequence[str], own_dir: str | None, *, resolve: bool = True
+) -> tuple[dict[str, Any], Exception | None]:
+    """The plain configuration, empty where there is none, and why. `own_dir`: further YAML (--config-dir)."""
+    places = [f"hydra.searchpath=['file://{Path(own_dir).absolute()}']"] if own_dir else []
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+            config = compose("config", [*overrides, *places])
+        if resolve:
+            OmegaConf.resolve(config)
+    except NOT_COMPOSED as error:
+        return {}, error
+    plain = OmegaConf.to_container(config, throw_on_missing=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}, None
+
+
+def _unknown_choice(error: MissingConfigException) -> str | None:
+    group, slash, choice = str(error.missing_cfg_file or "").rpartition("/")
+    return f"{group}: got {choice!r}, expected one of {', '.join(error.options)}" if slash and error.options else None
+
+
+def _unknown_key(key: str, config: Mapping[str, Any]) -> str:
+    """Names what has no such key, and the keys that may have been meant; never the value, which may be a secret."""
+    place, _, name = key.rpartition(".")
+    part: Any = config
+    for step in place.split(".") if place else ():
+        part = part.get(step) if isinstance(part, Mapping) else None
+    if key in STAGES:
+        return not_chosen(key)
+    if not isinstance(part, Mapping):
+        return f"{key}: no such key"
+    target = str(part.get("_target_", "")).split(".")
+    owner = f"{place}={target[-2]} has" if len(target) > 1 else "there is"
+    names = [str(other) for other in part if other != "_target_"]
+    prefix = f"{place}." if place else ""
+    if close := difflib.get_close_matches(name, names, n=1):
+        return f"{key}: {owner} no such key; did you mean {prefix}{close[0]}?"
+    ours = f"; it has {', '.join(names)}" if names and place else ""
+    return f"{key}: {owner} no such key{ours}"
+
+
+def _other_problems(config: Mapping[str, Any]) -> Sequence[str]:
+    if config.get("task") not in ("validate", "doctor"):
+        return ()  # other tasks make do with less
+    try:
+        build(config)
+    except ConfigError as error:
+        return error.problems
+    return ()

@@ -1,0 +1,223 @@
+"""From the command line to an exit code: compose the configuration, run the job, alone or as one of a sweep."""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from dr_validate.cli import sweep
+from dr_validate.cli.doctor import check_start
+from dr_validate.cli.help import offer_help
+from dr_validate.cli.overrides import NEVER_ENDS, NOT_COMPOSED, explain, explain_grammar, explain_sweep, for_every_job
+from dr_validate.config import Run, build, conf_dir, report_settings, state_dir_of
+from dr_validate.errors import ConfigError, DrValidateError
+from dr_validate.process import printable, say_error, set_up_logging, standard_output, stop_on_signals
+
+if TYPE_CHECKING:
+    from dr_validate.watcher.loop import Outcome
+
+SETUP_IS_WRONG = 2
+INTERRUPTED = 130  # what a shell makes of SIGINT
+RAISE = "HYDRA_FULL_ERROR"  # environment: has Hydra raise what does not compose, which it would print itself
+LOOK_AT_CLAIM_EVERY_S = 1.0
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Console entry; exit codes as in the README: 0 done, 1 a checkpoint failed for good in `once`, 2 setup is wrong;
+    130 after a second SIGINT.
+
+    A sweep ends with the worst code of its jobs.
+    """
+    codes: list[int] = []
+
+    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+    def job(config: DictConfig) -> None:
+        if not asked_for:
+            os.environ.pop(RAISE, None)
+        codes.append(run_job(config))
+
+    sys.stdout = standard_output()
+    if "--version" in sys.argv[1:]:
+        sys.stdout.write(f"dr_validate {_version()}\n")
+        return
+    set_up_logging()
+    if mistake := explain_grammar(sys.argv[1:]) or explain_sweep(sys.argv[1:]):
+        say_error(mistake)
+        sys.exit(SETUP_IS_WRONG)
+    sys.argv[1:] = for_every_job(sys.argv[1:])
+    sweep.prepare(os.environ)
+    offer_help()
+    asked_for = RAISE in os.environ
+    if not {"-m", "--multirun"} & set(sys.argv):  # there a job may be what raises, in another process
+        os.environ.setdefault(RAISE, "1")
+    try:
+        job()
+    except SystemExit as error:  # Hydra ends with 1 when a configuration does not compose, and when a job raises
+        code = error.code if isinstance(error.code, int) else 1
+        codes.append(SETUP_IS_WRONG if code == 1 and not _jobs_folder() else code)
+    except KeyboardInterrupt:
+        say_error("interrupted: ended at once; the next start goes on from what is saved")
+        codes.append(INTERRUPTED)
+    except NOT_COMPOSED as error:
+        say_error(explain(error, sys.argv[1:]))
+        codes.append(SETUP_IS_WRONG)
+    finally:
+        if folder := _jobs_folder():
+            from dr_validate.cli.sweep_table import show_sweep
+
+            codes.append(show_sweep(folder))
+    sys.exit(max(codes, default=0))
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("dr_validate")
+    except importlib.metadata.PackageNotFoundError:  # the package is on the path, but was never installed
+        return "(version not known: not installed)"
+
+
+def _jobs_folder() -> Path | None:
+    """Of the sweep that this process launched, if a job of it has begun."""
+    folder = sweep.sweep_folder(os.environ)
+    return folder if folder and sweep.records(folder) else None
+
+
+def run_job(config: DictConfig) -> int:
+    """Do what `task` says; errors meant for users end in one message and exit code 2."""
+    set_up_logging()
+    job = HydraConfig.get()
+    folder = sweep.sweep_folder(os.environ) if job.mode == RunMode.MULTIRUN else None
+    if folder is not None:
+        return _run_in_sweep(config, folder, job)
+    try:
+        return _run_alone(_plain(config))
+    except DrValidateError as error:
+        say_error(str(error))
+        return SETUP_IS_WRONG
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    OmegaConf.resolve(config)
+    plain = OmegaConf.to_container(config, throw_on_missing=False)
+    assert isinstance(plain, dict)
+    job = HydraConfig.get()
+    if job.mode == RunMode.MULTIRUN and not any(one.lstrip("+").startswith("watch.mode=") for one in job.overrides.task):
+        plain["watch"]["mode"] = "once"  # jobs of a sweep end
+    return {str(key): value for key, value in plain.items()}
+
+
+def _run_alone(config: Mapping[str, Any]) -> int:
+    if (code := _answer(config)) is not None:
+        return code
+    from dr_validate.cli.summary import show_outcome
+    from dr_validate.watcher.loop import watch
+
+    run = build(config)
+    check_start(run)
+    outcome = watch(run)
+    show_outcome(run, outcome)
+    return outcome.exit_code
+
+
+def _answer(config: Mapping[str, Any]) -> int | None:
+    """The exit code of a task that only looks, None if the task is to validate."""
+    task = config.get("task")
+    if task == "status":
+        from dr_validate.cli.status import show_status
+
+        return show_status(config)
+    if task == "doctor":
+        from dr_validate.cli.doctor import examine
+
+        return examine(config)
+    if task == "report":
+        from dr_validate.report.write import write_report
+
+        write_report(state_dir_of(config), report_settings(config))
+        return 0
+    return None
+
+
+def _run_in_sweep(config: DictConfig, folder: Path, job: Any) -> int:
+    """Leave on record what becomes of the job, whatever that is; the launching process shows it with the others."""
+    wish_to_stop = threading.Event()
+    with stop_on_signals(wish_to_stop):  # once on record the job may be sent a signal
+        return _run_on_record(config, folder, job, wish_to_stop)
+
+
+def _run_on_record(config: DictConfig, folder: Path, job: Any, wish_to_stop: threading.Event) -> int:
+    record = sweep.begin(folder, job.job.num + 1, job.overrides.task, str(config.get("task")))
+    place = sweep.place(record.number, os.environ)
+    log.info("%s: %s", place, " ".join(record.overrides))
+    try:
+        record = _recorded(record, _plain(config), folder, wish_to_stop)
+    except DrValidateError as error:
+        say_error(str(error))
+        record = dataclasses.replace(record, exit_code=SETUP_IS_WRONG, error=printable(str(error), keep="\n"))
+    except BaseException as error:
+        dataclasses.replace(record, exit_code=1, error=printable(f"{type(error).__name__}: {error}")).save(folder)
+        raise
+    record.save(folder)
+    log.info("%s has ended: exit code %d", place, record.exit_code)
+    assert record.exit_code is not None
+    return record.exit_code
+
+
+def _recorded(
+    record: sweep.JobRecord, config: Mapping[str, Any], folder: Path, wish_to_stop: threading.Event
+) -> sweep.JobRecord:
+    if sweep.is_stopped(folder):
+        return dataclasses.replace(record, exit_code=0, stopped=True)
+    if (code := _answer(config)) is not None:
+        return dataclasses.replace(record, exit_code=code)
+    run = build(config)
+    if run.watch.mode == "follow":
+        raise ConfigError([NEVER_ENDS])
+    check_start(run)
+    outcome = watch_in_turn(run, folder, wish_to_stop)
+    if outcome.stopped or wish_to_stop.is_set():
+        sweep.stop(folder)
+    # The launching process may work in another folder than the job.
+    kept = {**config, "state_dir": str(run.settings.state_dir.absolute())}
+    target = dataclasses.asdict(outcome.target) if outcome.target else None
+    return dataclasses.replace(record, exit_code=outcome.exit_code, stopped=outcome.stopped, target=target, config=kept)
+
+
+def watch_in_turn(run: Run, folder: Path, wish_to_stop: threading.Event) -> "Outcome":
+    """`watch`, after other jobs of this sweep that work on the same spec (`index=flat,torch` has one for both).
+
+    Raises Claimed when it is not a job of this sweep that holds the spec: that may take for ever.
+    """
+    from dr_validate.watcher.lock import Claimed, is_held
+    from dr_validate.watcher.loop import Outcome, watch
+
+    while not wish_to_stop.is_set():
+        try:
+            return watch(run)
+        except Claimed as error:
+            if not _is_peer(error.path, folder):
+                raise
+            log.info("waiting for another job of this sweep, which works on the same spec")
+            while is_held(error.path) and not wish_to_stop.wait(LOOK_AT_CLAIM_EVERY_S):
+                pass
+    return Outcome(target=None, exit_code=0, stopped=True)
+
+
+def _is_peer(claim: Path, folder: Path) -> bool:
+    try:
+        holder = json.loads(claim.read_text(encoding="utf-8"))
+    except ValueError:  # it has not signed yet
+        return False
+    return (holder["pid"], holder["host"]) in {(job.pid, job.host) for job in sweep.records(folder)}

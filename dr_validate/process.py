@@ -1,0 +1,165 @@
+"""What a process says, how it is stopped, and how it ended: one line per event on standard error, tables on standard output.
+
+Nothing that is said here fails: a reader that has gone away, or cannot show a character, never decides how a run ends.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+log = logging.getLogger(__name__)
+LOG_WIDTH = 110  # characters, where standard output is not a terminal
+_IN_ASCII = str.maketrans("█━─┃│┡╇┩┏┳┓└┴┘├┼┤…\u2212\u2013\u00d7\u00b7\u2019", "#=-||++++++++++++.--x.'") | {0xB1: "+/-"}
+# Control characters, the separators of lines and of directions of Unicode, halves of surrogate pairs.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_OWN = "\n\t"  # what our own messages are laid out with
+_LOGIN = re.compile(r"(?<=://)[^\s/?#]*@")
+_SECRET = re.compile(r"(?i)([?&](?:sig|[\w.-]*(?:key|token|secret|password|signature|credential)[\w.-]*)=)[^\s&#'\")]+")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Escape what could forge a line or steer a terminal, except characters in `keep`, and hide logins and keys in URLs."""
+
+    def escaped(match: re.Match[str]) -> str:
+        return match[0] if match[0] in keep else match[0].encode("unicode_escape", "surrogatepass").decode()
+
+    return _SECRET.sub(r"\1***", _LOGIN.sub("***@", _UNPRINTABLE.sub(escaped, text)))
+
+
+class OneLine(logging.Formatter):
+    """One line for each event, whatever names and errors hold; a traceback follows, indented."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return printable(super().formatException(ei), keep="\n").replace("\n", "\n  ")
+
+
+def set_up_logging() -> None:
+    """Our own events from INFO on, those of libraries from WARNING on."""
+    handler = logging.StreamHandler(Stream(sys.stderr))
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)-7s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("dr_validate").setLevel(logging.INFO)
+
+
+def new_console(log_width: int = LOG_WIDTH) -> Any:
+    """A rich console on standard output, wide enough in a log too; brackets and colons in what it prints are text."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Printable(Console):
+        def render(self, *args: Any, **options: Any) -> Any:
+            for part in super().render(*args, **options):
+                yield part if part.control else Segment(printable(part.text, keep=_OWN), part.style)
+
+    stream = standard_output()
+    width = None if stream.isatty() else log_width
+    return Printable(file=stream, width=width, markup=False, emoji=False, highlight=False)
+
+
+def standard_output() -> Any:
+    """Standard output as a `Stream`; what is written is dropped where there is none."""
+    return sys.stdout if isinstance(sys.stdout, Stream) else Stream(sys.stdout)
+
+
+def say_error(message: str) -> None:
+    """The one message of a run that ends, on standard error."""
+    Stream(sys.stderr).write(f"{printable(message, keep=_OWN)}\n")
+
+
+class Stream:
+    """A text stream that replaces what it cannot encode, and drops what nobody reads any more."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._write(text)
+        except (OSError, ValueError):  # the reader is gone, or the stream is closed
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            if self._stream is not None:
+                self._stream.flush()
+        except (OSError, ValueError):
+            self._drop()
+
+    def isatty(self) -> bool:
+        return self._stream is not None and not self._stream.closed and self._stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _write(self, text: str) -> int:
+        if self._stream is None:
+            return len(text)
+        encoding = self._stream.encoding or "ascii"
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:
+            text = text.translate(_IN_ASCII).encode(encoding, "replace").decode(encoding)
+        return self._stream.write(text)
+
+    def _drop(self) -> None:
+        """What is buffered still goes somewhere when the process ends."""
+        stream, self._stream = self._stream, None
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            assert stream is not None
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
+@contextlib.contextmanager
+def stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set `stop`; a second one does what it always does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def handle(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+        log.info("%s: stopping; a second one ends at once", signal.Signals(number).name)
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def until_stopped(stop: threading.Event, grace_s: float) -> Callable[[], bool]:
+    """A function that is true until `grace_s` after it first found `stop` set."""
+    end = float("inf")
+
+    def may_go_on() -> bool:
+        nonlocal end
+        if stop.is_set():
+            end = min(end, time.monotonic() + grace_s)
+        return time.monotonic() < end
+
+    return may_go_on
+
+
+def how_it_ended(code: int) -> str:
+    """The exit code of a process in words."""
+    if code >= 0:
+        return f"ended with exit code {code}; its last words are in the log"
+    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+    return f"was ended by {signal.Signals(-code).name}{hint}"

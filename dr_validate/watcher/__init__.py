@@ -1,0 +1,6 @@
+"""The process that polls, chooses, records and delivers; no torch and no faiss in it.
+
+`loop`: the only loop and the only clock; `polling`, `deleted`, `backoff`: what exists, and copies of it; `schedule`: which
+is next; `attempts`: one attempt and its books; `worker_process`, `stall`: the worker seen from here; `delivery`: Reports to
+trackers.
+"""

@@ -1,0 +1,227 @@
+"""One attempt at one checkpoint: recorded before it begins, ended in the ledger whatever happens."""
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dr_validate.config import Run
+from dr_validate.errors import CheckpointError, Gone, Interrupted, NotStated, Outage, SetupError, TimedOut
+from dr_validate.files import interruptible, is_disk_full, is_read_only
+from dr_validate.ledger.ledger import Attempt, Ledger
+from dr_validate.ledger.revised import STALE, refined
+from dr_validate.process import printable
+from dr_validate.values import Agreement, Checkpoint, Incomplete, Listing, Report
+from dr_validate.watcher.polling import SourcePoller
+from dr_validate.watcher.worker_process import Tick, WorkerClient
+
+MAX_INTERRUPTIONS_PER_ATTEMPT = 5
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Under which spec a checkpoint is validated: the sample's, or the full corpus' (a baseline)."""
+
+    dataset: str
+    sampler: str
+    spec: str
+    sampled_spec: str
+    full_spec: str
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.spec == self.full_spec != self.sampled_spec
+
+
+class Attempts:
+    """Runs attempts and keeps their books; `poller` brings the copies, `now` gives ISO 8601 times."""
+
+    def __init__(self, run: Run, ledger: Ledger, worker: WorkerClient, poller: SourcePoller, now: Callable[[], str]) -> None:
+        self.run, self.ledger, self.worker, self.poller, self.now = run, ledger, worker, poller, now
+        self._is_known_training = False
+        self._skipped: set[tuple[str, ...]] = set()  # told in this process; the ledger keeps each skip once, ever
+
+    def validate(self, checkpoint: Checkpoint, target: Target, tick: Tick) -> Report | None:
+        """Try once. Returns the final Report (done, failed for good, or skipped as gone), or None if it may be tried again.
+
+        Raises Interrupted and SetupError after giving the attempt back: it does not count. What is not stated about the
+        encoder is the run's mistake, until a checkpoint has been validated without it.
+        """
+        attempt = self.ledger.begin(checkpoint, target.spec, self.now())
+        try:
+            if attempt.interruptions > MAX_INTERRUPTIONS_PER_ATTEMPT * self.run.watch.max_attempts:
+                raise CheckpointError(f"interrupted {attempt.interruptions} times: does it bring the whole process down?")
+            report = self._run(checkpoint, target, tick)
+        except Outage as error:  # nobody's fault: later, and no attempt less
+            log.info("%s: %s", checkpoint.label, error)
+            self.ledger.release(checkpoint.digest, target.spec)
+            return None
+        except Gone as error:
+            return self._gone(checkpoint, target, str(error), attempt)
+        except NotStated as error:
+            if not self._has_validated(target):
+                self.ledger.release(checkpoint.digest, target.spec)
+                raise SetupError(f"{checkpoint.label}: {error}") from error
+            return self._fail(checkpoint, target, str(error), attempt)
+        except CheckpointError as error:
+            return self._fail(checkpoint, target, str(error), attempt)
+        except TimedOut as error:
+            return self._retry(checkpoint, target, str(error), attempt)
+        except (Interrupted, SetupError, KeyboardInterrupt, SystemExit):
+            self.ledger.release(checkpoint.digest, target.spec)
+            raise
+        except Exception as error:  # whatever it was: it costs this attempt, not the watcher
+            if is_disk_full(error) or is_read_only(error):
+                self.ledger.release(checkpoint.digest, target.spec)
+                raise
+            log.debug("attempt failed", exc_info=True)
+            return self._retry(checkpoint, target, str(error) or type(error).__name__, attempt)
+        return self._finish(dataclasses.replace(report, at=self.now(), attempts=attempt.attempts), target)
+
+    def skip(self, checkpoint: Checkpoint, target: Target, reason: str) -> None:
+        """Report that a checkpoint will not be validated, once per reason."""
+        key = (checkpoint.name, checkpoint.version, target.spec, reason)
+        if key not in self._skipped:
+            self._skipped.add(key)
+            self.ledger.finish(self._empty(checkpoint, target, "skipped", reason, 1))
+            log.info("skipped %s: %s", checkpoint.label, reason)
+
+    def refuse_another_training(self, listing: Listing, target: Target) -> None:
+        """Raise SetupError where checkpoints of another folder stand in the ledger, both trainings without a name: their rows
+        would mix. The same training in a folder that was moved or renamed shows by its digests."""
+        here = [one for one in listing.checkpoints if not one.training_run and one.uri.startswith("/")]
+        if not here or self._is_known_training:
+            return
+        self._is_known_training = True
+        settled = self.ledger.reports(target.spec, ("done", "failed"))
+        known = [report.checkpoint for report in settled if not report.checkpoint.training_run]
+        places = [{Path(one.uri).parent.resolve() for one in found} for found in (known, here)]
+        if not known or places[0] & places[1] or _is_same_training(known, here):
+            return
+        there, ours = (sorted(map(str, found))[0] for found in places)
+        raise SetupError(
+            f"source.path: state_dir {self.run.settings.state_dir} has rows of another training, from {there}, and those of "
+            f"{ours} would mix with them; set another state_dir, or tell this training apart by a name: source.name=NAME"
+        )
+
+    def stale(self, target: Target) -> set[str]:
+        """Digests of what was skipped because something newer had overtaken it."""
+        return {digest for digest, reason in self.ledger.skips(target.spec).items() if reason.startswith(STALE)}
+
+    def skip_incomplete(self, part: Incomplete, target: Target) -> None:
+        """Report what was never completed, or never seen; it has no digest, so its name stands for one."""
+        if (part.name, part.name, target.spec, part.reason) in self._skipped:
+            return
+        known = self.ledger.reported_labels if part.is_deleted else self.ledger.settled_names
+        if part.name in known(target.spec):
+            return  # it was complete once, and is being deleted now; or its end has been reported
+        checkpoint = Checkpoint(
+            name=part.name,
+            version=part.name,
+            digest=f"incomplete:{part.name}",
+            step=max(part.step, 0),
+            step_from="folder name",
+            created_at=self.now(),
+            uri=part.uri,
+            training_run=part.training_run,
+            group=part.group,
+        )
+        self.skip(checkpoint, target, part.reason)
+
+    def _has_validated(self, target: Target) -> bool:
+        """Whether the encoder as configured has done for any checkpoint, so that another's lack is its own."""
+        return any("done" in self.ledger.settled(spec).values() for spec in (target.spec, target.sampled_spec))
+
+    def _run(self, checkpoint: Checkpoint, target: Target, tick: Tick) -> Report:
+        if (failure := self.poller.failure(checkpoint)) is not None:
+            raise failure
+        state_dir = self.run.settings.state_dir
+        with contextlib.ExitStack() as stack:
+            with interruptible(lambda: tick(None)):  # the copy may have to be read
+                folder = stack.enter_context(self.run.store.lease(checkpoint.digest, state_dir))
+            weights_sha256 = self.run.store.weights_sha256(checkpoint.digest, state_dir)
+            checkpoint = dataclasses.replace(checkpoint, weights_sha256=weights_sha256)
+            report = self.worker.validate(checkpoint, Path(folder), full=target.is_baseline, tick=tick)
+        download = self.poller.fetch_seconds(checkpoint)
+        total = report.seconds["total"] + download
+        return dataclasses.replace(report, seconds={"download": download, **report.seconds, "total": total})
+
+    def _finish(self, report: Report, target: Target) -> Report:
+        report = dataclasses.replace(report, agreement=self._agreement(report, target))
+        self.ledger.finish(report)
+        metric, estimate = next(iter(report.metrics.items()))
+        log.info(
+            "%s %s: %s %.4f (%d documents, %.1f s)",
+            *("baseline of" if target.is_baseline else "validated", report.checkpoint.label, metric, estimate.value),
+            *(report.corpus["encoded"], report.seconds["total"]),
+        )
+        return report
+
+    def _agreement(self, report: Report, target: Target) -> Agreement | None:
+        if target.sampled_spec == target.full_spec:
+            return None
+        sampled = self.ledger.reports(target.sampled_spec)
+        full = self.ledger.reports(target.full_spec)
+        (full if target.is_baseline else sampled).append(report)
+        return self.run.fidelity.compare(refined(sampled, full), full, self.run.settings.metrics[0])
+
+    def _fail(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report:
+        report = self._empty(checkpoint, target, "failed", error, attempt.attempts)
+        self.ledger.finish(report)
+        log.error("failed %s: %s", checkpoint.label, error)
+        return report
+
+    def _gone(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report:
+        self.ledger.release(checkpoint.digest, target.spec)  # nothing was tried; and only what waits can be skipped
+        report = self._empty(checkpoint, target, "skipped", error, attempt.attempts)
+        self.ledger.finish(report)
+        log.info("skipped %s: %s", checkpoint.label, error)
+        return report
+
+    def _retry(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report | None:
+        limit = self.run.watch.max_attempts
+        if attempt.attempts >= limit:
+            return self._fail(checkpoint, target, f"{error} (attempt {attempt.attempts} of {limit})", attempt)
+        self.ledger.retry_later(checkpoint.digest, target.spec, printable(error, keep="\n"), self.now())
+        log.warning("%s: %s (attempt %d of %d; will try again)", checkpoint.label, error, attempt.attempts, limit)
+        return None
+
+    def _empty(self, checkpoint: Checkpoint, target: Target, status: str, error: str, attempts: int) -> Report:
+        assert status in ("failed", "skipped")
+        return Report(
+            checkpoint=checkpoint,
+            dataset=target.dataset,
+            sampler="full" if target.is_baseline else target.sampler,
+            spec=target.spec,
+            status="failed" if status == "failed" else "skipped",
+            at=self.now(),
+            attempts=attempts,
+            error=printable(error, keep="\n"),
+        )
+
+
+def _is_same_training(known: Sequence[Checkpoint], here: Sequence[Checkpoint]) -> bool:
+    """Whether they have weights in common, and no two of one name are different."""
+    digests: dict[str, set[str]] = {}
+    for one in known:
+        digests.setdefault(one.name, set()).add(one.digest)
+    if any(one.name in digests and one.digest not in digests[one.name] for one in here):
+        return False
+    return bool({one.digest for one in known} & {one.digest for one in here})
+
+
+def retry_or_name(ledger: Ledger, specs: set[str], *, retry: bool) -> None:
+    """Forget those failures if `retry`; else name them, and the way to have them tried again."""
+    for spec in sorted(specs):
+        if "failed" not in ledger.settled(spec).values():
+            continue  # states read every Report
+        failed = [state for state in ledger.states(spec) if state.state == "failed"]
+        names = ", ".join(state.name for state in failed)
+        if retry:
+            for state in failed:
+                ledger.retry(state.digest, spec)
+            log.info("tried again, though failed for good before: %s", names)
+        else:
+            log.warning("failed for good before, and not tried again: %s (watch.retry_failed=true tries them)", names)

@@ -1,0 +1,194 @@
+"""From the ledger to the trackers: every Report once, in order, later if a tracker is out of reach.
+
+The JSONL file is written at once. What may be far away is served by a thread of its own, so that encoding goes on meanwhile.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dr_validate.config import Run
+from dr_validate.errors import LedgerLost
+from dr_validate.ledger.findings import Findings
+from dr_validate.ledger.ledger import Ledger
+from dr_validate.stages import Tracker
+from dr_validate.tracker.jsonl import JsonlTracker
+
+FIRST_PAUSE_S = 2.0  # after a failed round; doubled each time
+MAX_PAUSE_S = 300.0
+log = logging.getLogger(__name__)
+
+
+class Delivery:
+    """The trackers of one run and what they have not seen yet; `with` closes them within watch.exit_timeout_s."""
+
+    def __init__(self, run: Run, ledger: Ledger, names: Mapping[str, Any], now: Callable[[], str]) -> None:
+        self.run, self.ledger, self.names, self.now = run, ledger, names, now
+
+    def __enter__(self) -> "Delivery":
+        settings = self.run.settings
+        self._specs = [self.names["spec"], self.names["full_spec"]]
+        self._file = Round("jsonl", JsonlTracker(path=settings.state_dir / "reports.jsonl"), self)
+        tracker = self.run.tracker.start(
+            state_dir=settings.state_dir,
+            training_run=self.names["training_run"],
+            spec=self.names["spec"],
+            dataset=self.names["dataset"],
+            sampler=self.names["sampler"],
+            config=_uploadable(self.run, self.names),
+            find=self._find,
+        )
+        name = type(self.run.tracker).__module__.rpartition(".")[2]
+        self._thread = DeliveryThread(Round(name, tracker, self))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.deliver()
+        self._thread.close(self.run.watch.exit_timeout_s)
+
+    def deliver(self) -> None:
+        """Append what the JSONL file lacks, and wake the thread that serves the tracker. Never waits for a server."""
+        self._file.go()
+        self._thread.wake()
+
+    def undelivered(self, name: str) -> list[tuple[int, Any]]:
+        """Ids and Reports that tracker `name` is not known to have."""
+        return self.ledger.undelivered(self._address(name), self._specs)
+
+    def delivered(self, report_id: int, name: str) -> None:
+        """Tracker `name` has it for good."""
+        self.ledger.delivered(report_id, self._address(name), self.now())
+
+    def _find(self, training_run: str) -> Findings:
+        from dr_validate.report.findings import findings  # at the start there is nothing to find yet
+
+        try:
+            return findings(self.ledger, self.names, training_run)
+        except Exception as error:  # what cannot be summed up must not keep the rows waiting
+            log.warning("no verdict and no tables for the trackers (%s: %s); rows go on", type(error).__name__, error)
+            return Findings()
+
+    def _address(self, name: str) -> str:
+        # A baseline serves several specs: each spec's W&B run shows it, the JSONL file once.
+        return name if name == "jsonl" else f"{name}:{self.names['spec']}"
+
+
+class Round:
+    """One tracker, offered all that it is not known to have: first every Report, then what each still needs."""
+
+    def __init__(self, name: str, tracker: Tracker, delivery: Delivery) -> None:
+        self.name, self.tracker, self.delivery = name, tracker, delivery
+        self._said: set[str] = set()
+        self._num_tries: Counter[int] = Counter()
+        self._is_closed = False
+
+    def go(self, is_urgent: Callable[[], bool] = lambda: False) -> bool:
+        """Whether nothing went wrong. `is_urgent` ends the round early: there is something better to do."""
+        try:
+            waiting = self.delivery.undelivered(self.name)
+            histories = {spec: self.delivery.ledger.reports(spec) for spec in {report.spec for _, report in waiting}}
+            for _, report in waiting:
+                self.tracker.deliver(report, histories[report.spec])
+            self._settle(waiting, is_urgent)
+        except LedgerLost:
+            return False
+        except Exception as error:  # an outage of a tracker costs a later delivery, never a result
+            if self._is_closed:
+                return False
+            self._warn(str(error) or type(error).__name__)
+            return False
+        if self._said:
+            log.info("tracker %s: it works again", self.name)
+            self._said.clear()
+        return True
+
+    def close(self, timeout_s: float) -> None:
+        """Close the tracker, and note what it has by then."""
+        self._is_closed = True  # a round that hangs until now has nothing more to say
+        try:
+            self.tracker.close(timeout_s)
+            self._settle(self.delivery.undelivered(self.name), lambda: False)
+            if late := len(self.delivery.undelivered(self.name)):
+                if self.tracker.is_remote:
+                    say, state = log.warning, "known to have arrived"
+                else:
+                    say, state = log.info, "written yet"  # nothing was to arrive anywhere
+                say("tracker %s: %d reports are not %s; the next start sees to them", self.name, late, state)
+        except LedgerLost:
+            return
+        except Exception as error:  # as above: this is the end of a run whose results are safe
+            self._warn(str(error) or type(error).__name__)
+
+    def _settle(self, waiting: list[tuple[int, Any]], is_urgent: Callable[[], bool]) -> None:
+        # The one tried least comes first: what W&B will not take must not keep the others waiting.
+        for report_id, report in sorted(waiting, key=lambda one: self._num_tries[one[0]]):
+            if is_urgent():
+                return
+            self._num_tries[report_id] += 1
+            if self.tracker.settle(report):
+                self.delivery.delivered(report_id, self.name)
+
+    def _warn(self, message: str) -> None:
+        message = " ".join(message.split())
+        level = logging.DEBUG if message in self._said else logging.WARNING  # one line per outage, not one per try
+        log.log(level, "tracker %s: %s; the reports are kept and delivered later", self.name, message)
+        self._said.add(message)
+
+
+class DeliveryThread:
+    """Runs rounds when woken, and again after growing pauses while they fail."""
+
+    def __init__(self, round: Round) -> None:
+        self._round = round
+        self._woken, self._closing = threading.Event(), threading.Event()
+        self._end = float("inf")
+        self._thread = threading.Thread(target=self._run, name=f"deliver-{round.name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There may be something new."""
+        self._woken.set()
+
+    def close(self, timeout_s: float) -> None:
+        """A last round, in up to half of the time, and the tracker's end in the rest."""
+        end = time.monotonic() + timeout_s
+        self._end = end - timeout_s / 2
+        self._closing.set()
+        self._woken.set()
+        self._thread.join(timeout_s / 2)
+        self._round.close(max(0.0, end - time.monotonic()))
+
+    def _run(self) -> None:
+        failures = 0
+        is_last = False
+        while not is_last:
+            if failures:
+                self._closing.wait(min(MAX_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (failures - 1)))
+            else:
+                self._woken.wait()
+            self._woken.clear()
+            is_last = self._closing.is_set()
+            failures = 0 if self._round.go(self._is_urgent) else failures + 1
+
+    def _is_urgent(self) -> bool:
+        # New rows go before the lineage of old ones; at the end, finishing goes before it.
+        return self._woken.is_set() or (self._closing.is_set() and time.monotonic() > self._end)
+
+
+def _uploadable(run: Run, names: Mapping[str, Any]) -> dict[str, Any]:
+    """The allow-list: nothing else of the configuration leaves this machine."""
+    about = ("dataset", "sampler", "spec", "full_spec", "documents", "encoded", "queries")
+    keys = (*about, "dataset_fingerprint", "sample_fingerprint")
+    settings = run.settings
+    return {key: names[key] for key in keys if key in names} | {
+        "metrics": list(settings.metrics),
+        "top_k": settings.top_k,
+        "seed": settings.seed,
+        "device": names["device"],
+    }

@@ -1,0 +1,159 @@
+"""The watcher's end of the worker process: start it, ask it, interrupt it, replace it when it dies."""
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dr_validate.errors import INTERRUPTS, CheckpointError, Interrupted, NotStated, SetupError
+from dr_validate.ledger.report_json import report_from_json
+from dr_validate.process import how_it_ended
+from dr_validate.values import Checkpoint, Report
+from dr_validate.watcher.stall import Activity, activity_of
+
+TICK_S = 0.2
+GRACE_S = 15.0  # an interrupted worker answers between two batches; one that does not is stuck and is killed
+CLOSE_S = 5.0
+log = logging.getLogger(__name__)
+Tick = Callable[[Mapping[str, Any] | None], None]
+"""Called several times a second while the worker is waited for, with its progress or None; may raise an Interrupted."""
+
+
+class WorkerFailure(RuntimeError):
+    """The worker failed in a way that may pass: it died, or met an unexpected error."""
+
+
+class DiskFull(OSError):
+    """The worker ran out of disk space, or files, or a quota: `errno` says of what."""
+
+
+class WorkerClient:
+    """One worker process at a time. `config` is the plain configuration that it builds its pipeline from; only with `hub` may
+    it ask the Hugging Face hub for anything (or where the environment says HF_HUB_OFFLINE=0)."""
+
+    def __init__(self, config: Mapping[str, Any], *, hub: bool) -> None:
+        self._config = config
+        self._environment = {**({} if hub else {"HF_HUB_OFFLINE": "1"}), **os.environ}
+        self._process: subprocess.Popen[str] | None = None
+        self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._request = 0
+
+    def start(self, tick: Tick) -> Mapping[str, Any]:
+        """Start the process and wait until its pipeline is open; returns what that says of itself. Raises SetupError."""
+        self.kill()
+        self._messages = queue.Queue()
+        command = [sys.executable, "-m", "dr_validate.worker.main"]
+        pipe = subprocess.PIPE
+        text: dict[str, Any] = {"text": True, "encoding": "utf-8"}
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=self._environment, **text)
+        threading.Thread(target=_read, args=(self._process, self._messages), daemon=True).start()
+        self._send(self._config)
+        return dict(self._answer("ready", tick))
+
+    def validate(self, checkpoint: Checkpoint, folder: Path, *, full: bool, tick: Tick) -> Report:
+        """Have one checkpoint validated; an Interrupted from `tick` stops the worker, which keeps what it has encoded.
+
+        Raises what the worker met: CheckpointError, SetupError, Interrupted, DiskFull, or WorkerFailure for anything else.
+        """
+        if self._process is None:
+            self.start(tick)
+        self._request += 1
+        self._send({"validate": asdict(checkpoint), "folder": str(folder), "full": full, "request": self._request})
+        return report_from_json(self._answer("report", tick))
+
+    def close(self) -> None:
+        """Let the idle process end by itself; kill it if it does not."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                self._process.stdin.close()
+                self._process.wait(timeout=CLOSE_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the process at once; what it had finished is on disk."""
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):  # a broken pipe, flushed by close()
+                if stream is not None:
+                    stream.close()
+        self._process = None
+
+    def activity(self) -> Activity | None:
+        """What the process has done so far, with those that it has started; None where that cannot be known."""
+        return activity_of(self._process.pid) if self._process is not None else None
+
+    def _answer(self, key: str, tick: Tick) -> dict[str, Any]:
+        interrupted: Interrupted | None = None
+        deadline = float("inf")
+        while True:
+            try:
+                message = self._messages.get(timeout=TICK_S)
+            except queue.Empty:
+                message = {}
+            if message is None:
+                raise self._death()
+            if key in message:
+                return dict(message[key])
+            if "error" in message:
+                error = self._error(message["error"])
+                raise interrupted if interrupted and isinstance(error, Interrupted) else error  # ours says why
+            if interrupted is None:
+                interrupted = self._tick(tick, message.get("progress"))
+                deadline = time.monotonic() + GRACE_S if interrupted else deadline
+            elif time.monotonic() > deadline:
+                log.warning("the worker did not stop within %.0f s and was killed", GRACE_S)
+                self.kill()
+                raise interrupted
+
+    def _tick(self, tick: Tick, progress: Mapping[str, Any] | None) -> Interrupted | None:
+        try:
+            tick(progress)
+        except Interrupted as error:
+            name = next(name for name, cls in INTERRUPTS.items() if isinstance(error, cls))
+            self._send({"interrupt": name, "request": self._request})
+            return error
+        return None
+
+    def _error(self, error: Mapping[str, Any]) -> Exception:
+        kind, message = error["kind"], error["message"]
+        if kind in INTERRUPTS:
+            return INTERRUPTS[kind](message)
+        if kind == "checkpoint":
+            return CheckpointError(message)
+        if kind == "not_stated":
+            return NotStated(message)
+        if kind == "setup":
+            return SetupError(message)
+        self.kill()  # a device that failed once often fails until its process is gone
+        return DiskFull(error["errno"], message, error["filename"]) if kind == "disk_full" else WorkerFailure(message)
+
+    def _death(self) -> WorkerFailure:
+        code = self._process.wait() if self._process is not None else 0
+        self.kill()
+        return WorkerFailure(f"the worker process {how_it_ended(code)}")
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died: the reader says so next
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+
+
+def _read(process: subprocess.Popen[str], messages: queue.Queue[dict[str, Any] | None]) -> None:
+    assert process.stdout is not None
+    with contextlib.suppress(ValueError):  # closed by kill()
+        for line in process.stdout:
+            messages.put(json.loads(line))
+    messages.put(None)

@@ -1,0 +1,209 @@
+"""What ranking a checkpoint takes: its kept vectors, its model and its tokens, none of them touched before it is used."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dr_validate.component import fingerprint
+from dr_validate.config import Run
+from dr_validate.files import write_atomically
+from dr_validate.stages import Model, TextBlocks, Tokenizer, Vectors, Workload
+from dr_validate.values import Float32, Sample, Side, TestSet, TokenBlock
+from dr_validate.worker.samples import SpecSample
+from dr_validate.worker.token_cache import TokenCache
+
+SIDES: tuple[Side, Side] = ("query", "document")
+
+
+class LazyModel:
+    """The `Model` protocol; `load` is entered when it is first used and left with the block. `load_s`: what that took."""
+
+    def __init__(self, load: Callable[[], AbstractContextManager[Model]], when_loaded: Callable[[], None]) -> None:
+        self._load, self._when_loaded = load, when_loaded
+        self._stack = ExitStack()
+        self._model: Model | None = None
+        self.load_s = 0.0
+
+    def __enter__(self) -> "LazyModel":
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._model = None
+        self._stack.__exit__(*exc_info)
+
+    @property
+    def dim(self) -> int:
+        """See `Model.dim`."""
+        return self._loaded().dim
+
+    @property
+    def contract(self) -> Mapping[str, Any]:
+        """See `Model.contract`."""
+        return self._loaded().contract
+
+    def tokenizer(self, side: Side) -> Tokenizer:
+        """See `Model.tokenizer`."""
+        return self._loaded().tokenizer(side)
+
+    def encode(self, tokens: TokenBlock, side: Side) -> Float32:
+        """See `Model.encode`."""
+        return self._loaded().encode(tokens, side)
+
+    def _loaded(self) -> Model:
+        if self._model is None:
+            began = time.monotonic()
+            self._model = self._stack.enter_context(self._load())
+            self.load_s = time.monotonic() - began
+            self._when_loaded()
+        return self._model
+
+
+class LazyBlocks:
+    """The `TextBlocks` protocol; `open` is called for the first block. `tokenize_s`: seconds that making them took."""
+
+    def __init__(self, open: Callable[[], TextBlocks], *, num_texts: int, block_size: int) -> None:
+        self._open, self._num_texts, self._size = open, num_texts, block_size
+        self._blocks: TextBlocks | None = None
+        self.tokenize_s = 0.0
+
+    def __len__(self) -> int:
+        return -(-self._num_texts // self._size)
+
+    def positions(self, number: int) -> slice:
+        """See `TextBlocks.positions`."""
+        return slice(number * self._size, min((number + 1) * self._size, self._num_texts))
+
+    def block(self, number: int) -> TokenBlock:
+        """See `TextBlocks.block`."""
+        if self._blocks is None:
+            self._blocks = self._open()
+        began = time.monotonic()
+        block = self._blocks.block(number)
+        self.tokenize_s += time.monotonic() - began
+        return block
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hand:
+    """A checkpoint in hand: its contract, its kept vectors and its model, lazy."""
+
+    digest: str
+    contract: Mapping[str, Any]
+    vectors: Vectors
+    model: LazyModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A checkpoint and one of the samples: its model and the tokens, lazy, and what is to be ranked with them."""
+
+    model: LazyModel
+    texts: Mapping[Side, LazyBlocks]
+    workload: Workload
+    described: Mapping[str, Any]
+
+    def contract(self) -> Mapping[str, Any]:
+        """The model's, and how it was computed when the first of its vectors was made."""
+
+        def computed() -> Mapping[str, Any]:
+            return {key: value for key, value in self.model.contract.items() if key not in self.described}
+
+        return {**self.described, **self.workload.vectors.contract(computed)}
+
+    @property
+    def tokenize_s(self) -> float:
+        """Seconds that it took so far."""
+        return sum(blocks.tokenize_s for blocks in self.texts.values())
+
+
+class Bench:
+    """Lays out the work of a run; what checkpoints share, tokens above all, stays between them."""
+
+    def __init__(self, run: Run, device: str, test_set: TestSet) -> None:
+        self._run, self._device, self._test_set = run, device, test_set
+        self._state_dir = run.settings.state_dir
+        self._tokens = TokenCache(self._state_dir / "tokens")
+
+    @contextlib.contextmanager
+    def in_hand(self, digest: str, folder: Path, when_loaded: Callable[[], None] = lambda: None) -> Iterator[Hand]:
+        """`when_loaded` is called once the model is there, if it is needed at all."""
+
+        def load() -> AbstractContextManager[Model]:
+            model: AbstractContextManager[Model] = self._run.encoder.load(folder, self._device)
+            return model
+
+        read = read_encoder(self._run, digest, folder)
+        terms = vectors_key(read, self._test_set)
+        counts: dict[Side, int] = {"query": len(self._test_set.query_ids), "document": len(self._test_set.corpus)}
+        with self._run.store.vectors(digest, terms, counts, self._state_dir) as vectors, LazyModel(load, when_loaded) as model:
+            yield Hand(digest=digest, contract=read["contract"], vectors=vectors, model=model)
+
+    def work(self, hand: Hand, sample: SpecSample) -> Work:
+        """The checkpoint on one sample."""
+        texts = {side: self._texts(side, sample.sample, hand.model) for side in SIDES}
+        workload = Workload(
+            queries=texts["query"],
+            documents=texts["document"],
+            vectors=hand.vectors,
+            ordinals=sample.sample.ordinals,
+            own_documents=self._test_set.own_documents,
+            tie_rank=self._test_set.corpus.tie_rank,
+            top_k=self._run.settings.top_k,
+            progress_file=self._state_dir / "progress" / f"{sample.spec}-{hand.digest.replace(':', '-')}.npz",
+        )
+        return Work(model=hand.model, texts=texts, workload=workload, described=hand.contract)
+
+    def _texts(self, side: Side, sample: Sample, model: Model) -> LazyBlocks:
+        test_set = self._test_set
+        if side == "query":
+            key, number, block_size = f"queries-{test_set.fingerprint}", len(test_set.query_ids), len(test_set.query_ids)
+        else:
+            part = "full" if sample.is_full else sample.fingerprint
+            key, number = f"documents-{test_set.fingerprint}-{part}", len(sample.ordinals)
+            block_size = self._run.settings.block_documents
+
+        def read(part: slice) -> Sequence[str] | Sequence[list[int]]:
+            return test_set.query_texts[part] if side == "query" else test_set.corpus.texts(sample.ordinals[part])
+
+        def open_blocks() -> TextBlocks:
+            tokenizer = model.tokenizer(side)
+            return self._tokens.open(tokenizer=tokenizer, texts_key=key, num_texts=number, read=read, block_size=block_size)
+
+        return LazyBlocks(open_blocks, num_texts=number, block_size=block_size)
+
+
+def read_encoder(run: Run, digest: str, folder: Path) -> Mapping[str, Any]:
+    """What the encoder says of a checkpoint (`Encoder.read`); of one whose folder is gone, what it said when it was there."""
+    if not folder.is_dir() and (known := remembered_encoder(run, digest)):
+        return known
+    read: Mapping[str, Any] = run.encoder.read(folder)
+    path = _remembered_in(run, digest)
+    with contextlib.suppress(OSError):  # then it is read again
+        content = json.dumps(dict(read), sort_keys=True)
+        if not path.is_file() or path.read_text(encoding="utf-8") != content:
+            write_atomically(path, content)
+    return read
+
+
+def remembered_encoder(run: Run, digest: str) -> Mapping[str, Any] | None:
+    """What the encoder with these settings said of a checkpoint when its folder was there, None where that is not known."""
+    try:
+        known = json.loads(_remembered_in(run, digest).read_bytes())
+        return {"contract": known["contract"], "vectors": known["vectors"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remembered_in(run: Run, digest: str) -> Path:
+    stated = fingerprint(dict(run.encoder.fingerprint()))
+    return run.settings.state_dir / "embeddings" / ".read" / f"{digest.replace(':', '-')}-{stated}.json"
+
+
+def vectors_key(read: Mapping[str, Any], test_set: TestSet) -> Mapping[str, Any]:
+    """What vectors of a checkpoint are kept under: the effect of the encoder's settings, however it was brought about."""
+    return {"encoder": read["vectors"], "test_set": test_set.fingerprint}

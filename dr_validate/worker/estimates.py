@@ -1,0 +1,239 @@
+"""From the ranking of a sample to corrected metrics: the crossings of every checkpoint of a spec are kept and learnt from."""
+
+import logging
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dr_validate.metrics.crossings import UNKNOWN, Crossings, can_be_estimated, crossings
+from dr_validate.metrics.differences import Gap, gap, judged
+from dr_validate.metrics.estimate import Estimated, estimate
+from dr_validate.metrics.from_baselines import left_out_above
+from dr_validate.values import Estimate, Float64, Int64, Ranking, Sample, Scores, TestSet
+from dr_validate.worker.baselines import Baselines
+
+MOST_CHECKPOINTS = 32  # the latest: more add little and cost time
+MOST_BASELINES = 4  # far from all of them a checkpoint is corrected less well; more cost time
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a Report says: `per_query` corrected (num_queries,) by metric, `notes` JSON values."""
+
+    metrics: Mapping[str, Estimate]
+    per_query: Mapping[str, Float64]
+    notes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """An earlier sample of the same spec: what is known there of the first metric, by digest. `anchor` has met the sample that
+    came after it as well."""
+
+    anchor: str
+    estimated: Mapping[str, Estimated]
+
+
+class Estimates:
+    """One per sample: `folder` keeps one file for each checkpoint that met it; those of `anchors` are never too old.
+
+    `baselines` of other checkpoints are learnt from. A checkpoint's own is not: its values stay what the sample says, so that
+    comparing them with the full corpus tells how good samples are.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        test_set: TestSet,
+        sample: Sample,
+        top_k: int,
+        baselines: Baselines,
+        anchors: Collection[str] = (),
+    ) -> None:
+        self._folder, self._test_set, self._sample, self._top_k = folder, test_set, sample, top_k
+        self._baselines, self._anchors = baselines, anchors
+        self._shape = (len(test_set.query_ids), top_k)  # of a ranking
+        self.possible = has_intervals(sample)
+
+    def of(self, digest: str, ranking: Ranking, scores: Scores, pasts: Sequence[Past] = ()) -> Outcome:
+        """Corrected by all that is known so far; where the sample says nothing of the rest, the value is an upper bound.
+
+        `pasts`: the latest first.
+        """
+        if not self.possible:
+            return self._uncorrected(scores)
+        mine = self.meet(digest, ranking)
+        earlier, known = _learnt_from(self._folder, self._anchors, self._baselines, self._shape, but=digest)
+        history = [*earlier.values(), mine]
+        made = {name: estimate(history, self._test_set.qrels, name, self._top_k, known) for name in scores.per_query}
+        first = dict(zip([*earlier, digest], next(iter(made.values())), strict=True))
+        return Outcome(
+            metrics={name: _as_estimate(estimated[-1], scores.mean(name)) for name, estimated in made.items()},
+            per_query={name: estimated[-1].per_query for name, estimated in made.items()},
+            notes={
+                "estimate": {
+                    **_notes(made),
+                    "sample": self._sample.fingerprint,
+                    "baselines": len(known),
+                    "earlier": {self._sample.fingerprint: _earlier(list(earlier), made)},
+                    "differences": _differences(digest, first, pasts),
+                }
+            },
+        )
+
+    def seen(self, metrics: Sequence[str]) -> dict[str, Any]:
+        """All checkpoints that met this sample, as they look now; by sample, as in notes["estimate"]["earlier"]."""
+        if not self.possible:
+            return {}
+        history, known = _learnt_from(self._folder, self._anchors, self._baselines, self._shape)
+        if not history:
+            return {}
+        met = list(history.values())
+        made = {name: estimate(met, self._test_set.qrels, name, self._top_k, known) for name in metrics}
+        return {self._sample.fingerprint: _earlier(list(history), made)}
+
+    def meet(self, digest: str, ranking: Ranking) -> Crossings:
+        """Keep what the ranking of a checkpoint over this sample shows."""
+        id_hash = self._test_set.corpus.id_hash[self._sample.ordinals]
+        mine = crossings(ranking, self._test_set.qrels, self._sample, id_hash)
+        mine.save(self._folder / _file_name(digest))
+        return mine
+
+    def has_met(self, digest: str) -> bool:
+        """Whether this checkpoint's crossings are kept."""
+        return (self._folder / _file_name(digest)).exists()
+
+    def _uncorrected(self, scores: Scores) -> Outcome:
+        # Leaving documents out can only lift the judged ones: the sampled value is a certain upper bound, and where nothing is
+        # known of the documents left out, nothing but 0 is a certain lower one.
+        full = self._sample.is_full
+        means = {name: scores.mean(name) for name in scores.per_query}
+        metrics = {name: Estimate(value=v, low=v if full else 0.0, high=v, naive=v) for name, v in means.items()}
+        return Outcome(metrics=metrics, per_query=scores.per_query, notes={})
+
+
+def learnt(
+    folder: Path, test_set: TestSet, metric: str, top_k: int, baselines: Baselines, anchors: Collection[str] = ()
+) -> dict[str, Estimated]:
+    """Every checkpoint whose crossings are in `folder`, as far as they are learnt from, by digest."""
+    history, known = _learnt_from(folder, anchors, baselines, (len(test_set.query_ids), top_k))
+    if not history:
+        return {}
+    made = estimate(list(history.values()), test_set.qrels, metric, top_k, known)
+    return dict(zip(history, made, strict=True))
+
+
+def _learnt_from(
+    folder: Path, anchors: Collection[str], baselines: Baselines, shape: tuple[int, int], but: str = ""
+) -> tuple[dict[str, Crossings], dict[int, Int64]]:
+    """What is kept of other checkpoints, oldest first, by digest: of the latest, of anchors, and of some with a baseline.
+
+    And of the last, by their place: how many documents that were left out are above each threshold.
+    """
+    files = {_digest(path): path for path in folder.glob("*.npz") if path.name != _file_name(but)}
+    teachers = baselines.spread(files, MOST_BASELINES)
+    history = _crossings_in(files, {*anchors, *teachers})
+    known: dict[int, Int64] = {}
+    for place, (digest, met) in enumerate(history.items()):
+        if digest in teachers and met.document.min(initial=0) > UNKNOWN:
+            try:
+                known[place] = left_out_above(met, _of_shape(baselines.ranking(digest), shape))
+            except (OSError, ValueError) as error:
+                log.warning("the full-corpus ranking of %s cannot be read (%s) and teaches nothing", digest, error)
+    return history, known
+
+
+def _of_shape(ranking: Ranking, shape: tuple[int, int]) -> Ranking:
+    if ranking.documents.shape != shape:
+        raise ValueError(f"it has the shape {ranking.documents.shape}, expected {shape}")
+    return ranking
+
+
+def _crossings_in(files: Mapping[str, Path], kept: Collection[str]) -> dict[str, Crossings]:
+    """Of the latest checkpoints and those to be kept, oldest first, by digest."""
+    ordered = sorted(files, key=lambda digest: files[digest].stat().st_mtime_ns)
+    recent = ordered[-(MOST_CHECKPOINTS - 1) :]
+    found = {}
+    for digest in [*(digest for digest in ordered if digest in kept and digest not in recent), *recent]:
+        try:
+            found[digest] = Crossings.load(files[digest])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            log.warning("%s is damaged (%s) and left out of the estimates", files[digest], error)
+    return found
+
+
+def has_intervals(sample: Sample) -> bool:
+    """Whether values over this sample can be corrected, and come with an interval."""
+    return not sample.is_full and can_be_estimated(sample)
+
+
+def _file_name(digest: str) -> str:
+    return f"{digest.replace(':', '-')}.npz"
+
+
+def _digest(path: Path) -> str:
+    return path.stem.replace("-", ":", 1)
+
+
+def _as_estimate(estimated: Estimated, naive: float) -> Estimate:
+    low, high = estimated.interval
+    value = min(estimated.value, naive)
+    return Estimate(value=value, low=min(low, value), high=min(max(high, value), naive), naive=naive)
+
+
+def _notes(made: Mapping[str, Sequence[Estimated]]) -> dict[str, Any]:
+    """How much stands behind the numbers."""
+    return {
+        "checkpoints": len(next(iter(made.values()))),
+        "crossings": {name: estimated[-1].crossed for name, estimated in made.items()},
+        "population": {name: list(estimated[-1].population_interval) for name, estimated in made.items()},
+        "metric": next(iter(made)),
+    }
+
+
+def _earlier(digests: Sequence[str], made: Mapping[str, Sequence[Estimated]]) -> dict[str, dict[str, list[float]]]:
+    """Of the checkpoints before, as they look now: value, low, high, and low and high for the population of queries."""
+    found: dict[str, dict[str, list[float]]] = {digest: {} for digest in digests}
+    for name, estimated in made.items():
+        for digest, each in zip(digests, estimated, strict=False):  # the last one is not an earlier one
+            now = _as_estimate(each, each.naive)
+            found[digest][name] = [now.value, now.low, now.high, *each.population_interval]
+    return found
+
+
+def _differences(digest: str, here: Mapping[str, Estimated], pasts: Sequence[Past]) -> dict[str, dict[str, Any]]:
+    """What the first metric says of this checkpoint against the others, those of earlier samples by way of the anchors."""
+    gaps = {other: gap(here[digest], estimated) for other, estimated in here.items() if other != digest}
+    through = {other: each for other, each in _through(here[digest], here, pasts).items() if other not in here}
+    found = judged([*gaps.values(), *through.values()])
+    anchor = pasts[0].anchor if pasts else ""
+    return {
+        other: {
+            "value": difference.value,
+            "low": difference.low,
+            "high": difference.high,
+            "population": [difference.population_low, difference.population_high],
+            "p": difference.p,
+            **({"through": anchor} if other in through else {}),
+        }
+        for other, difference in zip([*gaps, *through], found, strict=True)
+    }
+
+
+def _through(mine: Estimated, here: Mapping[str, Estimated], pasts: Sequence[Past]) -> dict[str, Gap]:
+    """(mine - anchor) on this sample, + (anchor - other) on an earlier one, and so on back as far as anchors met both."""
+    found: dict[str, Gap] = {}
+    reach: Gap | None = None
+    for past in pasts:
+        if past.anchor not in here or past.anchor not in past.estimated:
+            break
+        step = gap(mine, here[past.anchor])
+        reach = step if reach is None else reach + step
+        mine, here = past.estimated[past.anchor], past.estimated
+        for other, estimated in here.items():
+            if other != past.anchor:
+                found.setdefault(other, reach + gap(mine, estimated))
+    return found

@@ -1,0 +1,196 @@
+"""The process that holds the device: `python -m dr_validate.worker.main`, started and steered by `worker_client`.
+
+It speaks JSON lines on its standard streams. In: the configuration, then, one at a time, requests
+`{"validate": checkpoint, "folder": ..., "full": ..., "request": n}`, and while one runs perhaps
+`{"interrupt": "gave_way" | "stopped" | "timed_out", "request": n}`. Out: `{"ready": ...}`, `{"progress": ...}`, then
+`{"report": ...}` or `{"error": {"kind": ..., "message": ...}}` for each request. A crash of the device, the driver or a
+library ends this process and costs one attempt; the watcher lives on.
+"""
+
+import contextlib
+import ctypes
+import errno
+import gc
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from dr_validate.errors import INTERRUPTS, CheckpointError, DeviceFailure, Interrupted, NotStated, SetupError
+from dr_validate.files import is_disk_full, is_read_only
+from dr_validate.process import set_up_logging
+
+PR_SET_PDEATHSIG = 1
+PROGRESS_EVERY_S = 0.5
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    live_and_die_with_parent()
+    channel = _Channel(os.fdopen(private_stdout(), "w", encoding="utf-8"))
+    config = json.loads(sys.stdin.readline())
+    set_up_logging()
+    requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    control = _WorkerControl(channel)
+    threading.Thread(target=_read_requests, args=(requests, control), daemon=True).start()
+    with errors_to(channel.send) as failed:
+        pipeline = _open_pipeline(config)
+        channel.send({"ready": pipeline.describe()})
+    while not failed and (request := requests.get()) is not None:
+        control.request = request["request"]
+        with errors_to(channel.send):
+            channel.send({"report": _validate(pipeline, request, control)})
+    if not failed:
+        pipeline.close()
+    channel.stream.close()
+
+
+def _open_pipeline(config: Mapping[str, Any]) -> Any:
+    with what_stays():
+        pipeline = _build_pipeline(config)
+    try:
+        pipeline.open()
+    except SetupError:
+        pipeline.close()
+        raise
+    return pipeline
+
+
+def _build_pipeline(config: Mapping[str, Any]) -> Any:
+    """Raises SetupError for devices that are not there: said before minutes of BM25."""
+    from dr_validate.config import build
+    from dr_validate.devices import hold, label, resolve_devices
+    from dr_validate.worker.pipeline import Pipeline
+    from dr_validate.worker.team import WorkerTeam
+
+    run = build(config)
+    devices = resolve_devices(run.settings.device)
+    if len(devices) == 1:
+        hold(devices[0].place)
+    return Pipeline(run, label(devices), WorkerTeam(config, devices) if len(devices) > 1 else None)
+
+
+def _validate(pipeline: Any, request: Mapping[str, Any], control: "_WorkerControl") -> dict[str, Any]:
+    from dr_validate.ledger.report_json import report_to_json
+    from dr_validate.values import Checkpoint
+
+    checkpoint = Checkpoint(**request["validate"])
+    control.check()
+    report = pipeline.validate(checkpoint, Path(request["folder"]), full=request["full"], control=control)
+    return report_to_json(report)
+
+
+@contextlib.contextmanager
+def errors_to(send: Callable[[Mapping[str, Any]], None]) -> Iterator[list[str]]:
+    """Turn whatever is raised into one `error` message; the list that it yields tells whether something was."""
+    failed: list[str] = []
+    try:
+        yield failed
+    except Exception as error:  # the border of the process: nothing may pass it untold
+        kind = _kind(error)
+        if kind == "unexpected":
+            log.exception("the worker met an unexpected error")
+        failed.append(kind)
+        message = str(error) if kind != "unexpected" else f"{type(error).__name__}: {error}"
+        send({"error": {"kind": kind, "message": message, **(_where(error) if kind == "disk_full" else {})}})
+
+
+def _where(error: Exception) -> dict[str, Any]:
+    """What an OSError is made from, so that it can be made again in another process."""
+    number, said, name = (getattr(error, key, None) for key in ("errno", "strerror", "filename"))
+    return {"errno": number or errno.ENOSPC, "message": said or str(error), "filename": name}
+
+
+def _kind(error: Exception) -> str:
+    if is_disk_full(error):
+        return "disk_full"
+    for name, cls in INTERRUPTS.items():
+        if isinstance(error, cls):
+            return name
+    if isinstance(error, CheckpointError):
+        return "not_stated" if isinstance(error, NotStated) else "checkpoint"
+    if isinstance(error, DeviceFailure):
+        return "device"
+    return "setup" if isinstance(error, SetupError) or is_read_only(error) else "unexpected"
+
+
+def _read_requests(requests: queue.Queue[dict[str, Any] | None], control: "_WorkerControl") -> None:
+    for line in sys.stdin:
+        message = json.loads(line)
+        if "interrupt" in message:
+            control.interrupts[message["request"]] = INTERRUPTS[message["interrupt"]]
+        else:
+            requests.put(message)
+    requests.put(None)
+
+
+@dataclass(slots=True)
+class _Channel:
+    stream: IO[str]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        with self.lock:
+            self.stream.write(json.dumps(message) + "\n")
+            self.stream.flush()
+
+
+class _WorkerControl:
+    """stages.Control, fed by the thread that reads the watcher's messages."""
+
+    def __init__(self, channel: _Channel) -> None:
+        self.request = 0
+        self.interrupts: dict[int, type[Interrupted]] = {}  # by request: one that comes too late must not hit the next
+        self._channel = channel
+        self._last_progress = 0.0
+
+    def check(self) -> None:
+        if kind := self.interrupts.get(self.request):
+            raise kind
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last_progress >= PROGRESS_EVERY_S or done == total:
+            self._last_progress = now
+            self._channel.send({"progress": {"phase": phase, "done": done, "total": total}})
+
+
+@contextlib.contextmanager
+def what_stays() -> Iterator[None]:
+    """What is made in the block, imports above all, is never looked through for garbage, which took a tenth of the start."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def private_stdout() -> int:
+    """Keep the real standard output for messages; whatever a library prints goes to standard error."""
+    mine = os.dup(1)
+    os.dup2(2, 1)
+    return mine
+
+
+def live_and_die_with_parent() -> None:
+    """Be killed when the parent ends, however it does, and by no signal that is meant for it; and be the first to go where
+    memory runs out: the training and the watcher live on."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the terminal signals the whole group; the watcher decides what it means
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # /proc may be hidden, or read-only
+            Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+if __name__ == "__main__":
+    main()

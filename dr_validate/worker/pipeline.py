@@ -1,0 +1,202 @@
+"""One checkpoint, from its folder to its Report: the whole story. The worker process keeps it between checkpoints."""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dr_validate.config import Run
+from dr_validate.ledger.made import settings_of, versions
+from dr_validate.metrics.ranx import RanxMetrics
+from dr_validate.sampler.full import FullSampler
+from dr_validate.stages import Control, Ranked
+from dr_validate.values import Checkpoint, Float64, Ranking, Report, Sample, Scores, TestSet
+from dr_validate.worker import results
+from dr_validate.worker.encoding import Bench, Hand, Work
+from dr_validate.worker.estimates import Estimates
+from dr_validate.worker.samples import Samples, SpecSample
+from dr_validate.worker.team import WorkerTeam
+
+PerQuery = Mapping[str, Float64]  # metric -> (num_queries,)
+log = logging.getLogger(__name__)
+
+
+class Pipeline:
+    """`open()` once, then `validate()` per checkpoint; nothing that two checkpoints share is done twice."""
+
+    def __init__(self, run: Run, device: str, team: WorkerTeam | None = None) -> None:
+        """`team`: the processes that do the work where `device` names several; this one only deals and merges."""
+        self.run = run
+        self.device = device
+        self.team = team
+        self.state_dir = run.settings.state_dir
+        self.metrics = RanxMetrics(names=run.settings.metrics)
+        self._warm_up = threading.Thread(target=self.metrics.warm_up, name="metrics-warm-up", daemon=True)
+
+    def open(self) -> None:
+        """Read the test set and draw the sample. Raises SetupError where either cannot be used."""
+        if self.team:
+            self.team.start()  # they import what they need meanwhile
+            self._begin_warm_up()
+        self.open_data()
+        results.write_sample(self.state_dir, self.test_set, self.samples.sampled.sample)
+        results.write_queries(self.state_dir, self.test_set)
+        if self.team:
+            self.team.open(self.specs)
+
+    def close(self) -> None:
+        """End the processes of a team, if there is one."""
+        if self.team:
+            self.team.close()
+
+    def open_data(self) -> None:
+        """What a member of a team needs: it neither scores nor writes."""
+        self.test_set: TestSet = self.run.dataset.open(self.state_dir / "datasets")
+        self.metrics.check(self.test_set.qrels, self.test_set.name)
+        self.samples = Samples(self.run, self.test_set, FullSampler())
+        self.bench = Bench(self.run, self.device, self.test_set)
+
+    def validate(self, checkpoint: Checkpoint, folder: Path, *, full: bool, control: Control) -> Report:
+        """Encode, search, score, report. `full` encodes the whole corpus whatever the sampler says (a baseline)."""
+        clock, sample = _Clock(), self.samples.full if full else self.samples.sampled
+        with self._in_hand(checkpoint, folder) as hand:
+            ranked = self._rank(hand, sample, control)
+            clock.lap("rank", ranked.seconds)
+            clock.spent({"load": hand.model.load_s})
+        control.progress("scoring", 0, 0)
+        self._begin_warm_up()  # nothing was loaded if all vectors were kept
+        self._warm_up.join()
+        scores = self.metrics.score(ranked.ranking, self.test_set.qrels)
+        clock.lap("score")
+        control.progress("estimating", 0, 0)
+        outcome = self._estimates(sample).of(checkpoint.digest, ranked.ranking, scores)
+        clock.lap("estimate")
+        control.progress("writing results", 0, 0)
+        self._keep(checkpoint, sample, ranked.ranking, (outcome.per_query, scores.per_query))
+        return Report(
+            checkpoint=checkpoint,
+            dataset=self.test_set.name,
+            sampler=sample.sampler,
+            spec=sample.spec,
+            status="done",
+            at=checkpoint.created_at,  # the watcher, which owns the clock, puts the real time here
+            metrics=outcome.metrics,
+            corpus=_counts(sample.sample, ranked.encoded_now),
+            seconds=clock.seconds(),
+            notes={"encoder": ranked.contract, **self._notes(scores), **outcome.notes, **self._revised(sample)},
+        )
+
+    def work(self, hand: Hand, *, full: bool) -> Work:
+        """What a member of a team ranks."""
+        return self.bench.work(hand, self.samples.full if full else self.samples.sampled)
+
+    @property
+    def specs(self) -> Sequence[str]:
+        """Of the sample and of the full corpus: equal in processes that do the same work."""
+        return [sample.spec for sample in (self.samples.sampled, self.samples.full)]
+
+    def describe(self) -> Mapping[str, Any]:
+        """What the watcher needs to know: names, specs and sizes (JSON values)."""
+        sampled, full = self.samples.sampled, self.samples.full
+        return {
+            "dataset": self.test_set.name,
+            "dataset_fingerprint": self.test_set.fingerprint,
+            "corpus": self.test_set.corpus_key,
+            "documents": len(self.test_set.corpus),
+            "queries": len(self.test_set.query_ids),
+            "sampler": sampled.sampler,
+            "sample_fingerprint": sampled.sample.fingerprint,
+            "spec": sampled.spec,
+            "encoded": len(sampled.sample.ordinals),
+            "full_spec": full.spec,
+            "device": self.device,
+            "made": settings_of(self.run),
+        }
+
+    def _begin_warm_up(self) -> None:
+        """Beside the first encoding, which needs little of Python; the start, all of it Python, would take longer by it."""
+        if self._warm_up.ident is None:
+            self._warm_up.start()
+
+    @contextlib.contextmanager
+    def _in_hand(self, checkpoint: Checkpoint, folder: Path) -> Iterator[Hand]:
+        """On this device, or on those of the team."""
+        with contextlib.ExitStack() as stack:
+            hand = stack.enter_context(self.bench.in_hand(checkpoint.digest, folder, self._begin_warm_up))
+            if self.team:
+                stack.enter_context(self.team.in_hand(checkpoint.digest, folder))
+            yield hand
+
+    def _rank(self, hand: Hand, sample: SpecSample, control: Control) -> Ranked:
+        work, full = self.bench.work(hand, sample), sample is self.samples.full
+        workload = replace(work.workload, gives_way=full and sample is not self.samples.sampled)
+        if self.team is None:
+            ranked = self.run.engine.rank(work.model, workload, self.run.index, control, self.device)
+            seconds = {"tokenize": work.tokenize_s, **ranked.seconds}
+            return replace(ranked, contract=work.contract(), seconds=seconds)
+        with self.team.at_work(full=full):
+            return self.run.engine.rank_shared(self.team, workload, self.run.index, control)
+
+    def _estimates(self, sample: SpecSample) -> Estimates:
+        settings = self.run.settings
+        folder = settings.state_dir / "estimates" / sample.spec
+        return Estimates(folder, self.test_set, sample.sample, settings.top_k, self.samples.baselines)
+
+    def _notes(self, scores: Scores) -> dict[str, Any]:
+        left_out = int(np.isnan(next(iter(scores.per_query.values()))).sum())
+        queries = {"queries": len(self.test_set.query_ids), "queries_without_relevant_documents": left_out}
+        return {"device": self.device, "versions": versions(), **queries}
+
+    def _revised(self, sample: SpecSample) -> dict[str, Any]:
+        """Of a baseline: the sampled values that it has changed."""
+        sampled = self.samples.sampled
+        if sample is sampled:
+            return {}
+        seen = self._estimates(sampled).seen(self.run.settings.metrics)
+        return {"sampled": {"spec": sampled.spec, "earlier": seen}} if seen else {}
+
+    def _keep(self, checkpoint: Checkpoint, sample: SpecSample, ranking: Ranking, values: tuple[PerQuery, PerQuery]) -> None:
+        place = f"{sample.spec}/{_file_name(checkpoint.digest)}"
+        results.write_query_values(self.state_dir / "queries" / f"{place}.parquet", self.test_set, *values)
+        results.write_top(self.state_dir / "top" / f"{place}.parquet", self.test_set, ranking)
+        if self.run.settings.write_ranking:
+            results.write_ranking(self.state_dir / "rankings" / f"{place}.trec", self.test_set, ranking, checkpoint.name)
+        if sample is self.samples.full:
+            self.samples.baselines.keep(checkpoint, ranking)
+
+
+class _Clock:
+    """Durations of phases, end to end: no second is counted twice or lost."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+        self._laps = {"load": 0.0, "tokenize": 0.0}
+
+    def lap(self, phase: str, parts: Mapping[str, float] | None = None) -> None:
+        """What went by since the last lap belongs to `phase`, or was measured in `parts`."""
+        now = time.monotonic()
+        self.spent({phase: now - self._last} if parts is None else parts)
+        self._last = now
+
+    def spent(self, parts: Mapping[str, float]) -> None:
+        """Seconds that were measured elsewhere."""
+        for phase, seconds in parts.items():
+            self._laps[phase] = self._laps.get(phase, 0.0) + seconds
+
+    def seconds(self) -> dict[str, float]:
+        return {**self._laps, "total": self._last - self._start}
+
+
+def _counts(sample: Sample, encoded_now: int) -> dict[str, float]:
+    documents, encoded = sample.num_documents, len(sample.ordinals)
+    return {"documents": documents, "encoded": encoded, "encoded_now": encoded_now, "fraction": encoded / documents}
+
+
+def _file_name(digest: str) -> str:
+    return digest.replace(":", "-")

@@ -1,0 +1,46 @@
+"""Which documents a run validates on: its sample, and the full corpus of baselines; each with the spec of its scores."""
+
+from dataclasses import dataclass
+
+from dr_validate.component import fingerprint
+from dr_validate.config import Run
+from dr_validate.stages import Sampler
+from dr_validate.values import Sample, TestSet
+from dr_validate.worker.baselines import Baselines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpecSample:
+    """A sample of the test set, the sampler that drew it, and the spec that scores over it belong to."""
+
+    spec: str
+    sampler: str
+    sample: Sample
+
+
+class Samples:
+    """`sampled`: what the sampler of `run` drew; `full`: the full corpus, the same object where the sample is all of it.
+
+    `baselines`: the rankings over `full` that are kept.
+    """
+
+    def __init__(self, run: Run, test_set: TestSet, full: Sampler) -> None:
+        """Raises SetupError where the sample cannot be drawn."""
+        settings = run.settings
+        drawn = [_drawn(run, test_set, sampler) for sampler in (run.sampler, full)]
+        self.sampled, self.full = drawn if drawn[0].spec != drawn[1].spec else drawn[:1] * 2
+        self.baselines = Baselines(settings.state_dir / "baselines" / self.full.spec)
+
+
+def _drawn(run: Run, test_set: TestSet, sampler: Sampler) -> SpecSample:
+    settings = run.settings
+    sample = sampler.draw(test_set, settings.seed, settings.state_dir / "runs")
+    parts = {
+        "test_set": test_set.fingerprint,
+        "sample": "full" if sample.is_full else sample.fingerprint,
+        "encoder": dict(run.encoder.fingerprint()),
+        "index": dict(run.index.fingerprint()),
+        "metrics": list(settings.metrics),
+        "top_k": settings.top_k,
+    }
+    return SpecSample(spec=fingerprint(parts), sampler=type(sampler).__module__.rpartition(".")[2], sample=sample)
