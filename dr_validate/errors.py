@@ -6,12 +6,12 @@
     │   ├── LedgerLost     the ledger was removed or replaced while it was open: nothing can be recorded any more
     │   └── DatasetError   documents, queries or qrels are wrong; names file and line
     └── CheckpointError    this checkpoint can never be validated: one failed Report, no retry
-        ├── Gone           it was deleted, or its files were, before it could be fetched: reported as skipped
+        ├── CheckpointDeleted  it or its files were deleted before it could be fetched: reported as skipped
         └── NotStated      neither it nor the configuration says what encoding takes: ends a run that has validated nothing yet
     Outage(OSError)        a source or tracker is out of reach; it may pass
     DeviceFailure(RuntimeError)  one of several devices failed, or its process died: an attempt less
     Interrupted(Exception)
-    ├── GaveWay            a baseline stopped for something more urgent; it goes on later
+    ├── Preempted          a baseline stopped for something more urgent; it resumes later
     ├── Stopped            the user stopped the run; the next start goes on
     └── TimedOut           one checkpoint took longer than watch.timeout_s, or stood still; counts as an attempt
 
@@ -51,7 +51,7 @@ class CheckpointError(DrValidateError):
     """A checkpoint that will fail every time: reported failed at once, never retried."""
 
 
-class Gone(CheckpointError):
+class CheckpointDeleted(CheckpointError):
     """A checkpoint that was there and is not any more: reported skipped, nobody's failure."""
 
 
@@ -75,7 +75,7 @@ class Interrupted(Exception):
     """Work that stopped between two blocks because it was told to; nothing done so far is lost."""
 
 
-class GaveWay(Interrupted):
+class Preempted(Interrupted):
     """A baseline made room for a waiting checkpoint."""
 
 
@@ -87,5 +87,5 @@ class TimedOut(Interrupted):
     """A checkpoint exceeded its time limit."""
 
 
-INTERRUPTS: Mapping[str, type[Interrupted]] = {"gave_way": GaveWay, "stopped": Stopped, "timed_out": TimedOut}
+INTERRUPTS: Mapping[str, type[Interrupted]] = {"preempted": Preempted, "stopped": Stopped, "timed_out": TimedOut}
 """By the names that they have between processes."""

@@ -197,7 +197,7 @@ class Control(Protocol):
     """How long work is watched from outside: called between batches and blocks."""
 
     def check(self) -> None:
-        """Raise GaveWay, Stopped or TimedOut if this work is to stop now."""
+        """Raise Preempted, Stopped or TimedOut if this work is to stop now."""
 
     def progress(self, phase: str, done: int, total: int) -> None:
         """Tell what is being done now ("encoding", "scoring"), and of how many documents; `total` 0 where none are counted."""
@@ -215,7 +215,7 @@ class Workload:
     tie_rank: Int64  # (num_documents,) see Corpus.tie_rank
     top_k: int
     progress_file: Path  # running top-k of unfinished work: an interrupted or killed ranking goes on from here
-    gives_way: bool = False  # a baseline: whatever comes is more urgent
+    preemptible: bool = False  # a baseline: whatever comes is more urgent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

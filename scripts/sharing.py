@@ -126,7 +126,7 @@ def interrupted(bench: Bench, checkpoints: Sequence[Path], fraction: str) -> str
         lines.append(f"| {' | '.join(row)} |")
     twice = sum(len(each) - len(set(each)) for each in kept)
     log = (bench.folder / "busy.log").read_text()
-    lines += ["", f"{log.count('gives way to a new checkpoint')} times a baseline gave way; "]
+    lines += ["", f"{log.count('is preempted by a new checkpoint')} times a baseline was preempted; "]
     lines[-1] += f"{sum(map(len, kept)):,} documents encoded for {len(kept)} checkpoints of {size:,}, {twice:,} of them twice."
     return "\n".join(lines) + "\n"
 

@@ -22,7 +22,7 @@ import pytest
 from dr_validate.config import Run, Settings, Watch
 from dr_validate.dataset.hub import HubDataset
 from dr_validate.dataset.msmarco import MsmarcoDataset
-from dr_validate.errors import CheckpointError, Gone, Interrupted, Outage, SetupError, Stopped, TimedOut
+from dr_validate.errors import CheckpointDeleted, CheckpointError, Interrupted, Outage, SetupError, Stopped, TimedOut
 from dr_validate.fidelity.against_full import AgainstFull
 from dr_validate.files import disk_words, is_disk_full
 from dr_validate.ledger.ledger import Ledger
@@ -532,7 +532,7 @@ HOSTILE = "https://user:sesame@host/x?api_key=sesame&X-Amz-Signature=sesame refu
 
 
 @pytest.mark.parametrize(
-    "error", [CheckpointError(HOSTILE), Gone(HOSTILE), RuntimeError(HOSTILE)], ids=["failed", "gone", "retried"]
+    "error", [CheckpointError(HOSTILE), CheckpointDeleted(HOSTILE), RuntimeError(HOSTILE)], ids=["failed", "gone", "retried"]
 )
 def test_no_login_and_no_control_character_of_an_error_is_ever_stored(tmp_path: Path, ledger: Ledger, error: Exception) -> None:
     books = Books(tmp_path, ledger, fails(error), max_attempts=2)

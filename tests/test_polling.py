@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dr_validate.config import Run, Settings, Watch
-from dr_validate.errors import CheckpointError, Gone, Outage, SetupError, TimedOut
+from dr_validate.errors import CheckpointDeleted, CheckpointError, Outage, SetupError, TimedOut
 from dr_validate.files import check_interrupt
 from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.values import Checkpoint, Listing
@@ -69,7 +69,7 @@ class Source:
             (into / "half").write_bytes(b"w")
             check_interrupt()
         if one.digest not in {c.digest for c in self.there}:
-            raise Gone(f"{one.name} was deleted before it could be copied")
+            raise CheckpointDeleted(f"{one.name} was deleted before it could be copied")
         (into / "model.safetensors").write_bytes(b"w" * one.num_bytes)
 
     def still_has(self, one: Checkpoint) -> bool:
@@ -210,7 +210,9 @@ def test_a_fetch_that_hangs_or_fails_costs_no_other_checkpoint(tmp_path: Path, m
         made.until(lambda: made.copies() == [100, 200, 300])  # by itself, after its own pause
 
 
-@pytest.mark.parametrize("error", [CheckpointError("a link leaves the folder"), OSError(errno.EACCES, "denied"), Gone("away")])
+@pytest.mark.parametrize(
+    "error", [CheckpointError("a link leaves the folder"), OSError(errno.EACCES, "denied"), CheckpointDeleted("away")]
+)
 def test_why_there_is_no_copy_is_told_once_to_whoever_validates(tmp_path: Path, error: Exception) -> None:
     source = Source(100)
     source.trouble[100] = error
@@ -238,12 +240,12 @@ def test_the_next_one_in_order_is_waited_for_while_its_fetch_is_young(tmp_path: 
 
 def test_what_is_gone_is_asked_for_no_more_than_the_source_lists_it(tmp_path: Path) -> None:
     source = Source(100)
-    source.trouble[100] = Gone("away")
+    source.trouble[100] = CheckpointDeleted("away")
     with polled(tmp_path, source, mode="once") as made:
         made.until(lambda: made.poller.is_ready(checkpoint(100)))
         polls = made.poller.polls
         source.there = []
-        assert isinstance(made.poller.failure(checkpoint(100)), Gone)
+        assert isinstance(made.poller.failure(checkpoint(100)), CheckpointDeleted)
         made.until(lambda: made.poller.polls > polls)
         made.until(lambda: made.exist() == [])
         assert source.fetched == [100]

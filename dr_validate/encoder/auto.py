@@ -11,7 +11,7 @@ from pydantic import Field
 
 from dr_validate.component import UserPath, component, fingerprint
 from dr_validate.encoder.contract import read_contract
-from dr_validate.encoder.spec import Contract, Stated, Tower
+from dr_validate.encoder.spec import Contract, EncoderSpec, TowerSpec
 from dr_validate.errors import ConfigError
 from dr_validate.files import sha256_of_file, sha256_of_files
 from dr_validate.stages import Model
@@ -110,7 +110,7 @@ class AutoEncoder:
             "base_model": None if stated.base_model is None else _digest(stated.base_model),
         }
 
-    def _stated(self) -> Stated:
+    def _stated(self) -> EncoderSpec:
         folders = {"encoder.tokenizer": self.tokenizer, "encoder.base_model": self.base_model}
         problems = [f"{key}: no such folder (got {str(path)!r})" for key, path in folders.items() if path and not path.is_dir()]
         config = self.config / "config.json" if self.config and self.config.is_dir() else self.config
@@ -118,7 +118,7 @@ class AutoEncoder:
             problems.append(f"encoder.config: no such folder with a config.json, and no such file (got {str(self.config)!r})")
         if problems:
             raise ConfigError(problems)
-        return Stated(
+        return EncoderSpec(
             pooling=self.pooling,
             normalize=self.normalize,
             query_prefix=self.query_prefix,
@@ -132,7 +132,7 @@ class AutoEncoder:
         )
 
 
-def _effect(tower: Tower) -> Mapping[str, Any]:
+def _effect(tower: TowerSpec) -> Mapping[str, Any]:
     """All of one side that can change a vector of a checkpoint, however it came to be."""
     told = {key: value for key, value in tower.describe().items() if key != "max_length_from"}
     base = None if tower.adapter is None else _digest(tower.weights, MODEL_FILES)

@@ -21,7 +21,7 @@ from dr_validate.encoder.checks import (
     some,
     weight_shapes,
 )
-from dr_validate.encoder.spec import Stated, contradiction
+from dr_validate.encoder.spec import EncoderSpec, contradiction
 from dr_validate.errors import CheckpointError, NotStated
 
 NOT_OF_THE_MODEL = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "use_cache"}
@@ -36,7 +36,7 @@ ADAPTERS = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backbone:
     """The transformer of a tower; `weights` is the base's folder where there is an adapter, `config` what is in its
-    config.json, `config_file`; the other fields as in Tower."""
+    config.json, `config_file`; the other fields as in TowerSpec."""
 
     weights: Path
     adapter: Path | None
@@ -55,7 +55,7 @@ class Backbone:
         return ", ".join([str(named), *sizes])
 
 
-def read_backbone(folder: Path, root: Path, stated: Stated) -> Backbone:
+def read_backbone(folder: Path, root: Path, stated: EncoderSpec) -> Backbone:
     """The transformer in `folder`; a tokenizer may also lie in `root`, the checkpoint's own folder.
 
     Raises CheckpointError for what must not or cannot be loaded.
@@ -90,7 +90,7 @@ def read_backbone(folder: Path, root: Path, stated: Stated) -> Backbone:
     )
 
 
-def _other_config(config: Mapping[str, Any], own: Path, stated: Stated) -> list[str]:
+def _other_config(config: Mapping[str, Any], own: Path, stated: EncoderSpec) -> list[str]:
     """A warning where the stated configuration is of another model than the checkpoint's own."""
     said = read_object(own)
     if stated.config is None or not said:
@@ -113,7 +113,7 @@ def _left_out(weights: Path, prefix: str, model_type: str) -> list[str]:
     return [f"encoder.weights_prefix={prefix!r} leaves out {len(found)} weights that may make the vector: {some(found)}"]
 
 
-def _base_of(folder: Path, root: Path, stated: Stated) -> Path:
+def _base_of(folder: Path, root: Path, stated: EncoderSpec) -> Path:
     path = folder / "adapter_config.json"
     config = read_object(path)
     check_adapter_weights(folder)

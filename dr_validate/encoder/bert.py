@@ -17,7 +17,7 @@ from dr_validate.encoder.attention import Packing, Rule, attend
 from dr_validate.encoder.bert_config import BertConfig, read_bert_config
 from dr_validate.encoder.checks import check_unused, read_object
 from dr_validate.encoder.linears import linear_of
-from dr_validate.encoder.spec import Tower
+from dr_validate.encoder.spec import TowerSpec
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def _add(modules: Any, inputs: Tensor, hidden: Tensor) -> Tensor:
     return modules["LayerNorm"](modules["dense"](inputs) + hidden)  # type: ignore[no-any-return]  # as above
 
 
-def load_bert(tower: Tower, dtype: torch.dtype) -> Bert | None:
+def load_bert(tower: TowerSpec, dtype: torch.dtype) -> Bert | None:
     """The encoder of a tower on the CPU, None where transformers must load it: another architecture, an adapter, weights
     that are not there under the usual names. What is wrong with them transformers' way says, too."""
     file = tower.weights / "model.safetensors"
@@ -121,7 +121,7 @@ def load_bert(tower: Tower, dtype: torch.dtype) -> Bert | None:
     return model.eval().requires_grad_(False)
 
 
-def _read(tower: Tower, prefix: str, wanted: set[str]) -> tuple[dict[str, Tensor], list[str]]:
+def _read(tower: TowerSpec, prefix: str, wanted: set[str]) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors under the names of our modules, and the names of those without a place."""
     with safe_open(tower.weights / "model.safetensors", "pt") as file:
         names = set(file.keys())

@@ -8,7 +8,7 @@ from dr_validate.encoder.backbone import Backbone, read_backbone
 from dr_validate.encoder.checks import USE_STEP_VERSION, check_no_link_leaves, check_unused, weight_shapes
 from dr_validate.encoder.lengths import length_warnings, max_length
 from dr_validate.encoder.modules import modules_tower
-from dr_validate.encoder.spec import Contract, Head, Kind, PoolingName, Stated, Tower, contradiction
+from dr_validate.encoder.spec import Contract, EncoderSpec, Head, Kind, PoolingName, TowerSpec, contradiction
 from dr_validate.errors import CheckpointError, NotStated
 from dr_validate.values import Side
 
@@ -21,7 +21,7 @@ DPR: Mapping[Side, tuple[str, str]] = {
 }
 
 
-def read_contract(folder: Path, stated: Stated) -> Contract:
+def read_contract(folder: Path, stated: EncoderSpec) -> Contract:
     """The contract of the checkpoint in `folder`; what is stated wins over what the checkpoint says.
 
     Raises CheckpointError where the folder cannot be used, NotStated where pooling, normalisation, a length, a prefix or a
@@ -37,7 +37,7 @@ def read_contract(folder: Path, stated: Stated) -> Contract:
     return Contract(kind=kind, query=query, document=document)
 
 
-def _two_towers(folder: Path, stated: Stated) -> Contract:
+def _two_towers(folder: Path, stated: EncoderSpec) -> Contract:
     present = [folder / name for name in DOCUMENT_FOLDERS if (folder / name).is_dir()]
     if len(present) != 1:
         wanted = " or ".join(DOCUMENT_FOLDERS)
@@ -49,7 +49,7 @@ def _two_towers(folder: Path, stated: Stated) -> Contract:
     )
 
 
-def _tower(folder: Path, root: Path, side: Side, stated: Stated) -> Tower:
+def _tower(folder: Path, root: Path, side: Side, stated: EncoderSpec) -> TowerSpec:
     if (folder / "modules.json").is_file():
         return modules_tower(folder, root, side, stated)
     backbone = read_backbone(folder, root, stated)
@@ -58,7 +58,7 @@ def _tower(folder: Path, root: Path, side: Side, stated: Stated) -> Tower:
     return _plain_tower(backbone, folder, side, stated)
 
 
-def _plain_tower(backbone: Backbone, folder: Path, side: Side, stated: Stated) -> Tower:
+def _plain_tower(backbone: Backbone, folder: Path, side: Side, stated: EncoderSpec) -> TowerSpec:
     """A folder of transformers alone: pooling and normalisation are not in it, so both must be stated."""
     lacking = [f"encoder.{key}" for key in ("pooling", "normalize") if getattr(stated, key) is None]
     if stated.pooling is None or stated.normalize is None:
@@ -70,7 +70,7 @@ def _plain_tower(backbone: Backbone, folder: Path, side: Side, stated: Stated) -
     return _made(backbone, side, stated, pooling=stated.pooling, normalize=stated.normalize)
 
 
-def _dpr_tower(backbone: Backbone, folder: Path, side: Side, stated: Stated) -> Tower:
+def _dpr_tower(backbone: Backbone, folder: Path, side: Side, stated: EncoderSpec) -> TowerSpec:
     """One of DPR's two encoders, whose classes say what a vector is: that of the first token, projected if `projection_dim`."""
     name, key = DPR[side]
     shapes = weight_shapes(folder)
@@ -92,9 +92,9 @@ def _dpr_tower(backbone: Backbone, folder: Path, side: Side, stated: Stated) -> 
     return replace(found, heads=heads, weights_prefix=f"{key}.bert_model.", warnings=(*warnings, *found.warnings))
 
 
-def _made(backbone: Backbone, side: Side, stated: Stated, *, pooling: PoolingName, normalize: bool) -> Tower:
+def _made(backbone: Backbone, side: Side, stated: EncoderSpec, *, pooling: PoolingName, normalize: bool) -> TowerSpec:
     length, origin = max_length(stated, side, {}, backbone.tokenizer, backbone.config)
-    return Tower(
+    return TowerSpec(
         weights=backbone.weights,
         adapter=backbone.adapter,
         tokenizer=backbone.tokenizer,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.encoder.checks import read_object
-from dr_validate.encoder.spec import Stated, contradiction
+from dr_validate.encoder.spec import EncoderSpec, contradiction
 from dr_validate.errors import NotStated
 from dr_validate.values import Side
 
@@ -21,7 +21,7 @@ NO_LIMIT = 1_000_000  # tokenizers without a limit write 1e30
 
 
 def max_length(
-    stated: Stated, side: Side, module: Mapping[str, Any], tokenizer: Path, config: Mapping[str, Any]
+    stated: EncoderSpec, side: Side, module: Mapping[str, Any], tokenizer: Path, config: Mapping[str, Any]
 ) -> tuple[int, str]:
     """The maximum length of one side, with special tokens, and where it comes from, in words.
 
@@ -52,7 +52,7 @@ def positions(config: Mapping[str, Any]) -> int | None:
     return table
 
 
-def length_warnings(stated: Stated, side: Side, module: Mapping[str, Any], tokenizer: Path) -> list[str]:
+def length_warnings(stated: EncoderSpec, side: Side, module: Mapping[str, Any], tokenizer: Path) -> list[str]:
     """Where the stated length is not the one that the checkpoint was trained with, or more than its tokenizer says it takes."""
     configured, (said, origin) = stated.max_length(side), _said(side, module, tokenizer)
     if said is None or configured is None or (not _in_module(side, module) and configured <= said):
@@ -60,7 +60,7 @@ def length_warnings(stated: Stated, side: Side, module: Mapping[str, Any], token
     return contradiction(f"{side}_max_length", configured, said, origin)
 
 
-def _wanted(stated: Stated, side: Side, module: Mapping[str, Any], tokenizer: Path) -> tuple[int | None, str]:
+def _wanted(stated: EncoderSpec, side: Side, module: Mapping[str, Any], tokenizer: Path) -> tuple[int | None, str]:
     configured = stated.max_length(side)
     if configured is not None:
         return configured, f"encoder.{side}_max_length"

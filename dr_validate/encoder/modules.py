@@ -8,7 +8,7 @@ from dr_validate.encoder.backbone import read_backbone
 from dr_validate.encoder.checks import USE_STEP_VERSION, check_weights, child, read_object, read_objects
 from dr_validate.encoder.lengths import length_warnings, max_length
 from dr_validate.encoder.prompts import prompt_for, prompt_warnings
-from dr_validate.encoder.spec import Head, PoolingName, Stated, Tower, contradiction
+from dr_validate.encoder.spec import EncoderSpec, Head, PoolingName, TowerSpec, contradiction
 from dr_validate.errors import CheckpointError, NotStated
 from dr_validate.values import Side
 
@@ -43,7 +43,7 @@ EXPECTED = {
 }
 
 
-def modules_tower(folder: Path, root: Path, side: Side, stated: Stated) -> Tower:
+def modules_tower(folder: Path, root: Path, side: Side, stated: EncoderSpec) -> TowerSpec:
     """One side of the sentence-transformers model in `folder`; raises CheckpointError for modules we do not know."""
     parts = _modules(folder)
     if [name for name, _ in parts[:2]] != ["Transformer", "Pooling"]:
@@ -60,7 +60,7 @@ def modules_tower(folder: Path, root: Path, side: Side, stated: Stated) -> Tower
     said = {"pooling": "+".join(pooling), "normalize": _is_normalized(heads, library)}
     heads, normalize = _normalization(heads, library, stated, folder)
     length, origin = max_length(stated, side, settings, backbone.tokenizer, backbone.config)
-    return Tower(
+    return TowerSpec(
         weights=backbone.weights,
         adapter=backbone.adapter,
         tokenizer=backbone.tokenizer,
@@ -179,7 +179,7 @@ def _is_normalized(heads: Sequence[Head], library: Mapping[str, Any]) -> bool | 
 
 
 def _normalization(
-    heads: Sequence[Head], library: Mapping[str, Any], stated: Stated, folder: Path
+    heads: Sequence[Head], library: Mapping[str, Any], stated: EncoderSpec, folder: Path
 ) -> tuple[tuple[Head, ...], bool]:
     """Heads without a Normalize at the end, and whether final vectors get length 1: dot products must rank as the model means.
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dr_validate.encoder.spec import Stated, contradiction
+from dr_validate.encoder.spec import EncoderSpec, contradiction
 from dr_validate.errors import CheckpointError, NotStated
 from dr_validate.values import Side
 
@@ -14,14 +14,14 @@ log = logging.getLogger(__name__)
 CANDIDATES: Mapping[Side, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
-def prompt_warnings(side: Side, library: Mapping[str, Any], stated: Stated) -> list[str]:
+def prompt_warnings(side: Side, library: Mapping[str, Any], stated: EncoderSpec) -> list[str]:
     """Where another prefix is stated than the prompt that the checkpoint names for this side; an empty one says nothing."""
     prompts = library.get("prompts")
     named = [prompts[name] for name in CANDIDATES[side] if prompts.get(name)] if isinstance(prompts, dict) else []
     return contradiction(f"{side}_prefix", stated.prefix(side), str(named[0]) if named else None, "prompts")
 
 
-def prompt_for(side: Side, library: Mapping[str, Any], stated: Stated, folder: Path) -> str:
+def prompt_for(side: Side, library: Mapping[str, Any], stated: EncoderSpec, folder: Path) -> str:
     """The prefix of one side: what is stated, else the first candidate among the saved prompts, else none.
 
     `library` is config_sentence_transformers.json. A default prompt alone is refused: version 5 puts it before both sides,

@@ -12,7 +12,7 @@ Kind = Literal["transformers", "sentence-transformers", "two towers"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stated:
+class EncoderSpec:
     """What the configuration says about the encoder; None leaves it to the checkpoint."""
 
     pooling: PoolingName | None = None
@@ -56,7 +56,7 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tower:
+class TowerSpec:
     """How one side's text becomes a vector: prefix, tokens, transformer, pooling, heads, truncation, normalisation.
 
     `architecture` names the transformer. `max_length` counts special tokens and the prefix. `weights` is the folder of the
@@ -104,10 +104,10 @@ class Contract:
     """What a checkpoint is, as far as files and configuration say it: one tower for each side."""
 
     kind: Kind
-    query: Tower
-    document: Tower
+    query: TowerSpec
+    document: TowerSpec
 
-    def tower(self, side: Side) -> Tower:
+    def tower(self, side: Side) -> TowerSpec:
         """The tower that encodes one side."""
         return self.query if side == "query" else self.document
 

@@ -14,7 +14,7 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from dr_validate.component import fingerprint
-from dr_validate.encoder.spec import Tower
+from dr_validate.encoder.spec import TowerSpec
 from dr_validate.encoder.word_pieces import read_word_pieces
 from dr_validate.errors import CheckpointError
 from dr_validate.values import TokenBlock
@@ -31,7 +31,7 @@ class FastTokenizer:
     With `append_eos` every text ends with the end-of-text token, truncated ones too; with False none does.
     """
 
-    def __init__(self, tower: Tower, append_eos: bool | None) -> None:
+    def __init__(self, tower: TowerSpec, append_eos: bool | None) -> None:
         loaded = _load(tower.tokenizer)
         self._backend = loaded.backend
         self._prefix = tower.prefix

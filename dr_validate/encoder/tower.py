@@ -12,7 +12,7 @@ from dr_validate.encoder.batches import Batch, plan, take
 from dr_validate.encoder.forward import Chosen, OwnPacked, to_device
 from dr_validate.encoder.heads import Step, load_heads, unit
 from dr_validate.encoder.pooling import pool, the_token
-from dr_validate.encoder.spec import Tower
+from dr_validate.encoder.spec import TowerSpec
 from dr_validate.encoder.threads import for_each
 from dr_validate.encoder.tokenizer import FastTokenizer
 from dr_validate.errors import CheckpointError
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class LoadedTower:
     """Transformer, pooling and heads of one side on one device."""
 
-    def __init__(self, tower: Tower, chosen: Chosen, tokenizer: FastTokenizer, device: str, max_tokens: int) -> None:
+    def __init__(self, tower: TowerSpec, chosen: Chosen, tokenizer: FastTokenizer, device: str, max_tokens: int) -> None:
         self.tokenizer = tokenizer
         self._tower = tower
         self._forward = chosen.forward
@@ -111,7 +111,7 @@ class LoadedTower:
             return or_cannot(lambda: int(self._vectors(one).shape[1]), self._tower, self._device)
 
 
-def or_cannot(run: Callable[[], T], tower: Tower, device: str) -> T:
+def or_cannot(run: Callable[[], T], tower: TowerSpec, device: str) -> T:
     """What `run` gives. Raises CheckpointError where a module or type cannot work on this device."""
     try:
         return run()

@@ -8,7 +8,7 @@ import torch
 
 from dr_validate.encoder.bert import load_bert
 from dr_validate.encoder.forward import Chosen, choose_forward, choose_own, takes_packed
-from dr_validate.encoder.spec import Contract, Tower
+from dr_validate.encoder.spec import Contract, TowerSpec
 from dr_validate.encoder.threads import keep_heap
 from dr_validate.encoder.tokenizer import FastTokenizer
 from dr_validate.encoder.tower import LoadedTower, or_cannot
@@ -72,7 +72,7 @@ class TransformerModel:
 _SIDES: tuple[Side, Side] = ("query", "document")
 
 
-def _choose(tower: Tower, dtype: torch.dtype, device: str) -> Chosen:
+def _choose(tower: TowerSpec, dtype: torch.dtype, device: str) -> Chosen:
     def choose() -> Chosen:
         if takes_packed(dtype, device) and (own := load_bert(tower, dtype)) is not None:
             return choose_own(own, device)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dr_validate.encoder.backbone import ENCODER_OF
 from dr_validate.encoder.checks import check_unused, read_object, some, weight_files, weight_shapes
-from dr_validate.encoder.spec import Tower
+from dr_validate.encoder.spec import TowerSpec
 from dr_validate.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ ODD_SIZES = (TypeError, ArithmeticError)  # of a configuration whose numbers are
 MOST_TIMES, MOST_BESIDE = 2, 1 << 24
 
 
-def load_transformer(tower: Tower, dtype: torch.dtype, device: str) -> Any:
+def load_transformer(tower: TowerSpec, dtype: torch.dtype, device: str) -> Any:
     """The transformer in eval mode on `device`, its adapter merged where that is exact.
 
     Raises CheckpointError naming a weight that is missing (it would be random), has the wrong shape, or has no place in the
@@ -42,7 +42,7 @@ def load_transformer(tower: Tower, dtype: torch.dtype, device: str) -> Any:
     return model.to(device).eval().requires_grad_(False)
 
 
-def _load_base(tower: Tower, dtype: torch.dtype) -> Any:
+def _load_base(tower: TowerSpec, dtype: torch.dtype) -> Any:
     folder = tower.weights
     try:
         model, info = _from_pretrained(tower, dtype)
@@ -63,7 +63,7 @@ def _load_base(tower: Tower, dtype: torch.dtype) -> Any:
     return model
 
 
-def _way_out(tower: Tower, missing: Sequence[str]) -> str:
+def _way_out(tower: TowerSpec, missing: Sequence[str]) -> str:
     """Where all are there under names that begin with something else, that is what to state."""
     found = {name.removesuffix(missing[0]) for name in weight_shapes(tower.weights) if name.endswith(f".{missing[0]}")}
     if not found:
@@ -71,7 +71,7 @@ def _way_out(tower: Tower, missing: Sequence[str]) -> str:
     return f"if they are those that begin with {' or '.join(sorted(found))}, set encoder.weights_prefix"
 
 
-def _from_pretrained(tower: Tower, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+def _from_pretrained(tower: TowerSpec, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
     content = read_object(tower.config)
     kind = str(content["model_type"])
     family: Any = getattr(transformers, ENCODER_OF.get(kind, "AutoModel"))
@@ -107,7 +107,7 @@ def _from_pretrained(tower: Tower, dtype: torch.dtype) -> tuple[Any, dict[str, A
     return model, info
 
 
-def _check_amount(tower: Tower, kind: str, config: Any) -> None:
+def _check_amount(tower: TowerSpec, kind: str, config: Any) -> None:
     """Raise CheckpointError where the configuration asks for much more weights than the file has; no memory is taken for it."""
     with torch.device("meta"):
         own: Any = getattr(transformers, ENCODER_OF[kind]) if kind in ENCODER_OF else transformers.AutoModel.from_config
@@ -119,7 +119,7 @@ def _check_amount(tower: Tower, kind: str, config: Any) -> None:
         )
 
 
-def _taken(tower: Tower) -> dict[str, Tensor]:
+def _taken(tower: TowerSpec) -> dict[str, Tensor]:
     """Weights whose names begin with the prefix, without it. Raises CheckpointError where others are another encoder's."""
     every = {name: weight for path in weight_files(tower.weights) for name, weight in load_file(path).items()}
     prefix = tower.weights_prefix

@@ -44,5 +44,5 @@ class LocalEngine:
         """Documents between two looks at the control."""
         on_cpu = all(device.startswith("cpu") for device in devices)
         # The ranking of an approximate index depends on the slices: they are the same wherever and whyever it is made.
-        is_small = on_cpu and workload.gives_way and not index.fingerprint()
+        is_small = on_cpu and workload.preemptible and not index.fingerprint()
         return self.slice_documents or (SLICE_THAT_GIVES_WAY if is_small else SLICE)

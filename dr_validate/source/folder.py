@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from dr_validate.component import UserPath, component
-from dr_validate.errors import CheckpointError, Gone, Interrupted, SetupError
+from dr_validate.errors import CheckpointDeleted, CheckpointError, Interrupted, SetupError
 from dr_validate.files import copy_with_digest, sha256_of_files
 from dr_validate.source.completeness import (
     MAX_SHOWN,
@@ -80,7 +80,7 @@ class FolderSource:
         )
 
     def fetch(self, checkpoint: Checkpoint, into: Path) -> None:
-        """Copy what encoding needs. Raises Gone if it was deleted, OSError if it changed or the disk is full."""
+        """Copy what encoding needs. Raises CheckpointDeleted if it was deleted, OSError if it changed or the disk is full."""
         folder = Path(checkpoint.uri)
         try:
             if leaves := self._leaving_link(folder):
@@ -90,7 +90,7 @@ class FolderSource:
             # Copies, not hard links: a trainer may write into a file that it has written before.
             digests = {name: copy_with_digest(path, into / name) for name, path in files.items()}
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise Gone(_deleted(folder)) from error
+            raise CheckpointDeleted(_deleted(folder)) from error
         except Unreadable as error:
             raise OSError(f"{folder} changed while it was copied: {error}") from error
         if sha256_of_files(digests) != checkpoint.digest:
@@ -99,7 +99,7 @@ class FolderSource:
             except FileNotFoundError:
                 missing = "it is gone"
             if missing:
-                raise Gone(f"{_deleted(folder)} ({missing})")
+                raise CheckpointDeleted(f"{_deleted(folder)} ({missing})")
             raise OSError(f"{folder} changed while it was copied")
 
     def still_has(self, checkpoint: Checkpoint) -> bool:

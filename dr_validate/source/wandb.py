@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from dr_validate.component import component
-from dr_validate.errors import CheckpointError, Gone, Interrupted, Outage, SetupError
+from dr_validate.errors import CheckpointDeleted, CheckpointError, Interrupted, Outage, SetupError
 from dr_validate.source.completeness import MAX_SHOWN, shown, what_is_missing, what_it_did
 from dr_validate.source.walk import check_room
 from dr_validate.source.wandb_client.api import find_key
@@ -93,8 +93,8 @@ class WandbSource:
     def fetch(self, checkpoint: Checkpoint, into: Path) -> None:
         """Bring what encoding needs, every file checked against the manifest's size and digest.
 
-        Raises Gone if the version or its files were deleted, CheckpointError if its bytes are never those of its manifest,
-        Outage where W&B is out of reach, OSError where the disk is full.
+        Raises CheckpointDeleted if the version or its files were deleted, CheckpointError if its bytes are never those
+        of its manifest, Outage where W&B is out of reach, OSError where the disk is full.
         """
         project, pinned = self._place(checkpoint)
         collection, _, version = pinned.rpartition(":")
@@ -103,9 +103,9 @@ class WandbSource:
             contents = self._contents(project, checkpoint, project.pinned(collection, version))
             check_room(contents.num_bytes, into)
             self._connection.bring(project, (collection, version), contents.files, into)
-        except Gone as error:
+        except CheckpointDeleted as error:
             self._connection.note_gone(checkpoint.uri)
-            raise Gone(f"{pinned} of {entity}/{name}: {error}") from error
+            raise CheckpointDeleted(f"{pinned} of {entity}/{name}: {error}") from error
         except CheckpointError as error:
             raise CheckpointError(f"{pinned} of {entity}/{name}: {error}") from error
         if missing := what_is_missing(into, False, self.needs_config):
@@ -122,7 +122,7 @@ class WandbSource:
         collection, _, version = pinned.rpartition(":")
         try:
             project.pinned(collection, version)
-        except Gone:
+        except CheckpointDeleted:
             return False
         return True
 

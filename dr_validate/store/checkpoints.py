@@ -17,7 +17,7 @@ from dr_validate.errors import Outage
 from dr_validate.files import NO_ROOM, atomic_folder, locked, sha256_of_file, sha256_of_files, write_atomically
 from dr_validate.stages import Vectors
 from dr_validate.store.embeddings import EmbeddingStore
-from dr_validate.store.leased_cache import Shelf, folder_size, key_of
+from dr_validate.store.leased_cache import LeasedCache, folder_size, key_of
 from dr_validate.values import Checkpoint, Side
 
 Fetch = Callable[[Checkpoint, Path], None]
@@ -44,29 +44,29 @@ class CheckpointStore:
         Makes no room but on a full disk: there whatever is neither leased nor among the digests in `keep` goes, then the
         vectors. Raises what `fetch` raises, and OSError where the disk stays full.
         """
-        shelf, key = _shelf(root), key_of(checkpoint.digest)
-        with locked(shelf.lock_file(key, "fetch")):
-            if shelf.folder(key).is_dir() and not _record(root, key).get(
+        cache, key = _leased_cache(root), key_of(checkpoint.digest)
+        with locked(cache.lock_file(key, "fetch")):
+            if cache.folder(key).is_dir() and not _record(root, key).get(
                 "files"
             ):  # damaged, or of an earlier version: nothing to compare the copy with
-                shelf.remove(key)
-            if not shelf.folder(key).is_dir():
-                _remove_leftovers(shelf, but=key)
+                cache.remove(key)
+            if not cache.folder(key).is_dir():
+                _remove_leftovers(cache, but=key)
                 try:
                     self._fetch(checkpoint, fetch, root, source)
                 except OSError as error:
                     if error.errno not in NO_ROOM:
                         raise
-                    if not any([shelf.evict(0, {key, *map(key_of, keep)}), self._embeddings(root).clear()]):
+                    if not any([cache.evict(0, {key, *map(key_of, keep)}), self._embeddings(root).clear()]):
                         raise
                     log.info("disk full: removed copies and vectors that nobody uses, fetching %s again", checkpoint.name)
                     self._fetch(checkpoint, fetch, root, source)
             elif source not in _listed(_record(root, key)):
-                _note(root, checkpoint, source, _digests(shelf.folder(key)))
+                _note(root, checkpoint, source, _digests(cache.folder(key)))
 
     def has(self, digest: str, root: Path) -> bool:
         """Whether there is a copy."""
-        return _shelf(root).folder(key_of(digest)).is_dir()
+        return _leased_cache(root).folder(key_of(digest)).is_dir()
 
     def digests(self, root: Path) -> set[str]:
         """Of all copies that there are."""
@@ -79,7 +79,7 @@ class CheckpointStore:
     def let_go(self, source: str, root: Path) -> list[Checkpoint]:
         """Checkpoints of one source that there were copies of."""
         keys = [path.stem for path in sorted((root / "checkpoints" / ".records").glob("[!.]*.json"))]
-        return _noted([key for key in keys if not _shelf(root).folder(key).is_dir()], source, root)
+        return _noted([key for key in keys if not _leased_cache(root).folder(key).is_dir()], source, root)
 
     def make_room(self, num_bytes: int, keep: Collection[str], precious: Sequence[str], root: Path) -> bool:
         """Remove copies until `num_bytes` more fit into `max_gib`; whether they do. Removes nothing where that is not enough.
@@ -87,33 +87,33 @@ class CheckpointStore:
         Those used longest ago go first, then the digests of `precious` from its end on; never a leased one or one of `keep`.
         A copy that is larger than `max_gib` fits where nothing else is kept.
         """
-        shelf = _shelf(root)
-        sizes = shelf.sizes()
+        cache = _leased_cache(root)
+        sizes = cache.sizes()
         kept, last = {key_of(digest) for digest in keep}, [key_of(digest) for digest in precious]
         limit = max(self.max_gib * 2**30 - num_bytes, 0.0)
         if sum(size for key, size in sizes.items() if key in kept) > limit:
             return False
         order = [key for key in sizes if key not in kept and key not in last] + [key for key in last[::-1] if key in sizes]
-        return shelf.evict(limit, order=order) is not None
+        return cache.evict(limit, order=order) is not None
 
     def lease(self, digest: str, root: Path) -> AbstractContextManager[Path]:
         """The folder of a copy whose files have the digests they had when it was taken; nobody removes it within the block.
 
         Raises Outage where there is none, and where it is damaged: then it is removed, to be taken again.
         """
-        return self._leased(_shelf(root), key_of(digest), root)
+        return self._leased(_leased_cache(root), key_of(digest), root)
 
     @contextlib.contextmanager
-    def _leased(self, shelf: Shelf, key: str, root: Path) -> Iterator[Path]:
-        with shelf.lease(key) as folder:
+    def _leased(self, cache: LeasedCache, key: str, root: Path) -> Iterator[Path]:
+        with cache.lease(key) as folder:
             if not folder.is_dir():
                 raise Outage(f"the copy in {folder} is gone; it is taken again where its source still has it")
             wrong = _what_changed(folder, _record(root, key).get("files"))
             if not wrong:
-                shelf.used(key)
+                cache.used(key)
                 yield folder
                 return
-        shelf.remove(key)
+        cache.remove(key)
         raise Outage(f"{wrong} in {folder} is not what was copied; the copy is removed, and taken again from its source")
 
     def weights_sha256(self, digest: str, root: Path) -> str:
@@ -141,7 +141,7 @@ class CheckpointStore:
         return EmbeddingStore(root / "embeddings", max_gib=self.embeddings_max_gib, dtype=self.embeddings_dtype)
 
     def _fetch(self, checkpoint: Checkpoint, fetch: Fetch, root: Path, source: str) -> None:
-        folder = _shelf(root).folder(key_of(checkpoint.digest))
+        folder = _leased_cache(root).folder(key_of(checkpoint.digest))
         written = 0
         try:
             with atomic_folder(folder) as temporary:
@@ -162,8 +162,8 @@ class CheckpointStore:
             raise OSError(error.errno, message) from error
 
 
-def _shelf(root: Path) -> Shelf:
-    return Shelf(root / "checkpoints")
+def _leased_cache(root: Path) -> LeasedCache:
+    return LeasedCache(root / "checkpoints")
 
 
 def _record_file(root: Path, key: str) -> Path:
@@ -225,12 +225,12 @@ def _what_changed(folder: Path, files: Any) -> str:
     return ""
 
 
-def _remove_leftovers(shelf: Shelf, but: str) -> None:
+def _remove_leftovers(cache: LeasedCache, but: str) -> None:
     """Remove what killed processes left: a temporary folder whose fetch lock nobody holds (`but` is held by the caller)."""
-    for folder in shelf.root.glob(".*.*"):
+    for folder in cache.root.glob(".*.*"):
         key = folder.name[1:].rpartition(".")[0]
         if key == but:
             shutil.rmtree(folder, ignore_errors=True)
             continue
-        with contextlib.suppress(BlockingIOError), locked(shelf.lock_file(key, "fetch"), blocking=False):
+        with contextlib.suppress(BlockingIOError), locked(cache.lock_file(key, "fetch"), blocking=False):
             shutil.rmtree(folder, ignore_errors=True)

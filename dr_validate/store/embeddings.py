@@ -10,7 +10,7 @@ from typing import Any
 from dr_validate.component import fingerprint
 from dr_validate.stages import Vectors
 from dr_validate.store.kept import KeptVectors, NothingKept
-from dr_validate.store.leased_cache import Shelf, key_of
+from dr_validate.store.leased_cache import LeasedCache, key_of
 from dr_validate.values import Side
 
 FORMAT = 2  # to be raised when encoding changes in this package: older vectors are then not found
@@ -27,7 +27,7 @@ class EmbeddingStore:
     """
 
     def __init__(self, root: Path, *, max_gib: float, dtype: str) -> None:
-        self._shelf = Shelf(root)
+        self._leased_cache = LeasedCache(root)
         self._limit = max_gib * 2**30
         self._dtype = dtype
 
@@ -38,7 +38,7 @@ class EmbeddingStore:
         with contextlib.ExitStack() as stack:
             vectors: Vectors = NothingKept()
             if self._limit == 0:
-                self._shelf.evict(0)
+                self._leased_cache.evict(0)
             else:
                 try:
                     vectors = stack.enter_context(self._opened(key, counts))
@@ -48,20 +48,20 @@ class EmbeddingStore:
 
     def clear(self) -> bool:
         """Remove all that nobody uses; whether there was something."""
-        return bool(self._shelf.evict(0))
+        return bool(self._leased_cache.evict(0))
 
     def describe(self) -> str:
         """How much is kept, in words."""
-        sizes = [size for size in self._shelf.sizes().values() if size]
+        sizes = [size for size in self._leased_cache.sizes().values() if size]
         what = "1 checkpoint" if len(sizes) == 1 else f"{len(sizes)} checkpoints"
         return f"{sum(sizes) / 2**30:.2f} GiB for {what}, at most {self._limit / 2**30:g} (store.embeddings_max_gib)"
 
     @contextlib.contextmanager
     def _opened(self, key: str, counts: Mapping[Side, int]) -> Iterator[Vectors]:
-        with self._shelf.lease(key) as folder:
+        with self._leased_cache.lease(key) as folder:
             folder.mkdir(parents=True, exist_ok=True)
-            self._shelf.used(key)
-            room = _Room(self._shelf, self._limit)
+            self._leased_cache.used(key)
+            room = _Room(self._leased_cache, self._limit)
             room.take(0)  # the limit may be lower than it was
             vectors = KeptVectors(folder, counts, dtype=self._dtype, take=room.take)
             try:
@@ -69,14 +69,14 @@ class EmbeddingStore:
             finally:
                 vectors.close()
                 with contextlib.suppress(OSError):
-                    self._shelf.used(key)
+                    self._leased_cache.used(key)
 
 
 class _Room:
     """How much one user of the store may still keep, as far as the limit, the other users and the disk allow."""
 
-    def __init__(self, shelf: Shelf, limit: float) -> None:
-        self._shelf, self._limit = shelf, limit
+    def __init__(self, cache: LeasedCache, limit: float) -> None:
+        self._leased_cache, self._limit = cache, limit
         self._left = -1.0
 
     def take(self, size: int) -> bool:
@@ -89,8 +89,8 @@ class _Room:
         return True
 
     def _look(self, wanted: int) -> float:
-        disk = shutil.disk_usage(self._shelf.root)
+        disk = shutil.disk_usage(self._leased_cache.root)
         reserved = min(RESERVED_SHARE * disk.total, RESERVED_BYTES)
-        allowed = min(self._limit, sum(self._shelf.sizes().values()) + disk.free - reserved)
-        self._shelf.evict(allowed - wanted)
-        return min(allowed - sum(self._shelf.sizes().values()), max(wanted, self._limit * SHARE_AT_ONCE))
+        allowed = min(self._limit, sum(self._leased_cache.sizes().values()) + disk.free - reserved)
+        self._leased_cache.evict(allowed - wanted)
+        return min(allowed - sum(self._leased_cache.sizes().values()), max(wanted, self._limit * SHARE_AT_ONCE))

@@ -12,7 +12,7 @@ from dr_validate.files import locked
 log = logging.getLogger(__name__)
 
 
-class Shelf:
+class LeasedCache:
     """`<root>/<key>/` for each key, and `<root>/.locks/`; lock files are never removed, so they never race.
 
     A lease is a lock of the kernel's on a file beside the folder: it ends with its holder, however that dies.

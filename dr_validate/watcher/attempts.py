@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dr_validate.config import Run
-from dr_validate.errors import CheckpointError, Gone, Interrupted, NotStated, Outage, SetupError, TimedOut
+from dr_validate.errors import CheckpointDeleted, CheckpointError, Interrupted, NotStated, Outage, SetupError, TimedOut
 from dr_validate.files import interruptible, is_disk_full, is_read_only
 from dr_validate.ledger.ledger import Attempt, Ledger
 from dr_validate.ledger.revised import STALE, refined
@@ -58,7 +58,7 @@ class Attempts:
             log.info("%s: %s", checkpoint.label, error)
             self.ledger.release(checkpoint.digest, target.spec)
             return None
-        except Gone as error:
+        except CheckpointDeleted as error:
             return self._gone(checkpoint, target, str(error), attempt)
         except NotStated as error:
             if not self._has_validated(target):

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dr_validate.config import Run
-from dr_validate.errors import GaveWay, SetupError, Stopped, TimedOut
+from dr_validate.errors import Preempted, SetupError, Stopped, TimedOut
 from dr_validate.files import disk_words, is_disk_full, is_read_only
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.made import command_line
@@ -288,8 +288,8 @@ class _Watcher:
                 report = self.attempts.validate(checkpoint, self.full_target, self._giving_way)
         except Claimed as error:
             log.info("baselines are computed by another run: %s", error)
-        except GaveWay:
-            log.info("the baseline of %s gives way to a new checkpoint; it goes on later", checkpoint.label)
+        except Preempted:
+            log.info("the baseline of %s is preempted by a new checkpoint; it resumes later", checkpoint.label)
             return
         self._after(checkpoint, report, self._baseline_not_before)
 
@@ -298,7 +298,7 @@ class _Watcher:
         if self.poller.changes != self._noted:
             self._take_note()
             if self._waiting():
-                raise GaveWay
+                raise Preempted
 
     def _after(self, checkpoint: Checkpoint, report: Report | None, not_before: dict[str, float]) -> None:
         if report is None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from dr_validate.component import fingerprint
 from dr_validate.config import Run
-from dr_validate.errors import Gone, Outage, SetupError, Stopped, TimedOut
+from dr_validate.errors import CheckpointDeleted, Outage, SetupError, Stopped, TimedOut
 from dr_validate.files import interruptible, is_disk_full, is_read_only, write_atomically
 from dr_validate.stages import Source
 from dr_validate.values import Checkpoint, Incomplete, Listing
@@ -152,7 +152,7 @@ class SourcePoller:
             return None
         with self._changed:
             error = self._failures.pop(checkpoint.digest, None)
-        if isinstance(error, Gone):
+        if isinstance(error, CheckpointDeleted):
             self.poll_again()  # what is listed is out of date
         elif error is not None and self._run.watch.mode == "once":  # there may be no next poll
             self._tried.discard(checkpoint.digest)
@@ -321,7 +321,7 @@ class SourcePoller:
             pass
         except Exception as error:  # met by its attempt, and judged there
             self._tried.add(digest)
-            if isinstance(error, Gone):
+            if isinstance(error, CheckpointDeleted):
                 self._reasons[digest] = str(error)
             with self._changed:
                 if is_disk_full(error):

@@ -2,7 +2,7 @@
 
 It speaks JSON lines on its standard streams. In: the configuration, then, one at a time, requests
 `{"validate": checkpoint, "folder": ..., "full": ..., "request": n}`, and while one runs perhaps
-`{"interrupt": "gave_way" | "stopped" | "timed_out", "request": n}`. Out: `{"ready": ...}`, `{"progress": ...}`, then
+`{"interrupt": "preempted" | "stopped" | "timed_out", "request": n}`. Out: `{"ready": ...}`, `{"progress": ...}`, then
 `{"report": ...}` or `{"error": {"kind": ..., "message": ...}}` for each request. A crash of the device, the driver or a
 library ends this process and costs one attempt; the watcher lives on.
 """

@@ -135,7 +135,7 @@ class Pipeline:
 
     def _rank(self, hand: Hand, sample: SpecSample, control: Control) -> Ranked:
         work, full = self.bench.work(hand, sample), sample is self.samples.full
-        workload = replace(work.workload, gives_way=full and sample is not self.samples.sampled)
+        workload = replace(work.workload, preemptible=full and sample is not self.samples.sampled)
         if self.team is None:
             ranked = self.run.engine.rank(work.model, workload, self.run.index, control, self.device)
             seconds = {"tokenize": work.tokenize_s, **ranked.seconds}

@@ -19,7 +19,7 @@ import torch
 from dr_validate.encoder.auto import AutoEncoder
 from dr_validate.encoder.bert import load_bert
 from dr_validate.encoder.contract import read_contract
-from dr_validate.encoder.spec import Stated
+from dr_validate.encoder.spec import EncoderSpec
 from dr_validate.values import Float32, TokenBlock
 from scripts.benchmark.job import read_qrels, read_texts
 from scripts.benchmark.table import markdown
@@ -111,7 +111,9 @@ def compare(case: Case, folder: Path, collection: Collection) -> list[list[str]]
             contract = model.contract
         theirs = {side: plain(folder, block, case.pooling, getattr(torch, dtype)) for side, block in blocks.items()}
         exact = exact or theirs  # float32 comes first
-        own = load_bert(read_contract(folder, Stated(pooling=case.pooling, normalize=True)).document, getattr(torch, dtype))
+        own = load_bert(
+            read_contract(folder, EncoderSpec(pooling=case.pooling, normalize=True)).document, getattr(torch, dtype)
+        )
         rows.append(
             [
                 case.label,

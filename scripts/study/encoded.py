@@ -16,7 +16,7 @@ from dr_validate.config import Run, build, conf_dir
 from dr_validate.errors import SetupError
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.store.embeddings import FORMAT
-from dr_validate.store.leased_cache import Shelf, key_of
+from dr_validate.store.leased_cache import LeasedCache, key_of
 from dr_validate.store.vector_file import VectorFile
 from dr_validate.values import Checkpoint, Float32, Int64, TestSet
 from dr_validate.worker.encoding import remembered_encoder, vectors_key
@@ -128,17 +128,17 @@ def kept_vectors(run: Run, test_set: TestSet, checkpoints: Sequence[Checkpoint],
     """Of the first `num_queries` queries and all documents; nobody removes them within the block. Raises SetupError where
     there are none under these encoder settings."""
     # The store itself would make room, make folders and write: a study only reads.
-    shelf = Shelf(run.settings.state_dir / "embeddings")
+    cache = LeasedCache(run.settings.state_dir / "embeddings")
     counts = {"query": len(test_set.query_ids), "document": len(test_set.corpus)}
     with ExitStack() as stack:
         found: list[Encoded] = []
         for checkpoint in checkpoints:
             read = remembered_encoder(run, checkpoint.digest)
             key = {"format": FORMAT, **vectors_key(read, test_set)} if read else {}
-            folder = stack.enter_context(shelf.lease(f"{key_of(checkpoint.digest)}-{fingerprint(key)}"))
+            folder = stack.enter_context(cache.lease(f"{key_of(checkpoint.digest)}-{fingerprint(key)}"))
             if not read or not folder.is_dir():
                 raise SetupError(
-                    f"{shelf.root}: no vectors of {checkpoint.label} under these encoder settings; state the encoder.* keys "
+                    f"{cache.root}: no vectors of {checkpoint.label} under these encoder settings; state the encoder.* keys "
                     "that the full run had, or leave it out (--checkpoints)"
                 )
             files = {

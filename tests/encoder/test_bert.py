@@ -15,7 +15,7 @@ from dr_validate.encoder.auto import AutoEncoder
 from dr_validate.encoder.bert import load_bert
 from dr_validate.encoder.contract import read_contract
 from dr_validate.encoder.forward import OwnPacked
-from dr_validate.encoder.spec import Stated
+from dr_validate.encoder.spec import EncoderSpec
 from dr_validate.encoder.transformer import TransformerModel
 from dr_validate.errors import CheckpointError
 from dr_validate.values import Float32
@@ -24,7 +24,7 @@ STATED: dict[str, Any] = {"pooling": "mean", "normalize": False}
 
 
 def is_ours(folder: Path) -> bool:
-    contract = read_contract(folder, Stated(**STATED))
+    contract = read_contract(folder, EncoderSpec(**STATED))
     return load_bert(contract.document, torch.float32) is not None
 
 

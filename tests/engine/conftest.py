@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from dr_validate.config import build, conf_dir
 from dr_validate.devices import label, resolve_devices
-from dr_validate.errors import GaveWay
+from dr_validate.errors import Preempted
 from dr_validate.values import Checkpoint
 from dr_validate.worker.pipeline import Pipeline
 from dr_validate.worker.team import WorkerTeam
@@ -41,7 +41,7 @@ class GivesWay(Unhurried):
 
     def check(self) -> None:
         if len(self.seen) >= self.slices:
-            raise GaveWay
+            raise Preempted
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dr_validate.devices import check_devices, resolve_devices
-from dr_validate.errors import CheckpointError, DeviceFailure, GaveWay, SetupError
+from dr_validate.errors import CheckpointError, DeviceFailure, Preempted, SetupError
 from dr_validate.values import Checkpoint
 from dr_validate.worker.pipeline import Pipeline
 from tests.engine.conftest import GivesWay, Unhurried, checkpoint_of
@@ -72,7 +72,7 @@ def test_two_processes_rank_as_one_device_does_and_live_on_whatever_a_checkpoint
         team.validate(checkpoint_of(9), tmp_path / "nothing here", full=False, control=Unhurried())
 
     control = GivesWay(4)
-    with pytest.raises(GaveWay):
+    with pytest.raises(Preempted):
         team.validate(*first, full=False, control=control)
     done = control.seen[-1][1]
     for one, report, ranking in zip((first, second), expected, rankings, strict=True):

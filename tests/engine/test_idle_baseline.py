@@ -58,7 +58,7 @@ def test_three_checkpoints_come_during_a_baseline_and_are_validated_first(
     reports = dr_validate.reports()
     assert [(r["checkpoint"]["step"], r["sampler"]) for r in reports[:4]] == [(n, "random") for n in range(1, 5)]
     assert {r["checkpoint"]["step"] for r in reports[4:] if r["sampler"] == "full"} == {1, 2, 3, 4}
-    assert err.count("gives way to a new checkpoint") == 3
+    assert err.count("is preempted by a new checkpoint") == 3
     assert [r["corpus"]["encoded_now"] for r in reports[:4]] == [sample] * 4
     for ordinals in kept(state_dir).values():
         assert sorted(ordinals) == list(range(NUM_DOCUMENTS))  # each document once: nothing lost, nothing made twice

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dr_validate.engine.local import LocalEngine
-from dr_validate.errors import GaveWay, Stopped
+from dr_validate.errors import Preempted, Stopped
 from dr_validate.index.factory import FactoryIndex
 from dr_validate.index.torch import TorchIndex
 from dr_validate.stages import Ranked, Tokenizer, Workload
@@ -151,7 +151,7 @@ def test_block_and_slice_sizes_do_not_change_the_ranking(tmp_path: Path) -> None
 
 def test_what_gives_way_on_a_cpu_has_smaller_slices_unless_the_ranking_depends_on_them(tmp_path: Path) -> None:
     work, engine, cpus = workload_of(tmp_path), LocalEngine(), ["cpu:0", "cpu:1"]
-    baseline, exact, approximate = replace(work, gives_way=True), TorchIndex(), FactoryIndex(spec="IVF16,Flat")
+    baseline, exact, approximate = replace(work, preemptible=True), TorchIndex(), FactoryIndex(spec="IVF16,Flat")
     assert engine.slice_size(["cpu"], work, exact) == engine.slice_size(["cuda:0"], baseline, exact) == 2048
     assert engine.slice_size(["cpu"], baseline, exact) == engine.slice_size(cpus, baseline, exact) == 256
     assert engine.slice_size(["cpu"], baseline, approximate) == 2048
@@ -266,8 +266,8 @@ def test_progress_reaches_the_whole_sample(tmp_path: Path) -> None:
 def test_the_control_may_stop_before_anything_is_encoded(tmp_path: Path) -> None:
     class GiveWay(StopAfter):
         def check(self) -> None:
-            raise GaveWay("later")
+            raise Preempted("later")
 
-    with pytest.raises(GaveWay):
+    with pytest.raises(Preempted):
         rank(workload_of(tmp_path), control=GiveWay())
     assert not workload_of(tmp_path).progress_file.exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dr_validate.errors import GaveWay
+from dr_validate.errors import Preempted
 from dr_validate.values import Checkpoint, Report
 from dr_validate.worker.pipeline import Pipeline
 from tests.engine.conftest import GivesWay, Unhurried
@@ -82,7 +82,7 @@ def test_a_baseline_builds_on_the_sample_gives_way_and_goes_on_without_encoding_
     done = 0
     for turn, other in enumerate(others):
         control = GivesWay(slices=turn + 1)
-        with pytest.raises(GaveWay):
+        with pytest.raises(Preempted):
             pipeline.validate(*first, full=True, control=control)
         assert control.seen[0][1] == done + 16  # it goes on where it was, and stops at the next slice
         done = control.seen[-1][1]

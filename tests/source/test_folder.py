@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from dr_validate.errors import CheckpointError, Gone, SetupError, Stopped
+from dr_validate.errors import CheckpointDeleted, CheckpointError, SetupError, Stopped
 from dr_validate.files import interruptible
 from dr_validate.source.folder import FolderSource
 from dr_validate.values import Checkpoint, Listing
@@ -481,10 +481,10 @@ def test_a_checkpoint_that_changed_is_worth_another_try_and_a_deleted_one_is_not
     with pytest.raises(OSError, match="changed while it was copied"):
         watched.source.fetch(one, _new(tmp_path / "a"))
     (folder / "config.json").unlink()  # a rotation takes file after file
-    with pytest.raises(Gone, match=r"deleted before it could be copied.*save_total_limit"):
+    with pytest.raises(CheckpointDeleted, match=r"deleted before it could be copied.*save_total_limit"):
         watched.source.fetch(one, _new(tmp_path / "b"))
     shutil.rmtree(folder)
-    with pytest.raises(Gone, match=r"checkpoint-5 was deleted before it could be copied"):
+    with pytest.raises(CheckpointDeleted, match=r"checkpoint-5 was deleted before it could be copied"):
         watched.source.fetch(one, _new(tmp_path / "c"))
 
 

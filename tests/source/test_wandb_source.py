@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dr_validate.errors import CheckpointError, Gone, Outage, SetupError, Stopped
+from dr_validate.errors import CheckpointDeleted, CheckpointError, Outage, SetupError, Stopped
 from dr_validate.files import check_interrupt, interruptible
 from dr_validate.source.wandb import WandbSource
 from dr_validate.source.wandb_client import api as wandb_api
@@ -627,13 +627,13 @@ def test_a_version_deleted_before_it_is_fetched_is_gone(
     made = watched(artifact="fleeting")
     purged, deleted = made.list().checkpoints
     server.delete_version(server.artifact("fleeting:v1"))
-    with pytest.raises(Gone, match=r"fleeting:v1 of tester/p: it was deleted before it could be fetched"):
+    with pytest.raises(CheckpointDeleted, match=r"fleeting:v1 of tester/p: it was deleted before it could be fetched"):
         made.fetch(deleted)
     assert [made.source.still_has(one) for one in (purged, deleted)] == [True, False]
     server.purge(server.artifact("fleeting:v0"), "model.safetensors")
     for _ in range(2):  # whoever fetched it ahead says nothing of it; whoever needs it reports it
         assert made.names() == ("fleeting:v0",)
-        with pytest.raises(Gone, match=r"fleeting:v0 of tester/p: .*HTTP 404"):
+        with pytest.raises(CheckpointDeleted, match=r"fleeting:v0 of tester/p: .*HTTP 404"):
             made.fetch(purged)
     # Still listed by W&B: trying again and again would not help.
     assert told(made.list()) == [("fleeting:v0", "its files were deleted from W&B")]

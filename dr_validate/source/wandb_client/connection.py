@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dr_validate.errors import Gone
+from dr_validate.errors import CheckpointDeleted
 from dr_validate.source.wandb_client.api import WandbApi
 from dr_validate.source.wandb_client.http import Downloads, FileOutage
 from dr_validate.source.wandb_client.manifest import Contents, Entry, has_digest, read_manifest
@@ -88,14 +88,14 @@ class Connection:
             return known
         try:
             facts, is_certain = self._ask(project, version)
-        except Gone:
+        except CheckpointDeleted:
             return None
         if is_certain:
             self._remembered.put(folder, version, facts)
         return facts
 
     def manifest(self, project: Project, opaque_id: str) -> "Manifest":
-        """Where a version comes from and what is in it. Raises Gone, Outage."""
+        """Where a version comes from and what is in it. Raises CheckpointDeleted, Outage."""
         origin = project.origin(opaque_id)
         unused = [origin.manifest_url]
 
@@ -128,7 +128,7 @@ class Connection:
                 return entry.reference
             url = urls.pop(entry.path, "") or project.file_urls(*version, [entry.path]).get(entry.path, "")
             if not url:
-                raise Gone(f"W&B has no URL for {entry.path}: its content was deleted")
+                raise CheckpointDeleted(f"W&B has no URL for {entry.path}: its content was deleted")
             return url
 
         return fresh_url

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dr_validate.errors import CheckpointError, Gone, Outage
+from dr_validate.errors import CheckpointDeleted, CheckpointError, Outage
 from dr_validate.source.wandb_client.answers import body_of, host_of, retry_after_s
 from dr_validate.source.wandb_client.manifest import Entry
 
@@ -81,8 +81,8 @@ class Downloads:
     def file(self, entry: Entry, fresh_url: Callable[[], str], into: Path) -> None:
         """Bring `entry` to its path under `into`, a folder of the caller's own.
 
-        Raises Gone where the store has it no more, CheckpointError where its bytes are not those of the manifest time and
-        again, Outage where the server does not answer, OSError where the disk is full.
+        Raises CheckpointDeleted where the store has it no more, CheckpointError where its bytes are not those of the
+        manifest time and again, Outage where the server does not answer, OSError where the disk is full.
         """
         target = into / entry.path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,9 @@ class Downloads:
 def _check_status(answer: "requests.Response") -> None:
     status, host = answer.status_code, host_of(answer.url)
     if status in NOT_THERE:
-        raise Gone(f"{host} has its files no more (HTTP {status}): deleted, expired or archived before they could be fetched")
+        raise CheckpointDeleted(
+            f"{host} has its files no more (HTTP {status}): deleted, expired or archived before they could be fetched"
+        )
     if status in REFUSED:
         raise _Expired(f"HTTP {status}")
     if status != 200:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from dr_validate.errors import Gone, SetupError
+from dr_validate.errors import CheckpointDeleted, SetupError
 from dr_validate.source.wandb_client.api import WandbApi
 from dr_validate.source.wandb_client.versions import Version, version_of
 
@@ -138,32 +138,32 @@ class Project:
         )
 
     def origin(self, opaque_id: str) -> "Origin":
-        """Raises Gone where the version was deleted."""
+        """Raises CheckpointDeleted where the version was deleted."""
         artifact = self.api.ask(_VERSION, {"id": opaque_id}).get("artifact") or {}
         manifest, run = artifact.get("currentManifest"), artifact.get("createdBy") or {}
         if not manifest:
-            raise Gone("it was deleted before it could be looked at")
+            raise CheckpointDeleted("it was deleted before it could be looked at")
         place = run.get("project")
         logged_by = (place["entity"]["name"], place["name"], run["name"]) if place else None
         url, digest = str(manifest["file"]["directUrl"]), str(artifact.get("digest"))
         return Origin(manifest_url=url, digest=digest, logged_by=logged_by)
 
     def pinned(self, collection: str, version: str) -> str:
-        """The opaque id of what `collection:vN` is. Raises Gone where it was deleted."""
+        """The opaque id of what `collection:vN` is. Raises CheckpointDeleted where it was deleted."""
         member = self._collection(self.api.ask(_PINNED, self._member(collection, version))).get("artifactMembership") or {}
         artifact = member.get("artifact") or {}
         if artifact.get("state") != COMMITTED:
-            raise Gone("it was deleted before it could be fetched")
+            raise CheckpointDeleted("it was deleted before it could be fetched")
         return str(artifact["id"])
 
     def file_urls(self, collection: str, version: str, names: Sequence[str]) -> dict[str, str]:
-        """URLs by path in the version, good for some minutes. Raises Gone where the version was deleted."""
+        """URLs by path in the version, good for some minutes. Raises CheckpointDeleted where the version was deleted."""
         wanted = {**self._member(collection, version), "names": list(names)}
         place = ("project", "artifactCollection", "artifactMembership", "files")
         try:
             nodes = [edge["node"] for edge in self.api.pages(_FILES, wanted, *place)]
         except LookupError as error:
-            raise Gone("it was deleted while it was fetched") from error
+            raise CheckpointDeleted("it was deleted while it was fetched") from error
         return {node["name"]: node["directUrl"] for node in nodes if node["directUrl"]}
 
     def _collections(self, kind: str, pattern: str) -> list[str]:
