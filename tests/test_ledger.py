@@ -368,7 +368,7 @@ def test_a_lock_is_not_waited_for_when_the_run_is_to_stop(tmp_path: Path) -> Non
 
 def test_what_is_waited_for_after_a_stop_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now, stop = [100.0], threading.Event()
-    monkeypatch.setattr("dr_validate.signals.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dr_validate.process.time.monotonic", lambda: now[0])
     may_go_on = until_stopped(stop, 10.0)
     now[0] = 500.0
     assert may_go_on()

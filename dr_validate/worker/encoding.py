@@ -12,7 +12,7 @@ from typing import Any
 from dr_validate.component import fingerprint
 from dr_validate.config import Run
 from dr_validate.files import write_atomically
-from dr_validate.stages import Model, TextBlocks, Tokenizer, Vectors, Workload
+from dr_validate.stages import Model, TextBlocks, Tokenizer, Workload
 from dr_validate.values import Float32, Sample, Side, TestSet, TokenBlock
 from dr_validate.worker.samples import SpecSample
 from dr_validate.worker.token_cache import TokenCache
@@ -89,23 +89,13 @@ class LazyBlocks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hand:
-    """A checkpoint in hand: its contract, its kept vectors and its model, lazy."""
-
-    digest: str
-    contract: Mapping[str, Any]
-    vectors: Vectors
-    model: LazyModel
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """A checkpoint and one of the samples: its model and the tokens, lazy, and what is to be ranked with them."""
+class CheckpointEncoding:
+    """A checkpoint and what is to be ranked with it: kept vectors, and a model and tokens that are made when first needed."""
 
     model: LazyModel
     texts: Mapping[Side, LazyBlocks]
     workload: Workload
-    described: Mapping[str, Any]
+    described: Mapping[str, Any]  # what the encoder says of the checkpoint without loading it
 
     def contract(self) -> Mapping[str, Any]:
         """The model's, and how it was computed when the first of its vectors was made."""
@@ -121,8 +111,8 @@ class Work:
         return sum(blocks.tokenize_s for blocks in self.texts.values())
 
 
-class Bench:
-    """Lays out the work of a run; what checkpoints share, tokens above all, stays between them."""
+class Encoding:
+    """Opens the checkpoints of a run; what they share, tokens above all, stays between them."""
 
     def __init__(self, run: Run, device: str, test_set: TestSet) -> None:
         self._run, self._device, self._test_set = run, device, test_set
@@ -130,33 +120,31 @@ class Bench:
         self._tokens = TokenCache(self._state_dir / "tokens")
 
     @contextlib.contextmanager
-    def in_hand(self, digest: str, folder: Path, when_loaded: Callable[[], None] = lambda: None) -> Iterator[Hand]:
-        """`when_loaded` is called once the model is there, if it is needed at all."""
+    def open(
+        self, digest: str, folder: Path, sample: SpecSample, when_loaded: Callable[[], None] = lambda: None
+    ) -> Iterator[CheckpointEncoding]:
+        """The checkpoint in `folder` on one sample. `when_loaded` is called once the model is there, if it is needed at all."""
 
         def load() -> AbstractContextManager[Model]:
             model: AbstractContextManager[Model] = self._run.encoder.load(folder, self._device)
             return model
 
-        read = read_encoder(self._run, digest, folder)
-        terms = vectors_key(read, self._test_set)
-        counts: dict[Side, int] = {"query": len(self._test_set.query_ids), "document": len(self._test_set.corpus)}
-        with self._run.store.vectors(digest, terms, counts, self._state_dir) as vectors, LazyModel(load, when_loaded) as model:
-            yield Hand(digest=digest, contract=read["contract"], vectors=vectors, model=model)
-
-    def work(self, hand: Hand, sample: SpecSample) -> Work:
-        """The checkpoint on one sample."""
-        texts = {side: self._texts(side, sample.sample, hand.model) for side in SIDES}
-        workload = Workload(
-            queries=texts["query"],
-            documents=texts["document"],
-            vectors=hand.vectors,
-            ordinals=sample.sample.ordinals,
-            own_documents=self._test_set.own_documents,
-            tie_rank=self._test_set.corpus.tie_rank,
-            top_k=self._run.settings.top_k,
-            progress_file=self._state_dir / "progress" / f"{sample.spec}-{hand.digest.replace(':', '-')}.npz",
-        )
-        return Work(model=hand.model, texts=texts, workload=workload, described=hand.contract)
+        test_set, read = self._test_set, read_encoder(self._run, digest, folder)
+        key = vectors_key(read, test_set)
+        counts: dict[Side, int] = {"query": len(test_set.query_ids), "document": len(test_set.corpus)}
+        with self._run.store.vectors(digest, key, counts, self._state_dir) as vectors, LazyModel(load, when_loaded) as model:
+            texts = {side: self._texts(side, sample.sample, model) for side in SIDES}
+            workload = Workload(
+                queries=texts["query"],
+                documents=texts["document"],
+                vectors=vectors,
+                ordinals=sample.sample.ordinals,
+                own_documents=test_set.own_documents,
+                tie_rank=test_set.corpus.tie_rank,
+                top_k=self._run.settings.top_k,
+                progress_file=self._state_dir / "progress" / f"{sample.spec}-{digest.replace(':', '-')}.npz",
+            )
+            yield CheckpointEncoding(model=model, texts=texts, workload=workload, described=read["contract"])
 
     def _texts(self, side: Side, sample: Sample, model: Model) -> LazyBlocks:
         test_set = self._test_set

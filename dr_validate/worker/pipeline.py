@@ -1,10 +1,9 @@
 """One checkpoint, from its folder to its Report: the whole story. The worker process keeps it between checkpoints."""
 
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from dr_validate.sampler.full import FullSampler
 from dr_validate.stages import Control, Ranked
 from dr_validate.values import Checkpoint, Float64, Ranking, Report, Sample, Scores, TestSet
 from dr_validate.worker import results
-from dr_validate.worker.encoding import Bench, Hand, Work
+from dr_validate.worker.encoding import CheckpointEncoding, Encoding
 from dr_validate.worker.estimates import Estimates
 from dr_validate.worker.samples import Samples, SpecSample
 from dr_validate.worker.team import WorkerTeam
@@ -60,15 +59,15 @@ class Pipeline:
         self.test_set: TestSet = self.run.dataset.open(self.state_dir / "datasets")
         self.metrics.check(self.test_set.qrels, self.test_set.name)
         self.samples = Samples(self.run, self.test_set, FullSampler())
-        self.bench = Bench(self.run, self.device, self.test_set)
+        self.encoding = Encoding(self.run, self.device, self.test_set)
 
     def validate(self, checkpoint: Checkpoint, folder: Path, *, full: bool, control: Control) -> Report:
         """Encode, search, score, report. `full` encodes the whole corpus whatever the sampler says (a baseline)."""
-        clock, sample = _Clock(), self.samples.full if full else self.samples.sampled
-        with self._in_hand(checkpoint, folder) as hand:
-            ranked = self._rank(hand, sample, control)
+        clock, sample = _Clock(), self.sample(full=full)
+        with self.encoding.open(checkpoint.digest, folder, sample, self._begin_warm_up) as encoded:
+            ranked = self._rank(encoded, checkpoint.digest, folder, sample, control)
             clock.lap("rank", ranked.seconds)
-            clock.spent({"load": hand.model.load_s})
+            clock.spent({"load": encoded.model.load_s})
         control.progress("scoring", 0, 0)
         self._begin_warm_up()  # nothing was loaded if all vectors were kept
         self._warm_up.join()
@@ -92,9 +91,9 @@ class Pipeline:
             notes={"encoder": ranked.contract, **self._notes(scores), **outcome.notes, **self._revised(sample)},
         )
 
-    def work(self, hand: Hand, *, full: bool) -> Work:
-        """What a member of a team ranks."""
-        return self.bench.work(hand, self.samples.full if full else self.samples.sampled)
+    def sample(self, *, full: bool) -> SpecSample:
+        """What checkpoints are ranked on."""
+        return self.samples.full if full else self.samples.sampled
 
     @property
     def specs(self) -> Sequence[str]:
@@ -124,23 +123,15 @@ class Pipeline:
         if self._warm_up.ident is None:
             self._warm_up.start()
 
-    @contextlib.contextmanager
-    def _in_hand(self, checkpoint: Checkpoint, folder: Path) -> Iterator[Hand]:
+    def _rank(self, encoded: CheckpointEncoding, digest: str, folder: Path, sample: SpecSample, control: Control) -> Ranked:
         """On this device, or on those of the team."""
-        with contextlib.ExitStack() as stack:
-            hand = stack.enter_context(self.bench.in_hand(checkpoint.digest, folder, self._begin_warm_up))
-            if self.team:
-                stack.enter_context(self.team.in_hand(checkpoint.digest, folder))
-            yield hand
-
-    def _rank(self, hand: Hand, sample: SpecSample, control: Control) -> Ranked:
-        work, full = self.bench.work(hand, sample), sample is self.samples.full
-        workload = replace(work.workload, preemptible=full and sample is not self.samples.sampled)
+        full = sample is self.samples.full
+        workload = replace(encoded.workload, preemptible=full and sample is not self.samples.sampled)
         if self.team is None:
-            ranked = self.run.engine.rank(work.model, workload, self.run.index, control, self.device)
-            seconds = {"tokenize": work.tokenize_s, **ranked.seconds}
-            return replace(ranked, contract=work.contract(), seconds=seconds)
-        with self.team.at_work(full=full):
+            ranked = self.run.engine.rank(encoded.model, workload, self.run.index, control, self.device)
+            seconds = {"tokenize": encoded.tokenize_s, **ranked.seconds}
+            return replace(ranked, contract=encoded.contract(), seconds=seconds)
+        with self.team.at_work(digest, folder, full=full):
             return self.run.engine.rank_shared(self.team, workload, self.run.index, control)
 
     def _estimates(self, sample: SpecSample) -> Estimates:

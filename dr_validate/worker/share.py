@@ -1,8 +1,7 @@
-"""The process that holds one of several devices: `python -m dr_validate.worker.share`, started and steered by `worker_team`.
+"""The process that holds one of several devices: `python -m dr_validate.worker.share`, started and steered by `team`.
 
-Each message on standard input has one answer on standard output. `start` and `read` come once, then for each checkpoint `take`,
-for each of its samples `begin`, the requests of `engine.shared`, `account` and `end`, and at last `release`. Test set, tokens,
-imports and the device stay between checkpoints, the model between samples of one.
+Each message on standard input has one answer on standard output. `start` and `read` come once, then for each ranking `begin`,
+the requests of `engine.shared`, `account` and `end`. Test set, tokens, imports and the device stay between rankings.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ from dr_validate.config import build
 from dr_validate.devices import hold
 from dr_validate.messages import Message, Share, read_message, write_message
 from dr_validate.process import set_up_logging
-from dr_validate.worker.encoding import Hand, Work
+from dr_validate.worker.encoding import CheckpointEncoding
 from dr_validate.worker.main import errors_to, live_and_die_with_parent, private_stdout, what_stays
 from dr_validate.worker.pipeline import Pipeline
 
@@ -42,13 +41,11 @@ def main() -> None:
 
 class _Member:
     _pipeline: Pipeline
-    _work: Work
+    _encoded: CheckpointEncoding
 
     def __init__(self) -> None:
-        self._in_hand = contextlib.ExitStack()
-        self._hand: Hand | None = None
+        self._opened = contextlib.ExitStack()
         self._share: Share | None = None
-        self._load_s = 0.0  # of the checkpoint in hand, as far as it was told
 
     def answer(self, request: Message) -> Message:
         facts = request.facts
@@ -57,17 +54,12 @@ class _Member:
         elif request.kind == "read":
             self._pipeline.open_data()
             return Message(kind="read", facts={"specs": list(self._pipeline.specs)})
-        elif request.kind == "take":
-            self._hand = self._in_hand.enter_context(self._pipeline.bench.in_hand(facts["digest"], Path(facts["folder"])))
-            self._load_s = 0.0
         elif request.kind == "begin":
-            self._begin(full=facts["full"])
+            self._begin(facts["digest"], Path(facts["folder"]), full=facts["full"])
         elif request.kind == "end":
             self._share = None
-        elif request.kind == "release":
-            self._hand = None
-            self._in_hand.close()
-        elif self._share is not None:  # or else `take` or `begin` went wrong, which was told
+            self._opened.close()
+        elif self._share is not None:  # or else `begin` went wrong, which was told
             answer = self._share.answer(request)
             return self._whole_account(answer, facts["contract"]) if request.kind == "account" else answer
         return Message(kind=request.kind)
@@ -79,18 +71,16 @@ class _Member:
             hold(place)
             self._pipeline = Pipeline(build(config), place)
 
-    def _begin(self, *, full: bool) -> None:
-        if self._hand is None:
-            return
+    def _begin(self, digest: str, folder: Path, *, full: bool) -> None:
         pipeline = self._pipeline
-        self._work = pipeline.work(self._hand, full=full)
-        self._share = pipeline.run.engine.share(self._work.model, self._work.workload, pipeline.run.index, pipeline.device)
+        opened = pipeline.encoding.open(digest, folder, pipeline.sample(full=full))
+        self._encoded = encoded = self._opened.enter_context(opened)
+        self._share = pipeline.run.engine.share(encoded.model, encoded.workload, pipeline.run.index, pipeline.device)
 
     def _whole_account(self, answer: Message, wants_contract: bool) -> Message:
-        load_s = self._work.model.load_s
-        seconds = {"load": load_s - self._load_s, "tokenize": self._work.tokenize_s, **answer.facts["seconds"]}
-        self._load_s = load_s
-        contract = self._work.contract() if wants_contract else {}
+        encoded = self._encoded
+        seconds = {"load": encoded.model.load_s, "tokenize": encoded.tokenize_s, **answer.facts["seconds"]}
+        contract = encoded.contract() if wants_contract else {}
         return Message(kind="account", facts={**answer.facts, "seconds": seconds, "contract": dict(contract)})
 
 

@@ -65,26 +65,15 @@ class WorkerTeam:
                 raise SetupError("the test set changed while the processes of the devices were started; start again")
 
     @contextlib.contextmanager
-    def in_hand(self, digest: str, folder: Path) -> Iterator[None]:
-        """Within the block every member has this checkpoint in hand; what it loads of it stays until the end."""
-        with self._between("take", "release", {"digest": digest, "folder": str(folder)}):
-            yield
-
-    @contextlib.contextmanager
-    def at_work(self, *, full: bool) -> Iterator[None]:
-        """Within the block every member has this sample of the checkpoint in hand at work. Waits for what was begun."""
-        with self._between("begin", "end", {"full": full}):
-            yield
-
-    @contextlib.contextmanager
-    def _between(self, first: str, last: str, facts: Mapping[str, Any]) -> Iterator[None]:
+    def at_work(self, digest: str, folder: Path, *, full: bool) -> Iterator[None]:
+        """Within the block every member has this checkpoint open on this sample. Waits for what was begun."""
         try:
-            self._ask_all(Message(kind=first, facts=facts))
+            self._ask_all(Message(kind="begin", facts={"digest": digest, "folder": str(folder), "full": full}))
             yield
         finally:
             if self._processes:  # none is left after one has died
                 self._settle()
-                self._ask_all(Message(kind=last))
+                self._ask_all(Message(kind="end"))
                 self._settle()
 
     def ask(self, member: int, request: Message) -> None:
