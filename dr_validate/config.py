@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import importlib.metadata
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from dr_validate.stages import Dataset, Encoder, Engine, Fidelity, Index, Sample
 
 STAGES = ("source", "store", "dataset", "encoder", "sampler", "engine", "index", "fidelity", "tracker")
 REQUIRED = "required, no default"
+PLUGINS = "dr_validate.plugins"  # the group of entry points by which an installed package offers its classes
 SECRET_WORDS = ("api_key", "apikey", "password", "secret", "auth_token", "access_token")
 
 
@@ -55,6 +57,7 @@ class Settings:
     metrics: tuple[str, ...] = Field(default=("mrr@10", "ndcg@10", "recall@100"), min_length=1)
     write_ranking: bool = False
     block_documents: int = Field(default=8192, ge=1)  # documents between two looks at the clock; no effect on scores
+    plugins: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], ...] = ()  # top-level packages with classes for `_target_`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +98,10 @@ def build(config: Mapping[str, Any], optional: Collection[str] = ()) -> Run:
     `optional` stages become `NotGiven` where they are not chosen, or lack a key that has no default.
     """
     problems: list[str] = []
-    built = {stage: _build_stage(stage, config.get(stage), problems) for stage in STAGES if stage not in optional}
+    built = {stage: _build_stage(stage, config, problems) for stage in STAGES if stage not in optional}
     for stage in optional:
         found: list[str] = []
-        component = _build_stage(stage, config.get(stage), found)
+        component = _build_stage(stage, config, found)
         is_given = not found or not all(REQUIRED in problem for problem in found)
         problems.extend(found if is_given else ())
         built[stage] = component if is_given else NotGiven("; ".join(found))
@@ -114,8 +117,8 @@ def build(config: Mapping[str, Any], optional: Collection[str] = ()) -> Run:
     return Run(settings=settings, raw=config, **built)
 
 
-def keys_of(stage: str, config: Any) -> frozenset[str] | None:
-    """The keys of the class that a stage's configuration names; None where there is no such class."""
+def keys_of(stage: str, config: Mapping[str, Any]) -> frozenset[str] | None:
+    """The keys of the class that a configuration names for a stage; None where there is no such class."""
     cls = _class_of(stage, config, [])
     return None if cls is None else frozenset(field.name for field in dataclasses.fields(cls))
 
@@ -127,28 +130,44 @@ def _give_config(source: Source | None, config: Mapping[str, Any]) -> None:
         object.__setattr__(source, "needs_config", False)  # components are frozen, and this is no key of theirs
 
 
-def _build_stage(stage: str, config: Any, problems: list[str]) -> Any:
+def _build_stage(stage: str, config: Mapping[str, Any], problems: list[str]) -> Any:
     cls = _class_of(stage, config, problems)
     if cls is None:
         return None
-    return _construct(cls, stage, {key: value for key, value in config.items() if key != "_target_"}, problems)
+    return _construct(cls, stage, {key: value for key, value in config[stage].items() if key != "_target_"}, problems)
 
 
-def _class_of(stage: str, config: Any, problems: list[str]) -> Any:
-    if not isinstance(config, Mapping) or not isinstance(config.get("_target_"), str):
-        problems.append(not_chosen(stage, REQUIRED if config is None else f"got {config!r}"))
+def _class_of(stage: str, config: Mapping[str, Any], problems: list[str]) -> Any:
+    chosen = config.get(stage)
+    if not isinstance(chosen, Mapping) or not isinstance(chosen.get("_target_"), str):
+        problems.append(not_chosen(stage, REQUIRED if chosen is None else f"got {chosen!r}"))
         return None
-    target = str(config["_target_"])
+    target = str(chosen["_target_"])
     module_name, _, class_name = target.rpartition(".")
-    if not module_name.startswith("dr_validate."):
+    package = module_name.partition(".")[0]
+    if package not in {"dr_validate", *_plugins(config)}:
         # Hydra would import and call anything; a configuration file must not be able to.
-        problems.append(f"{stage}._target_: got {target!r}, expected a class of dr_validate.{stage}")
+        problems.append(
+            f"{stage}._target_: got {target!r}, expected a class of dr_validate.{stage}; for one of your own, name its "
+            f"package: plugins=[{package or 'my_package'}]"
+        )
         return None
     try:
-        return getattr(importlib.import_module(module_name), class_name)
+        found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         problems.append(f"{stage}._target_: got {target!r}, which cannot be imported ({error})")
         return None
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        problems.append(f"{stage}._target_: got {target!r}, which is no @component (from dr_validate.component)")
+        return None
+    return found
+
+
+def _plugins(config: Mapping[str, Any]) -> set[str]:
+    """Top-level packages outside this one whose classes may be named: of `plugins`, and of installed packages that say so."""
+    named = config.get("plugins") or ()
+    installed = importlib.metadata.entry_points(group=PLUGINS)
+    return {str(name) for name in named if not isinstance(named, str)} | {entry.value.split(".")[0] for entry in installed}
 
 
 def _construct(cls: type[Any], place: str, values: Mapping[str, Any], problems: list[str]) -> Any:
@@ -224,11 +243,11 @@ def report_settings(config: Mapping[str, Any]) -> ReportSettings:
 def source_if_any(config: Mapping[str, Any]) -> Source | None:
     """The source alone, or None where its configuration is not enough to build one: `task=status` works without."""
     problems: list[str] = []
-    source: Source | None = _build_stage("source", config.get("source"), problems)
+    source: Source | None = _build_stage("source", config, problems)
     _give_config(source, config)
     return source
 
 
 def store_if_any(config: Mapping[str, Any]) -> Any:
     """The store alone, or None where its configuration is wrong."""
-    return _build_stage("store", config.get("store"), [])
+    return _build_stage("store", config, [])

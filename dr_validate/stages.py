@@ -75,7 +75,7 @@ class Dataset(Protocol):
 
 
 class Sampler(Protocol):
-    """Which documents stand in for the corpus, with known odds; the same ones for every checkpoint."""
+    """Which documents stand in for the corpus, with which inclusion probability; the same ones for every checkpoint."""
 
     def draw(self, test_set: TestSet, seed: int, cache: Path) -> Sample:
         """Deterministic in (test set, settings, seed). `cache` keeps what is costly to make (a BM25 run)."""
@@ -85,7 +85,9 @@ class Sampler(Protocol):
         """Raise SetupError for a sample that is too small, as far as that is known before a run is read or BM25 is asked."""
         ...
 
-    def fingerprint(self) -> Mapping[str, Any]: ...
+    def fingerprint(self) -> Mapping[str, Any]:
+        """JSON values that change with the draw; `sampler` is its name."""
+        ...
 
 
 class Tokenizer(Protocol):

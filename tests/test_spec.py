@@ -55,6 +55,7 @@ WITHOUT_EFFECT: Mapping[str, Mapping[str, Any]] = {
         "state_dir": "elsewhere",
         "write_ranking": True,
         "block_documents": 9,
+        "plugins": ["my_package"],
     },
 }
 

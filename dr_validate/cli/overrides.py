@@ -247,7 +247,7 @@ def _stage_and_key(override: Override) -> tuple[str, str]:
 
 def _keys_by_stage(config: Mapping[str, Any]) -> dict[str, frozenset[str]]:
     """Of each stage whose class is known."""
-    found = {stage: keys_of(stage, config.get(stage)) for stage in STAGES}
+    found = {stage: keys_of(stage, config) for stage in STAGES}
     return {stage: keys for stage, keys in found.items() if keys is not None}
 
 

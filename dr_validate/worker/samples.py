@@ -43,4 +43,4 @@ def _drawn(run: Run, test_set: TestSet, sampler: Sampler) -> SpecSample:
         "metrics": list(settings.metrics),
         "top_k": settings.top_k,
     }
-    return SpecSample(spec=fingerprint(parts), sampler=type(sampler).__module__.rpartition(".")[2], sample=sample)
+    return SpecSample(spec=fingerprint(parts), sampler=str(sampler.fingerprint()["sampler"]), sample=sample)

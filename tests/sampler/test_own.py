@@ -1,0 +1,49 @@
+"""The sampler of the folder's README, outside the package, through the command line."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dr_validate.config import build
+from dr_validate.errors import ConfigError
+from tests.test_conf import composed
+
+README = Path(__file__).resolve().parents[2] / "dr_validate" / "sampler" / "README.md"
+
+
+def block(language: str) -> str:
+    (found,) = re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.S)
+    return str(found)
+
+
+def test_a_sampler_of_a_package_of_ones_own_validates(
+    dr_validate: Any, collection: Path, write_checkpoint: Callable[..., Path]
+) -> None:
+    folder = dr_validate.folder
+    write_checkpoint(folder / "output" / "checkpoint-5", step=5)
+    for name, content in (("my_package/samplers.py", block("python")), ("my_conf/sampler/thousand.yaml", block("yaml"))):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(content)
+    command = shlex.split(block("bash"))[3:]
+    pooled = ["encoder.pooling=mean", "encoder.normalize=true", "tracker=none", "watch.mode=once"]
+    result = dr_validate(*(f"dataset.path={collection}" if part == "dataset.path=nq" else part for part in command), *pooled)
+    assert result.returncode == 0, result.stderr
+    (report,) = [report for report in dr_validate.reports() if report["sampler"] == "thousand"]
+    assert report["corpus"]["encoded"] == 12 + 20  # judged documents, and the others
+
+
+def test_a_class_of_a_package_that_is_not_named_is_never_imported() -> None:
+    config = {**composed("source.path=x", "dataset=pydoc"), "sampler": {"_target_": "my_package.samplers.Thousand"}}
+    with pytest.raises(
+        ConfigError, match=r"expected a class of dr_validate.sampler; for one of your own, .*plugins=\[my_package\]"
+    ):
+        build(config)
+
+
+def test_what_is_named_and_no_component_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"sampler._target_: got 'os.system', which is no @component"):
+        build({**composed("source.path=x", "dataset=pydoc"), "plugins": ["os"], "sampler": {"_target_": "os.system"}})
