@@ -66,10 +66,9 @@ class RunTarget:
         return found
 
     def summarize(self, run: "wandb.Run", history: Sequence[Report], prefix: str) -> None:
-        """See to it that the best values of `history`, whose keys begin with `prefix`, stand in the run's summary.
+        """Have the best values of `history`, whose keys begin with `prefix`, stand in the run's summary.
 
-        The SDK knows the best value of this process (`summary="max"`); where an earlier one was killed, the server may have
-        its rows and not its summary.
+        The SDK's own (`summary="max"`) are those of the rows of this process, which are never revised.
         """
         run.summary.update({key: {"max": value} for key, value in best_values(history, prefix).items()})
 

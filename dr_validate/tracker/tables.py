@@ -57,6 +57,22 @@ def queries_table(history: Sequence[Report], metric: str, state_dir: Path) -> Ta
     return Table(columns=QUERIES, rows=[[query, metric, change, now[query], then[query], *steps] for change, query in kept])
 
 
+def revised_curves(sampled: Sequence[Report], baselines: Sequence[Report]) -> dict[str, dict[str, dict[int, float]]]:
+    """What is now known of each metric over the training: `charts/<dataset>/<metric>` -> line -> step -> value.
+
+    Lines: the corrected value, both ends of its interval, and the full-corpus values. Of two checkpoints of one step the later.
+    """
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for reports, is_full in ((sampled, False), (baselines, True)):
+        for report in reports[-MAX_ROWS:]:
+            for name, estimate in report.metrics.items():
+                lines = found.setdefault(f"charts/{report.dataset}/{name}", {})
+                ends = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+                for line, value in ({"full corpus": estimate.value} if is_full else ends).items():
+                    lines.setdefault(line, {})[report.checkpoint.step] = value
+    return found
+
+
 def _value(report: Report, name: str) -> float | None:
     estimate = report.metrics.get(name)
     return None if estimate is None else estimate.value

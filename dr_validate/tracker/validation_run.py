@@ -11,10 +11,10 @@ from dr_validate.ledger.findings import Findings
 from dr_validate.ledger.revised import refined
 from dr_validate.tracker.arrivals import Arrivals
 from dr_validate.tracker.lineage import Lineage
-from dr_validate.tracker.rows import BASELINE, REPORT, SAMPLED, report_id, row
+from dr_validate.tracker.rows import BASELINE, REPORT, SAMPLED, STEP, report_id, row
 from dr_validate.tracker.run_target import RunTarget
 from dr_validate.tracker.session import Plan, failures
-from dr_validate.tracker.tables import checkpoints_table, queries_table
+from dr_validate.tracker.tables import checkpoints_table, queries_table, revised_curves
 from dr_validate.values import Report
 
 if TYPE_CHECKING:
@@ -95,9 +95,7 @@ class ValidationRun:
         if run is None:
             return
         if self._is_ready:
-            self._log_tables(run)
-            for spec in self._histories:  # the rows may be there, and what an earlier process said last not
-                self._summarize(run, spec)
+            self._log_tables(run)  # and the summary: an earlier process may have sent rows, and not what it said last
         self._target.finish(run)  # waits for the upload; `WandbRuns.close` does not wait longer than its limit
         self._is_finished = True
         while not self._plan.offline and time.monotonic() < end and not self._rows.is_complete:
@@ -147,19 +145,46 @@ class ValidationRun:
             log.info("wandb: %d reports were there already", len(self._rows.arrived))
 
     def _summarize(self, run: "wandb.Run", spec: str) -> None:
-        self._target.summarize(run, self._histories[spec], SAMPLED if spec == self._plan.spec else BASELINE)
+        is_sampled = spec == self._plan.spec
+        history = self._revised() if is_sampled else self._histories[spec]
+        self._target.summarize(run, history, SAMPLED if is_sampled else BASELINE)
+
+    def _revised(self) -> Sequence[Report]:
+        """The sampled Reports, as the latest Report or baseline sees them."""
+        return refined(self._histories.get(self._plan.spec, ()), self._baselines())
+
+    def _baselines(self) -> list[Report]:
+        return [report for spec, history in self._histories.items() if spec != self._plan.spec for report in history]
 
     def _tell(self, run: "wandb.Run") -> None:
-        """The newest verdict stands in the summary."""
+        """The newest verdict and values stand in the summary, and the charts are those of now."""
         said = {"verdict": self._found.verdict, "verdict/queries": self._found.queries}
         run.summary.update({key: text for key, text in said.items() if text})
+        for spec in self._histories:  # a baseline revises sampled values, too
+            self._summarize(run, spec)
+        self._log_charts(run)
         self._is_told = True
+
+    def _log_charts(self, run: "wandb.Run") -> None:
+        import wandb
+
+        charts = {
+            key: wandb.plot.line_series(
+                xs=[sorted(line) for line in lines.values()],
+                ys=[[line[step] for step in sorted(line)] for line in lines.values()],
+                keys=list(lines),
+                title=f"{key.removeprefix('charts/')}, as now known",
+                xname=STEP,
+            )
+            for key, lines in revised_curves(self._revised(), self._baselines()).items()
+        }
+        if charts:
+            self._target.log(run, charts)
 
     def _log_tables(self, run: "wandb.Run") -> None:
         import wandb
 
-        others = [report for spec, history in self._histories.items() if spec != self._plan.spec for report in history]
-        sampled = refined(self._histories.get(self._plan.spec, ()), others)
+        sampled = self._revised()
         self._tell(run)
         metric = str(next(iter(self._plan.config.get("metrics", ())), ""))
         tables = {

@@ -262,7 +262,7 @@ def test_lineage_leads_from_model_and_data_to_the_report_and_the_best_has_an_ali
     assert steps(server, run) == [0, 100, 200, 300]
 
 
-def test_the_alias_goes_to_the_best_of_what_the_latest_report_sees(server: ServerHandle, start: Start) -> None:
+def test_alias_summary_and_charts_are_those_of_what_the_latest_report_sees(server: ServerHandle, start: Start) -> None:
     server.python(TRAIN)
     first, second, third = (replace(one, notes={"estimate": {"sample": "f1"}}) for one in versions([0.5, 0.375, 0.25]))
     seen = {
@@ -272,6 +272,12 @@ def test_the_alias_goes_to_the_best_of_what_the_latest_report_sees(server: Serve
     watcher.send(first, second, replace(third, notes={"estimate": {"sample": "f1", "earlier": {"f1": seen}}}))
     watcher.close()
     assert ["best-vaswani-mrr@10" in artifact.aliases for artifact in server.artifacts(type="model")] == [False, True, False]
+    run = server.run(fingerprint({"training_run": "t1", "spec": "s1"}))
+    assert run.summary["val/vaswani/mrr@10"] == {"max": 0.3125}  # while the rows stay what was known when they came
+    assert [row["val/vaswani/mrr@10"] for row in run.history("val/vaswani/mrr@10")] == [0.5, 0.375, 0.25]
+    chart = {(row["lineKey"], row["step"]): row["lineVal"] for row in table(server, "chartsvaswanimrr")}
+    assert [chart["value", step] for step in (0, 100, 200)] == [0.25, 0.3125, 0.25]
+    assert [chart["high", step] for step in (0, 100, 200)] == [0.5, 0.5, 0.25]
 
 
 def test_a_refused_key_keeps_the_reports(
