@@ -552,3 +552,27 @@ def test_a_signal_ends_the_reading_of_a_copy_whatever_its_size(tmp_path: Path, l
         books.attempt(tick)
     assert books.worker.asked == [] and books.is_waiting
     assert books.attempt() is not None and books.worker.asked == [100]
+
+
+def test_what_a_report_revises_is_logged_beside_what_it_was_at_first(
+    tmp_path: Path, ledger: Ledger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books = Books(tmp_path / "state", ledger, lambda wanted, tick: None)
+    validate = books.worker.validate
+    for step in (20, 50):
+        report = validate(checkpoint(step), tmp_path, full=False, tick=None)
+        ledger.finish(dataclasses.replace(report, notes={"estimate": {"sample": "x"}}))
+    values = {20: 0.4999, 50: 0.25}  # the first moves by less than is worth a line
+    earlier = {checkpoint(step).digest: {"mrr@10": [value, 0.125, 0.5, 0.125, 0.5]} for step, value in values.items()}
+    notes = {"estimate": {"sample": "x", "earlier": {"x": earlier}}}
+    later = "2026-11-21T04:15:10Z"
+    monkeypatch.setattr(
+        books.worker,
+        "validate",
+        lambda *given, **options: dataclasses.replace(validate(*given, **options), at=later, notes=notes),
+    )
+    with caplog.at_level(logging.INFO):
+        assert books.attempt() is not None
+    assert [line for line in caplog.messages if "known now" in line] == [
+        "by what is known now: checkpoint-50 mrr@10 0.2500 (first 0.5000)"
+    ]

@@ -10,14 +10,16 @@ from dr_validate.config import Run
 from dr_validate.errors import CheckpointDeleted, CheckpointError, Interrupted, NotStated, Outage, SetupError, TimedOut
 from dr_validate.files import interruptible, is_disk_full, is_read_only
 from dr_validate.ledger.ledger import Attempt, Ledger
-from dr_validate.ledger.revised import STALE, refined
+from dr_validate.ledger.revised import STALE, as_reported, refined
 from dr_validate.process import printable
-from dr_validate.values import Agreement, Checkpoint, Incomplete, Listing, Report
+from dr_validate.values import Checkpoint, Incomplete, Listing, Report
 from dr_validate.watcher.polling import SourcePoller
 from dr_validate.watcher.worker_process import Tick, WorkerClient
 
 MAX_INTERRUPTIONS_PER_ATTEMPT = 5
 log = logging.getLogger(__name__)
+LEAST_REVISION = 0.0005  # smaller changes of earlier values are not worth a line
+MOST_TOLD = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +151,13 @@ class Attempts:
         return dataclasses.replace(report, seconds={"download": download, **report.seconds, "total": total})
 
     def _finish(self, report: Report, target: Target) -> Report:
-        report = dataclasses.replace(report, agreement=self._agreement(report, target))
+        sampled, full = self.ledger.reports(target.sampled_spec), self.ledger.reports(target.full_spec)
+        before = refined(sampled, full)
+        (full if target.is_baseline else sampled).append(report)
+        now = refined(sampled, full)
+        if target.sampled_spec != target.full_spec:
+            agreement = self.run.fidelity.compare(now, full, self.run.settings.metrics[0])
+            report = dataclasses.replace(report, agreement=agreement)
         self.ledger.finish(report)
         metric, estimate = next(iter(report.metrics.items()))
         log.info(
@@ -157,15 +165,9 @@ class Attempts:
             *("baseline of" if target.is_baseline else "validated", report.checkpoint.label, metric, estimate.value),
             *(report.corpus["encoded"], report.seconds["total"]),
         )
+        if words := _revisions(before, now, metric):
+            log.info("by what is known now: %s", words)
         return report
-
-    def _agreement(self, report: Report, target: Target) -> Agreement | None:
-        if target.sampled_spec == target.full_spec:
-            return None
-        sampled = self.ledger.reports(target.sampled_spec)
-        full = self.ledger.reports(target.full_spec)
-        (full if target.is_baseline else sampled).append(report)
-        return self.run.fidelity.compare(refined(sampled, full), full, self.run.settings.metrics[0])
 
     def _fail(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report:
         report = self._empty(checkpoint, target, "failed", error, attempt.attempts)
@@ -200,6 +202,24 @@ class Attempts:
             attempts=attempts,
             error=printable(error, keep="\n"),
         )
+
+
+def _revisions(before: Sequence[Report], now: Sequence[Report], metric: str) -> str:
+    """Which values of earlier checkpoints moved most, by more than a rounding, with what they were at first."""
+    was = {report.checkpoint.digest: report.metrics[metric].value for report in before if metric in report.metrics}
+    moved = [
+        (abs(one.metrics[metric].value - was[one.checkpoint.digest]), one.checkpoint.step, one)
+        for one in now
+        if metric in one.metrics and one.checkpoint.digest in was
+    ]
+    largest = sorted(
+        ((change, step, one) for change, step, one in moved if change >= LEAST_REVISION), key=lambda part: part[:2]
+    )
+    told = [
+        f"{one.checkpoint.label} {metric} {one.metrics[metric].value:.4f} (first {as_reported(one, metric):.4f})"
+        for _, _, one in reversed(largest[-MOST_TOLD:])
+    ]
+    return ", ".join([*told, *([f"{len(largest) - MOST_TOLD} more"] if len(largest) > MOST_TOLD else [])])
 
 
 def _is_same_training(known: Sequence[Checkpoint], here: Sequence[Checkpoint]) -> bool:
