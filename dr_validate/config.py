@@ -14,7 +14,7 @@ from dr_validate.component import UserPath, component
 from dr_validate.devices import check_devices
 from dr_validate.errors import ConfigError, DrValidateError
 from dr_validate.metrics.ranx import RanxMetrics, deepest_cutoff, parse_metric
-from dr_validate.stages import Dataset, Encoder, Engine, Fidelity, Index, Sampler, Source
+from dr_validate.stages import Dataset, Encoder, Engine, Fidelity, Index, Sampler, Source, Store, Tracker
 
 STAGES = ("source", "store", "dataset", "encoder", "sampler", "engine", "index", "fidelity", "tracker")
 REQUIRED = "required, no default"
@@ -67,14 +67,14 @@ class Run:
     settings: Settings
     watch: Watch
     source: Source
-    store: Any
+    store: Store
     dataset: Dataset
     encoder: Encoder
     sampler: Sampler
     engine: Engine
     index: Index
     fidelity: Fidelity
-    tracker: Any
+    tracker: Tracker
     raw: Mapping[str, Any]
 
 
@@ -248,6 +248,7 @@ def source_if_any(config: Mapping[str, Any]) -> Source | None:
     return source
 
 
-def store_if_any(config: Mapping[str, Any]) -> Any:
+def store_if_any(config: Mapping[str, Any]) -> Store | None:
     """The store alone, or None where its configuration is wrong."""
-    return _build_stage("store", config, [])
+    store: Store | None = _build_stage("store", config, [])
+    return store

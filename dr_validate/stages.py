@@ -1,10 +1,10 @@
-"""The protocols of the stages, in pipeline order. A stage imports none of the others; only `pipeline` and `watch` do.
+"""The protocols of the stages, in pipeline order. A stage imports none of the others.
 
 Every component also has `fingerprint() -> Mapping[str, Any]` where its settings can change a score: JSON values that become
 part of the spec. What cannot change a score (device, batch size, folder) stays out of it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +60,53 @@ class Source(Protocol):
     def still_has(self, checkpoint: Checkpoint) -> bool:
         """Whether one that was listed once is there (a filter may leave it out now). Raises OSError if that is unknown."""
         ...
+
+
+class Store(Protocol):
+    """What is kept of checkpoints under a state_dir (`root`): verified copies, and vectors that they made."""
+
+    @property
+    def max_gib(self) -> float:
+        """What the copies may take."""
+        ...
+
+    def take(
+        self,
+        checkpoint: Checkpoint,
+        fetch: Callable[[Checkpoint, Path], None],
+        root: Path,
+        source: str = "",
+        keep: Collection[str] = (),
+    ) -> None:
+        """Fetch a copy if there is none, and note that `source` has it. `keep`: digests that stay on a full disk."""
+        ...
+
+    def has(self, digest: str, root: Path) -> bool: ...
+    def digests(self, root: Path) -> set[str]: ...
+    def taken(self, source: str, root: Path) -> list[Checkpoint]:
+        """Checkpoints of one source that there are copies of."""
+        ...
+
+    def let_go(self, source: str, root: Path) -> list[Checkpoint]:
+        """Checkpoints of one source that there were copies of."""
+        ...
+
+    def make_room(self, num_bytes: int, keep: Collection[str], precious: Sequence[str], root: Path) -> bool:
+        """Remove copies until `num_bytes` more fit; whether they do."""
+        ...
+
+    def lease(self, digest: str, root: Path) -> AbstractContextManager[Path]:
+        """The folder of a verified copy, which nobody removes within the block."""
+        ...
+
+    def weights_sha256(self, digest: str, root: Path) -> str: ...
+    def vectors(
+        self, digest: str, terms: Mapping[str, Any], counts: Mapping[Side, int], root: Path
+    ) -> "AbstractContextManager[Vectors]":
+        """Kept vectors of one checkpoint under one encoder contract and for one test set (`terms`, JSON values)."""
+        ...
+
+    def describe_vectors(self, root: Path) -> str: ...
 
 
 class Dataset(Protocol):
@@ -264,7 +311,7 @@ class Fidelity(Protocol):
         ...
 
 
-class Tracker(Protocol):
+class TrackerRun(Protocol):
     """Brings Reports to the outside world, each exactly once as far as the outside allows."""
 
     @property
@@ -284,4 +331,34 @@ class Tracker(Protocol):
 
     def close(self, timeout_s: float) -> None:
         """Flush and end within about `timeout_s`."""
+        ...
+
+
+class Tracker(Protocol):
+    """Where the Reports of a run go beside reports.jsonl."""
+
+    def examine(self) -> str:
+        """What `task=doctor` says. Raises SetupError where nothing could be delivered."""
+        ...
+
+    def check(self) -> None:
+        """Raise SetupError where a package or key is missing; no server is asked."""
+        ...
+
+    def start(
+        self,
+        *,
+        state_dir: Path,
+        training_run: str,
+        spec: str,
+        dataset: str,
+        sampler: str,
+        config: Mapping[str, Any],
+        find: Callable[[str], Any] = ...,
+    ) -> TrackerRun:
+        """The deliveries of one run of the watcher; no server is asked before the first. `find`: see `ledger.findings`."""
+        ...
+
+    def log_sweep(self, sweep: Any) -> str:
+        """Log the table of a sweep (see `ledger.strategies`); where it went. Raises Outage or SetupError."""
         ...

@@ -23,7 +23,7 @@ class JsonlTracker:
 
     @property
     def is_remote(self) -> bool:
-        """See `Tracker.is_remote`."""
+        """See `TrackerRun.is_remote`."""
         return False
 
     def deliver(self, report: Report, history: Sequence[Report]) -> None:

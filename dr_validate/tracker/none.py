@@ -7,7 +7,7 @@ from typing import Any
 from dr_validate.component import component
 from dr_validate.ledger.findings import Find, find_nothing
 from dr_validate.ledger.strategies import Sweep
-from dr_validate.stages import Tracker
+from dr_validate.stages import TrackerRun
 from dr_validate.values import Report
 
 
@@ -32,7 +32,7 @@ class NoTracker:
         sampler: str,
         config: Mapping[str, Any],
         find: Find = find_nothing,
-    ) -> Tracker:
+    ) -> TrackerRun:
         """See WandbTracker.start."""
         return self
 
@@ -42,7 +42,7 @@ class NoTracker:
 
     @property
     def is_remote(self) -> bool:
-        """See `Tracker.is_remote`."""
+        """See `TrackerRun.is_remote`."""
         return False
 
     def deliver(self, report: Report, history: Sequence[Report]) -> None:

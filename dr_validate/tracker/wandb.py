@@ -112,7 +112,7 @@ class WandbRuns:
 
     @property
     def is_remote(self) -> bool:
-        """See `Tracker.is_remote`."""
+        """See `TrackerRun.is_remote`."""
         return not self._plan.offline
 
     def deliver(self, report: Report, history: Sequence[Report]) -> None:

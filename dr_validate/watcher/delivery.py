@@ -14,7 +14,7 @@ from dr_validate.config import Run
 from dr_validate.errors import LedgerLost
 from dr_validate.ledger.findings import Findings
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.stages import Tracker
+from dr_validate.stages import TrackerRun
 from dr_validate.tracker.jsonl import JsonlTracker
 
 FIRST_PAUSE_S = 2.0  # after a failed round; doubled each time
@@ -80,7 +80,7 @@ class Delivery:
 class Round:
     """One tracker, offered all that it is not known to have: first every Report, then what each still needs."""
 
-    def __init__(self, name: str, tracker: Tracker, delivery: Delivery) -> None:
+    def __init__(self, name: str, tracker: TrackerRun, delivery: Delivery) -> None:
         self.name, self.tracker, self.delivery = name, tracker, delivery
         self._said: set[str] = set()
         self._num_tries: Counter[int] = Counter()
