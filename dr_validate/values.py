@@ -154,7 +154,7 @@ class TestSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """The documents that stand in for the corpus, in encode order (ascending ordinals), with the odds of each."""
+    """The documents that stand in for the corpus, in encode order (ascending ordinals), with the inclusion probability of each."""
 
     ordinals: Int64  # (num_encoded,)
     inclusion: Float64  # (num_encoded,) probability with which the draw takes this document
@@ -164,7 +164,7 @@ class Sample:
     def __post_init__(self) -> None:
         assert 0 < len(self.ordinals) == len(self.inclusion), "sample: no documents, or lengths disagree"
         assert bool(np.all(np.diff(self.ordinals) > 0)), "sample: ordinals are not ascending"
-        assert bool(np.all((self.inclusion > 0) & (self.inclusion <= 1))), "sample: odds outside (0, 1]"
+        assert bool(np.all((self.inclusion > 0) & (self.inclusion <= 1))), "sample: inclusion probabilities outside (0, 1]"
 
     @property
     def is_full(self) -> bool:

@@ -50,7 +50,7 @@ class Sweep:
 
     @property
     def run_id(self) -> str:
-        """The same for the same specs of the same training: a repeated sweep goes on with it."""
+        """The same for the same specs of the same training: a repeated sweep resumes it."""
         return fingerprint({"training_run": self.training_run, "sweep": sorted(set(self.specs))})
 
     @property

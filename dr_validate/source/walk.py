@@ -30,7 +30,7 @@ def link_that_leaves(folder: Path) -> str | None:
     try:
         return _first_leaving(folder, module_folders(folder))
     except Unreadable:
-        return None  # incomplete, and said so elsewhere
+        return None  # incomplete, which is reported elsewhere
 
 
 def check_room(needed: int, into: Path) -> None:

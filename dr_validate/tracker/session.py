@@ -41,7 +41,7 @@ class Plan:
     find: Find = find_nothing
 
     def run_id(self, training_run: str) -> str:
-        """The same for the same training run and spec: a restart goes on with it."""
+        """The same for the same training run and spec: a restart resumes it."""
         return fingerprint({"training_run": training_run, "spec": self.spec})
 
 

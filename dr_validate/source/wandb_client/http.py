@@ -1,4 +1,4 @@
-"""Files from where W&B keeps them: with a limit on silence and a least rate, every byte checked against the manifest by us.
+"""Files from where W&B keeps them: with a limit on silence, a least rate, and every digest verified.
 
 The SDK's own download has no read timeout, never looks at a digest, and keeps a copy in a cache that grows.
 """
