@@ -154,7 +154,7 @@ class TestSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """The documents that stand in for the corpus, in encode order (ascending ordinals), with the inclusion probability of each."""
+    """The documents that stand in for the corpus, in encode order (ascending ordinals), each with its inclusion probability."""
 
     ordinals: Int64  # (num_encoded,)
     inclusion: Float64  # (num_encoded,) probability with which the draw takes this document
