@@ -302,6 +302,18 @@ def test_whatever_its_libraries_do_with_a_tokenizer_is_the_fault_of_the_checkpoi
         tokenized(bert, "thin films " * 500 + "a" * 500)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"intermediate_size": "64"}, {"num_hidden_layers": 1.5}, {"layer_norm_eps": -1}, {"num_attention_heads": 0}]
+)
+def test_a_configuration_with_wrong_types_is_refused_wherever_the_tokenizer_comes_from(
+    bert: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    words = shutil.copytree(bert, tmp_path / "words")
+    edit(bert / "config.json", **changes)
+    assert str(bert) in refusal(bert)
+    assert next(iter(changes)) in refusal(bert, tokenizer=words) or "zero" in refusal(bert, tokenizer=words)
+
+
 def test_a_dtype_that_nobody_knows_is_refused(bert: Path) -> None:
     edit(bert / "config.json", dtype="float13")
     assert "float13" in refusal(bert)
