@@ -1,21 +1,27 @@
 """What a person types: quoting, paths, sweeps, suggestions; answered before anything runs."""
 
 import dataclasses
+import errno
 import importlib
+import os
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
+from omegaconf import open_dict
 from pydantic import TypeAdapter
 
 from dr_validate.cli.overrides import explain, explain_grammar, explain_sweep
+from dr_validate.cli.run import SETUP_IS_WRONG, run_job
 from dr_validate.cli.sweep import SweepStart
 from dr_validate.config import ReportSettings, Settings, Watch, build, conf_dir, state_dir_of
 from dr_validate.errors import ConfigError, SetupError
 from dr_validate.files import expanded
+from dr_validate.watcher.lock import claim, holder
 from tests.test_conf import CHOICES, choice, composed
 
 AWKWARD = [
@@ -170,3 +176,43 @@ def test_a_sweep_makes_no_folder_named_like_the_sign(monkeypatch: pytest.MonkeyP
         config = compose("config", ['state_dir="~/state"'], return_hydra_config=True)
     assert str(config.hydra.sweep.dir).startswith(f"{tmp_path}/state/multirun/")
     assert config.hydra.callbacks.sweep._target_ == f"{SweepStart.__module__}.SweepStart"  # whose module every job imports
+
+
+def test_a_file_of_another_user_is_named_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(run: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/x/state/ledger.lock")
+
+    monkeypatch.setattr("dr_validate.watcher.loop.watch", refuse)
+    monkeypatch.setattr("dr_validate.cli.run.check_start", lambda run: None)
+    overrides = ["dataset=beir", f"dataset.path={tmp_path}", f"source.path={tmp_path}", "tracker=none"]
+    overrides += [f"state_dir={tmp_path}/state"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        config = compose("config", overrides, return_hydra_config=True)
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+        HydraConfig.instance().set_config(config)
+        with open_dict(config):
+            del config["hydra"]
+        assert run_job(config) == SETUP_IS_WRONG
+    assert "/x/state/ledger.lock: Permission denied, for user" in (said := capfd.readouterr().err)
+    assert "set another one" in said
+
+
+def test_who_holds_a_claim_can_be_asked_by_who_may_only_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opened: list[str] = []
+    really: Any = Path.open
+
+    def open_to_read(path: Path, mode: str = "r", *_: Any, **__: Any) -> Any:
+        opened.append(mode)
+        if set(mode) & set("wax+"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return really(path, mode)
+
+    with claim(tmp_path, "spec", "2026-11-21T03:12:00Z"):
+        monkeypatch.setattr(Path, "open", open_to_read)
+        found = holder(tmp_path, "spec")
+        monkeypatch.undo()
+    assert found is not None
+    assert found["pid"] == os.getpid()
+    assert opened

@@ -44,3 +44,12 @@ def test_every_module_of_the_tree_exists() -> None:
     tree = README.partition("## Architecture")[2].partition("```")[2].partition("```")[0]
     for name in re.findall(r"\b(\w+\.py)\b", tree):
         assert list(ROOT.glob(f"dr_validate/{name}")) + list(ROOT.glob(f"scripts/{name}")), name
+
+
+def test_every_test_that_the_page_on_reliability_names_exists() -> None:
+    page = (ROOT / "tests" / "README.md").read_text()
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", page)
+    assert len(named) > 30
+    for path, name in named:
+        assert f"\ndef {name}(" in (ROOT / "tests" / path).read_text(), f"{path}::{name}"
+    assert page.count("::") == len(named), "a test is named in another form"

@@ -1,5 +1,6 @@
 """From the command line to an exit code: compose the configuration, run the job, alone or as one of a sweep."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -7,7 +8,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from dr_validate.cli.doctor import check_start
 from dr_validate.cli.help import offer_help
 from dr_validate.cli.overrides import NEVER_ENDS, NOT_COMPOSED, explain, explain_grammar, explain_sweep, for_every_job
 from dr_validate.config import Run, build, conf_dir, report_settings, state_dir_of
-from dr_validate.errors import ConfigError, DrValidateError
+from dr_validate.errors import ConfigError, DrValidateError, SetupError
 from dr_validate.process import printable, say_error, set_up_logging, standard_output, stop_on_signals
 
 if TYPE_CHECKING:
@@ -102,10 +103,23 @@ def run_job(config: DictConfig) -> int:
     if folder is not None:
         return _run_in_sweep(config, folder, job)
     try:
-        return _run_alone(_plain(config))
+        with _refusals_in_words():
+            return _run_alone(_plain(config))
     except DrValidateError as error:
         say_error(str(error))
         return SETUP_IS_WRONG
+
+
+@contextlib.contextmanager
+def _refusals_in_words() -> Iterator[None]:
+    """SetupError for a file that the system does not let us use, which is mostly another user's."""
+    try:
+        yield
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        way_out = "run as its owner, have its permissions changed, or, if it is in state_dir, set another one"
+        raise SetupError(f"{error.filename}: {error.strerror}, for user {os.getuid()}; {way_out}") from error
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
@@ -162,7 +176,8 @@ def _run_on_record(config: DictConfig, folder: Path, job: Any, wish_to_stop: thr
     place = sweep.place(record.number, os.environ)
     log.info("%s: %s", place, " ".join(record.overrides))
     try:
-        record = _recorded(record, _plain(config), folder, wish_to_stop)
+        with _refusals_in_words():
+            record = _recorded(record, _plain(config), folder, wish_to_stop)
     except DrValidateError as error:
         say_error(str(error))
         record = dataclasses.replace(record, exit_code=SETUP_IS_WRONG, error=printable(str(error), keep="\n"))

@@ -1,8 +1,9 @@
 """Texts to token ids through the checkpoint's own fast tokenizer. Imports tokenizers: imported only to load a model."""
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -32,6 +33,11 @@ class FastTokenizer:
     """
 
     def __init__(self, tower: TowerSpec, append_eos: bool | None) -> None:
+        self._folder = tower.tokenizer
+        with _faults_of(self._folder):
+            self._open(tower, append_eos)
+
+    def _open(self, tower: TowerSpec, append_eos: bool | None) -> None:
         loaded = _load(tower.tokenizer)
         self._backend = loaded.backend
         self._prefix = tower.prefix
@@ -76,7 +82,8 @@ class FastTokenizer:
         """(len(texts),) token lists, flat; uint16 where every id fits. Raises CheckpointError for ids the model cannot take."""
         if _are_ids(texts):
             return self._block([list(ids[: self._max_length]) for ids in self._checked(texts)])
-        encodings = self._backend.encode_batch_fast([self._prefix + str(text) for text in texts])
+        with _faults_of(self._folder):
+            encodings = self._backend.encode_batch_fast([self._prefix + str(text) for text in texts])
         lists = [encoding.ids for encoding in encodings]
         if self._add:
             lists = [[*ids, *self._end] for ids in lists]
@@ -87,8 +94,15 @@ class FastTokenizer:
     def _block(self, lists: Sequence[Sequence[int]]) -> TokenBlock:
         offsets = np.zeros(len(lists) + 1, dtype=np.int64)
         np.cumsum([len(ids) for ids in lists], out=offsets[1:])
-        dtype = np.uint16 if self._size < SMALL_VOCABULARY else np.uint32
-        return TokenBlock(ids=np.fromiter(chain.from_iterable(lists), dtype=dtype, count=int(offsets[-1])), offsets=offsets)
+        ids = np.fromiter(chain.from_iterable(lists), dtype=np.uint32, count=int(offsets[-1]))
+        if self._size >= SMALL_VOCABULARY:
+            return TokenBlock(ids=ids, offsets=offsets)
+        if (worst := int(ids.max(initial=0))) >= SMALL_VOCABULARY:
+            raise CheckpointError(
+                f"{self._folder}: the tokenizer makes token id {worst}, but has {self._size} words: save it again, or set "
+                "encoder.tokenizer to the one that the training used"
+            )
+        return TokenBlock(ids=ids.astype(np.uint16), offsets=offsets)
 
     def _checked(self, texts: Sequence[list[int]]) -> Sequence[list[int]]:
         if self._prefix:
@@ -123,6 +137,24 @@ class FastTokenizer:
         parts = {"backend": backend, "prefix": self._prefix, "max_length": self._max_length}
         ends = {"add": self._add, "drop": self._drop, "end": self._end if self._add or self._drop else []}
         return fingerprint({**parts, **ends})
+
+
+@contextlib.contextmanager
+def _faults_of(folder: Path) -> Iterator[None]:
+    """Raise CheckpointError for whatever a tokenizer from outside does: its libraries raise plain Exception for a file that
+    they cannot use, whatever Python raises for a value of the wrong type, and a panic where a pattern takes too long."""
+    try:
+        yield
+    except (CheckpointError, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(
+            f"{folder}: its tokenizer cannot be used ({said}); save it again, or set encoder.tokenizer to the one that the "
+            "training used"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

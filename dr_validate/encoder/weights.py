@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ from dr_validate.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
-ODD_SIZES = (TypeError, ArithmeticError)  # of a configuration whose numbers are no numbers, negative or beyond 64 bits
+# Of a configuration whose numbers are no numbers, of another type, negative or beyond 64 bits.
+ODD_SIZES = (TypeError, ArithmeticError, StrictDataclassError)
 # A pooler and the like may be missing in the file: what is much more than it holds would be memory for nothing.
 MOST_TIMES, MOST_BESIDE = 2, 1 << 24
 

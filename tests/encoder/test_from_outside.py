@@ -288,6 +288,49 @@ def test_a_tokenizer_without_words_is_refused(bert: Path) -> None:
         assert re.search("a tokenizer without words.*set encoder.tokenizer", refusal(bert)), vocabulary
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}},
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+|[a-z]+)+$!"}, "behavior": "Isolated", "invert": False}},
+        {"added_tokens": [{"id": -1, "content": "[PAD]", "special": True}]},
+    ],
+)
+def test_whatever_its_libraries_do_with_a_tokenizer_is_the_fault_of_the_checkpoint(bert: Path, change: dict[str, Any]) -> None:
+    edit(bert / "tokenizer.json", **change)
+    with pytest.raises(CheckpointError, match="its tokenizer cannot be used.*set encoder.tokenizer"):
+        tokenized(bert, "thin films " * 500 + "a" * 500)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"intermediate_size": "64"}, {"num_hidden_layers": 1.5}, {"layer_norm_eps": -1}, {"num_attention_heads": 0}]
+)
+def test_a_configuration_with_wrong_types_is_refused_wherever_the_tokenizer_comes_from(
+    bert: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    words = shutil.copytree(bert, tmp_path / "words")
+    edit(bert / "config.json", **changes)
+    assert str(bert) in refusal(bert)
+    assert next(iter(changes)) in refusal(bert, tokenizer=words) or "zero" in refusal(bert, tokenizer=words)
+
+
+def test_a_dtype_that_nobody_knows_is_refused(bert: Path) -> None:
+    edit(bert / "config.json", dtype="float13")
+    assert "float13" in refusal(bert)
+
+
+def test_a_token_id_beyond_the_vocabulary_is_refused_and_never_wraps(bert: Path) -> None:
+    content = json.loads((bert / "tokenizer.json").read_text())
+    edit(bert / "tokenizer.json", model=content["model"] | {"vocab": content["model"]["vocab"] | {"films": (1 << 16) + 5}})
+    with pytest.raises(CheckpointError, match="token id 65541, but has .* words.*encoder.tokenizer"):
+        tokenized(bert, "thin films")
+
+
+def tokenized(folder: Path, text: str) -> Any:
+    with AutoEncoder(**STATED).load(folder, "cpu") as model:
+        return model.tokenizer("query").tokenize([text])
+
+
 def test_a_vocabulary_file_without_words_is_refused(bert: Path) -> None:
     for path in bert.glob("tokenizer*"):
         path.unlink()
