@@ -23,6 +23,7 @@ from dr_validate.values import Checkpoint, Side
 Fetch = Callable[[Checkpoint, Path], None]
 Stamp = tuple[int, int, int]
 log = logging.getLogger(__name__)
+_records: dict[Path, tuple[Stamp, Mapping[str, Any]]] = {}  # as they were read; every poll asks for all of them
 _verified: dict[Path, dict[str, Stamp]] = {}  # copies that had their digests in this process, as they were then
 
 
@@ -171,11 +172,16 @@ def _record_file(root: Path, key: str) -> Path:
 
 
 def _record(root: Path, key: str) -> Mapping[str, Any]:
+    path = _record_file(root, key)
     try:
-        content = json.loads(_record_file(root, key).read_bytes())
+        status = path.stat()
+        stamp = (status.st_ino, status.st_size, status.st_mtime_ns)  # each record is a new file
+        if path not in _records or _records[path][0] != stamp:
+            content = json.loads(path.read_bytes())
+            _records[path] = stamp, content if isinstance(content, dict) else {}
     except (FileNotFoundError, ValueError):
-        return {}  # damaged, or of an earlier version: known again when the source lists the checkpoint
-    return content if isinstance(content, dict) else {}
+        return {}  # damaged: known again when the source lists the checkpoint
+    return _records[path][1]
 
 
 def _listed(record: Mapping[str, Any]) -> Mapping[str, Any]:
