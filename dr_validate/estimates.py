@@ -1,4 +1,4 @@
-"""From the ranking of a sample to corrected metrics: the crossings of every checkpoint of a spec are kept and learnt from."""
+"""From the ranking of a sample to corrected metrics: the evidence of every checkpoint of a spec is kept and learnt from."""
 
 import logging
 import zipfile
@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.baselines import Baselines
-from dr_validate.metrics.crossings import UNKNOWN, Crossings, can_be_estimated, crossings
-from dr_validate.metrics.differences import Gap, gap, judged
-from dr_validate.metrics.estimate import Estimated, estimate
-from dr_validate.metrics.from_baselines import left_out_above
+from dr_validate.estimator.differences import Gap, gap, judged
+from dr_validate.estimator.estimate import Estimated, estimate
+from dr_validate.estimator.evidence import RankEvidence, can_be_estimated, rank_evidence
 from dr_validate.values import Estimate, Float64, Int64, Ranking, Sample, Scores, TestSet
 
 MOST_CHECKPOINTS = 32  # the latest: more add little and cost time
@@ -95,15 +94,15 @@ class Estimates:
         made = {name: estimate(met, self._test_set.qrels, name, self._top_k, known) for name in metrics}
         return {self._sample.fingerprint: _earlier(list(history), made)}
 
-    def meet(self, digest: str, ranking: Ranking) -> Crossings:
+    def meet(self, digest: str, ranking: Ranking) -> RankEvidence:
         """Keep what the ranking of a checkpoint over this sample shows."""
         id_hash = self._test_set.corpus.id_hash[self._sample.ordinals]
-        mine = crossings(ranking, self._test_set.qrels, self._sample, id_hash)
+        mine = rank_evidence(ranking, self._test_set.qrels, self._sample, id_hash)
         mine.save(self._folder / _file_name(digest))
         return mine
 
     def has_met(self, digest: str) -> bool:
-        """Whether this checkpoint's crossings are kept."""
+        """Whether this checkpoint's evidence is kept."""
         return (self._folder / _file_name(digest)).exists()
 
     def _uncorrected(self, scores: Scores) -> Outcome:
@@ -118,7 +117,7 @@ class Estimates:
 def learnt(
     folder: Path, test_set: TestSet, metric: str, top_k: int, baselines: Baselines, anchors: Collection[str] = ()
 ) -> dict[str, Estimated]:
-    """Every checkpoint whose crossings are in `folder`, as far as they are learnt from, by digest."""
+    """Every checkpoint whose evidence is in `folder`, as far as it is learnt from, by digest."""
     history, known = _learnt_from(folder, anchors, baselines, (len(test_set.query_ids), top_k))
     if not history:
         return {}
@@ -128,21 +127,21 @@ def learnt(
 
 def _learnt_from(
     folder: Path, anchors: Collection[str], baselines: Baselines, shape: tuple[int, int], but: str = ""
-) -> tuple[dict[str, Crossings], dict[int, Int64]]:
+) -> tuple[dict[str, RankEvidence], dict[int, Int64]]:
     """What is kept of other checkpoints, oldest first, by digest: of the latest, of anchors, and of some with a baseline.
 
-    And of the last, by their place: how many documents that were left out are above each threshold.
+    And of the last, by their place: what `RankEvidence.unsampled_above` counts.
     """
     files = {_digest(path): path for path in folder.glob("*.npz") if path.name != _file_name(but)}
-    teachers = baselines.spread(files, MOST_BASELINES)
-    history = _crossings_in(files, {*anchors, *teachers})
+    sources = baselines.spread(files, MOST_BASELINES)
+    history = _evidence_in(files, {*anchors, *sources})
     known: dict[int, Int64] = {}
     for place, (digest, met) in enumerate(history.items()):
-        if digest in teachers and met.document.min(initial=0) > UNKNOWN:
+        if digest in sources:
             try:
-                known[place] = left_out_above(met, _of_shape(baselines.ranking(digest), shape))
+                known[place] = met.unsampled_above(_of_shape(baselines.ranking(digest), shape))
             except (OSError, ValueError) as error:
-                log.warning("the full-corpus ranking of %s cannot be read (%s) and teaches nothing", digest, error)
+                log.warning("the full-corpus ranking of %s cannot be read (%s) and is not used", digest, error)
     return history, known
 
 
@@ -152,14 +151,14 @@ def _of_shape(ranking: Ranking, shape: tuple[int, int]) -> Ranking:
     return ranking
 
 
-def _crossings_in(files: Mapping[str, Path], kept: Collection[str]) -> dict[str, Crossings]:
+def _evidence_in(files: Mapping[str, Path], kept: Collection[str]) -> dict[str, RankEvidence]:
     """Of the latest checkpoints and those to be kept, oldest first, by digest."""
     ordered = sorted(files, key=lambda digest: files[digest].stat().st_mtime_ns)
     recent = ordered[-(MOST_CHECKPOINTS - 1) :]
     found = {}
     for digest in [*(digest for digest in ordered if digest in kept and digest not in recent), *recent]:
         try:
-            found[digest] = Crossings.load(files[digest])
+            found[digest] = RankEvidence.load(files[digest])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             log.warning("%s is damaged (%s) and left out of the estimates", files[digest], error)
     return found
@@ -188,7 +187,7 @@ def _notes(made: Mapping[str, Sequence[Estimated]]) -> dict[str, Any]:
     """How much stands behind the numbers."""
     return {
         "checkpoints": len(next(iter(made.values()))),
-        "crossings": {name: estimated[-1].crossed for name, estimated in made.items()},
+        "crossings": {name: estimated[-1].outranking for name, estimated in made.items()},
         "population": {name: list(estimated[-1].population_interval) for name, estimated in made.items()},
         "metric": next(iter(made)),
     }

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from dr_validate.baselines import Baselines
@@ -12,6 +12,8 @@ from dr_validate.early import EarlySampler, ends_early
 from dr_validate.epochs import Epoch, Epochs, EpochSampler
 from dr_validate.errors import SetupError
 from dr_validate.estimates import has_intervals
+from dr_validate.estimator.evidence import FORMAT
+from dr_validate.estimator.priors import PRIORS
 from dr_validate.stages import Sampler
 from dr_validate.values import Sample, TestSet
 
@@ -142,6 +144,8 @@ class Plans:
             "metrics": list(run.settings.metrics),
             "top_k": run.settings.top_k,
         }
+        if has_intervals(sample):  # values are corrected: by other constants they would be others
+            parts["estimator"] = {"format": FORMAT, **asdict(PRIORS)}
         return fingerprint({**parts, "rules": dict(rules)} if rules else parts)
 
     def _redrawn(self, epoch: Epoch) -> Sequence[Plan]:

@@ -177,7 +177,7 @@ def test_coverage_and_decisions_are_counted_by_hand() -> None:
 def corrected(low: list[float], high: list[float], difference: float, p: float) -> Corrected:
     """Of two checkpoints, the difference known to 0.15."""
     half = 0.15 if not np.isnan(p) else np.nan
-    arrays: Mapping[str, list[float]] = {"low": low, "high": high, "value": high, "crossed": [1, 1], "p": [p]}
+    arrays: Mapping[str, list[float]] = {"low": low, "high": high, "value": high, "outranking": [1, 1], "p": [p]}
     return Corrected(
         **{name: np.array(values) for name, values in arrays.items()},
         difference=np.array([difference]),

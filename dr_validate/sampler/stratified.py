@@ -47,7 +47,7 @@ class StratifiedSampler:
     fraction: float = Field(default=0.01, gt=0, le=1)
     pool: tuple[Annotated[NameOrPath, Field(min_length=1)], ...] = Field(default=("bm25",), min_length=1)
     pool_share: float = Field(default=0.7, gt=0, lt=1)
-    ring_share: float = Field(default=0.0, ge=0, lt=1)  # metrics/ESTIMATE.md: a ring gained nothing
+    ring_share: float = Field(default=0.0, ge=0, lt=1)  # a ring gained nothing (scripts/STUDY.md)
     ring_inclusion: float = Field(default=1 / 3, gt=0, lt=1)
     precision: float | None = Field(default=None, gt=0)
     decide: Decide = "never"
