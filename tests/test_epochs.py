@@ -89,10 +89,10 @@ def test_checkpoints_of_one_epoch_compare_directly_and_others_through_the_anchor
     }
     there, anchor = told(old)["differences"]["sha256:0001"], told(new)["differences"]["sha256:0002"]
     both = told(new)["differences"]["sha256:0001"]  # (3 - 2) in the new epoch, (2 - 1) in the old one
-    # Nearly: the old epoch is seen with the baseline that has come since.
+    # Nearly: the old epoch is seen with the baseline that has come since, which corrects 1 and not the 2 that it is of.
     assert both["value"] == pytest.approx(anchor["value"] + there["value"], abs=0.01)
     assert both["high"] - both["value"] == pytest.approx(
-        math.hypot(anchor["high"] - anchor["value"], there["high"] - there["value"]), rel=0.2
+        math.hypot(anchor["high"] - anchor["value"], there["high"] - there["value"]), rel=0.6
     )
     assert told(restarted)["anchor"] == "sha256:0002"
     assert told(restarted)["checkpoints"] == 3  # learnt from: those of this epoch, the anchor among them

@@ -41,8 +41,8 @@ class RankEvidence:
     def mean_tail(self) -> Float64:
         """(num_strata,) mean of `rest_tail` over the first ranks: how near the documents left out come to the top, with little
         noise."""
-        shallow = self.rest_tail[:, :, self.rank < PRIORS.shallow]
-        return shallow.mean(axis=(1, 2), dtype=np.float64) if shallow.size else np.zeros(len(self.inclusion))
+        first = self.rest_tail[:, :, self.rank < PRIORS.shallow]
+        return first.mean(axis=(1, 2), dtype=np.float64) if first.size else np.zeros(len(self.inclusion))
 
     def unsampled_above(self, full: Ranking) -> Int64:
         """(num_rows,) how many documents that were not sampled are above each threshold in the checkpoint's ranking of the

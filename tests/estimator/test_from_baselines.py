@@ -70,13 +70,13 @@ def test_a_ranking_in_several_blocks_counts_the_same(
 
 
 def test_one_baseline_takes_bias_from_the_others() -> None:
-    """Where the model corrects too little: a deep pool, and scores that are independent normal numbers."""
+    """Of a small sample, whose corrections are large, over scores that are independent normal numbers."""
     before, after = [], []
     for seed in range(4):
         given_ = collection(seed)
         checkpoints = training(given_, 6)
         truth = values(estimate(history_of(given_, checkpoints, everything(given_.num_documents)), given_.qrels, METRIC, TOP_K))
-        history = history_of(given_, checkpoints, pool_and_rest(given_, 600, seed=0), TOP_K)
+        history = history_of(given_, checkpoints, pool_and_rest(given_, 300, seed=0), TOP_K)
         known = {3: above(given_, checkpoints[3], history[3])}
         others = [place for place in range(6) if place != 3]
         plain = estimate(history, given_.qrels, METRIC, TOP_K)
