@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dr_validate.config import Settings, build
+from dr_validate.estimator.priors import PRIORS
 from dr_validate.plans import Plans
 from dr_validate.sampler.full import FullSampler
 from dr_validate.values import TestSet
@@ -129,6 +130,20 @@ def test_no_setting_is_forgotten_here(choice: str) -> None:
     assert fields == named
 
 
+def test_constants_of_the_estimator_belong_to_specs_whose_values_are_corrected(
+    place: Path, test_set: TestSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = composed(*always(place))
+    specs = [Plans(build(plain_of(config)), test_set, FullSampler())]
+    monkeypatch.setattr("dr_validate.plans.PRIORS", dataclasses.replace(PRIORS, model_error_sd=0.07))
+    specs.append(Plans(build(plain_of(config)), test_set, FullSampler()))
+    assert specs[0][False].spec != specs[1][False].spec
+    assert specs[0][True].spec == specs[1][True].spec, "a full-corpus ranking needs no estimate"
+
+
+def plain_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {**json.loads(json.dumps(config)), "state_dir": config["state_dir"]}
+
+
 def spec_of(config: Mapping[str, Any], test_set: TestSet) -> str:
-    plain = {**json.loads(json.dumps(config)), "state_dir": config["state_dir"]}
-    return Plans(build(plain), test_set, FullSampler())[False].spec
+    return Plans(build(plain_of(config)), test_set, FullSampler())[False].spec
