@@ -27,10 +27,14 @@ def main() -> None:
     # Before numpy is imported: the processes share the cores, and forking beside threads of a library can hang.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from dr_validate.errors import DrValidateError
+    from scripts.study.compare import side_by_side, study_at
     from scripts.study.run import study
 
     try:
-        sys.stdout.write(study(options))
+        text = study(options)
+        if options.against:
+            text += "\n" + side_by_side(study_at(options.against, _without(sys.argv[1:], "--against", "--out")), text)
+        sys.stdout.write(text)
     except DrValidateError as error:
         sys.exit(str(error))
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -64,10 +68,21 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     how.add_argument("--memory-gib", type=float, default=8, help="for scores of all pairs; without room, made for each draw")
     how.add_argument("--work", type=Path, help="folder for runs, BM25's among them (default: a temporary one)")
     how.add_argument("--out", type=Path, help="write the tables here, too, after each budget")
+    how.add_argument("--against", metavar="COMMIT", help="the same by the code of another commit, beside this one's figures")
     options = parser.parse_intermixed_args(arguments)
     if (options.state_dir is None) == (options.vectors is None):
         parser.error("give --state-dir or --vectors")
     return options
+
+
+def _without(arguments: list[str], *names: str) -> list[str]:
+    """The arguments without some options and their values."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and argument.split("=")[0] not in names:
+            kept.append(argument)
+        skip = not skip and argument in names
+    return kept
 
 
 def _list(text: str) -> list[str]:

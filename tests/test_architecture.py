@@ -12,7 +12,14 @@ ROOT = "the package itself"  # modules that are in no folder; `config`, which na
 STAGES = ("source", "store", "dataset", "encoder", "sampler", "engine", "index", "metrics", "fidelity")
 # Who may import whom: a folder imports the package's own modules, and folders of the floors below its own. A stage knows no
 # other stage.
-FLOORS: tuple[tuple[str, ...], ...] = (STAGES, ("config",), ("ledger",), ("report", "tracker"), ("worker", "watcher"), ("cli",))
+FLOORS: tuple[tuple[str, ...], ...] = (
+    STAGES,
+    ("estimator", "config"),
+    ("ledger",),
+    ("report", "tracker"),
+    ("worker", "watcher"),
+    ("cli",),
+)
 HEAVY = {
     "torch",
     "transformers",

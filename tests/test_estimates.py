@@ -177,7 +177,7 @@ def test_baselines_of_other_checkpoints_are_learnt_from(test_set: TestSet, sampl
         assert abs(new.value - truth.mean(name)) < abs(old.value - truth.mean(name)) + 0.01
 
 
-def test_a_damaged_baseline_is_named_and_teaches_nothing(
+def test_a_damaged_baseline_is_named_and_changes_nothing(
     test_set: TestSet, sample: Sample, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     estimates = estimates_in(tmp_path, test_set, sample)
@@ -188,7 +188,7 @@ def test_a_damaged_baseline_is_named_and_teaches_nothing(
     assert "sha256-0000.npz is damaged" in caplog.text
 
 
-def test_a_baseline_of_another_depth_teaches_nothing(
+def test_a_baseline_of_another_depth_changes_nothing(
     test_set: TestSet, sample: Sample, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     estimates = estimates_in(tmp_path, test_set, sample)
@@ -199,18 +199,17 @@ def test_a_baseline_of_another_depth_teaches_nothing(
     assert "expected (80, 100)" in caplog.text
 
 
-def test_crossings_of_an_earlier_version_are_learnt_from_but_for_their_baseline(
-    test_set: TestSet, sample: Sample, tmp_path: Path
+def test_evidence_of_another_format_is_left_out_and_named(
+    test_set: TestSet, sample: Sample, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     estimates = estimates_in(tmp_path, test_set, sample)
-    before = [outcome(estimates, test_set, sample, number) for number in range(2)][-1]
+    outcome(estimates, test_set, sample, 0)
     path = tmp_path / "sha256-0000.npz"
     with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files if name != "document"}
-    np.savez(path, **arrays)
-    Baselines(tmp_path / "baselines").keep(checkpoint(0), full_ranking(test_set, 0))
-    assert outcome(estimates, test_set, sample, 1).metrics == before.metrics
-    assert estimates.has_met("sha256:0000")
+        arrays = {name: file[name] for name in file.files if name != "format"}
+    np.savez(path, format=np.array(1), **arrays)
+    assert outcome(estimates, test_set, sample, 1).notes["estimate"]["checkpoints"] == 1
+    assert "sha256-0000.npz" in caplog.text and "format 1, expected 2" in caplog.text
 
 
 def test_a_baseline_is_not_forgotten_when_many_checkpoints_have_come(

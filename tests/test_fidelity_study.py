@@ -15,6 +15,7 @@ from dr_validate.index.torch import TorchIndex
 from dr_validate.values import Float32
 from scripts.fidelity_study import parse
 from scripts.study.collection import read_collection
+from scripts.study.compare import side_by_side
 from scripts.study.draws import Corrected
 from scripts.study.encoded import Stored, in_folder
 from scripts.study.ranking import Rankings
@@ -146,6 +147,19 @@ def test_names_are_in_natural_order_and_only_those_of_one_suffix(vectors: Path, 
     assert in_folder(vectors, "") == ["c9", "c10", "c11", "strong"]
 
 
+def test_two_versions_of_a_study_stand_side_by_side() -> None:
+    head = "| budget | strategy | bias | worst checkpoint | RMSE |\n| --- | --- | --- | --- | --- |\n"
+    intervals_head = "| budget | strategy | levels covered | worst checkpoint | half width | worst pair | half width |\n"
+    text = f"## mrr@10\n\n{head}| 5% | stratified | +0.0100 | +0.0200 | 0.0300 |\n\n{intervals_head}"
+    text += "| 5% | stratified | 0.950 | 0.90 | 0.0400 | 0.80 | 0.0500 |\n"
+    found = side_by_side(text, text.replace("0.0300", "0.0150").replace("0.0500", "0.0250")).splitlines()
+    row = dict(zip(found[0].split(" | "), found[2].split(" | "), strict=True))
+    assert (row["budget"], row["bias"], row["RMSE"]) == ("5%", "+0.0100 / +0.0100", "0.0300 / 0.0150")
+    assert (row["worst checkpoint"], row["half width of levels"]) == ("0.90 / 0.90", "0.0400 / 0.0400")
+    assert row["half width of differences |"] == "0.0500 / 0.0250 |"
+    assert row["tau"] == "- / -"
+
+
 def test_errors_of_levels_are_counted_by_hand() -> None:
     truth = np.array([0.1, 0.3, 0.2])
     values = np.array([[0.2, 0.3, 0.2], [0.2, 0.4, 0.4], [0.2, 0.3, 0.4]])  # the best tie in the second draw
@@ -177,7 +191,7 @@ def test_coverage_and_decisions_are_counted_by_hand() -> None:
 def corrected(low: list[float], high: list[float], difference: float, p: float) -> Corrected:
     """Of two checkpoints, the difference known to 0.15."""
     half = 0.15 if not np.isnan(p) else np.nan
-    arrays: Mapping[str, list[float]] = {"low": low, "high": high, "value": high, "crossed": [1, 1], "p": [p]}
+    arrays: Mapping[str, list[float]] = {"low": low, "high": high, "value": high, "outranking": [1, 1], "p": [p]}
     return Corrected(
         **{name: np.array(values) for name, values in arrays.items()},
         difference=np.array([difference]),

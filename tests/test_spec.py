@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dr_validate.config import Settings, build
+from dr_validate.estimator.priors import PRIORS
 from dr_validate.sampler.full import FullSampler
 from dr_validate.values import TestSet
 from dr_validate.worker.samples import Samples
@@ -119,6 +120,20 @@ def test_no_setting_is_forgotten_here(choice: str) -> None:
     assert fields == named
 
 
+def test_constants_of_the_estimator_belong_to_specs_whose_values_are_corrected(
+    place: Path, test_set: TestSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = composed(*always(place))
+    specs = [Samples(build(plain_of(config)), test_set, FullSampler())]
+    monkeypatch.setattr("dr_validate.worker.samples.PRIORS", dataclasses.replace(PRIORS, model_error_sd=0.07))
+    specs.append(Samples(build(plain_of(config)), test_set, FullSampler()))
+    assert specs[0].sampled.spec != specs[1].sampled.spec
+    assert specs[0].full.spec == specs[1].full.spec, "a full-corpus ranking needs no estimate"
+
+
+def plain_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {**json.loads(json.dumps(config)), "state_dir": config["state_dir"]}
+
+
 def spec_of(config: Mapping[str, Any], test_set: TestSet) -> str:
-    plain = {**json.loads(json.dumps(config)), "state_dir": config["state_dir"]}
-    return Samples(build(plain), test_set, FullSampler()).sampled.spec
+    return Samples(build(plain_of(config)), test_set, FullSampler()).sampled.spec

@@ -1,12 +1,14 @@
 """Every metric as a sum over the relevant documents of a query, each a falling function of its rank (FIDELITY, section 1)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from dr_validate.metrics.names import parse
 from dr_validate.values import Float64, Int64, Qrels
+
+BLOCK = 2_000  # rows held at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +25,22 @@ class Gains:
     def is_flat(self) -> bool:
         """Whether every rank within the cutoff is worth the same."""
         return self.value is _one
+
+    def worth(self, rank: Int64) -> Float64:
+        """(num_rows,) what each row adds at its rank."""
+        found: Float64 = np.where(rank <= self.cutoff, self.weight * self.value(rank.astype(np.float64)), 0)
+        return found
+
+    def worth_below(self, rank: Int64) -> Iterator[tuple[Int64, Float64]]:
+        """Blocks of rows, each with (number, len(block)) of what a row adds 0, 1, ... places below its rank."""
+        value = self.value(np.arange(1, int(self.cutoff.max(initial=1)) + 1, dtype=np.float64))
+        further = self.cutoff - rank  # (num_rows,) places to the last that adds something
+        order = np.argsort(further)  # like beside like, so that a block is only as wide as its rows need
+        order = order[np.searchsorted(further[order], 0) :]
+        for part in np.array_split(order, 1 + len(order) // BLOCK):
+            place = np.arange(int(further[part].max(initial=-1)) + 1)[:, None]
+            worth = value[np.minimum(rank[part] + place, len(value)) - 1]
+            yield part, np.where(place <= further[part], self.weight[part] * worth, 0)
 
 
 def gains(name: str, query: Int64, gain: Int64, qrels: Qrels, depth: int) -> Gains:
@@ -52,6 +70,24 @@ def gains(name: str, query: Int64, gain: Int64, qrels: Qrels, depth: int) -> Gai
         assert metric.base == "ndcg", metric.base
         weight, value = gain[rows] / _ideal(judged, qrels, metric.cutoff)[of_query], _discount
     return Gains(rows=rows, weight=weight, cutoff=cutoff, value=value, scored=np.flatnonzero(number))
+
+
+def gains_retrieved(documents: Int64, qrels: Qrels) -> Int64:
+    """(num_queries, top_k) gain of each retrieved document, 0 where it is not judged relevant."""
+    many = int(max(documents.max(initial=0), qrels.documents.max(initial=0))) + 1
+    rows = np.repeat(np.arange(len(documents)), np.diff(qrels.offsets))
+    relevant = qrels.gains >= 1
+    keys = rows[relevant] * many + qrels.documents[relevant]
+    order = np.argsort(keys)
+    keys, gains = keys[order], qrels.gains[relevant][order]
+    for_any = np.zeros(many, dtype=np.bool_)  # few documents are relevant for any query: only those are searched for
+    for_any[qrels.documents[relevant]] = True
+    query, rank = np.nonzero(for_any[documents] & (documents >= 0))
+    wanted = query * many + documents[query, rank]
+    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    found = np.zeros_like(documents)
+    found[query, rank] = np.where(keys[place] == wanted, gains[place], 0)
+    return found
 
 
 def _ideal(judged: Int64, qrels: Qrels, cutoff: int | None) -> Float64:

@@ -1,4 +1,4 @@
-"""From the ranking of a sample to corrected metrics: the crossings of every checkpoint of a spec are kept and learnt from."""
+"""From the ranking of a sample to corrected metrics: the evidence of every checkpoint is kept, and corrects the others."""
 
 import logging
 import zipfile
@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dr_validate.metrics.crossings import UNKNOWN, Crossings, can_be_estimated, crossings
-from dr_validate.metrics.differences import Gap, gap, judged
-from dr_validate.metrics.estimate import Estimated, estimate
-from dr_validate.metrics.from_baselines import left_out_above
+from dr_validate.estimator.differences import differences
+from dr_validate.estimator.estimate import Estimated, estimate
+from dr_validate.estimator.evidence import RankEvidence, can_be_estimated, rank_evidence
 from dr_validate.values import Estimate, Float64, Int64, Ranking, Sample, Scores, TestSet
 from dr_validate.worker.baselines import Baselines
 
@@ -28,17 +27,8 @@ class Outcome:
     notes: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Past:
-    """An earlier sample of the same spec: what is known there of the first metric, by digest. `anchor` has met the sample that
-    came after it as well."""
-
-    anchor: str
-    estimated: Mapping[str, Estimated]
-
-
 class Estimates:
-    """One per sample: `folder` keeps one file for each checkpoint that met it; those of `anchors` are never too old.
+    """One per sample: `folder` keeps one file for each checkpoint that met it.
 
     `baselines` of other checkpoints are learnt from. A checkpoint's own is not: its values stay what the sample says, so that
     comparing them with the full corpus tells how good samples are.
@@ -51,22 +41,18 @@ class Estimates:
         sample: Sample,
         top_k: int,
         baselines: Baselines,
-        anchors: Collection[str] = (),
     ) -> None:
         self._folder, self._test_set, self._sample, self._top_k = folder, test_set, sample, top_k
-        self._baselines, self._anchors = baselines, anchors
+        self._baselines = baselines
         self._shape = (len(test_set.query_ids), top_k)  # of a ranking
         self.possible = has_intervals(sample)
 
-    def of(self, digest: str, ranking: Ranking, scores: Scores, pasts: Sequence[Past] = ()) -> Outcome:
-        """Corrected by all that is known so far; where the sample says nothing of the rest, the value is an upper bound.
-
-        `pasts`: the latest first.
-        """
+    def of(self, digest: str, ranking: Ranking, scores: Scores) -> Outcome:
+        """Corrected by all that is known so far; where the sample says nothing of the rest, the value is an upper bound."""
         if not self.possible:
             return self._uncorrected(scores)
         mine = self.meet(digest, ranking)
-        earlier, known = _learnt_from(self._folder, self._anchors, self._baselines, self._shape, but=digest)
+        earlier, known = _known_from(self._folder, self._baselines, self._shape, but=digest)
         history = [*earlier.values(), mine]
         made = {name: estimate(history, self._test_set.qrels, name, self._top_k, known) for name in scores.per_query}
         first = dict(zip([*earlier, digest], next(iter(made.values())), strict=True))
@@ -79,7 +65,7 @@ class Estimates:
                     "sample": self._sample.fingerprint,
                     "baselines": len(known),
                     "earlier": {self._sample.fingerprint: _earlier(list(earlier), made)},
-                    "differences": _differences(digest, first, pasts),
+                    "differences": _differences(digest, first),
                 }
             },
         )
@@ -88,22 +74,22 @@ class Estimates:
         """All checkpoints that met this sample, as they look now; by sample, as in notes["estimate"]["earlier"]."""
         if not self.possible:
             return {}
-        history, known = _learnt_from(self._folder, self._anchors, self._baselines, self._shape)
+        history, known = _known_from(self._folder, self._baselines, self._shape)
         if not history:
             return {}
         met = list(history.values())
         made = {name: estimate(met, self._test_set.qrels, name, self._top_k, known) for name in metrics}
         return {self._sample.fingerprint: _earlier(list(history), made)}
 
-    def meet(self, digest: str, ranking: Ranking) -> Crossings:
+    def meet(self, digest: str, ranking: Ranking) -> RankEvidence:
         """Keep what the ranking of a checkpoint over this sample shows."""
         id_hash = self._test_set.corpus.id_hash[self._sample.ordinals]
-        mine = crossings(ranking, self._test_set.qrels, self._sample, id_hash)
+        mine = rank_evidence(ranking, self._test_set.qrels, self._sample, id_hash)
         mine.save(self._folder / _file_name(digest))
         return mine
 
     def has_met(self, digest: str) -> bool:
-        """Whether this checkpoint's crossings are kept."""
+        """Whether this checkpoint's evidence is kept."""
         return (self._folder / _file_name(digest)).exists()
 
     def _uncorrected(self, scores: Scores) -> Outcome:
@@ -115,34 +101,23 @@ class Estimates:
         return Outcome(metrics=metrics, per_query=scores.per_query, notes={})
 
 
-def learnt(
-    folder: Path, test_set: TestSet, metric: str, top_k: int, baselines: Baselines, anchors: Collection[str] = ()
-) -> dict[str, Estimated]:
-    """Every checkpoint whose crossings are in `folder`, as far as they are learnt from, by digest."""
-    history, known = _learnt_from(folder, anchors, baselines, (len(test_set.query_ids), top_k))
-    if not history:
-        return {}
-    made = estimate(list(history.values()), test_set.qrels, metric, top_k, known)
-    return dict(zip(history, made, strict=True))
+def _known_from(
+    folder: Path, baselines: Baselines, shape: tuple[int, int], but: str = ""
+) -> tuple[dict[str, RankEvidence], dict[int, Int64]]:
+    """What is kept of other checkpoints, oldest first, by digest: of the latest, and of some with a baseline.
 
-
-def _learnt_from(
-    folder: Path, anchors: Collection[str], baselines: Baselines, shape: tuple[int, int], but: str = ""
-) -> tuple[dict[str, Crossings], dict[int, Int64]]:
-    """What is kept of other checkpoints, oldest first, by digest: of the latest, of anchors, and of some with a baseline.
-
-    And of the last, by their place: how many documents that were left out are above each threshold.
+    And of the last, by their place: what `RankEvidence.unsampled_above` counts.
     """
     files = {_digest(path): path for path in folder.glob("*.npz") if path.name != _file_name(but)}
-    teachers = baselines.spread(files, MOST_BASELINES)
-    history = _crossings_in(files, {*anchors, *teachers})
+    sources = baselines.spread(files, MOST_BASELINES)
+    history = _evidence_in(files, sources)
     known: dict[int, Int64] = {}
     for place, (digest, met) in enumerate(history.items()):
-        if digest in teachers and met.document.min(initial=0) > UNKNOWN:
+        if digest in sources:
             try:
-                known[place] = left_out_above(met, _of_shape(baselines.ranking(digest), shape))
+                known[place] = met.unsampled_above(_of_shape(baselines.ranking(digest), shape))
             except (OSError, ValueError) as error:
-                log.warning("the full-corpus ranking of %s cannot be read (%s) and teaches nothing", digest, error)
+                log.warning("the full-corpus ranking of %s cannot be read (%s) and is not used", digest, error)
     return history, known
 
 
@@ -152,14 +127,14 @@ def _of_shape(ranking: Ranking, shape: tuple[int, int]) -> Ranking:
     return ranking
 
 
-def _crossings_in(files: Mapping[str, Path], kept: Collection[str]) -> dict[str, Crossings]:
+def _evidence_in(files: Mapping[str, Path], kept: Collection[str]) -> dict[str, RankEvidence]:
     """Of the latest checkpoints and those to be kept, oldest first, by digest."""
     ordered = sorted(files, key=lambda digest: files[digest].stat().st_mtime_ns)
     recent = ordered[-(MOST_CHECKPOINTS - 1) :]
     found = {}
     for digest in [*(digest for digest in ordered if digest in kept and digest not in recent), *recent]:
         try:
-            found[digest] = Crossings.load(files[digest])
+            found[digest] = RankEvidence.load(files[digest])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             log.warning("%s is damaged (%s) and left out of the estimates", files[digest], error)
     return found
@@ -188,7 +163,7 @@ def _notes(made: Mapping[str, Sequence[Estimated]]) -> dict[str, Any]:
     """How much stands behind the numbers."""
     return {
         "checkpoints": len(next(iter(made.values()))),
-        "crossings": {name: estimated[-1].crossed for name, estimated in made.items()},
+        "crossings": {name: estimated[-1].outranking for name, estimated in made.items()},
         "population": {name: list(estimated[-1].population_interval) for name, estimated in made.items()},
         "metric": next(iter(made)),
     }
@@ -204,12 +179,9 @@ def _earlier(digests: Sequence[str], made: Mapping[str, Sequence[Estimated]]) ->
     return found
 
 
-def _differences(digest: str, here: Mapping[str, Estimated], pasts: Sequence[Past]) -> dict[str, dict[str, Any]]:
-    """What the first metric says of this checkpoint against the others, those of earlier samples by way of the anchors."""
-    gaps = {other: gap(here[digest], estimated) for other, estimated in here.items() if other != digest}
-    through = {other: each for other, each in _through(here[digest], here, pasts).items() if other not in here}
-    found = judged([*gaps.values(), *through.values()])
-    anchor = pasts[0].anchor if pasts else ""
+def _differences(digest: str, made: Mapping[str, Estimated]) -> dict[str, dict[str, Any]]:
+    """What the first metric says of this checkpoint against the others that met this sample."""
+    others = [other for other in made if other != digest]
     return {
         other: {
             "value": difference.value,
@@ -217,23 +189,6 @@ def _differences(digest: str, here: Mapping[str, Estimated], pasts: Sequence[Pas
             "high": difference.high,
             "population": [difference.population_low, difference.population_high],
             "p": difference.p,
-            **({"through": anchor} if other in through else {}),
         }
-        for other, difference in zip([*gaps, *through], found, strict=True)
+        for other, difference in zip(others, differences(made[digest], [made[other] for other in others]), strict=True)
     }
-
-
-def _through(mine: Estimated, here: Mapping[str, Estimated], pasts: Sequence[Past]) -> dict[str, Gap]:
-    """(mine - anchor) on this sample, + (anchor - other) on an earlier one, and so on back as far as anchors met both."""
-    found: dict[str, Gap] = {}
-    reach: Gap | None = None
-    for past in pasts:
-        if past.anchor not in here or past.anchor not in past.estimated:
-            break
-        step = gap(mine, here[past.anchor])
-        reach = step if reach is None else reach + step
-        mine, here = past.estimated[past.anchor], past.estimated
-        for other, estimated in here.items():
-            if other != past.anchor:
-                found.setdefault(other, reach + gap(mine, estimated))
-    return found

@@ -1,12 +1,16 @@
 """Which documents a run validates on: its sample, and the full corpus of baselines; each with the spec of its scores."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from dr_validate.component import fingerprint
 from dr_validate.config import Run
+from dr_validate.estimator.evidence import FORMAT
+from dr_validate.estimator.priors import PRIORS
 from dr_validate.stages import Sampler
 from dr_validate.values import Sample, TestSet
 from dr_validate.worker.baselines import Baselines
+from dr_validate.worker.estimates import has_intervals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +39,7 @@ class Samples:
 def _drawn(run: Run, test_set: TestSet, sampler: Sampler) -> SpecSample:
     settings = run.settings
     sample = sampler.draw(test_set, settings.seed, settings.state_dir / "runs")
-    parts = {
+    parts: dict[str, Any] = {
         "test_set": test_set.fingerprint,
         "sample": "full" if sample.is_full else sample.fingerprint,
         "encoder": dict(run.encoder.fingerprint()),
@@ -43,4 +47,6 @@ def _drawn(run: Run, test_set: TestSet, sampler: Sampler) -> SpecSample:
         "metrics": list(settings.metrics),
         "top_k": settings.top_k,
     }
+    if has_intervals(sample):  # values are corrected: by other constants they would be others
+        parts["estimator"] = {"format": FORMAT, **asdict(PRIORS)}
     return SpecSample(spec=fingerprint(parts), sampler=str(sampler.fingerprint()["sampler"]), sample=sample)

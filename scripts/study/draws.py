@@ -8,10 +8,9 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from dr_validate.metrics.crossings import Crossings, can_be_estimated, crossings
-from dr_validate.metrics.differences import differences
-from dr_validate.metrics.estimate import Estimated, estimate
-from dr_validate.metrics.from_baselines import left_out_above
+from dr_validate.estimator.differences import differences
+from dr_validate.estimator.estimate import Estimated, estimate
+from dr_validate.estimator.evidence import RankEvidence, can_be_estimated, rank_evidence
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.values import Float64, Ranking, Sample, Scores, TestSet
 from scripts.study.ranking import Rankings
@@ -32,10 +31,10 @@ class Task:
 class Corrected:
     """What a Report would say of one metric. Pairs are those of `pairs`: the later checkpoint minus the earlier one."""
 
-    value: Float64  # (num_checkpoints,), as low, high and crossed
+    value: Float64  # (num_checkpoints,), as low, high and outranking
     low: Float64
     high: Float64
-    crossed: Float64
+    outranking: Float64
     difference: Float64  # (num_pairs,), as those that follow: NaN where there is no interval
     difference_low: Float64
     difference_high: Float64
@@ -83,7 +82,7 @@ class Study:
         everything = self.samplers.draw(FULL, 1.0, 0)
         ranking = self.rankings.of(number, everything.ordinals)
         scores = self._score(ranking)
-        known = self._crossings(ranking, everything)
+        known = self._evidence(ranking, everything)
         errors = []
         for metric, exact in scores.per_query.items():
             estimated = estimate([known], self.test_set.qrels, metric, self.top_k)[0]
@@ -98,7 +97,7 @@ class Study:
         naive = {metric: np.array([scores.mean(metric) for scores in scored]) for metric in self.metrics}
         corrected: dict[str, Corrected] = {}
         if task.corrected and can_be_estimated(sample):
-            history = [self._crossings(ranking, sample) for ranking in rankings]
+            history = [self._evidence(ranking, sample) for ranking in rankings]
             corrected = {metric: self._correct(history, metric) for metric in self.metrics}
         elif task.corrected:
             corrected = {metric: _uncorrected(values) for metric, values in naive.items()}
@@ -107,10 +106,10 @@ class Study:
     def _score(self, ranking: Ranking) -> Scores:
         return RanxMetrics(names=self.metrics).score(ranking, self.test_set.qrels)
 
-    def _crossings(self, ranking: Ranking, sample: Sample) -> Crossings:
-        return crossings(ranking, self.test_set.qrels, sample, self.test_set.corpus.id_hash[sample.ordinals])
+    def _evidence(self, ranking: Ranking, sample: Sample) -> RankEvidence:
+        return rank_evidence(ranking, self.test_set.qrels, sample, self.test_set.corpus.id_hash[sample.ordinals])
 
-    def _correct(self, history: Sequence[Crossings], metric: str) -> Corrected:
+    def _correct(self, history: Sequence[RankEvidence], metric: str) -> Corrected:
         """Each checkpoint against the earlier ones, as when the last of them has just been validated."""
         if self.online:
             states = [self._estimate(history[: number + 1], metric) for number in range(len(history))]
@@ -123,15 +122,15 @@ class Study:
             value=np.array([each.value for each in made]),
             low=np.array([each.interval[0] for each in made]),
             high=np.array([each.interval[1] for each in made]),
-            crossed=np.array([each.crossed for each in made], dtype=np.float64),
+            outranking=np.array([each.outranking for each in made], dtype=np.float64),
             difference=np.array([difference.value for difference in against]),
             difference_low=np.array([difference.low for difference in against]),
             difference_high=np.array([difference.high for difference in against]),
             p=np.array([difference.p for difference in against]),
         )
 
-    def _estimate(self, history: Sequence[Crossings], metric: str) -> list[Estimated]:
-        known = {place: left_out_above(history[place], full) for place, full in self.baselines.items() if place < len(history)}
+    def _estimate(self, history: Sequence[RankEvidence], metric: str) -> list[Estimated]:
+        known = {place: history[place].unsampled_above(full) for place, full in self.baselines.items() if place < len(history)}
         return estimate(history, self.test_set.qrels, metric, self.top_k, known)
 
 
@@ -170,7 +169,7 @@ def _uncorrected(naive: Float64) -> Corrected:
         value=naive,
         low=np.zeros(len(naive)),
         high=naive,
-        crossed=np.zeros(len(naive)),
+        outranking=np.zeros(len(naive)),
         difference=naive[later] - naive[earlier],
         difference_low=unknown,
         difference_high=unknown,

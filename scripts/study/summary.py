@@ -40,7 +40,7 @@ class Intervals:
     difference_half_width: float
     decided: float
     wrong: float
-    crossed: float
+    outranking: float
     uncorrected: float
 
 
@@ -83,7 +83,7 @@ def intervals(draws: Sequence[Corrected], truth: Float64) -> Intervals:
         difference_half_width=_mean((above - below) / 2),
         decided=_mean(decided),
         wrong=_mean((np.sign(between) != np.sign(exact))[decided]) if known else np.nan,
-        crossed=float(np.mean([draw.crossed for draw in draws])),
+        outranking=float(np.mean([draw.outranking for draw in draws])),
         uncorrected=1 - len(known) / len(draws),
     )
 

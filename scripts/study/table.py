@@ -53,7 +53,7 @@ def _interval_row(cell: Cell, metric: str, truth: Float64) -> list[str]:
     found: Intervals = intervals([draw.corrected[metric] for draw in cell.draws], truth)
     of_levels = [_plain(found.coverage, 3), _plain(found.worst_checkpoint, 2), _plain(found.half_width)]
     of_pairs = [_plain(found.difference_coverage, 3), _plain(found.worst_pair, 2), _plain(found.difference_half_width)]
-    counted = [_plain(found.decided, 2), _plain(found.wrong), _plain(found.crossed, 1), f"{found.uncorrected:.0%}"]
+    counted = [_plain(found.decided, 2), _plain(found.wrong), _plain(found.outranking, 1), f"{found.uncorrected:.0%}"]
     return [_budget(cell), cell.strategy.name, *of_levels, *of_pairs, *counted]
 
 

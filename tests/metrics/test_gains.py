@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from dr_validate.metrics.crossings import Crossings, can_be_estimated, crossings
-from dr_validate.metrics.estimate import estimate
+from dr_validate.estimator.estimate import estimate
+from dr_validate.estimator.evidence import RankEvidence, can_be_estimated, rank_evidence
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.values import Float64, Qrels, Ranking, Sample
-from tests.metrics.synthetic import everything
+from tests.estimator.synthetic import everything
 from tests.metrics.test_ranx import NUM_DOCUMENTS, NUM_QUERIES, TOP_K, TREC_EVAL, qrels_of, ranking_of, relevant, trec_eval
 
 WITHOUT_LEVELS = ("ndcg@10", "ndcg")
@@ -16,9 +16,9 @@ WITH_LEVELS = ("mrr@10", "mrr", "recall@100", "recall@10", "precision@10", "hit_
 NAMES = (*WITHOUT_LEVELS, *WITH_LEVELS, *(f"{name}-l2" for name in WITH_LEVELS))
 
 
-def certain(ranking: Ranking, qrels: Qrels, sample: Sample) -> Crossings:
+def certain(ranking: Ranking, qrels: Qrels, sample: Sample) -> RankEvidence:
     id_hash = np.random.default_rng(7).integers(0, 2**63, len(sample.ordinals)).astype(np.uint64)
-    return crossings(ranking, qrels, sample, id_hash)
+    return rank_evidence(ranking, qrels, sample, id_hash)
 
 
 def without_the_odd(ranking: Ranking, qrels: Qrels) -> tuple[Ranking, Sample]:
@@ -42,7 +42,7 @@ def test_an_estimate_of_everything_is_ranxs_metric_for_every_query_and_in_the_me
         assert_allclose(estimated.per_query, scores.per_query[name], rtol=0, atol=1e-12, err_msg=name)
         assert estimated.value == pytest.approx(scores.mean(name), abs=1e-12), name
         assert estimated.interval == (estimated.value, estimated.value) == (estimated.naive, estimated.naive), name
-        assert estimated.crossed == 0
+        assert estimated.outranking == 0
     varied = {name: np.nanstd(scores.per_query[name]) for name in NAMES}
     assert min(varied.values()) > 0, varied  # constants would prove nothing
 

@@ -1,4 +1,4 @@
-"""A collection of random numbers, checkpoints of any quality on it, and samples of it with known odds."""
+"""A collection of random numbers, checkpoints of any quality on it, and probability samples of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dr_validate.metrics.crossings import Crossings, crossings
+from dr_validate.estimator.evidence import RankEvidence, rank_evidence
 from dr_validate.values import Float32, Float64, Int64, Qrels, Ranking, Sample
 
 POOL_SHARE = 0.7
@@ -78,7 +78,7 @@ def pool_and_rest(collection: Collection, num_encoded: int, seed: int) -> Sample
 
 
 def sample_of(inclusion: Float64) -> Sample:
-    """Those with odds above 0."""
+    """Those with an inclusion probability above 0."""
     chosen = np.flatnonzero(inclusion)
     return Sample(ordinals=chosen, inclusion=inclusion[chosen], num_documents=len(inclusion), fingerprint="synthetic")
 
@@ -95,7 +95,9 @@ def ranked(scores: Float32, sample: Sample, id_hash: NDArray[np.uint64], top_k: 
     return Ranking(documents=documents, scores=best)
 
 
-def history_of(collection: Collection, checkpoints: Sequence[Float32], sample: Sample, top_k: int = 1_000) -> list[Crossings]:
+def history_of(
+    collection: Collection, checkpoints: Sequence[Float32], sample: Sample, top_k: int = 1_000
+) -> list[RankEvidence]:
     id_hash = collection.id_hash
     rankings = [ranked(scores, sample, id_hash, top_k) for scores in checkpoints]
-    return [crossings(ranking, collection.qrels, sample, id_hash[sample.ordinals]) for ranking in rankings]
+    return [rank_evidence(ranking, collection.qrels, sample, id_hash[sample.ordinals]) for ranking in rankings]

@@ -1,4 +1,4 @@
-"""Whether two checkpoints can be told apart on the same sample, or on two by way of a checkpoint that has met both."""
+"""Whether two checkpoints can be told apart on the same sample."""
 
 import math
 from collections.abc import Sequence
@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dr_validate.metrics.estimate import TOGETHER, Estimated, Z
+from dr_validate.estimator.estimate import Estimated, Z
 from dr_validate.values import Float64
+
+ROUNDING = 1e-12  # of variances that cancel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,23 +27,19 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """One checkpoint minus another: `error` is a standard deviation, `change` (num_queries,) that of each query.
-
-    Gaps over samples that were drawn independently add up: their variances do, and so do the changes.
-    """
+    """One checkpoint minus another: `error` is a standard deviation, `change` (num_queries,) that of each query."""
 
     value: float
     error: float
     change: Float64
 
-    def __add__(self, other: "Gap") -> "Gap":
-        error = math.hypot(self.error, other.error)
-        return Gap(value=self.value + other.value, error=error, change=self.change + other.change)
-
 
 def gap(one: Estimated, other: Estimated) -> Gap:
-    """`one` minus `other`, over one sample: the queries and the documents are the same, and what they share cancels."""
-    return Gap(value=one.value - other.value, error=_error(one, other), change=one.per_query - other.per_query)
+    """`one` minus `other`, estimated together: what their errors share cancels, and copies differ by exactly 0."""
+    alone = one.error**2 + other.error**2
+    variance = alone - 2 * float(one.covariance[other.place])
+    error = math.sqrt(variance) if variance > ROUNDING * alone else 0.0
+    return Gap(value=one.value - other.value, error=error, change=one.per_query - other.per_query)
 
 
 def differences(one: Estimated, others: Sequence[Estimated]) -> list[Difference]:
@@ -51,7 +49,7 @@ def differences(one: Estimated, others: Sequence[Estimated]) -> list[Difference]
 
 def judged(gaps: Sequence[Gap]) -> list[Difference]:
     """What can be said of each gap where all of them were looked at."""
-    chances = _holm([_two_sided(each.value, each.error) for each in gaps])
+    chances = holm([_two_sided(each.value, each.error) for each in gaps])
     made = []
     for each, p in zip(gaps, chances, strict=True):
         value, change = each.value, each.change[~np.isnan(each.change)]
@@ -62,17 +60,13 @@ def judged(gaps: Sequence[Gap]) -> list[Difference]:
     return made
 
 
-def _error(one: Estimated, other: Estimated) -> float:
-    return math.sqrt((one.shared - other.shared) ** 2 + (1 - TOGETHER) * (one.own**2 + other.own**2))
-
-
 def _two_sided(value: float, error: float) -> float:
     if error == 0:
         return 1.0 if value == 0 else 0.0
     return math.erfc(abs(value) / error / math.sqrt(2))
 
 
-def _holm(chances: Sequence[float]) -> list[float]:
+def holm(chances: Sequence[float]) -> list[float]:
     """Holm (1979): multiplied by the number of those not smaller, never falling."""
     corrected, most = [0.0] * len(chances), 0.0
     for place, number in enumerate(sorted(range(len(chances)), key=lambda n: chances[n])):

@@ -5,35 +5,41 @@ import math
 import numpy as np
 import pytest
 
-from dr_validate.metrics.differences import Gap, differences, gap, judged
-from dr_validate.metrics.estimate import Estimated
+from dr_validate.estimator.differences import Gap, differences, gap, judged
+from dr_validate.estimator.estimate import Estimated
 
 
-def estimated(value: float, shared: float, own: float, per_query: list[float], naive: float = 0.9) -> Estimated:
-    return Estimated(value=value, naive=naive, shared=shared, own=own, per_query=np.array(per_query), crossed=10)
+def estimated(value: float, error: float, per_query: list[float], naive: float = 0.9) -> Estimated:
+    """One that is alone on its sample."""
+    return beside(value, [error**2], 0, per_query, naive)
+
+
+def beside(value: float, covariance: list[float], place: int, per_query: list[float], naive: float = 0.9) -> Estimated:
+    return Estimated(
+        value=value, naive=naive, place=place, covariance=np.array(covariance), per_query=np.array(per_query), outranking=10
+    )
 
 
 def test_the_half_width_of_an_interval_is_1_96_standard_deviations() -> None:
-    # sqrt(0.03^2 + 0.04^2) = 0.05, times 1.96 = 0.098
-    one = estimated(0.6, 0.03, 0.04, [0.4, 0.8, math.nan])
+    one = estimated(0.6, 0.05, [0.4, 0.8, math.nan])
     assert one.interval == pytest.approx((0.502, 0.698), abs=1e-12)
     # of the two queries that count: variance 0.08, of their mean 0.04; sqrt(0.0025 + 0.04) = 0.2061553, times 1.96 = 0.4040643
     assert one.population_interval == pytest.approx((0.1959357, 1.0), abs=1e-7)  # 1.0040643 is no value of a metric
-    narrow = estimated(0.6, 0.03, 0.04, [0.55, 0.60, 0.65])
+    narrow = estimated(0.6, 0.05, [0.55, 0.60, 0.65])
     # variance 0.0025, of the mean 0.0008333; sqrt(0.0033333) = 0.0577350, times 1.96 = 0.1131607
     assert narrow.population_interval == pytest.approx((0.4868393, 0.7131607), abs=1e-7)
 
 
 def test_an_interval_ends_at_zero_and_at_the_sampled_value() -> None:
-    assert estimated(0.05, 0.03, 0.04, [0.05], naive=0.1).interval == (0.0, 0.1)
-    assert estimated(0.05, 0.0, 0.0, [0.05], naive=0.1).interval == (0.05, 0.05)
-    assert estimated(0.5, 0.03, 0.04, [0.5]).population_interval == pytest.approx((0.402, 0.598))  # one query has no spread
+    assert estimated(0.05, 0.05, [0.05], naive=0.1).interval == (0.0, 0.1)
+    assert estimated(0.05, 0.0, [0.05], naive=0.1).interval == (0.05, 0.05)
+    assert estimated(0.5, 0.05, [0.5]).population_interval == pytest.approx((0.402, 0.598))  # one query has no spread
 
 
 def test_a_difference_and_its_intervals_are_those_of_a_hand_calculation() -> None:
-    one = estimated(0.6, 0.05, 0.03, [0.7, 0.5, 0.6, math.nan])
-    other = estimated(0.5, 0.02, 0.04, [0.5, 0.5, 0.5, math.nan])
-    # what is shared cancels: (0.05 - 0.02)^2 = 0.0009; a fifth of the own errors is common: 0.8 * (0.0009 + 0.0016) = 0.0020
+    # errors of 0.05 and 0.04, half of which is the same: 0.0025 + 0.0016 - 2 * 0.0006 = 0.0029
+    one = beside(0.6, [0.0025, 0.0006], 0, [0.7, 0.5, 0.6, math.nan])
+    other = beside(0.5, [0.0006, 0.0016], 1, [0.5, 0.5, 0.5, math.nan])
     assert gap(one, other).error == pytest.approx(math.sqrt(0.0029), abs=1e-12)
     (found,) = differences(one, [other])
     # 1.96 * 0.0538516 = 0.1055492
@@ -72,9 +78,3 @@ def test_without_error_a_difference_is_certain_or_none() -> None:
     none, some = judged([gap_of(0.0, 0.0), Gap(value=0.1, error=0.0, change=np.full(3, 0.1))])
     assert (none.p, none.low, none.high) == (1.0, 0.0, 0.0)
     assert (some.p, some.low, some.high) == (0.0, 0.1, 0.1)
-
-
-def test_gaps_of_independent_samples_add_up_their_variances() -> None:
-    total = Gap(value=0.1, error=0.03, change=np.array([0.1, 0.1])) + Gap(value=-0.3, error=0.04, change=np.array([0.0, -0.6]))
-    assert (total.value, total.error) == pytest.approx((-0.2, 0.05))
-    assert total.change == pytest.approx(np.array([0.1, -0.5]))
