@@ -55,7 +55,12 @@ def require_key() -> None:
     import wandb
     from wandb.sdk.lib import wbauth
 
-    host = wandb.setup().settings.base_url
+    try:
+        host = wandb.setup().settings.base_url
+    except failures() as error:  # of a process that started this one, and has ended
+        raise SetupError(
+            f"tracker: the process of W&B cannot be reached ({error}); unset WANDB_SERVICE, or set tracker=none"
+        ) from None
     try:
         # wandb.init() and wandb.Api() would prompt.
         found = wbauth.authenticate_session(host=host, source="dr_validate", prompt=False, update_session=False)
@@ -103,10 +108,11 @@ def failures() -> tuple[type[Exception], ...]:
     import wandb
     from wandb.sdk.lib.asyncio_manager import AlreadyJoinedError
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+    from wandb.sdk.lib.service.service_token import WandbServiceConnectionError
     from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
     closed = (AlreadyJoinedError, HandleAbandonedError, MailboxClosedError)  # also after `abandon`, in another thread
-    return wandb.Error, WandbApiFailedError, *closed, ValueError, OSError
+    return wandb.Error, WandbApiFailedError, WandbServiceConnectionError, *closed, ValueError, OSError
 
 
 def has_died() -> bool:

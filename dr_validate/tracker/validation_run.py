@@ -69,7 +69,9 @@ class ValidationRun:
         key = report_id(report)
         if key not in self._rows:
             return False
-        if self._run is not None and not self._is_told:  # once for all that came together
+        if (
+            self._run is not None and self._lineage is not None and not self._is_told
+        ):  # open, and once for all that came together
             self.find()
             self._tell(self._run)
         if self._lineage is not None and key not in self._linked:

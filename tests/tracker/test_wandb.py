@@ -85,13 +85,13 @@ def records(folder: Path) -> Iterator[Any]:
 
 
 def history(folder: Path) -> list[Mapping[str, Any]]:
-    """What was logged, row by row, without what the SDK adds."""
+    """What was logged, row by row, without what the SDK adds and without the charts, which repeat it."""
     rows: list[Mapping[str, Any]] = []
     for record in records(folder):
         if record.WhichOneof("record_type") == "history":
             items = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
-            rows.append({key: value for key, value in items.items() if not key.startswith("_")})
-    return rows
+            rows.append({key: value for key, value in items.items() if not key.startswith(("_", "charts/"))})
+    return [row for row in rows if row]
 
 
 def test_rows_carry_the_documented_keys_at_the_training_step(state_dir: Path) -> None:

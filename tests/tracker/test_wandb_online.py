@@ -302,6 +302,12 @@ def test_without_a_key_nobody_is_asked_for_one(start: Start, server: ServerHandl
     assert undelivered(state_dir) == 1 and not server.requests()
 
 
+def test_a_process_of_wandb_that_has_ended_is_named_with_the_way_out(server: ServerHandle) -> None:
+    environment = {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "WANDB_SERVICE": "3-1-unix-/nowhere/socket"}
+    said = server.python(EXAMINE, environment)
+    assert said.startswith("problem: tracker: the process of W&B cannot be reached") and "unset WANDB_SERVICE" in said
+
+
 EXAMINE = """
 import json
 from dr_validate.errors import SetupError
