@@ -1,7 +1,6 @@
 """The watcher as a user meets it: real processes, real checkpoints, real kills."""
 
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -55,7 +54,7 @@ def done(reports: Any) -> dict[str, Any]:
 
 
 def test_once_validates_what_is_there_and_a_second_run_has_nothing_to_do(dr_validate: Any, arguments: list[str]) -> None:
-    first = dr_validate(*arguments)
+    first = dr_validate(*arguments, "write_ranking=true")
     assert first.returncode == 0, first.stderr
     reports = dr_validate.reports()
     assert [r["checkpoint"]["step"] for r in reports] == [500, 400, 300, 200, 100]  # newest first
@@ -64,13 +63,18 @@ def test_once_validates_what_is_there_and_a_second_run_has_nothing_to_do(dr_vali
         for metric in report["metrics"].values():
             assert metric["low"] == metric["value"] == metric["high"] == metric["naive"]
         assert set(report["seconds"]) >= {"download", "load", "encode", "search", "score", "total"}
+        digest = report["checkpoint"]["digest"].replace(":", "-")
+        ranking = dr_validate.folder / ".dr_validate" / "rankings" / report["spec"] / f"{digest}.trec"
+        lines = ranking.read_text().splitlines()
+        assert len(lines) == 12 * 48
+        assert lines[0].split()[:2] == ["q0", "Q0"]
     assert "500" in first.stdout
     second = dr_validate(*arguments)
     assert second.returncode == 0, second.stderr
     assert dr_validate.reports() == reports
 
 
-def test_killed_at_ten_random_moments_each_checkpoint_is_done_once_with_the_same_values(
+def test_killed_at_six_random_moments_each_checkpoint_is_done_once_with_the_same_values(
     dr_validate: Any, arguments: list[str], tmp_path: Path
 ) -> None:
     undisturbed = dr_validate(*arguments, "state_dir=undisturbed")
@@ -82,7 +86,7 @@ def test_killed_at_ten_random_moments_each_checkpoint_is_done_once_with_the_same
     wait_for(lambda: bool(dr_validate.reports()))
     typical = time.monotonic() - started  # until the first report: moments are spread over start, work and end
     kill(process)
-    for _ in range(9):
+    for _ in range(5):
         process = dr_validate.start(*arguments, "block_documents=4")
         with contextlib.suppress(subprocess.TimeoutExpired):  # still running: the moment has come
             process.wait(timeout=chance.uniform(0.1, 1.0) * typical)
@@ -159,8 +163,6 @@ def test_a_second_watcher_of_the_same_spec_is_told_who_holds_it(dr_validate: Any
         assert second.returncode == 2
         assert f"process {process.pid} on " in second.stderr
         assert "Traceback" not in second.stderr
-        other_spec = dr_validate(*arguments, "sampler=random", "sampler.fraction=0.5")
-        assert other_spec.returncode == 0, other_spec.stderr
 
 
 def test_a_checkpoint_rotated_away_while_in_use_is_validated_from_its_copy(
@@ -281,14 +283,3 @@ def test_a_worker_that_is_killed_costs_one_attempt(dr_validate: Any, arguments: 
     reports = dr_validate.reports()
     assert [r["status"] for r in reports] == ["done"] * 5
     assert sorted(r["attempts"] for r in reports)[:4] == [1, 1, 1, 1]
-
-
-def test_the_ranking_is_written_when_asked_for(dr_validate: Any, arguments: list[str]) -> None:
-    result = dr_validate(*arguments, "write_ranking=true")
-    assert result.returncode == 0, result.stderr
-    report = dr_validate.reports()[0]
-    digest = report["checkpoint"]["digest"].replace(":", "-")
-    lines = (dr_validate.folder / ".dr_validate" / "rankings" / report["spec"] / f"{digest}.trec").read_text().splitlines()
-    assert len(lines) == 12 * 48
-    assert lines[0].split()[:2] == ["q0", "Q0"]
-    assert json.dumps(report)

@@ -1,6 +1,5 @@
 """A zoo of bad input: each is one clear reason in reports.jsonl or exit code 2; nothing is lost, the rest is validated."""
 
-import gzip
 import json
 import shutil
 import subprocess
@@ -140,38 +139,20 @@ def test_without_pooling_nothing_is_guessed(
     assert "failed" not in dr_validate("task=status").stdout
 
 
-def empty_corpus(folder: Path) -> None:
-    (folder / "corpus.jsonl").write_text("")
-
-
-def judged_document_missing(folder: Path) -> None:
-    with (folder / "qrels" / "test.tsv").open("a") as stream:
-        stream.write("q0\td4711\t1\n")
-
-
 def unreadable_line(folder: Path) -> None:
     with (folder / "corpus.jsonl").open("a") as stream:
         stream.write('{"_id": "d99", "text": \n')
 
 
-def not_gzip(folder: Path) -> None:
-    text = (folder / "corpus.jsonl").read_bytes()
-    (folder / "corpus.jsonl").unlink()
-    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress(text)[:-20])
-
-
 @pytest.mark.parametrize(
     ("spoil", "more", "said"),
     [
-        (empty_corpus, [], "corpus.jsonl"),
-        (judged_document_missing, [], "d4711"),
         (unreadable_line, [], "corpus.jsonl:49"),
-        (not_gzip, [], "corpus.jsonl.gz"),
         (None, ["device=cuda:5"], "device: got 'cuda:5'"),
         (None, ["sampler=random", "sampler.fraction=0.01"], "fraction"),
         (None, ["sampler=run_pool", "sampler.run=no_such.run"], "no_such.run"),
     ],
-    ids=["empty-corpus", "judged-document-missing", "unreadable-line", "cut-gzip", "device", "budget", "run-file"],
+    ids=["unreadable-line", "device", "budget", "run-file"],
 )
 def test_what_is_wrong_for_every_checkpoint_ends_in_exit_code_2(
     spoil: Callable[[Path], None] | None,

@@ -3,7 +3,7 @@
 import os
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,15 @@ def processes_under(pid: int, module: str) -> set[int]:
 
 def members_of(pid: int) -> list[int]:
     return sorted(processes_under(pid, "dr_validate.worker.share"))
+
+
+def without_race(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """All but which library multiplies on this processor: each process finds the faster one for itself."""
+    encoder = dict(notes["encoder"])
+    for side in ("query", "document"):
+        if encoder.get(side):
+            encoder[side] = {key: value for key, value in encoder[side].items() if key != "linear_layers"}
+    return {**notes, "encoder": encoder}
 
 
 def ranking_in(state_dir: Path) -> str:
@@ -79,7 +88,7 @@ def test_two_processes_rank_as_one_device_does_and_live_on_whatever_a_checkpoint
         found = team.validate(*one, full=False, control=Unhurried())
         assert ranking_in(tmp_path / "team") == ranking
         assert found.metrics == report.metrics
-        assert found.notes == {**report.notes, "device": "cpu:0,cpu:1"}
+        assert without_race(found.notes) == without_race({**report.notes, "device": "cpu:0,cpu:1"})
         assert found.corpus["encoded_now"] == NUM_DOCUMENTS - (done if one is first else 0)
         assert set(found.seconds) == set(report.seconds)
         assert found.seconds["total"] >= max(found.seconds["encode"], found.seconds["load"]) > 0
