@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from dr_validate.config import build, conf_dir
 from dr_validate.values import Checkpoint, Report
 from dr_validate.worker.pipeline import Pipeline
-from tests.conftest import WORDS
+from tests.factories import WORDS
 
 NUM_DOCUMENTS, NUM_QUERIES = 1500, 40
 

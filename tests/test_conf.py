@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
-from omegaconf import OmegaConf
 from pydantic_core import PydanticUndefined
 
 from dr_validate.cli.help import comments, documented
 from dr_validate.cli.overrides import explain, explain_sweep, for_every_job, jobs_as_run
-from dr_validate.config import STAGES, Run, build, conf_dir
+from dr_validate.config import STAGES, build, conf_dir
 from dr_validate.errors import ConfigError
+from tests.factories import CHOICES, built, choice, composed
 
-CHOICES = sorted(path for stage in STAGES for path in (conf_dir() / stage).glob("*.yaml"))
 NEEDED = {
     "beir": ["dataset.path=somewhere"],
     "msmarco": [],
@@ -27,25 +25,6 @@ NEEDED = {
     "demo": [],
     "demo_wandb": [],
 }
-
-
-def choice(path: Path) -> dict[str, Any]:
-    values = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
-
-
-def composed(*overrides: str) -> dict[str, Any]:
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        config = compose("config", list(overrides))
-    OmegaConf.resolve(config)
-    plain = OmegaConf.to_container(config)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
-
-
-def built(*overrides: str) -> Run:
-    return build(composed(*overrides))
 
 
 @pytest.mark.parametrize("path", CHOICES, ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -20,7 +20,7 @@ from dr_validate.errors import CheckpointError, ConfigError
 from dr_validate.source.folder import FolderSource
 from dr_validate.source.wanted import is_wanted
 from dr_validate.values import Float32, Side
-from tests.test_conf import built
+from tests.factories import built
 
 TEXTS = ["thin films", "dense retrieval", "naive cafe with more words"]
 STATED: dict[str, Any] = {"pooling": "mean", "normalize": True}

@@ -9,7 +9,7 @@ from dr_validate.estimator.evidence import RankEvidence, can_be_estimated, rank_
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.values import Float64, Qrels, Ranking, Sample
 from tests.estimator.synthetic import everything
-from tests.metrics.test_ranx import NUM_DOCUMENTS, NUM_QUERIES, TOP_K, TREC_EVAL, qrels_of, ranking_of, relevant, trec_eval
+from tests.metrics.peer import NUM_DOCUMENTS, NUM_QUERIES, TOP_K, TREC_EVAL, qrels_of, ranking_of, relevant, trec_eval
 
 WITHOUT_LEVELS = ("ndcg@10", "ndcg")
 WITH_LEVELS = ("mrr@10", "mrr", "recall@100", "recall@10", "precision@10", "hit_rate@10", "map@100", "map", "r-precision")

@@ -15,7 +15,7 @@ import pytest
 
 from dr_validate.config import ReportSettings
 from dr_validate.report.write import write_report
-from tests.conftest import CommandLine
+from tests.factories import CommandLine
 from tests.processes import LIMIT_S
 from tests.report.training import Training, within
 

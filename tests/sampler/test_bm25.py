@@ -10,7 +10,7 @@ import pytest
 from dr_validate.errors import SetupError
 from dr_validate.sampler.bm25 import bm25_run
 from dr_validate.values import TestSet
-from tests.sampler.conftest import build
+from tests.sampler.in_memory import build
 
 
 def bm25_by_hand(test_set: TestSet, query: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -7,7 +7,7 @@ from dr_validate.sampler.random import RandomSampler
 from dr_validate.sampler.run_pool import RunPoolSampler
 from dr_validate.sampler.stratified import StratifiedSampler
 from dr_validate.values import Sample
-from tests.sampler.conftest import build
+from tests.sampler.in_memory import build
 
 WriteRun = Callable[[str, str], Path]
 SEED = 13

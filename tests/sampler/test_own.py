@@ -10,7 +10,7 @@ import pytest
 
 from dr_validate.config import build
 from dr_validate.errors import ConfigError
-from tests.test_conf import composed
+from tests.factories import composed
 
 README = Path(__file__).resolve().parents[2] / "dr_validate" / "sampler" / "README.md"
 

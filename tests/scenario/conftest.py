@@ -1,28 +1,17 @@
 """One training, followed without any trouble: what every troubled run is compared with."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import CommandLine, write_collection
-from tests.scenario.held import Held, held
-from tests.scenario.training import NUM_CHECKPOINTS, STEPS, Training, Watcher, write_trained
+from tests.factories import CommandLine, write_collection
+from tests.scenario.held import held
+from tests.scenario.training import NUM_CHECKPOINTS, STEPS, Training, Undisturbed, Watcher, write_trained
 from tests.wandb_server.fixture import ServerHandle, start_server
 
 NUM_EXTRA = 4  # that a troubled run may have beside those of the undisturbed one
-
-
-@dataclass(frozen=True)
-class Undisturbed:
-    """What is left when nothing went wrong; `trained` is the training run as it was before the watcher's last words."""
-
-    server: ServerHandle
-    watcher: Watcher
-    held: Held
-    trained: list[Held]
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.scenario.conftest import Undisturbed
 from tests.scenario.held import held
-from tests.scenario.training import STEPS, Training, Watcher
+from tests.scenario.training import STEPS, Training, Undisturbed, Watcher
 from tests.wandb_server.fixture import KEY, ServerHandle
 
 Trouble = dict[str, Any]

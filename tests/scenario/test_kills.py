@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from tests.scenario.conftest import Undisturbed
 from tests.scenario.held import held
-from tests.scenario.training import NUM_CHECKPOINTS, STEPS, Training, Watcher
+from tests.scenario.training import NUM_CHECKPOINTS, STEPS, Training, Undisturbed, Watcher
 from tests.wandb_server.fixture import KEY, ServerHandle
 
 # Each within the named request: not heard by the server, or (`carry_out`) heard, and its answer not.

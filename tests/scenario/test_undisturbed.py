@@ -1,7 +1,6 @@
 """A training logs checkpoints, a watcher follows: two processes, the real SDK, and what the server has in the end."""
 
-from tests.scenario.conftest import Undisturbed
-from tests.scenario.training import STEPS, TRAINER_FILES, TRAINER_KEY, WANTED
+from tests.scenario.training import STEPS, TRAINER_FILES, TRAINER_KEY, WANTED, Undisturbed
 from tests.wandb_server.fixture import KEY
 
 

@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from tests.processes import LIMIT_S, wait_for
+from tests.scenario.held import Held
 from tests.tracker.watching import QUICK
 from tests.wandb_server.fixture import ServerHandle
 
@@ -141,6 +143,16 @@ class Watcher:
             assert condition(), f"it ended with exit code {process.poll()}"
         except AssertionError as error:
             raise AssertionError(f"{error}; the watcher said:\n{self.said}") from None
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What is left when nothing went wrong; `trained` is the training run as it was before the watcher's last words."""
+
+    server: ServerHandle
+    watcher: Watcher
+    held: Held
+    trained: list[Held]
 
 
 def write_trained(folder: Path, write_checkpoint: Callable[..., Path], num_checkpoints: int) -> list[Path]:

@@ -26,9 +26,9 @@ from dr_validate.source.wandb_client.connection import Connection
 from dr_validate.source.wandb_client.project import Project
 from dr_validate.source.wandb_client.versions import Version, version_of
 from dr_validate.values import Checkpoint, Incomplete, Listing
-from tests.test_conf import built
-from tests.test_polling import polled
+from tests.factories import built
 from tests.wandb_server.fixture import KEY, NO_PROXY, ServerHandle, start_server
+from tests.watcher.polled import polled
 
 LOG = """
 import json, os, wandb

@@ -1,4 +1,4 @@
-"""What the processes of test_wandb_server.py run: plain uses of the real SDK."""
+"""What the processes of test_server.py run: plain uses of the real SDK."""
 
 TRAIN = """
 import json, pathlib, wandb

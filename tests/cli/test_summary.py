@@ -6,31 +6,8 @@ from dataclasses import replace
 from rich.console import Console
 
 from dr_validate.cli.summary import outcome_table
-from dr_validate.values import Checkpoint, Estimate, Report
-
-
-def report(step: int, spec: str, estimate: Estimate | None) -> Report:
-    checkpoint = Checkpoint(
-        name=f"checkpoint-{step}",
-        version=f"checkpoint-{step}",
-        digest=f"sha256:{step:04x}",
-        step=step,
-        step_from="folder name",
-        created_at="2026-11-21T03:12:00Z",
-        uri="somewhere",
-    )
-    return Report(
-        checkpoint=checkpoint,
-        dataset="vaswani",
-        sampler="stratified",
-        spec=spec,
-        status="done" if estimate else "skipped",
-        at=f"2026-11-21T03:15:{step // 100:02}Z",
-        error=None if estimate else "incomplete: no weights",
-        metrics={"mrr@10": estimate} if estimate else {},
-        corpus={"encoded": 1078},
-        seconds={"total": 2.4},
-    )
+from dr_validate.values import Estimate, Report
+from tests.factories import valued_report as report
 
 
 def shown(sampled: Sequence[Report], full: Sequence[Report]) -> list[str]:
@@ -52,7 +29,7 @@ def test_a_sampled_value_comes_with_its_interval_and_the_full_one_where_there_is
     assert lines[1] == "step sampled 95% interval full difference documents seconds sampled, to scale"
     assert lines[3] == f"100 0.1063 0.0774 to 0.1351 0.0871 +0.0192 1,078 2.4 {'█' * 18}"
     assert lines[4].startswith("200 0.1063 0.0774 to 0.1351 1,078 2.4 ")
-    assert lines[5].startswith("300 checkpoint-300 skipped:")
+    assert lines[5].startswith("300 checkpoint-300:v3 skipped:")
 
 
 def test_the_full_corpus_is_not_compared_with_itself() -> None:

@@ -327,7 +327,7 @@ def test_a_secret_in_an_override_is_not_written_down(tmp_path: Path) -> None:
 
 
 def test_the_launchers_are_pinned_alike_everywhere() -> None:
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     pins = dict(line.split("==") for line in (root / "scripts" / "constraints.txt").read_text().split())
     project = (root / "pyproject.toml").read_text()
     for name in ("hydra-joblib-launcher", "hydra-submitit-launcher"):

@@ -15,7 +15,7 @@ from dr_validate.cli.summary import outcome_table
 from dr_validate.process import OneLine, Stream, new_console, printable, say_error
 from dr_validate.values import Estimate
 from dr_validate.watcher.progress import Progress
-from tests.test_summary import report
+from tests.factories import valued_report as report
 
 BRACKETS = "pip install 'dr_validate[cpu]' [red]x[/] :smile: [/nothing]"
 

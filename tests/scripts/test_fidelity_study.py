@@ -21,9 +21,9 @@ from scripts.study.encoded import Stored, in_folder
 from scripts.study.ranking import Rankings
 from scripts.study.run import study
 from scripts.study.summary import intervals, levels
-from tests.conftest import CommandLine
+from tests.factories import CommandLine
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NUM_DOCUMENTS, NUM_QUERIES, DIM = 600, 12, 16
 WORDS = [f"word{number}" for number in range(40)]
 

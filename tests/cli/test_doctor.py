@@ -16,7 +16,7 @@ from dr_validate.config import build
 from dr_validate.errors import SetupError
 from dr_validate.index.flat import FlatIndex
 from dr_validate.index.torch import TorchIndex
-from tests.test_conf import composed
+from tests.factories import composed
 
 Monkey = pytest.MonkeyPatch
 

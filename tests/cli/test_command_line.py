@@ -22,7 +22,7 @@ from dr_validate.config import ReportSettings, Settings, Watch, build, conf_dir,
 from dr_validate.errors import ConfigError, SetupError
 from dr_validate.files import expanded
 from dr_validate.watcher.lock import claim, holder
-from tests.test_conf import CHOICES, choice, composed
+from tests.factories import CHOICES, choice, composed
 
 AWKWARD = [
     "/x/lr=1e-5",

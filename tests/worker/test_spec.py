@@ -14,8 +14,7 @@ from dr_validate.estimator.priors import PRIORS
 from dr_validate.sampler.full import FullSampler
 from dr_validate.values import TestSet
 from dr_validate.worker.samples import Samples
-from tests.conftest import write_collection
-from tests.test_conf import composed
+from tests.factories import composed, write_collection
 
 CHANGED: Mapping[str, Mapping[str, Any]] = {
     "encoder=auto": {

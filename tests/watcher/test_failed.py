@@ -6,7 +6,7 @@ import pytest
 
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.watcher.attempts import retry_or_name
-from tests.test_ledger import AT, checkpoint, report
+from tests.factories import AT, checkpoint, report
 
 
 def test_failed_checkpoints_are_named_until_they_are_to_be_tried_again(

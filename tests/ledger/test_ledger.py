@@ -19,36 +19,9 @@ from dr_validate.cli.status import show_status
 from dr_validate.errors import SetupError, Stopped
 from dr_validate.ledger.ledger import Attempt, Ledger
 from dr_validate.process import until_stopped
-from dr_validate.values import Checkpoint, Estimate, Report, Status
+from dr_validate.values import Status
+from tests.factories import AT, checkpoint, report
 from tests.processes import LIMIT_S, wait_for
-
-AT = "2026-11-21T03:15:10Z"
-
-
-def checkpoint(step: int = 500, name: str = "") -> Checkpoint:
-    return Checkpoint(
-        name=name or f"checkpoint-{step}",
-        version="v3",
-        digest=f"sha256:{step:04x}",
-        step=step,
-        step_from="folder name",
-        created_at="2026-11-21T03:12:00Z",
-        uri="somewhere",
-    )
-
-
-def report(step: int = 500, status: Status = "done", spec: str = "s1", error: str | None = None, name: str = "") -> Report:
-    done = status == "done"
-    return Report(
-        checkpoint=checkpoint(step, name),
-        dataset="vaswani",
-        sampler="random",
-        spec=spec,
-        status=status,
-        at=AT,
-        error=None if done else error or "broken",
-        metrics={"mrr@10": Estimate(value=step / 1000, low=0.0, high=1.0, naive=1.0)} if done else {},
-    )
 
 
 @pytest.fixture
@@ -112,8 +85,8 @@ def test_two_processes_finish_reports_of_two_specs_at_once(tmp_path: Path) -> No
     code = f"""
 import sys
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_ledger import AT, checkpoint, report
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from tests.factories import AT, checkpoint, report
 from dr_validate.ledger.ledger import Ledger
 with Ledger(Path(sys.argv[1])) as ledger:
     for step in range(40):
