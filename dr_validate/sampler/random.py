@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from dr_validate.component import component
-from dr_validate.sampler.design import budget, drawn, others, sample_of
+from dr_validate.sampler.design import LEAST_REST, budget, drawn, fraction_for, others, sample_of
 from dr_validate.values import Sample, TestSet
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,8 @@ class RandomSampler:
     """`fraction` of the whole corpus, judged documents included; a smaller fraction's sample lies within a larger one's.
 
     The rest of the budget goes to the documents with the smallest permanent random numbers: each document that is not
-    judged has the inclusion probability n / (documents - judged), n the number taken.
+    judged has the inclusion probability n / (documents - judged), n the number taken. With n under 40, values are not
+    corrected, which is said once.
     """
 
     fraction: float = Field(gt=0, le=1)
@@ -30,6 +31,15 @@ class RandomSampler:
         rest = others(test_set)
         taken = drawn(rest, num_taken, test_set, seed)
         log.info("random sample of %s: %d judged and %d other documents", test_set.name, len(test_set.judged), num_taken)
+        if num_taken < min(LEAST_REST, len(rest)):
+            log.warning(
+                "sampler.fraction=%s leaves %d documents beside the judged ones, and under %d nothing is known about the rest: "
+                "values stay as they are on the sample, too high, with intervals down to 0; set sampler.fraction=%s or more",
+                self.fraction,
+                num_taken,
+                LEAST_REST,
+                fraction_for(test_set, len(test_set.judged) + min(LEAST_REST, len(rest))),
+            )
         inclusion = num_taken / len(rest) if len(rest) else 1.0
         return sample_of(test_set, taken, inclusion, {**self.fingerprint(), "seed": seed})
 

@@ -13,7 +13,7 @@ def ids(test_set: TestSet, sample: Sample) -> set[str]:
     return set(test_set.corpus.ids(sample.ordinals))
 
 
-def test_the_full_sample_holds_every_document_with_odds_one(small: TestSet, tmp_path: Path) -> None:
+def test_the_full_sample_holds_every_document_with_certainty(small: TestSet, tmp_path: Path) -> None:
     sample = FullSampler().draw(small, 13, tmp_path)
     np.testing.assert_array_equal(sample.ordinals, np.arange(200))
     assert sample.is_full
@@ -51,15 +51,15 @@ def test_another_seed_draws_other_documents_and_the_same_seed_the_same(small: Te
     assert ids(small, first) != ids(small, other)
 
 
-def test_every_document_comes_in_as_often_as_its_odds_say(small: TestSet, tmp_path: Path) -> None:
+def test_every_document_comes_in_as_often_as_its_inclusion_probability_says(small: TestSet, tmp_path: Path) -> None:
     sampler, draws = RandomSampler(fraction=0.3), 400
     counts = np.zeros(200)
     for seed in range(draws):
         counts[sampler.draw(small, seed, tmp_path).ordinals] += 1
-    odds = (60 - 13) / 187
+    inclusion = (60 - 13) / 187
     rest = np.delete(counts, small.judged) / draws
-    assert rest.mean() == pytest.approx(odds)
-    assert np.abs(rest - odds).max() < 4.5 * (odds * (1 - odds) / draws) ** 0.5
+    assert rest.mean() == pytest.approx(inclusion)
+    assert np.abs(rest - inclusion).max() < 4.5 * (inclusion * (1 - inclusion) / draws) ** 0.5
 
 
 def test_too_small_a_fraction_is_an_error_that_names_one_that_works(small: TestSet, tmp_path: Path) -> None:
@@ -72,3 +72,15 @@ def test_too_small_a_fraction_is_an_error_that_names_one_that_works(small: TestS
 def test_a_fraction_outside_its_range_is_refused(fraction: float) -> None:
     with pytest.raises(ValueError, match="fraction"):
         RandomSampler(fraction=fraction)
+
+
+def test_a_sample_too_small_to_correct_values_by_says_so_and_from_when_on_it_is_large_enough(
+    small: TestSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    RandomSampler(fraction=0.1).draw(small, 13, tmp_path)
+    assert "leaves 7 documents beside the judged ones" in caplog.text
+    assert "set sampler.fraction=0.265 or more" in caplog.text
+    caplog.clear()
+    RandomSampler(fraction=0.265).draw(small, 13, tmp_path)
+    RandomSampler(fraction=1.0).draw(small, 13, tmp_path)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
