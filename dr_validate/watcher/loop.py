@@ -81,6 +81,7 @@ class _Watcher:
         self._deadline = float("inf")
         self._not_before: dict[str, float] = {}  # digest -> when a failed attempt may be repeated
         self._baseline_not_before: dict[str, float] = {}
+        self._another_has_baselines = False  # which is said once
 
     def run_until_done(self, names: Mapping[str, Any]) -> Outcome:
         spec, full_spec, sampler = names["spec"], names["full_spec"], names["sampler"]
@@ -283,11 +284,17 @@ class _Watcher:
         report = None
         try:
             with claim(self.run.settings.state_dir, self.full_target.spec, now()):
+                self._another_has_baselines = False
                 if checkpoint.digest in self.ledger.settled(self.full_target.spec):
                     return  # another run on this state_dir was faster
                 report = self.attempts.validate(checkpoint, self.full_target, self._giving_way)
         except Claimed as error:
-            log.info("baselines are computed by another run: %s", error)
+            if not self._another_has_baselines:
+                log.info("baselines are computed by another run: %s", error)
+            self._another_has_baselines = True
+            again = time.monotonic() + self.run.watch.poll_s
+            self._baseline_not_before |= {c.digest: again for c in self._missing_baselines(self.poller.listing)}
+            return
         except Preempted:
             log.info("the baseline of %s is preempted by a new checkpoint; it resumes later", checkpoint.label)
             return
