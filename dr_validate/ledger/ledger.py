@@ -33,6 +33,7 @@ from dr_validate.values import Checkpoint, Report, Status
 ALL: tuple[Status, ...] = get_args(Status)
 T = TypeVar("T")
 
+MOST_AT_ONCE = 500  # values of one query
 BETWEEN_TRIES_S = 0.2  # while another process has it locked
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Ledger:
         self.path, self.read_only, self._may_wait = path, read_only, may_wait
         self._connection: sqlite3.Connection | None = None
         self._lock = threading.RLock()
+        self._parsed: dict[int, Report] = {}  # by id
         self._counting, self._num_waiting = threading.Lock(), 0
 
     def __enter__(self) -> "Ledger":
@@ -156,15 +158,26 @@ class Ledger:
     def reports(self, spec: str, statuses: Collection[Status] = ALL) -> list[Report]:
         """Reports by ascending training step; those that `retry` withdrew are left out."""
         order = "ORDER BY step, name, id"
-        rows = self._rows(f"SELECT status, report FROM reports WHERE spec = ? AND forgotten = 0 {order}", spec)
-        return [report_from_json(json.loads(row["report"])) for row in rows if row["status"] in statuses]
+        rows = self._rows(f"SELECT id, status FROM reports WHERE spec = ? AND forgotten = 0 {order}", spec)
+        return self._read([row["id"] for row in rows if row["status"] in statuses])
+
+    def _read(self, ids: Sequence[int]) -> list[Report]:
+        """Each is parsed once: it never changes, and the later ones speak of all before them."""
+        new = [number for number in ids if number not in self._parsed]
+        for start in range(0, len(new), MOST_AT_ONCE):
+            some = new[start : start + MOST_AT_ONCE]
+            marks = ", ".join("?" for _ in some)
+            for row in self._rows(f"SELECT id, report FROM reports WHERE id IN ({marks})", *some):
+                self._parsed[row["id"]] = report_from_json(json.loads(row["report"]))
+        return [self._parsed[number] for number in ids]
 
     def undelivered(self, tracker: str, specs: Sequence[str]) -> list[tuple[int, Report]]:
         """Ids and Reports that `tracker` has not seen, oldest first."""
         marks = ", ".join("?" for _ in specs)
         missing = "NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.report = reports.id AND tracker = ?)"
-        query = f"SELECT id, report FROM reports WHERE spec IN ({marks}) AND {missing} ORDER BY id"
-        return [(row["id"], report_from_json(json.loads(row["report"]))) for row in self._rows(query, *specs, tracker)]
+        query = f"SELECT id FROM reports WHERE spec IN ({marks}) AND {missing} ORDER BY id"
+        ids = [row["id"] for row in self._rows(query, *specs, tracker)]
+        return list(zip(ids, self._read(ids), strict=True))
 
     def delivered(self, report_id: int, tracker: str, at: str) -> None:
         """`tracker` has it; saying so twice changes nothing."""

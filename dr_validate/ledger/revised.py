@@ -56,15 +56,21 @@ def lag_s(report: Report) -> float | None:
 def refined(reports: Sequence[Report], baselines: Sequence[Report] = ()) -> list[Report]:
     """The same, with the values that the latest Report, or the latest full-corpus baseline, gives to those before it: it has
     seen more checkpoints, and perhaps more baselines. Values that came apart by what was known then would not compare."""
-    found = {_key(report): report for report in reports if report.metrics}
-    for latest in sorted([*reports, *baselines], key=lambda report: report.at):
+    known = {_key(report): report for report in reports if report.metrics}
+    told: dict[tuple[str, str, str], dict[str, Sequence[float]]] = {key: {} for key in known}
+    open_keys = set(known)  # of those that a Report still to be read may say something about
+    for latest in sorted(reversed([*reports, *baselines]), key=lambda report: report.at, reverse=True):
+        open_keys = {
+            key for key in open_keys if known[key].at <= latest.at and not known[key].metrics.keys() <= told[key].keys()
+        }
+        if not open_keys:
+            break
         for spec, views in _views(latest):
             for sample, checkpoints in _mapping(views).items():
                 for digest, metrics in _mapping(checkpoints).items():
-                    known = found.get((spec, sample, digest))
-                    if known is not None and known.at <= latest.at:
-                        found[_key(known)] = _with(known, metrics)
-    return [found.get(_key(report), report) if report.metrics else report for report in reports]
+                    if (key := (spec, sample, digest)) in open_keys:
+                        told[key] = {**metrics, **told[key]}
+    return [_with(report, told[_key(report)]) if report.metrics and told[_key(report)] else report for report in reports]
 
 
 def _views(report: Report) -> list[tuple[str, object]]:
