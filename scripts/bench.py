@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.benchmark import table
-from scripts.benchmark.idle import idle_and_whole
-from scripts.benchmark.job import Job, model_numbers, write_checkpoints, write_part, write_ready
-from scripts.benchmark.table import Measured, Setting
+from scripts.research.benchmark import table
+from scripts.research.benchmark.idle import idle_and_whole
+from scripts.research.benchmark.job import Job, model_numbers, write_checkpoints, write_part, write_ready
+from scripts.research.benchmark.table import Measured, Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 ASYNCVAL, TEVATRON = "Asyncval's way, re-created", "Tevatron's way, re-created"
@@ -97,7 +97,7 @@ def architectures(options: argparse.Namespace) -> str:
     """The table of architectures."""
     import torch
 
-    from scripts.benchmark.architectures import compare_all, small_collection
+    from scripts.research.benchmark.architectures import compare_all, small_collection
 
     torch.set_num_threads(options.threads)
     return compare_all(options.model, small_collection(options.data, QUERIES, options.docs or DOCUMENTS))
@@ -192,7 +192,9 @@ class Bench:
 
     def _part(self, name: str, *overrides: str) -> tuple[dict[str, Any], tuple[float, float, float]]:
         result = self._work / "result.json"
-        spent = self._measure("scripts.benchmark.contender", name, str(self._work / "job.json"), str(result), *overrides)
+        spent = self._measure(
+            "scripts.research.benchmark.contender", name, str(self._work / "job.json"), str(result), *overrides
+        )
         return json.loads(result.read_text()), spent
 
     def _measure(self, *arguments: str) -> tuple[float, float, float]:

@@ -1,7 +1,7 @@
 """Every constant of the estimator, each with its reason and what it was measured on.
 
-Fitted on three collections (A, B, K2 of scripts/STUDY.md: 2 to 10% of their documents, three draws), by least squares of what a
-relevant document adds to MRR@10 and nDCG@10; each was left out once, which gave the ranges in brackets.
+Fitted on three collections (A, B, K2 of scripts/research/STUDY.md: 2 to 10% of their documents, three draws), by least squares
+of what a relevant document adds to MRR@10 and nDCG@10; each was left out once, which gave the ranges in brackets.
 """
 
 from dataclasses import dataclass

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scripts.sharing import kept
+from scripts.research.sharing import kept
 from tests.processes import LIMIT_S, wait_for
 
 NUM_DOCUMENTS, FRACTION, SLICE = 1600, 0.05, 4

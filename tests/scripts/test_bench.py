@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benchmark.idle import idle_and_whole
-from scripts.benchmark.job import Job, read_job, read_rows, write_checkpoints, write_part, write_ready
-from scripts.benchmark.meter import Meter
-from scripts.benchmark.table import Measured, Setting, gflop, phases, whole
+from scripts.research.benchmark.idle import idle_and_whole
+from scripts.research.benchmark.job import Job, read_job, read_rows, write_checkpoints, write_part, write_ready
+from scripts.research.benchmark.meter import Meter
+from scripts.research.benchmark.table import Measured, Setting, gflop, phases, whole
 
 LENGTH = 24  # of documents, and with special tokens more than any has
 
@@ -30,8 +30,8 @@ def job(tmp_path: Path, collection: Path, write_checkpoint: Callable[..., Path])
 
 
 def test_every_contender_gets_the_same_metric_from_the_same_real_tokens(job: Job) -> None:
-    from scripts.benchmark.padded import asyncval, tevatron
-    from scripts.benchmark.phases import pipeline
+    from scripts.research.benchmark.padded import asyncval, tevatron
+    from scripts.research.benchmark.phases import pipeline
 
     stated = ["encoder.pooling=mean", "encoder.normalize=true", "tracker=none", "watch.mode=once"]
     stated += [f"source.path={job.checkpoints[0].parent}", "dataset=beir", f"dataset.path={job.collection}"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.benchmark.architectures import HEAD, Case, Collection, compare_all, largest, ranked, small_collection
+from scripts.research.benchmark.architectures import HEAD, Case, Collection, compare_all, largest, ranked, small_collection
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 CASES = (

@@ -13,14 +13,14 @@ import pytest
 from dr_validate.errors import SetupError
 from dr_validate.index.torch import TorchIndex
 from dr_validate.values import Float32
-from scripts.fidelity_study import parse
-from scripts.study.collection import read_collection
-from scripts.study.compare import side_by_side
-from scripts.study.draws import Corrected
-from scripts.study.encoded import Stored, in_folder
-from scripts.study.ranking import Rankings
-from scripts.study.run import study
-from scripts.study.summary import intervals, levels
+from scripts.research.fidelity_study import parse
+from scripts.research.study.collection import read_collection
+from scripts.research.study.compare import side_by_side
+from scripts.research.study.draws import Corrected
+from scripts.research.study.encoded import Stored, in_folder
+from scripts.research.study.ranking import Rankings
+from scripts.research.study.run import study
+from scripts.research.study.summary import intervals, levels
 from tests.factories import CommandLine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +58,15 @@ def rows(text: str, strategy: str) -> list[dict[str, str]]:
 def test_a_folder_of_vectors_becomes_tables_whatever_fits_into_memory(vectors: Path, tmp_path: Path) -> None:
     what = ["--runs", "bm25,strong", "--budgets", "0.01,0.3,1", "--draws", "3", "--metrics", "mrr@10,recall@10"]
     command = ["--vectors", str(vectors), "--work", str(tmp_path), *what]
-    script = [sys.executable, "scripts/fidelity_study.py", *command, "--out", str(tmp_path / "tables.md"), "--jobs", "2"]
+    script = [
+        sys.executable,
+        "scripts/research/fidelity_study.py",
+        *command,
+        "--out",
+        str(tmp_path / "tables.md"),
+        "--jobs",
+        "2",
+    ]
     done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     text = done.stdout

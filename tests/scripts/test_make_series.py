@@ -18,12 +18,12 @@ from dr_validate.errors import SetupError
 from dr_validate.files import sha256_of_file
 from dr_validate.source.folder import FolderSource
 from dr_validate.values import Float32
-from scripts.make_series import parse
-from scripts.series.docstrings import Docstrings, collect, draw
-from scripts.series.make import make
-from scripts.series.train import Recipe, train
-from scripts.study.collection import read_collection
-from scripts.study.encoded import in_folder, read_stored
+from scripts.research.make_series import parse
+from scripts.research.series.docstrings import Docstrings, collect, draw
+from scripts.research.series.make import make
+from scripts.research.series.train import Recipe, train
+from scripts.research.study.collection import read_collection
+from scripts.research.study.encoded import in_folder, read_stored
 
 PACKAGES = ["logging", "json"]
 TINY = ["--dtype", "float32", "--documents", "150", "--queries", "20", "--batch-size", "8", "--packages", *PACKAGES]

@@ -13,8 +13,8 @@ from dr_validate.estimator.estimate import Estimated, estimate
 from dr_validate.estimator.evidence import RankEvidence, can_be_estimated, rank_evidence
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.values import Float64, Ranking, Sample, Scores, TestSet
-from scripts.study.ranking import Rankings
-from scripts.study.strategies import FULL, Samplers
+from scripts.research.study.ranking import Rankings
+from scripts.research.study.strategies import FULL, Samplers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

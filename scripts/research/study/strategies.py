@@ -17,8 +17,8 @@ from dr_validate.sampler.random import RandomSampler
 from dr_validate.sampler.run_pool import RunPoolSampler
 from dr_validate.sampler.stratified import StratifiedSampler
 from dr_validate.values import Sample, TestSet
-from scripts.study.encoded import Encoded
-from scripts.study.ranking import Rankings
+from scripts.research.study.encoded import Encoded
+from scripts.research.study.ranking import Rankings
 
 RUN_DEPTH = 1000  # as deep as the built-in BM25
 FULL, RANDOM, STRATIFIED = "full", "random", "stratified"

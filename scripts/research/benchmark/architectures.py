@@ -21,8 +21,8 @@ from dr_validate.encoder.bert import load_bert
 from dr_validate.encoder.contract import read_contract
 from dr_validate.encoder.spec import EncoderSpec
 from dr_validate.values import Float32, TokenBlock
-from scripts.benchmark.job import read_qrels, read_texts
-from scripts.benchmark.table import markdown
+from scripts.research.benchmark.job import read_qrels, read_texts
+from scripts.research.benchmark.table import markdown
 
 Dtype = Literal["float32", "bfloat16"]
 DTYPES: tuple[Dtype, Dtype] = ("float32", "bfloat16")

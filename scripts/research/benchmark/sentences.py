@@ -5,8 +5,8 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
-from scripts.benchmark.job import Job, read_qrels, read_texts
-from scripts.benchmark.meter import Meter
+from scripts.research.benchmark.job import Job, read_qrels, read_texts
+from scripts.research.benchmark.meter import Meter
 
 
 def sentence_transformers(job: Job, meter: Meter) -> float:

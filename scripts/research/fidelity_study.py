@@ -1,11 +1,11 @@
 """How far sampled metrics are from full-corpus ones, measured: many draws of every strategy, on stored vectors of everything.
 
     python -m dr_validate source.path=output dataset=beir dataset.path=nq sampler=full watch.mode=once state_dir=state
-    python scripts/fidelity_study.py --state-dir state --dataset beir --data nq --out study.md
+    python scripts/research/fidelity_study.py --state-dir state --dataset beir --data nq --out study.md
 
 Encoder keys of that run are repeated at the end (`encoder.pooling=cls`). Vectors from elsewhere come as a folder:
 
-    python scripts/fidelity_study.py --vectors FOLDER --checkpoints 'c*' --runs bm25,strong
+    python scripts/research/fidelity_study.py --vectors FOLDER --checkpoints 'c*' --runs bm25,strong
 
 with `NAME.d.npy` and `NAME.q.npy` (vectors in the order of the documents and queries) for each checkpoint, and `coll.json`,
 {"docs": [text], "queries": [text], "gold": [ordinal of the relevant document]}, or "rel": [[ordinal]] for several.
@@ -27,8 +27,8 @@ def main() -> None:
     # Before numpy is imported: the processes share the cores, and forking beside threads of a library can hang.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from dr_validate.errors import DrValidateError
-    from scripts.study.compare import side_by_side, study_at
-    from scripts.study.run import study
+    from scripts.research.study.compare import side_by_side, study_at
+    from scripts.research.study.run import study
 
     try:
         text = study(options)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripts.benchmark.meter import PHASES
+from scripts.research.benchmark.meter import PHASES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

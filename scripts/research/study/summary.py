@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dr_validate.values import Float64
-from scripts.study.draws import Corrected, pairs
+from scripts.research.study.draws import Corrected, pairs
 
 EXACT = 1e-12  # an interval of no width holds the value but for rounding
 SIGNIFICANT = 0.05

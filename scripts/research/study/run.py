@@ -16,14 +16,14 @@ from dr_validate.errors import SetupError
 from dr_validate.files import write_atomically
 from dr_validate.metrics.ranx import deepest_cutoff
 from dr_validate.values import TestSet
-from scripts.study.collection import first_queries, read_collection
-from scripts.study.draws import Drawn, Study, Task, Truth, Workers, workers
-from scripts.study.encoded import Encoded, chosen, configured, encoded_in_full, in_folder, kept_vectors, read_stored
-from scripts.study.ranking import Rankings
-from scripts.study.strategies import Samplers, Strategy, run_paths, strategies
-from scripts.study.table import Cell, tables
+from scripts.research.study.collection import first_queries, read_collection
+from scripts.research.study.draws import Drawn, Study, Task, Truth, Workers, workers
+from scripts.research.study.encoded import Encoded, chosen, configured, encoded_in_full, in_folder, kept_vectors, read_stored
+from scripts.research.study.ranking import Rankings
+from scripts.research.study.strategies import Samplers, Strategy, run_paths, strategies
+from scripts.research.study.table import Cell, tables
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """What strategies and baselines share: documents encoded once for all, and how little a baseline delays a new checkpoint.
 
-    python scripts/sharing.py --data COLLECTION --checkpoints FOLDER [--fractions 0.2,0.25,0.3] [encoder.dtype=bfloat16 ...]
+    python scripts/research/sharing.py --data DATA --checkpoints FOLDER [--fractions 0.2,0.25] [encoder.dtype=bfloat16 ...]
 
-COLLECTION is in BEIR's layout; FOLDER holds checkpoint-1, checkpoint-2, ..., of which the first eight are used. Every run is a
+DATA is in BEIR's layout; FOLDER holds checkpoint-1, checkpoint-2, ..., of which the first eight are used. Every run is a
 `python -m dr_validate` of its own on a fresh state_dir. What follows the options overrides the configuration of all of them.
 """
 

@@ -18,8 +18,8 @@ from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.stages import Encoder, Index, Model, Search, Tokenizer
 from dr_validate.values import Float32, Int64, Side, TokenBlock, TopK
 from dr_validate.worker.pipeline import Pipeline
-from scripts.benchmark.job import Job
-from scripts.benchmark.meter import Meter
+from scripts.research.benchmark.job import Job
+from scripts.research.benchmark.meter import Meter
 
 
 def pipeline(job: Job, meter: Meter, overrides: Sequence[str]) -> float:

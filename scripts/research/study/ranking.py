@@ -6,7 +6,7 @@ import numpy as np
 
 from dr_validate.index import keys as hits
 from dr_validate.values import Float32, Int64, Ranking, TestSet
-from scripts.study.encoded import Encoded
+from scripts.research.study.encoded import Encoded
 
 SCORES_AT_ONCE = 1 << 23
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from dr_validate.dataset.docstrings import squeezed
 from dr_validate.errors import SetupError
 from dr_validate.files import atomic_folder, write_atomically
-from scripts.series.sources import read_packages
+from scripts.research.series.sources import read_packages
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def write_beir(collection: Collection, folder: Path) -> None:
 
 
 def write_coll_json(collection: Collection, file: Path) -> None:
-    """As `scripts/fidelity_study.py --vectors` reads it."""
+    """As `scripts/research/fidelity_study.py --vectors` reads it."""
     queries, gold = zip(*collection.test, strict=True)
     write_atomically(file, json.dumps({"docs": collection.documents, "queries": queries, "gold": gold}))
 

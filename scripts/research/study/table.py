@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dr_validate.values import Float64
-from scripts.study.draws import Drawn
-from scripts.study.strategies import Strategy
-from scripts.study.summary import Intervals, Levels, intervals, levels
+from scripts.research.study.draws import Drawn
+from scripts.research.study.strategies import Strategy
+from scripts.research.study.summary import Intervals, Levels, intervals, levels
 
 LEVELS = ["budget", "strategy", "documents", "bias", "worst checkpoint", "RMSE", "difference RMSE", "tau", "regret"]
 INTERVALS = ["budget", "strategy", "levels covered", "worst checkpoint", "half width", "differences covered", "worst pair"]

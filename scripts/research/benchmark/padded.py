@@ -16,8 +16,8 @@ import pytrec_eval
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from scripts.benchmark.job import TOP_K, Job, read_qrels, read_texts
-from scripts.benchmark.meter import Meter
+from scripts.research.benchmark.job import TOP_K, Job, read_qrels, read_texts
+from scripts.research.benchmark.meter import Meter
 
 BATCH = 64
 

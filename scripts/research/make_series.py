@@ -1,14 +1,15 @@
 """A collection of docstrings and a series of checkpoints trained on it: what the fidelity study was made with, for anyone.
 
-    python scripts/make_series.py --packages json email DOWNLOADED.whl --base MINILM --out series --strong
+    python scripts/research/make_series.py --packages json email DOWNLOADED.whl --base MINILM --out series --strong
     python -m dr_validate source.path=series/checkpoints dataset=beir dataset.path=series/beir sampler=full watch.mode=once \\
         state_dir=state encoder.dtype=bfloat16
-    python scripts/fidelity_study.py --state-dir state --data series/beir --runs bm25,series/strong.trec encoder.dtype=bfloat16
+    python scripts/research/fidelity_study.py --state-dir state --data series/beir --runs bm25,series/strong.trec \\
+        encoder.dtype=bfloat16
 
 or, without dr_validate's own run between, with the vectors that are made for the table at the end anyway:
 
-    python scripts/make_series.py --packages ... --base MINILM --out series --strong --vectors series/vectors
-    python scripts/fidelity_study.py --vectors series/vectors --checkpoints 'c*' --runs bm25,strong
+    python scripts/research/make_series.py --packages ... --base MINILM --out series --strong --vectors series/vectors
+    python scripts/research/fidelity_study.py --vectors series/vectors --checkpoints 'c*' --runs bm25,strong
 
 `--packages` are installed ones, folders, wheels or sdists; nothing in them runs. The first line of a docstring is a query, the
 rest of it the document that it should find. `--base` is a sentence-transformers folder with a BERT (all-MiniLM-L6-v2).
@@ -44,7 +45,7 @@ def main() -> None:
     options = parse(sys.argv[1:])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from dr_validate.errors import DrValidateError
-    from scripts.series.make import make
+    from scripts.research.series.make import make
 
     try:
         sys.stdout.write(make(options))

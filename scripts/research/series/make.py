@@ -10,9 +10,9 @@ from pathlib import Path
 from dr_validate.encoder.auto import AutoEncoder
 from dr_validate.errors import SetupError
 from dr_validate.files import sha256_of_file, write_atomically
-from scripts.series.docstrings import Collection, collect, draw, write_beir, write_coll_json
-from scripts.series.encode import Everything, write_run, write_vectors
-from scripts.series.train import Recipe, Saved, train
+from scripts.research.series.docstrings import Collection, collect, draw, write_beir, write_coll_json
+from scripts.research.series.encode import Everything, write_run, write_vectors
+from scripts.research.series.train import Recipe, Saved, train
 
 log = logging.getLogger(__name__)
 

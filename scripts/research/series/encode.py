@@ -12,8 +12,8 @@ from dr_validate.files import atomic_file
 from dr_validate.index.torch import TorchIndex
 from dr_validate.stages import Model
 from dr_validate.values import Float32, Side, TokenBlock, TopK
-from scripts.series.docstrings import Collection
-from scripts.study.collection import MemoryCorpus
+from scripts.research.series.docstrings import Collection
+from scripts.research.study.collection import MemoryCorpus
 
 BLOCK = 4096  # documents between two looks
 
@@ -67,7 +67,7 @@ class Everything:
 
 
 def write_vectors(vectors: Vectors, folder: Path, name: str) -> None:
-    """`NAME.d.npy` and `NAME.q.npy`, as `scripts/fidelity_study.py --vectors` reads them."""
+    """`NAME.d.npy` and `NAME.q.npy`, as `scripts/research/fidelity_study.py --vectors` reads them."""
     for letter, array in (("d", vectors.documents), ("q", vectors.queries)):
         with atomic_file(folder / f"{name}.{letter}.npy") as stream:
             np.save(stream, array.astype(np.float16))

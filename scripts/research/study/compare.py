@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dr_validate.errors import SetupError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 Rows = Mapping[tuple[str, str, str, str], str]  # metric, budget, strategy, column
 COLUMNS = (
     "bias",
@@ -27,12 +27,13 @@ COLUMNS = (
 
 
 def study_at(commit: str, arguments: Sequence[str]) -> str:
-    """What `scripts/fidelity_study.py ARGUMENTS` prints there, in a worktree that is removed again. Raises SetupError."""
+    """What the study with these arguments prints there, in a worktree that is removed again. Raises SetupError."""
     with tempfile.TemporaryDirectory() as name:
         place = Path(name) / "worktree"
         _run(["git", "worktree", "add", "--detach", "--quiet", str(place), commit], ROOT, {})
         try:
-            command = [sys.executable, str(place / "scripts" / "fidelity_study.py"), *arguments]
+            (script,) = (place / "scripts").glob("**/fidelity_study.py")  # it has not always been here
+            command = [sys.executable, str(script), *arguments]
             return _run(command, Path.cwd(), {"PYTHONPATH": str(place)})
         finally:
             _run(["git", "worktree", "remove", "--force", str(place)], ROOT, {})

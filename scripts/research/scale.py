@@ -1,6 +1,6 @@
 """Peak memory and time of one validation as the corpus grows: generated documents, a tiny random encoder, `sampler=full`.
 
-    python scripts/scale.py --docs 100000 1000000
+    python scripts/research/scale.py --docs 100000 1000000
 
 Each size is one `python -m dr_validate` on a fresh state_dir; the figures are the worker's, which does all the work.
 """

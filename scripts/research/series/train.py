@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from scripts.series.docstrings import Collection
-from scripts.series.model import Kind, Student
+from scripts.research.series.docstrings import Collection
+from scripts.research.series.model import Kind, Student
 
 log = logging.getLogger(__name__)
 
