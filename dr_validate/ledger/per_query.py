@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dr_validate.ledger.revised import as_reported
+from dr_validate.ledger.revised import EstimateDetails
 from dr_validate.metrics.gains import moved
 from dr_validate.values import Report
 
@@ -25,7 +25,7 @@ def read_query_values(state_dir: Path, report: Report, metric: str) -> dict[str,
 
     Empty where there is none. Raises OSError for a file that cannot be read.
     """
-    was = as_reported(report, metric)
+    was = EstimateDetails.of(report).as_reported.get(metric)
     columns = ["query_id", "value"] if was is None else ["query_id", "value", "naive"]
     table = _read(state_dir / "queries" / _place(report), columns, ("metric", "==", metric))
     if table is None:

@@ -1,36 +1,53 @@
 """What a Report says between the lines: the evidence of its estimates, and how long it was on its way."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 from dr_validate.values import Estimate, Report
 
 # How the reason of a skip begins where nothing is lost by it.
 SAME_WEIGHTS = "same weights as "  # validated under the other name
 STALE = "stale: "  # what watch.skip=stale asks for
+# Earlier checkpoints as they look now: by sample, digest and metric the value, its interval, and that for other queries.
+Views: TypeAlias = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 
 
-def crossings_of(report: Report, metric: str) -> float | None:
-    """How many sampled documents stood above a relevant one, which is what an estimator learns from; None without one."""
-    found = _estimate(report).get("crossings")
-    found = found.get(metric) if isinstance(found, dict) else found
-    return float(found) if isinstance(found, (int, float)) else None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateDetails:
+    """What stands behind the corrected values of a Report, and what it says of earlier checkpoints: its `notes.estimate`."""
 
+    sample: str = ""  # its fingerprint
+    metric: str = ""  # the first one: what `differences` are of
+    checkpoints: int = 0  # that evidence was read from, this one included
+    baselines: int = 0  # full-corpus rankings of other checkpoints among them
+    outranking: Mapping[str, float] = field(default_factory=dict)  # by metric: sampled documents above a relevant one
+    population: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # by metric: for other queries like these
+    earlier: Views = field(default_factory=dict)
+    differences: Mapping[str, Any] = field(default_factory=dict)  # by digest of another checkpoint: JSON values
+    as_reported: Mapping[str, float] = field(default_factory=dict)  # by metric, of a Report that was revised: its first value
 
-def population_of(report: Report, metric: str) -> tuple[float, float] | None:
-    """The interval for other queries like these, where the estimator gave one."""
-    ends = _mapping(_estimate(report).get("population")).get(metric)
-    if not isinstance(ends, (list, tuple)) or len(ends) != 2 or None in ends:
-        return None
-    return float(ends[0]), float(ends[1])
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in `notes.estimate`."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
-
-def baselines_of(report: Report) -> int:
-    """Full-corpus baselines of other checkpoints that its values were corrected with."""
-    found = _estimate(report).get("baselines")
-    return found if isinstance(found, int) else 0
+    @classmethod
+    def of(cls, report: Report) -> "EstimateDetails":
+        """Those of a Report; without what is missing there, or is of a form that this version does not know."""
+        written = _mapping(report.notes.get("estimate"))
+        population = {name: ends for name, ends in _mapping(written.get("population")).items() if _is_interval(ends)}
+        numbers = {key: written[key] for key in ("checkpoints", "baselines") if isinstance(written.get(key), int)}
+        return cls(
+            sample=str(written.get("sample", "")),
+            metric=str(written.get("metric", "")),
+            outranking=_numbers(written.get("outranking")),
+            population={name: (float(low), float(high)) for name, (low, high) in population.items()},
+            earlier=_mapping(written.get("earlier")),
+            differences=_mapping(written.get("differences")),
+            as_reported=_numbers(written.get("as_reported")),
+            **numbers,
+        )
 
 
 def is_expected(report: Report) -> bool:
@@ -65,26 +82,25 @@ def refined(reports: Sequence[Report], baselines: Sequence[Report] = ()) -> list
         }
         if not open_keys:
             break
-        for spec, views in _views(latest):
-            for sample, checkpoints in _mapping(views).items():
+        for spec, views in _told_by(latest):
+            for sample, checkpoints in views.items():
                 for digest, metrics in _mapping(checkpoints).items():
                     if (key := (spec, sample, digest)) in open_keys:
-                        told[key] = {**metrics, **told[key]}
+                        told[key] = {**_mapping(metrics), **told[key]}
     return [_with(report, told[_key(report)]) if report.metrics and told[_key(report)] else report for report in reports]
 
 
-def _views(report: Report) -> list[tuple[str, object]]:
-    """What a Report says of others: by spec, then sample, digest and metric."""
+def _told_by(report: Report) -> list[tuple[str, Views]]:
+    """What a Report says of others, by spec; a baseline speaks of the sampled values that it has changed."""
     of_samples = _mapping(report.notes.get("sampled"))
-    return [(report.spec, _estimate(report).get("earlier")), (str(of_samples.get("spec", "")), of_samples.get("earlier"))]
+    return [
+        (report.spec, EstimateDetails.of(report).earlier),
+        (str(of_samples.get("spec", "")), _mapping(of_samples.get("earlier"))),
+    ]
 
 
 def _key(report: Report) -> tuple[str, str, str]:
-    return report.spec, str(_estimate(report).get("sample", "")), report.checkpoint.digest
-
-
-def _estimate(report: Report) -> Mapping[str, Any]:
-    return _mapping(report.notes.get("estimate"))
+    return report.spec, EstimateDetails.of(report).sample, report.checkpoint.digest
 
 
 def _mapping(found: object) -> Mapping[str, Any]:
@@ -92,20 +108,24 @@ def _mapping(found: object) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def as_reported(report: Report, metric: str) -> float | None:
-    """The value that a refined Report had at first; None for one that is as it was."""
-    return _mapping(_estimate(report).get("as_reported")).get(metric)
+def _numbers(found: object) -> dict[str, float]:
+    return {name: float(value) for name, value in _mapping(found).items() if isinstance(value, (int, float))}
+
+
+def _is_interval(ends: object) -> bool:
+    return isinstance(ends, (list, tuple)) and len(ends) == 2 and all(isinstance(end, (int, float)) for end in ends)
 
 
 def _with(known: Report, metrics: Mapping[str, Sequence[float]]) -> Report:
-    notes = _estimate(known)
-    moved, ranges = dict(known.metrics), dict(_mapping(notes.get("population")))
-    at_first = dict(_mapping(notes.get("as_reported")))
+    details = EstimateDetails.of(known)
+    moved, ranges, at_first = dict(known.metrics), dict(details.population), dict(details.as_reported)
     for name, (value, low, high, *population) in metrics.items():
         if name in moved:
             naive = moved[name].naive
             at_first.setdefault(name, moved[name].value)
             moved[name] = Estimate(value=min(value, naive), low=min(low, naive), high=min(high, naive), naive=naive)
-            ranges[name] = population
-    estimate = {**notes, "population": ranges, "as_reported": at_first}
+            ranges.pop(name, None)
+            if _is_interval(population):
+                ranges[name] = (population[0], population[1])
+    estimate = replace(details, population=ranges, as_reported=at_first).to_json()
     return replace(known, metrics=moved, notes={**known.notes, "estimate": estimate})

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dr_validate.ledger.revised import baselines_of
+from dr_validate.ledger.revised import EstimateDetails
 from dr_validate.report.costs import change_chart, change_in_words, cost_charts
 from dr_validate.report.curves import scatter_charts, steps_charts
 from dr_validate.report.gather import Section, Strategy
@@ -29,7 +29,7 @@ LEARNT = (
 )
 COLUMNS = (
     "95% interval: where the full-corpus value of these queries lies; any queries: the same for other queries like these; "
-    "naive: as if the sample were the corpus; \u2264: an upper bound; crossings: sampled documents above a relevant one; lag: "
+    "naive: as if the sample were the corpus; \u2264: an upper bound; outranking: sampled documents above a relevant one; lag: "
     "from the checkpoint to its report."
 )
 HERE = Path(__file__).parent
@@ -105,7 +105,7 @@ def _notes(parts: Sequence[Part]) -> Markup:
     """What words in the tables mean, once for all of them."""
     sampled = [(part.section, strategy) for part in parts for strategy in part.section.sampled]
     compared = any(section.metric and section.comparison(strategy, section.metric) for section, strategy in sampled)
-    told = any(baselines_of(report) for _, strategy in sampled for report in strategy.done)
+    told = any(EstimateDetails.of(report).baselines for _, strategy in sampled for report in strategy.done)
     notes = [MEANINGS] * compared + [LEARNT] * told + [COLUMNS]
     return el("footer", *(el("p", note, class_="note") for note in notes))
 

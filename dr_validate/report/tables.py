@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from dr_validate.ledger.per_query import Retrieved
-from dr_validate.ledger.revised import crossings_of, lag_s, population_of
+from dr_validate.ledger.revised import EstimateDetails, lag_s
 from dr_validate.ledger.schema import State
 from dr_validate.report.comparison import Comparison
 from dr_validate.report.gather import Section, Strategy
@@ -108,7 +108,7 @@ def checkpoints_table(section: Section, strategy: Strategy) -> Markup:
         *_WHICH,
         Column(name="status", number=False),
         *numbers,
-        *(Column(name=name) for name in ("documents", "seconds", "lag", "attempts", "crossings")),
+        *(Column(name=name) for name in ("documents", "seconds", "lag", "attempts", "outranking")),
     ]
     rows = [_checkpoint_row(report, exact.get(report.checkpoint.digest), metrics) for report in strategy.reports]
     rows += [_unfinished_row(state, len(columns)) for state in strategy.unfinished]
@@ -146,7 +146,7 @@ def _exact(section: Section, strategy: Strategy) -> Mapping[str, Report]:
 def _checkpoint_row(report: Report, exact: Report | None, metrics: Sequence[str]) -> Row:
     encoded, total, lag = report.corpus.get("encoded"), report.seconds.get("total"), lag_s(report)
     done = report.status == "done"
-    crossings = crossings_of(report, metrics[0]) if metrics else None
+    outranking = EstimateDetails.of(report).outranking.get(metrics[0]) if metrics else None
     return [
         *_which(report),
         _status(report.status, report.error),
@@ -155,7 +155,7 @@ def _checkpoint_row(report: Report, exact: Report | None, metrics: Sequence[str]
         numeric(total, f"{total or 0:,.1f}"),
         numeric(lag if done else None, duration(lag)),
         numeric(report.attempts, str(report.attempts)) if report.attempts > 1 else EMPTY,
-        numeric(crossings, number(crossings, 1)),
+        numeric(outranking, number(outranking, 1)),
     ]
 
 
@@ -180,7 +180,7 @@ def _difference(estimate: Estimate, full: Estimate | None) -> Cell:
 
 
 def _population(report: Report, metric: str) -> Cell:
-    ends = population_of(report, metric)
+    ends = EstimateDetails.of(report).population.get(metric)
     return EMPTY if ends is None else numeric(ends[0], interval(*ends))
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dr_validate.ledger.revised import SAME_WEIGHTS, crossings_of, is_expected, warnings_of
+from dr_validate.ledger.revised import SAME_WEIGHTS, EstimateDetails, is_expected, warnings_of
 from dr_validate.report.comparison import Candidate, Comparison, smallest_errors
 from dr_validate.report.gather import Section, Strategy
 from dr_validate.report.queries import Movement
@@ -22,7 +22,7 @@ from dr_validate.values import Report
 
 # Kendall's tau from which an order is called the same, mostly the same, or roughly so.
 SAME, MOSTLY, ROUGHLY = 0.9, 0.7, 0.4
-FEW_CROSSINGS = 3  # below this a corrected value is extrapolation, not evidence
+LEAST_OUTRANKING = 3  # below this a corrected value is extrapolation, not evidence
 DIGITS = 3
 ENDS = ("failed", "skipped", "with the same weights as another", "overtaken by newer ones")
 
@@ -168,10 +168,12 @@ def _error(found: Comparison) -> str:
 
 
 def _extrapolated(strategy: Strategy, metric: str) -> list[str]:
-    crossings = crossings_of(strategy.done[-1], metric) if strategy.done else None
-    if crossings is None or crossings >= FEW_CROSSINGS:
+    outranking = EstimateDetails.of(strategy.done[-1]).outranking.get(metric) if strategy.done else None
+    if outranking is None or outranking >= LEAST_OUTRANKING:
         return []
-    return [f"Only {crossings:.1f} sampled crossings: the corrected values are extrapolation, not evidence."]
+    return [
+        f"Only {outranking:.1f} sampled documents rank above a relevant one: corrected values are extrapolation, not evidence."
+    ]
 
 
 def _best_strategy(section: Section, metric: str) -> list[str]:

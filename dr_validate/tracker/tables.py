@@ -5,12 +5,12 @@ from pathlib import Path
 
 from dr_validate.ledger.findings import MAX_ROWS, Cell, Table
 from dr_validate.ledger.per_query import read_query_values
-from dr_validate.ledger.revised import crossings_of, lag_s, population_of
+from dr_validate.ledger.revised import EstimateDetails, lag_s
 from dr_validate.values import Report
 
 WHICH = ("step", "checkpoint", "version", "digest", "weights_sha256")
 CHECKPOINTS = (*WHICH, "status", "error", "encoded", "total_s", "attempts", "at")
-DETAILS = ("low", "high", "population_low", "population_high", "naive", "crossings")  # of each metric
+DETAILS = ("low", "high", "population_low", "population_high", "naive", "outranking")  # of each metric
 QUERIES = ("query_id", "metric", "change", "value", "best", "step", "best_step")
 MAX_CHANGES = 50  # queries that lost most, and as many that gained most
 
@@ -82,5 +82,6 @@ def _details(report: Report, name: str) -> list[Cell]:
     estimate = report.metrics.get(name)
     if estimate is None:
         return [None] * len(DETAILS)
-    low, high = population_of(report, name) or (None, None)
-    return [estimate.low, estimate.high, low, high, estimate.naive, crossings_of(report, name)]
+    details = EstimateDetails.of(report)
+    low, high = details.population.get(name, (None, None))
+    return [estimate.low, estimate.high, low, high, estimate.naive, details.outranking.get(name)]

@@ -10,7 +10,7 @@ from dr_validate.config import Run
 from dr_validate.errors import CheckpointDeleted, CheckpointError, Interrupted, NotStated, Outage, SetupError, TimedOut
 from dr_validate.files import interruptible, is_disk_full, is_read_only
 from dr_validate.ledger.ledger import Attempt, Ledger
-from dr_validate.ledger.revised import STALE, as_reported, refined
+from dr_validate.ledger.revised import STALE, EstimateDetails, refined
 from dr_validate.process import printable
 from dr_validate.values import Checkpoint, Incomplete, Listing, Report
 from dr_validate.watcher.polling import SourcePoller
@@ -215,10 +215,10 @@ def _revisions(before: Sequence[Report], now: Sequence[Report], metric: str) -> 
     largest = sorted(
         ((change, step, one) for change, step, one in moved if change >= LEAST_REVISION), key=lambda part: part[:2]
     )
-    told = [
-        f"{one.checkpoint.label} {metric} {one.metrics[metric].value:.4f} (first {as_reported(one, metric):.4f})"
-        for _, _, one in reversed(largest[-MOST_TOLD:])
-    ]
+    told = []
+    for _, _, one in reversed(largest[-MOST_TOLD:]):
+        first = EstimateDetails.of(one).as_reported[metric]
+        told.append(f"{one.checkpoint.label} {metric} {one.metrics[metric].value:.4f} (first {first:.4f})")
     return ", ".join([*told, *([f"{len(largest) - MOST_TOLD} more"] if len(largest) > MOST_TOLD else [])])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from dr_validate.estimator.differences import differences
 from dr_validate.estimator.estimate import Estimated, estimate
 from dr_validate.estimator.evidence import RankEvidence, can_be_estimated, rank_evidence
+from dr_validate.ledger.revised import EstimateDetails, Views
 from dr_validate.values import Estimate, Float64, Int64, Ranking, Sample, Scores, TestSet
 from dr_validate.worker.baselines import Baselines
 
@@ -60,18 +61,21 @@ class Estimates:
             metrics={name: _as_estimate(estimated[-1], scores.mean(name)) for name, estimated in made.items()},
             per_query={name: estimated[-1].per_query for name, estimated in made.items()},
             notes={
-                "estimate": {
-                    **_notes(made),
-                    "sample": self._sample.fingerprint,
-                    "baselines": len(known),
-                    "earlier": {self._sample.fingerprint: _earlier(list(earlier), made)},
-                    "differences": _differences(digest, first),
-                }
+                "estimate": EstimateDetails(
+                    sample=self._sample.fingerprint,
+                    metric=next(iter(made)),
+                    checkpoints=len(history),
+                    baselines=len(known),
+                    outranking={name: estimated[-1].outranking for name, estimated in made.items()},
+                    population={name: estimated[-1].population_interval for name, estimated in made.items()},
+                    earlier={self._sample.fingerprint: _earlier(list(earlier), made)},
+                    differences=_differences(digest, first),
+                ).to_json()
             },
         )
 
-    def seen(self, metrics: Sequence[str]) -> dict[str, Any]:
-        """All checkpoints that met this sample, as they look now; by sample, as in notes["estimate"]["earlier"]."""
+    def seen(self, metrics: Sequence[str]) -> Views:
+        """All checkpoints that met this sample, as they look now; by sample, as `EstimateDetails.earlier`."""
         if not self.possible:
             return {}
         history, known = _known_from(self._folder, self._baselines, self._shape)
@@ -157,16 +161,6 @@ def _as_estimate(estimated: Estimated, naive: float) -> Estimate:
     low, high = estimated.interval
     value = min(estimated.value, naive)
     return Estimate(value=value, low=min(low, value), high=min(max(high, value), naive), naive=naive)
-
-
-def _notes(made: Mapping[str, Sequence[Estimated]]) -> dict[str, Any]:
-    """How much stands behind the numbers."""
-    return {
-        "checkpoints": len(next(iter(made.values()))),
-        "crossings": {name: estimated[-1].outranking for name, estimated in made.items()},
-        "population": {name: list(estimated[-1].population_interval) for name, estimated in made.items()},
-        "metric": next(iter(made)),
-    }
 
 
 def _earlier(digests: Sequence[str], made: Mapping[str, Sequence[Estimated]]) -> dict[str, dict[str, list[float]]]:

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from dr_validate.ledger.per_query import read_query_values
-from dr_validate.ledger.revised import as_reported, refined
+from dr_validate.ledger.revised import EstimateDetails, refined
 from dr_validate.metrics.gains import moved
 from dr_validate.values import Checkpoint, Estimate, Float64, Report
 
@@ -57,8 +57,11 @@ def test_queries_follow_what_a_later_report_says(tmp_path: Path, now: float) -> 
     (seen, same) = refined([first, later])
     assert same == later
     assert (seen.metrics["mrr@10"].value, seen.metrics["mrr@10"].naive) == (now, 0.5)
-    assert seen.notes["estimate"]["population"]["mrr@10"] == [0.05, 0.6]
-    assert (as_reported(seen, "mrr@10"), as_reported(first, "mrr@10")) == (0.375, None)
+    assert EstimateDetails.of(seen).population["mrr@10"] == (0.05, 0.6)
+    assert (EstimateDetails.of(seen).as_reported.get("mrr@10"), EstimateDetails.of(first).as_reported.get("mrr@10")) == (
+        0.375,
+        None,
+    )
     values = np.array(list(read_query_values(tmp_path, seen, "mrr@10").values()))
     assert values.mean() == pytest.approx(now)
     assert ((values >= 0) & (values <= NAIVE)).all()

@@ -44,7 +44,9 @@ def rich(training: Training) -> Training:
     for number, value in enumerate(rng_values, 1):
         step = 1000 * number
         estimates = {"mrr@10": within(value + 0.0012, 0.0234), "recall@100": within(value + 0.3, 0.0111)}
-        training.done(step, estimates, notes={"estimate": {"crossings": 12.3, "population": {"mrr@10": [0.0123, 0.7654]}}})
+        training.done(
+            step, estimates, notes={"estimate": {"outranking": {"mrr@10": 12.3}, "population": {"mrr@10": [0.0123, 0.7654]}}}
+        )
         training.done(step, {"mrr@10": bound(value + 0.1), "recall@100": bound(value + 0.4)}, "b" * 16)
         report = training.done(step, {"mrr@10": exact(value), "recall@100": exact(value + 0.31)}, FULL)
         training.queries(report, {"mrr@10": [value + 0.01 * ((n * number) % 7) for n in range(30)]})

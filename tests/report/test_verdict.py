@@ -214,8 +214,12 @@ def test_the_smallest_error_is_said_only_of_strategies_of_equal_cost_on_the_same
 
 def test_an_extrapolated_value_is_called_one(training: Training) -> None:
     training.strategy()
-    training.done(100, within(0.3, 0.1), notes={"estimate": {"crossings": 0.4, "population": {}, "checkpoints": 1}})
-    assert "Only 0.4 sampled crossings: the corrected values are extrapolation, not evidence." in said(training)
+    training.done(
+        100, within(0.3, 0.1), notes={"estimate": {"outranking": {"mrr@10": 0.4}, "population": {}, "checkpoints": 1}}
+    )
+    assert "Only 0.4 sampled documents rank above a relevant one: corrected values are extrapolation, not evidence." in said(
+        training
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,10 +269,12 @@ def test_what_is_said_of_the_sample_changes_at_its_threshold_and_not_before(
     assert expected in said_of(training, **known)
 
 
-@pytest.mark.parametrize(("crossings", "extrapolated"), [(2.99, True), (3.0, False)])
-def test_three_crossings_are_evidence(training: Training, crossings: float, extrapolated: bool) -> None:
+@pytest.mark.parametrize(("outranking", "extrapolated"), [(2.99, True), (3.0, False)])
+def test_three_documents_above_a_relevant_one_are_evidence(training: Training, outranking: float, extrapolated: bool) -> None:
     training.strategy()
-    training.done(100, within(0.3, 0.1), notes={"estimate": {"crossings": crossings, "population": {}, "checkpoints": 1}})
+    training.done(
+        100, within(0.3, 0.1), notes={"estimate": {"outranking": {"mrr@10": outranking}, "population": {}, "checkpoints": 1}}
+    )
     assert ("extrapolation, not evidence" in said(training)) == extrapolated
 
 

@@ -16,7 +16,7 @@ from tests.processes import wait_for
 from tests.tracker.watching import RUN, Start, report, steps, table, undelivered, wait_for_rows
 from tests.wandb_server.fixture import ServerHandle
 
-NOTES = {"estimate": {"crossings": {"mrr@10": 12.5}, "population": {"mrr@10": [0.125, 0.5]}}}
+NOTES = {"estimate": {"outranking": {"mrr@10": 12.5}, "population": {"mrr@10": [0.125, 0.5]}}}
 AGREEMENT = Agreement(metric="mrr@10", checkpoints=2, kendall_tau=1.0, rmse=0.25, bias=0.0, regret=0.0)
 
 
@@ -80,7 +80,7 @@ def test_the_verdict_and_the_tables_of_the_page_are_there_and_whole_after_a_rest
     assert [(row["step"], row["checkpoints"]) for row in table(server, "fidelity")] == [(1000, 2), (1500, 3)]
     assert [(row["query_id"], row["change"]) for row in table(server, "queries")] == [("q2", -0.375), ("q1", 0.5)]
     (row, *_) = table(server, "checkpoints")
-    details = ("low", "high", "population_low", "population_high", "naive", "crossings")
+    details = ("low", "high", "population_low", "population_high", "naive", "outranking")
     assert [row[f"mrr@10/{name}"] for name in details] == [0.125, 0.375, 0.125, 0.5, 0.9, 12.5] and row["lag/seconds"] == 181
 
     summary = server.run(RUN).summary
