@@ -13,7 +13,8 @@ from pydantic import BeforeValidator, Field, ValidationError
 from dr_validate.component import UserPath, component
 from dr_validate.devices import check_devices
 from dr_validate.errors import ConfigError, DrValidateError
-from dr_validate.metrics.ranx import RanxMetrics, deepest_cutoff, parse_metric
+from dr_validate.metrics.names import deepest_cutoff, parse
+from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.stages import Dataset, Encoder, Engine, Fidelity, Index, Sampler, Source, Store, Tracker
 
 STAGES = ("source", "store", "dataset", "encoder", "sampler", "engine", "index", "fidelity", "tracker")
@@ -111,7 +112,7 @@ def build(config: Mapping[str, Any], optional: Collection[str] = ()) -> Run:
     shared = {key: value for key, value in config.items() if key not in (*STAGES, "watch", "report")}
     settings = _construct(Settings, "", shared, problems)
     if settings is not None:
-        problems.extend(_metric_problems(settings))
+        problems.extend(_metric_problems(settings, _plugins(config)))
     if problems or settings is None:
         raise ConfigError(problems)
     return Run(settings=settings, raw=config, **built)
@@ -197,11 +198,13 @@ def _describe(problem: Mapping[str, Any], place: str, values: Mapping[str, Any])
     return f"{path}: {message} (got {shown!r})" if plain else f"{path}: {message}"
 
 
-def _metric_problems(settings: Settings) -> list[str]:
+def _metric_problems(settings: Settings, plugins: Collection[str]) -> list[str]:
     problems = []
     for position, name in enumerate(settings.metrics):
         try:
-            parse_metric(name)
+            package = parse(name).package
+            if package is not None and package not in plugins:
+                problems.append(f"metrics.{position}: got {name!r}; for one of your own, name its package: plugins=[{package}]")
         except DrValidateError as error:
             problems.append(f"metrics.{position}: {error}")
     if len(set(settings.metrics)) < len(settings.metrics):

@@ -7,11 +7,19 @@ from dr_validate.errors import DrValidateError
 
 
 class Metric(NamedTuple):
-    """A parsed name: `recall@100-l2` is base `recall`, cutoff 100, documents count as relevant from gain 2 on."""
+    """A parsed name: `recall@100-l2` is base `recall`, cutoff 100, documents count as relevant from gain 2 on.
+
+    A base with a dot is a function of another package, see `own.py`.
+    """
 
     base: str
     cutoff: int | None
     relevant_from: int
+
+    @property
+    def package(self) -> str | None:
+        """The top-level package of a metric of one's own; None for ours."""
+        return self.base.partition(".")[0] if "." in self.base else None
 
 
 class _Kind(NamedTuple):
@@ -30,14 +38,18 @@ _KINDS = {
     "hit_rate": _Kind("required", True),
     "r-precision": _Kind("none", True),
 }
-KNOWN = "ndcg, ndcg@K, mrr, mrr@K, map, map@K, recall@K, precision@K, hit_rate@K, r-precision; all but ndcg also with -lG"
+_OWN = _Kind("required", False)
+KNOWN = (
+    "ndcg, ndcg@K, mrr, mrr@K, map, map@K, recall@K, precision@K, hit_rate@K, r-precision; all but ndcg also with -lG; "
+    "or a function of your own, my_package.metrics.function@K"
+)
 
 
 def parse(name: str) -> Metric:
     """Raises DrValidateError that lists the known names."""
     stem, has_level, level = name.partition("-l")
     base, has_cutoff, cutoff = stem.partition("@")
-    kind = _KINDS.get(base)
+    kind = _OWN if "." in base and all(part.isidentifier() for part in base.split(".")) else _KINDS.get(base)
     good = kind is not None
     if kind is not None:
         good = _is_count(cutoff) if has_cutoff else kind.cutoff != "required"
@@ -46,13 +58,6 @@ def parse(name: str) -> Metric:
     if not good:
         raise DrValidateError(f"got {name!r}, expected one of {KNOWN} (K a cutoff such as 10, G the least relevant gain)")
     return Metric(base=base, cutoff=int(cutoff) if has_cutoff else None, relevant_from=int(level) if has_level else 1)
-
-
-def parse_metric(name: str) -> tuple[str, int | None]:
-    """Base name (with `-l2` where it has one) and cutoff. Raises DrValidateError that lists the known names."""
-    metric = parse(name)
-    base = metric.base if metric.relevant_from == 1 else f"{metric.base}-l{metric.relevant_from}"
-    return base, metric.cutoff
 
 
 def deepest_cutoff(names: Sequence[str]) -> int:

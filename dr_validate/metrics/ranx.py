@@ -15,10 +15,9 @@ import numpy as np
 from dr_validate.component import component
 from dr_validate.errors import DatasetError
 from dr_validate.files import cache_folder, is_writable
-from dr_validate.metrics.names import deepest_cutoff, parse, parse_metric
+from dr_validate.metrics.names import parse
+from dr_validate.metrics.own import function_of, own_values
 from dr_validate.values import Float64, Qrels, Ranking, Scores
-
-__all__ = ["RanxMetrics", "deepest_cutoff", "parse_metric"]
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,11 @@ class RanxMetrics:
             parse(name)
 
     def check(self, qrels: Qrels, dataset: str) -> None:
-        """Raises DatasetError for metrics that no query counts for: their mean would be of nothing."""
+        """Raises DatasetError for metrics that no query counts for: their mean would be of nothing. SetupError for a metric of
+        one's own that cannot be imported."""
+        for name in self.names:
+            if parse(name).package is not None:
+                function_of(name)
         highest = int(qrels.gains.max(initial=0))
         if beyond := [name for name in self.names if parse(name).relevant_from > highest]:
             raise DatasetError(
@@ -45,17 +48,22 @@ class RanxMetrics:
     def warm_up(self) -> None:
         """Compile: about a minute the first time on a machine, a second once numba has it on disk."""
         one = np.zeros((1, 1, 2))
-        _evaluate(one, one, self.names)
+        _evaluate(one, one, self._of_ranx)
 
     def score(self, ranking: Ranking, qrels: Qrels) -> Scores:
         """See `Metrics.score`. A name without a cutoff looks at the whole ranking."""
         if not len(ranking.documents):
             return Scores(per_query={name: np.empty(0) for name in self.names})
         judged, most_gain = _judged(qrels)
-        values = _evaluate(judged, _retrieved(ranking), self.names)
+        values = _evaluate(judged, _retrieved(ranking), self._of_ranx)
         for name, value in values.items():
             value[most_gain < parse(name).relevant_from] = np.nan
-        return Scores(per_query=values)
+        values |= {name: own_values(name, ranking, qrels) for name in self.names if name not in values}
+        return Scores(per_query={name: values[name] for name in self.names})
+
+    @property
+    def _of_ranx(self) -> tuple[str, ...]:
+        return tuple(name for name in self.names if parse(name).package is None)
 
 
 def _judged(qrels: Qrels) -> tuple[Float64, Float64]:

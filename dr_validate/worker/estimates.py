@@ -11,6 +11,7 @@ from dr_validate.estimator.differences import differences
 from dr_validate.estimator.estimate import Estimated, estimate
 from dr_validate.estimator.evidence import RankEvidence, can_be_estimated, rank_evidence
 from dr_validate.ledger.revised import EstimateDetails, Views
+from dr_validate.metrics.names import parse
 from dr_validate.values import Estimate, Float64, Int64, Ranking, Sample, Scores, TestSet
 from dr_validate.worker.baselines import Baselines
 
@@ -55,11 +56,16 @@ class Estimates:
         mine = self.meet(digest, ranking)
         earlier, known = _known_from(self._folder, self._baselines, self._shape, but=digest)
         history = [*earlier.values(), mine]
-        made = {name: estimate(history, self._test_set.qrels, name, self._top_k, known) for name in scores.per_query}
+        made = self._estimated(history, scores.per_query, known)
+        if not made:
+            return self._uncorrected(scores)
         first = dict(zip([*earlier, digest], next(iter(made.values())), strict=True))
+        corrected = {name: _as_estimate(estimated[-1], scores.mean(name)) for name, estimated in made.items()}
+        per_query = {name: estimated[-1].per_query for name, estimated in made.items()}
+        plain = self._uncorrected(scores)
         return Outcome(
-            metrics={name: _as_estimate(estimated[-1], scores.mean(name)) for name, estimated in made.items()},
-            per_query={name: estimated[-1].per_query for name, estimated in made.items()},
+            metrics={name: corrected.get(name, plain.metrics[name]) for name in scores.per_query},
+            per_query={name: per_query.get(name, plain.per_query[name]) for name in scores.per_query},
             notes={
                 "estimate": EstimateDetails(
                     sample=self._sample.fingerprint,
@@ -82,8 +88,15 @@ class Estimates:
         if not history:
             return {}
         met = list(history.values())
-        made = {name: estimate(met, self._test_set.qrels, name, self._top_k, known) for name in metrics}
+        made = self._estimated(met, metrics, known)
         return {self._sample.fingerprint: _earlier(list(history), made)}
+
+    def _estimated(
+        self, history: Sequence[RankEvidence], metrics: Collection[str], known: Mapping[int, Int64]
+    ) -> dict[str, Sequence[Estimated]]:
+        """Of the metrics whose dependence on ranks is known: not of those of other packages."""
+        names = [name for name in metrics if parse(name).package is None]
+        return {name: estimate(history, self._test_set.qrels, name, self._top_k, known) for name in names}
 
     def meet(self, digest: str, ranking: Ranking) -> RankEvidence:
         """Keep what the ranking of a checkpoint over this sample shows."""

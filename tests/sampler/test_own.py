@@ -1,4 +1,4 @@
-"""The sampler of the folder's README, outside the package, through the command line."""
+"""The sampler and the metric of the folder's README, outside the package, through the command line."""
 
 import re
 import shlex
@@ -20,13 +20,20 @@ def block(language: str) -> str:
     return str(found)
 
 
-def test_a_sampler_of_a_package_of_ones_own_validates(
+FILES = {
+    "my_package/samplers.py": block("python"),
+    "my_package/metrics.py": block("py"),
+    "my_conf/sampler/thousand.yaml": block("yaml"),
+}
+
+
+def test_a_sampler_and_a_metric_of_a_package_of_ones_own_validate(
     dr_validate: Any, collection: Path, write_checkpoint: Callable[..., Path]
 ) -> None:
     folder = dr_validate.folder
     write_checkpoint(folder / "output" / "checkpoint-5", step=5)
-    for name, content in (("my_package/samplers.py", block("python")), ("my_conf/sampler/thousand.yaml", block("yaml"))):
-        (folder / name).parent.mkdir(parents=True)
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
     command = shlex.split(block("bash"))[3:]
     pooled = ["encoder.pooling=mean", "encoder.normalize=true", "tracker=none", "watch.mode=once"]
@@ -34,6 +41,13 @@ def test_a_sampler_of_a_package_of_ones_own_validates(
     assert result.returncode == 0, result.stderr
     (report,) = [report for report in dr_validate.reports() if report["sampler"] == "thousand"]
     assert report["corpus"]["encoded"] == 12 + 20  # judged documents, and the others
+    own = report["metrics"]["my_package.metrics.best_grade@5"]  # each query has one relevant document, of grade 1
+    assert own["value"] == own["naive"] >= report["metrics"]["mrr@10"]["naive"] > 0 == own["low"]
+
+
+def test_a_metric_of_a_package_that_is_not_named_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"metrics.0: got 'os.path.join@5'; .*plugins=\[os\]"):
+        build(composed("source.path=x", "dataset=pydoc", "metrics=[os.path.join@5]"))
 
 
 def test_a_class_of_a_package_that_is_not_named_is_never_imported() -> None:
