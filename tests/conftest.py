@@ -25,7 +25,7 @@ WORDS += ["queue", "archive", "locale", "signal", "buffer", "iterator"]
 # paths, which the fast tier does not even import; and every test with one of these fixtures, or with these names in its code
 # or in that of the helpers it calls.
 TESTS = Path(__file__).parent
-SLOW_FOLDERS = ("encoder", "engine", "index", "scenario", "wandb_server")
+SLOW_FOLDERS = ("encoder", "engine", "index", "integrations", "scenario", "wandb_server")
 SLOW_MODULES = (
     "test_bench.py",
     "test_doctor.py",
