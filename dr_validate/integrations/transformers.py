@@ -122,6 +122,16 @@ class AsyncValidation(transformers.TrainerCallback):
         trainer.add_callback(self)
         return self
 
+    @property
+    def watcher_pid(self) -> int | None:
+        """Of the watcher, while this process has one."""
+        return None if self._child is None else self._child.pid
+
+    @property
+    def results(self) -> tuple[Report, ...]:
+        """All Reports so far, by step; those of the last fraction of a second are told at the next step."""
+        return () if self._child is None else self._child.latest
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         if state.is_hyper_param_search:
             raise SetupError(

@@ -44,12 +44,12 @@ def sentence_transformer(tmp_path: Path, write_checkpoint: Callable[..., Path]) 
 
 @pytest.fixture
 def harder(tmp_path: Path) -> Path:
-    """A BEIR folder on which a random model is far from perfect: 96 documents of four words, queries of two of them."""
+    """A BEIR folder on which a random model is far from perfect: 240 documents of six words, queries of two of them."""
     import random
 
     chance = random.Random(3)
     vocabulary = [*WORDS, *map(str, range(40))]
-    texts = [chance.sample(vocabulary, 6) for _ in range(96)]
+    texts = [chance.sample(vocabulary, 6) for _ in range(240)]
     folder = tmp_path / "harder"
     (folder / "qrels").mkdir(parents=True)
     rows = [{"_id": f"d{n}", "title": "", "text": " ".join(words)} for n, words in enumerate(texts)]
