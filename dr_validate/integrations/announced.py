@@ -112,10 +112,10 @@ class Announced:
                 del self.waiting[step]
         return found
 
-    def remove(self, step: int) -> Waiting:
+    def remove(self, step: int) -> None:
         """It waits no longer: its result is there."""
         shutil.rmtree(self.folder / f"checkpoint-{step}", ignore_errors=True)
-        return self.waiting.pop(step)
+        del self.waiting[step]
 
     def _identify_snapshot(self, snapshot: Snapshot, epoch: float) -> Identity | None:
         snapshot.written.wait()

@@ -3,19 +3,65 @@
 import hashlib
 import logging
 import math
+import shutil
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dr_validate.errors import SetupError
 from dr_validate.files import sha256_of_file
+from dr_validate.integrations.announced import Identity
 from dr_validate.ledger.per_query import read_query_values
 from dr_validate.source.walk import wanted_files
 from dr_validate.values import Report
 
 Z95 = statistics.NormalDist().inv_cdf(0.975)  # of the intervals that a Report has
 log = logging.getLogger(__name__)
+
+
+class BestSoFar:
+    """The best of the results so far, by one metric; -1 as `step` before there is one."""
+
+    def __init__(self, out: Path, metric: str, state_dir: Path, min_confidence: float | None) -> None:
+        self._out, self._metric, self._state_dir, self._min_confidence = out, metric, state_dir, min_confidence
+        self._report: Report | None = None
+        self.step = -1
+
+    def offer(self, report: Report, step: int) -> bool:
+        """Whether it takes the place of the best."""
+        if self._report is not None and not is_better(
+            report, self._report, self._metric, self._state_dir, self._min_confidence
+        ):
+            return False
+        self._report, self.step = report, step
+        return True
+
+    def keep(self, snapshot: Path | None) -> None:
+        """Copy the best's snapshot, which goes when its result is there, to `best-STEP` beside the checkpoints."""
+        if snapshot is None or not snapshot.is_dir():
+            log.warning("validation: step %d is the best, but its snapshot has been overtaken", self.step)
+            return
+        mine = self._out / f"best-{self.step}"
+        shutil.copytree(snapshot, mine, dirs_exist_ok=True)
+        for other in self._out.glob("best-*"):
+            if other != mine:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def final(self, refined: Callable[[], Sequence[Report]], identities: Iterable[Identity]) -> tuple[int, float] | None:
+        """Step and value of the best by all that is known now, of those that are on disk: a sampled value may have moved."""
+        if self._report is None:
+            return None
+        if self._min_confidence is None:
+            here = {one.digest: one.step for one in identities if place_of(self._out, one.step) is not None}
+            if found := best_of(refined(), here, self._metric):
+                return found
+        return self.step, float(self._report.metrics[self._metric].value)
+
+
+def place_of(out: Path, step: int) -> Path | None:
+    """The folder of a step that can be loaded."""
+    return next((place for name in ("checkpoint", "best") if (place := out / f"{name}-{step}").is_dir()), None)
 
 
 def is_better(report: Report, best: Report, metric: str, state_dir: Path, min_confidence: float | None) -> bool:

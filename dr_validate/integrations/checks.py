@@ -12,6 +12,16 @@ from dr_validate.integrations.publish import unwrapped
 from dr_validate.values import Report
 
 BACKPRESSURE = ("newest", "all", "wait")
+# Keys, or the beginning of some, that the trainer decides, and how.
+OURS = {
+    "source": "it is the folder of the training",
+    "source.": "it is the folder of the training",
+    "task": "it is to validate",
+    "watch.mode": "follow",
+    "watch.stop_file": "it ends with the training",
+    "watch.skip": "by backpressure=",
+    "watch.order": "by backpressure=",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +38,8 @@ class Settings:
 
 def check_trainer(trainer: Any, settings: Settings, overrides: Sequence[str], cls: type) -> None:
     """Raises ConfigError with everything of a trainer and of the settings that would not work; `cls`: of the callback."""
-    problems = [*_wrong_settings(settings, set_of(overrides)), *_wrong_arguments(trainer.args, settings)]
+    problems = [*_wrong_overrides(overrides), *_wrong_settings(settings, set_of(overrides))]
+    problems += _wrong_arguments(trainer.args, settings)
     if any(isinstance(one, cls) for one in trainer.callback_handler.callbacks):
         problems.append("attach: the trainer has an AsyncValidation already; one is enough")
     problems += _wrong_parts(trainer, settings)
@@ -42,10 +53,37 @@ def check_trainer(trainer: Any, settings: Settings, overrides: Sequence[str], cl
         raise ConfigError(problems)
 
 
+def complete_overrides(overrides: Sequence[str], settings: Settings, places: Mapping[str, str], base: str | None) -> list[str]:
+    """The command line of the watcher: what was typed, with `places` and what follows from the settings."""
+    typed = set_of(overrides)
+    added = {**places, "watch.poll_s": "0.5", **({} if base is None else {"encoder.base_model": base})}
+    added = {key: value for key, value in added.items() if key not in typed}
+    if settings.device is not None:
+        added["device"] = visible_device(settings.device)[0]
+    skip, order = ("stale", "newest_first") if settings.backpressure == "newest" else ("never", "oldest_first")
+    added |= {"watch.mode": "follow", "watch.skip": skip, "watch.order": order}
+    return [*overrides, "source=folder", *(f"{key}={_quoted(value)}" for key, value in added.items())]
+
+
+def _quoted(value: str) -> str:
+    """As Hydra's grammar takes any text."""
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
 def base_model(model: Any) -> str | None:
     """Name or folder of the base of a PEFT model; None for others."""
     configs = getattr(unwrapped(model), "peft_config", None)
     return str(next(iter(configs.values())).base_model_name_or_path) if configs else None
+
+
+def _wrong_overrides(overrides: Sequence[str]) -> list[str]:
+    problems = [
+        f"{key}: the trainer decides it ({how}); leave it out"
+        for key in set_of(overrides)
+        for ours, how in OURS.items()
+        if key == ours or (ours.endswith(".") and key.startswith(ours))
+    ]
+    return [*problems, *(f"{override}: expected key=value" for override in overrides if "=" not in override)]
 
 
 def _wrong_settings(settings: Settings, typed: Mapping[str, str]) -> list[str]:
@@ -133,6 +171,12 @@ def keys_for(args: Any, metrics: Sequence[str]) -> dict[str, str]:
             f"'metrics=[...]' to the overrides"
         ]
     )
+
+
+def chosen(args: Any, keys: Mapping[str, str]) -> str:
+    """The metric that chooses the best: that of metric_for_best_model, else the first."""
+    wanted = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
+    return next((metric for metric, key in keys.items() if key == wanted), next(iter(keys)))
 
 
 def values_of(report: Report, keys: Mapping[str, str]) -> dict[str, float]:

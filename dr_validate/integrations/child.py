@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.config import Run, build
-from dr_validate.errors import ConfigError, DrValidateError, SetupError
+from dr_validate.errors import DrValidateError, SetupError
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.process import die_with_parent
 from dr_validate.values import Report
@@ -195,19 +195,6 @@ def set_of(overrides: Iterable[str]) -> dict[str, str]:
     """Keys and values as they are typed, without `+` and `++`."""
     parts = (override.lstrip("+").partition("=") for override in overrides)
     return {key: value for key, _, value in parts}
-
-
-def check_overrides(overrides: Sequence[str], ours: Mapping[str, str]) -> None:
-    """Raises ConfigError for keys that the trainer decides; `ours`: a key or the beginning of one, and how it is set."""
-    problems = [
-        f"{key}: the trainer decides it ({how}); leave it out"
-        for key in set_of(overrides)
-        for ours_key, how in ours.items()
-        if key == ours_key or (ours_key.endswith(".") and key.startswith(ours_key))
-    ]
-    problems += [f"{override}: expected key=value" for override in overrides if "=" not in override]
-    if problems:
-        raise ConfigError(problems)
 
 
 if __name__ == "__main__":

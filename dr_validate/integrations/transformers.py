@@ -27,9 +27,18 @@ from dr_validate.config import Run
 from dr_validate.encoder.spec import CONTRACT_KEYS
 from dr_validate.errors import SetupError
 from dr_validate.integrations.announced import Announced, checkpoints_in, complete, to_delete
-from dr_validate.integrations.best import best_of, check_loaded, is_better
-from dr_validate.integrations.checks import Settings, base_model, check_trainer, keys_for, values_of, visible_device
-from dr_validate.integrations.child import WatcherChild, check_overrides, compose, set_of
+from dr_validate.integrations.best import BestSoFar, check_loaded, place_of
+from dr_validate.integrations.checks import (
+    Settings,
+    base_model,
+    check_trainer,
+    chosen,
+    complete_overrides,
+    keys_for,
+    values_of,
+    visible_device,
+)
+from dr_validate.integrations.child import WatcherChild, compose, set_of
 from dr_validate.integrations.publish import tevatron_contract, unwrapped
 from dr_validate.integrations.snapshots import Snapshots
 from dr_validate.values import Report
@@ -37,15 +46,6 @@ from dr_validate.values import Report
 RANKS_EVERY = 10  # steps between two broadcasts
 LOOK_EVERY_S = 0.2
 WAIT_S = 1.0  # between two looks while the training waits
-OURS = {
-    "source": "it is the folder of the training",
-    "source.": "it is the folder of the training",
-    "task": "it is to validate",
-    "watch.mode": "follow",
-    "watch.stop_file": "it ends with the training",
-    "watch.skip": "by backpressure=",
-    "watch.order": "by backpressure=",
-}
 log = logging.getLogger(__name__)
 
 
@@ -93,8 +93,7 @@ class AsyncValidation(transformers.TrainerCallback):
         self._trainer: Any = None
         self._child: WatcherChild | None = None
         self._snapshots: Snapshots | None = None
-        self._best: tuple[Report, float] | None = None
-        self._best_step = -1
+        self._best: BestSoFar | None = None
         self._limit: int | None = None
         self._told: set[int] = set()
         self._mine: set[int] = set()  # steps that this training has saved
@@ -103,16 +102,16 @@ class AsyncValidation(transformers.TrainerCallback):
 
     def attach(self, trainer: Any) -> "AsyncValidation":
         """Join `trainer`, before train(). Raises SetupError with every setting that would not work, and the way out."""
-        check_overrides(self._overrides, OURS)
         check_trainer(trainer, self._settings, self._overrides, type(self))
         out = Path(trainer.args.output_dir).absolute()
-        typed = set_of(self._overrides)
-        self._state_dir = Path(typed.get("state_dir", out / ".dr_validate")).absolute()
+        self._state_dir = Path(set_of(self._overrides).get("state_dir", out / ".dr_validate")).absolute()
         folder = self._settings.snapshot_folder / f"dr_validate-{os.getuid()}-{fingerprint({'out': str(out)})}"
         self._folder = folder if self._settings.every else out / ".dr_validate" / "announced"
-        self._command = self._complete_overrides(typed, out, base_model(trainer.model))
+        places = {"source.path": str(self._folder), "source.name": out.name, "state_dir": str(self._state_dir)}
+        self._command = complete_overrides(self._overrides, self._settings, places, base_model(trainer.model))
         self._run: Run = compose(self._command)
         self._keys = keys_for(trainer.args, self._run.settings.metrics)
+        self._metric = chosen(trainer.args, self._keys)
         stated = {key: getattr(self._run.encoder, key, None) for key in CONTRACT_KEYS}
         said = tevatron_contract(unwrapped(trainer.model)) | {key: one for key, one in stated.items() if one is not None}
         self._contract = {key: value for key, value in said.items() if key in CONTRACT_KEYS}
@@ -145,6 +144,7 @@ class AsyncValidation(transformers.TrainerCallback):
         if not state.is_world_process_zero:
             return
         with self._blocks():
+            self._best = BestSoFar(Path(args.output_dir), self._metric, self._state_dir, self._settings.min_confidence)
             self._announced = Announced(self._folder, self._state_dir / "trainer.jsonl")
             found = checkpoints_in(Path(args.output_dir)) if state.global_step else {}
             self._state_dir.mkdir(parents=True, exist_ok=True)
@@ -241,8 +241,8 @@ class AsyncValidation(transformers.TrainerCallback):
 
     def _credit(self, args: Any, state: Any, step: int, value: float) -> None:
         state.best_metric, state.best_global_step = value, step
-        places = [Path(args.output_dir) / f"{name}-{step}" for name in ("checkpoint", "best")]
-        state.best_model_checkpoint = next((str(place) for place in places if place.is_dir()), None)
+        place = place_of(Path(args.output_dir), step)
+        state.best_model_checkpoint = None if place is None else str(place)
 
     def _shared(self, args: Any, mine: Any) -> Any:
         """What rank 0 has, on every rank."""
@@ -269,7 +269,10 @@ class AsyncValidation(transformers.TrainerCallback):
         if state.is_world_process_zero and self._announced.waiting:
             steps = ", ".join(map(str, self._announced.waiting))
             log.warning("validation: no result of steps %s within exit_timeout_s; the ledger keeps what is done", steps)
-        best = self._shared(args, self._final_best(args) if state.is_world_process_zero else None)
+        best = None
+        if self._best is not None and self._child is not None:  # rank 0
+            best = self._best.final(self._child.refined, self._announced.identities.values())
+        best = self._shared(args, best)
         if best is not None:
             self._credit(args, state, *best)
 
@@ -277,53 +280,31 @@ class AsyncValidation(transformers.TrainerCallback):
 
     def _collect(self, args: Any, state: Any) -> list[Result]:
         """What has come since the last time, by step; the best among it is known."""
-        assert self._child is not None
+        assert self._child is not None and self._best is not None
         if time.monotonic() < self._next_look:
             return []
         self._next_look = time.monotonic() + LOOK_EVERY_S
         self._is_dead()
         results = []
         for identity, report in self._announced.settled(self._child.latest):
-            waiting = self._announced.remove(identity.step)
+            step, snapshot = identity.step, self._announced.waiting[identity.step].snapshot
             if report.status != "done":
-                log.warning("validation: none of step %d: %s", identity.step, report.error)
-                results.append(Result(step=identity.step, epoch=identity.epoch, metrics={}))
+                log.warning("validation: none of step %d: %s", step, report.error)
+                results.append(Result(step=step, epoch=identity.epoch, metrics={}))
             else:
-                results.append(self._result(args, report, identity.step, identity.epoch))
-                if results[-1].is_best and waiting.snapshot is not None:
-                    self._keep_best(args, waiting.snapshot.folder, identity.step)
-            if waiting.snapshot is not None and self._snapshots is not None:
-                self._snapshots.remove(waiting.snapshot)
+                results.append(self._result(args, report, step, identity.epoch))
+                if results[-1].is_best and snapshot is not None:
+                    self._best.keep(snapshot.folder)
+            self._announced.remove(step)
         if results:
             self._rotate(args, state)
         return results
 
     def _result(self, args: Any, report: Report, step: int, epoch: float) -> Result:
-        metrics = values_of(report, self._keys)
-        metric = next(metric for metric, key in self._keys.items() if key == self._chooser(args))
-        value = report.metrics[metric].value
-        is_best = args.metric_for_best_model is not None and (
-            self._best is None or is_better(report, self._best[0], metric, self._state_dir, self._settings.min_confidence)
-        )
-        if is_best:
-            self._best = (report, value)
-            self._best_step = step
-        return Result(step=step, epoch=epoch, metrics=metrics, value=value, is_best=is_best)
-
-    def _chooser(self, args: Any) -> str:
-        wanted = args.metric_for_best_model
-        if wanted is None:
-            return next(iter(self._keys.values()))
-        return wanted if wanted.startswith("eval_") else f"eval_{wanted}"
-
-    def _final_best(self, args: Any) -> tuple[int, float] | None:
-        """Step and value by all that is known now; a sampled value may have moved since it was told."""
-        if self._best is None or self._child is None or self._settings.min_confidence is not None:
-            return None if self._best is None else (self._best_step, self._best[1])
-        metric = next(metric for metric, key in self._keys.items() if key == self._chooser(args))
-        out = Path(args.output_dir)
-        here = {one.digest: step for step, one in self._announced.identities.items() if _is_kept(out, step)}
-        return best_of(self._child.refined(), here, metric) or (self._best_step, self._best[1])
+        assert self._best is not None
+        is_best = args.metric_for_best_model is not None and self._best.offer(report, step)
+        value = float(report.metrics[self._metric].value)
+        return Result(step=step, epoch=epoch, metrics=values_of(report, self._keys), value=value, is_best=is_best)
 
     def _snapshot(self, state: Any, *, wait: bool) -> None:
         assert self._snapshots is not None
@@ -353,20 +334,9 @@ class AsyncValidation(transformers.TrainerCallback):
     def _is_dead(self) -> bool:
         return self._child is None or not self._child.check()
 
-    def _keep_best(self, args: Any, folder: Path | None, step: int) -> None:
-        """A snapshot goes when its result is there; the best stays, as `best-STEP` beside the checkpoints."""
-        out = Path(args.output_dir)
-        if folder is None or not folder.is_dir():
-            log.warning("validation: step %d is the best, but its snapshot has been overtaken", step)
-            return
-        shutil.copytree(folder, out / f"best-{step}", dirs_exist_ok=True)
-        for other in out.glob("best-*"):
-            if other.name != f"best-{step}":
-                shutil.rmtree(other, ignore_errors=True)
-
     def _rotate(self, args: Any, state: Any) -> None:
         steps = sorted(step for step in self._mine if (Path(args.output_dir) / f"checkpoint-{step}").is_dir())
-        kept = {*self._announced.waiting} | ({self._best_step} if self._best is not None else set())
+        kept = [*self._announced.waiting, *([] if self._best is None else [self._best.step])]
         self._delete(args, to_delete(steps, self._limit, kept))
 
     def _delete(self, args: Any, steps: Sequence[int]) -> None:
@@ -378,18 +348,6 @@ class AsyncValidation(transformers.TrainerCallback):
         known = self._announced.identities.get(state.best_global_step)
         check_loaded(unwrapped(model), Path(state.best_model_checkpoint), known.weights_sha256 if known else "")
 
-    def _complete_overrides(self, typed: Mapping[str, str], out: Path, base: str | None) -> list[str]:
-        settings = self._settings
-        defaults = {"state_dir": str(self._state_dir), "source.name": out.name, "watch.poll_s": "0.5"}
-        defaults |= {} if base is None else {"encoder.base_model": base}
-        added = {key: value for key, value in defaults.items() if key not in typed}
-        if settings.device is not None:
-            added["device"] = visible_device(settings.device)[0]
-        skip, order = ("stale", "newest_first") if settings.backpressure == "newest" else ("never", "oldest_first")
-        added |= {"watch.mode": "follow", "watch.skip": skip, "watch.order": order}
-        quoted = [f"{key}={_quoted(value)}" for key, value in added.items()]
-        return [*self._overrides, "source=folder", f"source.path={_quoted(str(self._folder))}", *quoted]
-
     @contextlib.contextmanager
     def _blocks(self) -> Iterator[None]:
         began = time.monotonic()
@@ -397,12 +355,3 @@ class AsyncValidation(transformers.TrainerCallback):
             yield
         finally:
             self._blocked_s += time.monotonic() - began
-
-
-def _is_kept(out: Path, step: int) -> bool:
-    return any((out / f"{name}-{step}").is_dir() for name in ("checkpoint", "best"))
-
-
-def _quoted(value: str) -> str:
-    """As Hydra's grammar takes any text."""
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
