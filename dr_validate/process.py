@@ -4,6 +4,7 @@ Nothing that is said here fails: a reader that has gone away, or cannot show a c
 """
 
 import contextlib
+import ctypes
 import logging
 import os
 import re
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 log = logging.getLogger(__name__)
+PR_SET_PDEATHSIG = 1  # of Linux
 LOG_WIDTH = 110  # characters, where standard output is not a terminal
 _IN_ASCII = str.maketrans("█━─┃│┡╇┩┏┳┓└┴┘├┼┤…\u2212\u2013\u00d7\u00b7\u2019", "#=-||++++++++++++.--x.'") | {0xB1: "+/-"}
 # Control characters, the separators of lines and of directions of Unicode, halves of surrogate pairs.
@@ -142,6 +144,12 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when the thread that started it ends, however that happens (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def until_stopped(stop: threading.Event, grace_s: float) -> Callable[[], bool]:

@@ -1,6 +1,7 @@
 """Fixtures that every part shares: small real checkpoints and collections, and the command line as a user calls it."""
 
 import inspect
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -21,7 +22,7 @@ SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 # paths, which the fast tier does not even import; and every test with one of these fixtures, or with these names in its code
 # or in that of the helpers it calls.
 TESTS = Path(__file__).parent
-SLOW_FOLDERS = ("command", "encoder", "engine", "index", "scenario", "scripts", "wandb_server")
+SLOW_FOLDERS = ("command", "encoder", "engine", "index", "integrations", "scenario", "scripts", "wandb_server")
 SLOW_PATHS = [*(TESTS / name for name in SLOW_FOLDERS), TESTS / "cli" / "test_doctor.py"]
 SLOW_FIXTURES = {"dr_validate", "sdk", "write_checkpoint", "minilm", "server", "logged", "open_pipeline", "small_disk"}
 SLOW_NAMES = {"subprocess", "multiprocessing", "torch", "transformers", "wandb"}
@@ -131,6 +132,18 @@ def wide_collection(tmp_path: Path) -> Path:
 def write_checkpoint() -> Callable[..., Path]:
     """`write_checkpoint(folder, seed=0, step=None, tokenizer=True)`: a tiny random BERT as the HF Trainer leaves it."""
     return factories.write_checkpoint
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 6 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)], capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture

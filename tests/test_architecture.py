@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ledger",),
     ("report", "tracker"),
     ("worker", "watcher"),
-    ("cli",),
+    ("cli", "integrations"),
 )
 HEAVY = {
     "torch",

@@ -5,10 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from dr_validate.encoder.backbone import Backbone, read_backbone
-from dr_validate.encoder.checks import USE_STEP_VERSION, check_no_link_leaves, check_unused, weight_shapes
+from dr_validate.encoder.checks import USE_STEP_VERSION, check_no_link_leaves, check_unused, read_object, weight_shapes
 from dr_validate.encoder.lengths import length_warnings, max_length
 from dr_validate.encoder.modules import modules_tower
-from dr_validate.encoder.spec import Contract, EncoderSpec, Head, Kind, PoolingName, TowerSpec, contradiction
+from dr_validate.encoder.spec import (
+    CONTRACT_FILE,
+    Contract,
+    EncoderSpec,
+    Head,
+    Kind,
+    PoolingName,
+    TowerSpec,
+    contradiction,
+    encoder_settings,
+)
 from dr_validate.errors import CheckpointError, NotStated
 from dr_validate.values import Side
 
@@ -22,7 +32,8 @@ DPR: Mapping[Side, tuple[str, str]] = {
 
 
 def read_contract(folder: Path, stated: EncoderSpec) -> Contract:
-    """The contract of the checkpoint in `folder`; what is stated wins over what the checkpoint says.
+    """The contract of the checkpoint in `folder`; what is stated wins over what the checkpoint says, and of that what its
+    dr_validate.json says (see `integrations/publish.py`) over the rest.
 
     Raises CheckpointError where the folder cannot be used, NotStated where pooling, normalisation, a length, a prefix or a
     base model are said nowhere: the message names the `encoder.` keys that state them.
@@ -30,6 +41,14 @@ def read_contract(folder: Path, stated: EncoderSpec) -> Contract:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
     check_no_link_leaves(folder)
+    said = encoder_settings(read_object(folder / CONTRACT_FILE), str(folder / CONTRACT_FILE))
+    warnings = [one for key, value in said.items() for one in contradiction(key, getattr(stated, key), value, CONTRACT_FILE)]
+    joined = replace(stated, **{key: value for key, value in said.items() if getattr(stated, key) is None})
+    found = _read(folder, joined)
+    return replace(found, query=replace(found.query, warnings=(*warnings, *found.query.warnings))) if warnings else found
+
+
+def _read(folder: Path, stated: EncoderSpec) -> Contract:
     if (folder / QUERY_FOLDER).is_dir():
         return _two_towers(folder, stated)
     kind: Kind = "sentence-transformers" if (folder / "modules.json").is_file() else "transformers"

@@ -1,11 +1,15 @@
 """The words of an encoder contract: what a user states, what a checkpoint says, and what follows from both."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from dr_validate.errors import CheckpointError
 from dr_validate.values import Side
+
+CONTRACT_FILE = "dr_validate.json"  # beside the weights: what the training knows, and no other file of the checkpoint says
 
 PoolingName = Literal["cls", "mean", "max", "last", "weighted_mean", "mean_sqrt_len"]
 Kind = Literal["transformers", "sentence-transformers", "two towers"]
@@ -120,6 +124,35 @@ class Contract:
     def warnings(self) -> tuple[str, ...]:
         """Of both sides, each once."""
         return tuple(dict.fromkeys([*self.query.warnings, *self.document.warnings]))
+
+
+# Of EncoderSpec what a CONTRACT_FILE may state, with the type of each.
+CONTRACT_KEYS: Mapping[str, type[Any]] = {
+    "pooling": str,
+    "normalize": bool,
+    "query_prefix": str,
+    "document_prefix": str,
+    "query_max_length": int,
+    "document_max_length": int,
+}
+
+
+def encoder_settings(said: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """What `said` (the content of a CONTRACT_FILE) states of an EncoderSpec; null states nothing.
+
+    Raises CheckpointError, beginning with `place`, for a key or value that is not known: it may change every vector.
+    """
+    if unknown := sorted(said.keys() - CONTRACT_KEYS.keys()):
+        raise CheckpointError(f"{place}: {unknown[0]}: no such key, expected some of {', '.join(CONTRACT_KEYS)}")
+    stated = {key: value for key, value in said.items() if value is not None}
+    for key, value in stated.items():
+        kind = CONTRACT_KEYS[key]
+        if type(value) is not kind or (kind is int and value < 1):
+            expected = "a positive whole number" if kind is int else {bool: "true or false", str: "a text"}[kind]
+            raise CheckpointError(f"{place}: {key}: got {value!r}, expected {expected}")
+    if (pooling := stated.get("pooling")) is not None and pooling not in get_args(PoolingName):
+        raise CheckpointError(f"{place}: pooling: got {pooling!r}, expected one of {list(get_args(PoolingName))}")
+    return stated
 
 
 def contradiction(key: str, stated: object, said: object, place: str = "") -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 TOWER_FOLDERS = ("query_model", "passage_model", "document_model")
 PATTERNS = (
     "config*.json",
+    "dr_validate.json",  # what publish() of the training says of pooling and the like
     "sentence_*_config.json",
     "modules.json",
     "router_config.json",

@@ -8,7 +8,6 @@ library ends this process and costs one attempt; the watcher lives on.
 """
 
 import contextlib
-import ctypes
 import errno
 import gc
 import json
@@ -26,9 +25,8 @@ from typing import IO, Any
 
 from dr_validate.errors import INTERRUPTS, CheckpointError, DeviceFailure, Interrupted, NotStated, SetupError
 from dr_validate.files import is_disk_full, is_read_only
-from dr_validate.process import set_up_logging
+from dr_validate.process import die_with_parent, set_up_logging
 
-PR_SET_PDEATHSIG = 1
 PROGRESS_EVERY_S = 0.5
 log = logging.getLogger(__name__)
 
@@ -187,7 +185,7 @@ def live_and_die_with_parent() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the terminal signals the whole group; the watcher decides what it means
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent(signal.SIGKILL)
         with contextlib.suppress(OSError):  # /proc may be hidden, or read-only
             Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 

@@ -1,0 +1,167 @@
+"""What of a training waits for its validation: folders that the watcher finds, and how a Report is known to be of one of them.
+
+A checkpoint is announced under hard links of its files: whatever the trainer deletes, they stay until the result is there.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dr_validate.encoder.backbone import TOKENIZER_FILES
+from dr_validate.encoder.spec import CONTRACT_FILE
+from dr_validate.files import sha256_of_file, sha256_of_files, write_atomically
+from dr_validate.integrations.publish import STATE_FILE, write_contract
+from dr_validate.integrations.snapshots import Snapshot
+from dr_validate.source.walk import wanted_files
+from dr_validate.values import Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Which weights a step had: `digest` as the folder source gives it, `weights_sha256` as a Report does."""
+
+    step: int
+    epoch: float
+    digest: str
+    weights_sha256: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Waiting:
+    """A step whose result is not there yet; `identity` is None of one that was not written."""
+
+    step: int
+    identity: "Future[Identity | None]"
+    snapshot: Snapshot | None = None
+
+
+class Announced:
+    """Steps that wait, in `folder`; identities of all steps so far are in `record`, for a training that resumes."""
+
+    def __init__(self, folder: Path, record: Path) -> None:
+        self.folder, self._record = folder, record
+        self.waiting: dict[int, Waiting] = {}
+        self.identities: dict[int, Identity] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dr_validate-digests")
+
+    def resume(self, step: int, checkpoints: Mapping[int, Path], epoch: float) -> None:
+        """Go on from `step`: what is known up to it waits for the ledger, what came after it did not happen.
+
+        `checkpoints`: folders that the training has on disk; `epoch` that of `step`.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            lines = self._record.read_text(encoding="utf-8").splitlines()
+            known = [Identity(**json.loads(line)) for line in lines if line.endswith("}")]
+            self.identities = {one.step: one for one in known if one.step <= step}
+        self._write()
+        for place in sorted(self.folder.glob("checkpoint-*")):
+            if int(place.name.rpartition("-")[2]) > step:
+                shutil.rmtree(place, ignore_errors=True)
+        for one in self.identities.values():
+            identity: Future[Identity | None] = Future()
+            identity.set_result(one)
+            self.waiting[one.step] = Waiting(step=one.step, identity=identity)
+        for number, place in checkpoints.items():
+            if number <= step and number not in self.identities:
+                self.add(number, place, epoch * number / step)
+
+    def add(self, step: int, checkpoint: Path, epoch: float) -> None:
+        """Link a saved checkpoint's files to where the watcher looks."""
+        place = self.folder / f"checkpoint-{step}"
+        building = place.with_name(f".{place.name}")
+        shutil.rmtree(building, ignore_errors=True)
+        for name, path in {**wanted_files(checkpoint), STATE_FILE: checkpoint / STATE_FILE}.items():
+            (building / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, building / name)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(path, building / name)
+        shutil.rmtree(place, ignore_errors=True)
+        building.rename(place)
+        self.waiting[step] = Waiting(step=step, identity=self._thread.submit(self._identify, step, epoch, place))
+
+    def add_snapshot(self, snapshot: Snapshot, epoch: float) -> None:
+        """The same for one that is being written where the watcher looks."""
+        identity = self._thread.submit(self._identify_snapshot, snapshot, epoch)
+        self.waiting[snapshot.step] = Waiting(step=snapshot.step, identity=identity, snapshot=snapshot)
+
+    def settled(self, reports: Iterable[Report]) -> list[tuple[Identity, Report]]:
+        """Waiting steps that have a final Report, by step."""
+        final: dict[str, Report] = {}
+        for report in reports:
+            keys = [report.checkpoint.digest]
+            if report.status == "done" and report.checkpoint.weights_sha256:
+                keys.append(report.checkpoint.weights_sha256)  # of a watcher on a folder with other files beside the weights
+            for key in keys:
+                if key not in final or final[key].status != "done":
+                    final[key] = report
+        found = []
+        for step in sorted(self.waiting):
+            identity = self.waiting[step].identity
+            one = identity.result() if identity.done() else None
+            keys = [] if one is None else [key for key in (one.digest, one.weights_sha256) if key in final]
+            if one is not None and keys:
+                found.append((one, final[keys[0]]))
+            elif identity.done() and one is None:
+                del self.waiting[step]
+        return found
+
+    def remove(self, step: int) -> None:
+        """It waits no longer: its result is there."""
+        shutil.rmtree(self.folder / f"checkpoint-{step}", ignore_errors=True)
+        del self.waiting[step]
+
+    def _identify_snapshot(self, snapshot: Snapshot, epoch: float) -> Identity | None:
+        snapshot.written.wait()
+        return None if snapshot.folder is None else self._identify(snapshot.step, epoch, snapshot.folder)
+
+    def _identify(self, step: int, epoch: float, place: Path) -> Identity | None:
+        try:
+            digests = {name: sha256_of_file(path) for name, path in wanted_files(place).items()}
+        except FileNotFoundError:  # replaced, or overtaken, meanwhile
+            return None
+        one = Identity(step=step, epoch=epoch, digest=sha256_of_files(digests), weights_sha256=weights_sha256(digests))
+        self.identities[step] = one
+        with self._record.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(asdict(one)) + "\n")
+        return one
+
+    def _write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._record, "".join(json.dumps(asdict(one)) + "\n" for one in self.identities.values()))
+
+
+def weights_sha256(digests: Mapping[str, str]) -> str:
+    """Of the weights among files and their hex digests, as `Checkpoint.weights_sha256` has it."""
+    weights = {name: value for name, value in digests.items() if name.endswith(".safetensors")}
+    return next(iter(weights.values())) if len(weights) == 1 else sha256_of_files(weights).removeprefix("sha256:")
+
+
+def complete(checkpoint: Path, tokenizer: Any, contract: Mapping[str, Any]) -> None:
+    """Add to a checkpoint what its trainer leaves out: the tokenizer (Tevatron), and the encoder contract. Only to be called
+    when it has just been saved: a trainer takes the folder that was written to last for the newest."""
+    if tokenizer is not None and not any((checkpoint / name).is_file() for name in ("modules.json", *TOKENIZER_FILES)):
+        tokenizer.save_pretrained(str(checkpoint))
+    if contract and not (checkpoint / CONTRACT_FILE).is_file():
+        write_contract(checkpoint, contract)
+
+
+def checkpoints_in(folder: Path) -> dict[int, Path]:
+    """Folders `checkpoint-STEP` by ascending step."""
+    names = [path for path in folder.glob("checkpoint-*") if path.is_dir() and path.name.rpartition("-")[2].isdecimal()]
+    return dict(sorted((int(path.name.rpartition("-")[2]), path) for path in names))
+
+
+def to_delete(steps: Sequence[int], limit: int | None, kept: Iterable[int]) -> list[int]:
+    """Which of the saved `steps` (ascending) go, oldest first, until `limit` are left: never the newest, nor those `kept`."""
+    if limit is None or limit <= 0:
+        return []
+    safe = {*kept, *steps[-1:]}
+    going = [step for step in steps if step not in safe]
+    return going[: max(0, len(steps) - limit)]

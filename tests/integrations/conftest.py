@@ -1,0 +1,61 @@
+"""Tiny models as trainings hold them: a random BERT with its tokenizer, and the same as a SentenceTransformer."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.factories import WORDS
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def bert(tmp_path: Path, write_checkpoint: Callable[..., Path]) -> tuple[Any, Any]:
+    """A model of transformers and its tokenizer."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = write_checkpoint(tmp_path / "base", seed=1)
+    model: Any = AutoModel.from_pretrained(str(folder), add_pooling_layer=False)
+    return model, AutoTokenizer.from_pretrained(str(folder))
+
+
+@pytest.fixture
+def sentence_transformer(tmp_path: Path, write_checkpoint: Callable[..., Path]) -> Any:
+    """With mean pooling, cosine similarity and a prompt for queries."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules as parts
+
+    folder = write_checkpoint(tmp_path / "base", seed=1)
+    transformer = parts.Transformer(str(folder))
+    modules = [transformer, parts.Pooling(transformer.get_embedding_dimension(), "mean")]
+    return SentenceTransformer(modules=modules, device="cpu", prompts={"query": "number ", "document": ""})
+
+
+@pytest.fixture
+def harder(tmp_path: Path) -> Path:
+    """A BEIR folder on which a random model is far from perfect: 240 documents of six words, queries of two of them."""
+    import random
+
+    chance = random.Random(3)
+    vocabulary = [*WORDS, *map(str, range(40))]
+    texts = [chance.sample(vocabulary, 6) for _ in range(240)]
+    folder = tmp_path / "harder"
+    (folder / "qrels").mkdir(parents=True)
+    rows = [{"_id": f"d{n}", "title": "", "text": " ".join(words)} for n, words in enumerate(texts)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    queries = [{"_id": f"q{n}", "text": " ".join(texts[n][:2])} for n in range(24)]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
+    lines = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1" for n in range(24))]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n")
+    return folder

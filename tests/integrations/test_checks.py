@@ -1,0 +1,125 @@
+"""What is refused before a training begins, and how its results are called and compared."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dr_validate.errors import ConfigError, SetupError
+from dr_validate.integrations.announced import to_delete
+from dr_validate.integrations.best import is_better
+from dr_validate.integrations.checks import keys_for, values_of
+from dr_validate.integrations.child import child_environment
+from dr_validate.integrations.transformers import AsyncValidation
+from dr_validate.values import Checkpoint, Estimate, Report
+from tests.integrations.tiny import STATED, learner
+
+
+def report(
+    value: float, *, low: float | None = None, high: float | None = None, digest: str = "sha256:a", **notes: Any
+) -> Report:
+    checkpoint = Checkpoint(name="c", version="c", digest=digest, step=1, step_from="folder name", created_at="", uri="")
+    estimate = Estimate(value=value, low=value if low is None else low, high=value if high is None else high, naive=1.0)
+    told = {"dataset": "d", "sampler": "full", "spec": "s", "status": "done", "at": "2026-11-21T03:12:00Z", "attempts": 1}
+    given: dict[str, Any] = {**told, "metrics": {"mrr@10": estimate}, "corpus": {}, "seconds": {}, "notes": notes}
+    return Report(checkpoint=checkpoint, **given)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "named"),
+    [
+        ({"save_strategy": "no", "load_best_model_at_end": False}, {}, "save_strategy='no'"),
+        ({"save_strategy": "best"}, {}, "save_strategy='best'"),
+        ({"greater_is_better": False}, {}, "greater_is_better=False"),
+        ({}, {"every": 0}, "every: got 0"),
+        ({}, {"backpressure": "some"}, "backpressure: got 'some'"),
+        ({}, {"min_confidence": 95}, "min_confidence: got 95"),
+        ({}, {"device": "cuda:1"}, "device: set twice"),
+    ],
+)
+def test_settings_that_would_not_work_are_refused_at_attach_with_the_way_out(
+    bert: Any, harder: Path, tmp_path: Path, arguments: Any, settings: Any, named: str
+) -> None:
+    trainer = learner(bert, harder, tmp_path / "out", **arguments)
+    with pytest.raises(ConfigError) as caught:
+        AsyncValidation([*STATED, f"dataset.path={harder}"], **settings).attach(trainer)
+    assert len(caught.value.problems) == 1
+    assert caught.value.problems[0].startswith(named)
+
+
+def test_what_the_trainer_decides_is_not_to_be_set(bert: Any, harder: Path, tmp_path: Path) -> None:
+    trainer = learner(bert, harder, tmp_path / "out")
+    with pytest.raises(ConfigError) as caught:
+        AsyncValidation([*STATED, "source.path=elsewhere", "watch.skip=never", "nonsense"]).attach(trainer)
+    assert [one.partition(":")[0] for one in caught.value.problems] == ["source.path", "watch.skip", "nonsense"]
+
+
+def test_a_wrong_key_and_a_data_set_that_is_not_there_are_refused_at_attach(bert: Any, harder: Path, tmp_path: Path) -> None:
+    trainer = learner(bert, harder, tmp_path / "out")
+    with pytest.raises(SetupError, match="encoder.pooling.*got 'men'"):
+        AsyncValidation([*STATED, f"dataset.path={harder}", "encoder.pooling=men"]).attach(trainer)
+    with pytest.raises(SetupError, match="nowhere"):
+        AsyncValidation([*STATED, "dataset.path=nowhere"]).attach(trainer)
+
+
+def test_an_adapter_needs_its_base_named_where_that_is_no_folder(bert: Any, harder: Path, tmp_path: Path) -> None:
+    trainer = learner(bert, harder, tmp_path / "out")
+    model: Any = trainer.model
+    model.peft_config = {"default": SimpleNamespace(base_model_name_or_path="org/base")}
+    with pytest.raises(ConfigError, match="encoder.base_model: .*'org/base' is no folder here"):
+        AsyncValidation([*STATED, f"dataset.path={harder}"]).attach(trainer)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "keys"),
+    [
+        (None, {"ndcg@10": "eval_ndcg@10", "hit_rate@1": "eval_hit_rate@1"}),
+        ("ndcg@10", {"ndcg@10": "eval_ndcg@10", "hit_rate@1": "eval_hit_rate@1"}),
+        ("eval_nq_dot_ndcg@10", {"ndcg@10": "eval_nq_dot_ndcg@10", "hit_rate@1": "eval_nq_dot_accuracy@1"}),
+        ("nq_dot_accuracy@1", {"ndcg@10": "eval_nq_dot_ndcg@10", "hit_rate@1": "eval_nq_dot_accuracy@1"}),
+    ],
+)
+def test_results_have_the_names_that_the_trainer_asks_for(wanted: str | None, keys: dict[str, str]) -> None:
+    assert keys_for(SimpleNamespace(metric_for_best_model=wanted), ["ndcg@10", "hit_rate@1"]) == keys
+
+
+def test_a_metric_that_is_not_computed_is_refused() -> None:
+    with pytest.raises(ConfigError, match="got 'loss', but what is computed is ndcg@10"):
+        keys_for(SimpleNamespace(metric_for_best_model="loss"), ["ndcg@10"])
+
+
+def test_an_estimate_comes_with_the_ends_of_its_interval() -> None:
+    keys = {"mrr@10": "eval_mrr@10"}
+    assert values_of(report(0.5), keys) == {"eval_mrr@10": 0.5}
+    sampled = values_of(report(0.5, low=0.4, high=0.6), keys)
+    assert sampled == {"eval_mrr@10": 0.5, "eval_mrr@10_low": 0.4, "eval_mrr@10_high": 0.6}
+
+
+def test_better_may_be_asked_to_be_sure(tmp_path: Path) -> None:
+    best = report(0.50, digest="sha256:b")
+    sure, unsure = (
+        report(0.55, estimate={"differences": {"sha256:b": {"value": 0.05, "population": [0.05 - wide, 0.05 + wide]}}})
+        for wide in (0.04, 0.08)
+    )
+    assert [is_better(one, best, "mrr@10", tmp_path, 0.95) for one in (sure, unsure)] == [True, False]
+    assert [is_better(one, best, "mrr@10", tmp_path, None) for one in (sure, unsure)] == [True, True]
+    assert not is_better(best, sure, "mrr@10", tmp_path, None)
+
+
+def test_the_watcher_takes_no_part_in_the_training() -> None:
+    theirs = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1", "GROUP_RANK": "0"}
+    theirs |= {"TORCHELASTIC_RUN_ID": "x", "ACCELERATE_USE_FSDP": "true", "WANDB_RUN_ID": "t1", "WANDB_SERVICE": "x"}
+    ours = {"PATH": "/bin", "WANDB_API_KEY": "k", "WANDB_PROJECT": "p", "CUDA_VISIBLE_DEVICES": "0", "HF_HOME": "h"}
+    assert child_environment({**theirs, **ours}) == ours
+    assert child_environment(ours, "1")["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept", "going"),
+    [(None, [], []), (1, [], [10, 20, 30]), (2, [20], [10, 30]), (1, [10, 30], [20]), (3, [], [10]), (1, [10, 20, 30], [])],
+)
+def test_the_oldest_go_but_never_the_newest_the_best_and_what_waits(
+    limit: int | None, kept: list[int], going: list[int]
+) -> None:
+    assert to_delete([10, 20, 30, 40], limit, kept) == going

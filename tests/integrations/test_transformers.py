@@ -1,0 +1,154 @@
+"""A transformers Trainer with a watcher beside it: real processes, tiny models."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModel, EarlyStoppingCallback
+
+from dr_validate.integrations.transformers import AsyncValidation
+from tests.integrations.tiny import STATED, Hold, learner, offline, same_weights, saved_steps, told
+from tests.processes import wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def expected(bert: Any, harder: Path, tmp_path: Path) -> tuple[list[float], dict[int, float]]:
+    """Losses of 60 steps without any validation, and what the whole collection says of each checkpoint."""
+    model, tokenizer = bert
+    start = {name: one.clone() for name, one in model.state_dict().items()}
+    plain = {"eval_strategy": "no", "load_best_model_at_end": False, "metric_for_best_model": None, "greater_is_better": None}
+    trainer = learner(bert, harder, tmp_path / "alone", **plain)
+    trainer.train()
+    values = {}
+    for step in saved_steps(tmp_path / "alone"):
+        saved: Any = AutoModel.from_pretrained(str(tmp_path / "alone" / f"checkpoint-{step}"), add_pooling_layer=False)
+        values[step] = offline(saved, tokenizer, harder)
+    model.load_state_dict(start)
+    return trainer.losses, values
+
+
+def best_of(values: dict[int, float]) -> int:
+    return max(values, key=lambda step: (values[step], -step))
+
+
+def test_the_best_of_the_whole_collection_is_loaded_and_the_losses_are_those_of_a_training_without(
+    expected: Any, bert: Any, harder: Path, tmp_path: Path
+) -> None:
+    losses, values = expected
+    trainer = learner(bert, harder, tmp_path / "out")
+    AsyncValidation([*STATED, f"dataset.path={harder}"], backpressure="all").attach(trainer)
+    trainer.train()
+    assert trainer.losses == losses  # to the bit
+    assert told(trainer.state) == pytest.approx(values, abs=1e-6)
+    best = best_of(values)
+    assert 10 < best < 60, "the last one is the best of this training: it shows nothing"
+    assert trainer.state.best_global_step == best
+    assert trainer.state.best_metric == pytest.approx(values[best])
+    assert same_weights(trainer.model, str(tmp_path / "alone" / f"checkpoint-{best}"))
+
+
+def test_a_slow_watcher_costs_no_checkpoint_and_early_stopping_stops_where_a_replay_does(
+    expected: Any, bert: Any, harder: Path, tmp_path: Path
+) -> None:
+    _, values = expected
+    trainer = learner(bert, harder, tmp_path / "out", save_total_limit=1, max_steps=90)
+    trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=2))
+    seen: dict[str, Any] = {}
+
+    def before(step: int) -> None:
+        """The watcher stands still for 50 steps; at the next one all its results are there."""
+        assert validation.watcher_pid is not None
+        if step == 1:
+            os.kill(validation.watcher_pid, signal.SIGSTOP)
+        if step == 51:
+            seen["at 50"] = saved_steps(tmp_path / "out")
+            os.kill(validation.watcher_pid, signal.SIGCONT)
+            wait_for(lambda: len(validation.results) == 5)
+
+    trainer.add_callback(Hold(before))
+    validation = AsyncValidation([*STATED, f"dataset.path={harder}"], backpressure="all").attach(trainer)
+    trainer.train()
+    assert seen["at 50"] == [10, 20, 30, 40, 50]  # though the limit is 1: none has a result
+    assert trainer.state.global_step == 51
+    assert replay(values, 2) <= 50
+    best = best_of({step: value for step, value in values.items() if step <= 50})
+    assert trainer.state.best_global_step == best
+    assert saved_steps(tmp_path / "out") == [best]
+    assert same_weights(trainer.model, trainer.state.best_model_checkpoint)
+
+
+def test_killed_watchers_and_a_killed_trainer_lose_nothing_and_the_best_is_right_after_a_resume(
+    expected: Any, bert: Any, harder: Path, tmp_path: Path
+) -> None:
+    losses, values = expected
+    out = tmp_path / "out"
+    bert[0].save_pretrained(str(tmp_path / "start"))
+    bert[1].save_pretrained(str(tmp_path / "start"))
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "start"), str(harder), str(out)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        watchers = [int(line.split()[1]) for line in process.stdout if line.startswith("watcher ")]
+        process.kill()  # which has waited for it since step 45
+    assert len(set(watchers)) == 2  # the first was killed at step 25
+    wait_for(lambda: not any(is_alive(pid) for pid in watchers))
+    trainer = learner(bert, harder, out)
+    AsyncValidation([*STATED, f"dataset.path={harder}"], backpressure="all").attach(trainer)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.losses == losses[40:]
+    assert told(trainer.state) == pytest.approx(values, abs=1e-6)
+    assert trainer.state.best_global_step == best_of(values)
+    assert same_weights(trainer.model, trainer.state.best_model_checkpoint)
+    lines = (out / ".dr_validate" / "reports.jsonl").read_text().splitlines()
+    assert len(lines) == 6  # nothing was validated twice
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from transformers import AutoModel, AutoTokenizer
+from dr_validate.integrations.transformers import AsyncValidation
+from tests.integrations.tiny import STATED, Hold, learner
+from tests.processes import wait_for
+torch.set_num_threads(1)
+start, collection, out = map(Path, sys.argv[1:])
+bert = AutoModel.from_pretrained(str(start), add_pooling_layer=False), AutoTokenizer.from_pretrained(str(start))
+trainer = learner(bert, collection, out)
+def before(step):
+    if step == 25:
+        wait_for(lambda: len(validation.results) >= 1)
+        first = validation.watcher_pid
+        print("watcher", first, flush=True)
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: validation.watcher_pid is None)
+    if step == 45:
+        print("watcher", validation.watcher_pid, flush=True)
+        os.close(1)
+        time.sleep(3600)
+trainer.add_callback(Hold(before))
+validation = AsyncValidation([*STATED, f"dataset.path={collection}"], backpressure="all").attach(trainer)
+trainer.train()
+"""
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def replay(values: dict[int, float], times: int) -> int:
+    """The step after which EarlyStoppingCallback stops."""
+    best, worse = -1.0, 0
+    for step, value in values.items():
+        best, worse = (value, 0) if value > best else (best, worse + 1)
+        if worse == times:
+            return step
+    raise AssertionError("it does not stop")
