@@ -4,6 +4,7 @@ Nothing that is said here fails: a reader that has gone away, or cannot show a c
 """
 
 import contextlib
+import ctypes
 import logging
 import os
 import re
@@ -12,9 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 log = logging.getLogger(__name__)
+PR_SET_PDEATHSIG = 1
 LOG_WIDTH = 110  # characters, where standard output is not a terminal
 _IN_ASCII = str.maketrans("█━─┃│┡╇┩┏┳┓└┴┘├┼┤…\u2212\u2013\u00d7\u00b7\u2019", "#=-||++++++++++++.--x.'") | {0xB1: "+/-"}
 # Control characters, the separators of lines and of directions of Unicode, halves of surrogate pairs.
@@ -155,6 +158,17 @@ def until_stopped(stop: threading.Event, grace_s: float) -> Callable[[], bool]:
         return time.monotonic() < end
 
     return may_go_on
+
+
+def live_and_die_with_parent() -> None:
+    """Be killed when the parent ends, however it does, and by no signal that is meant for it; and be the first to go where
+    memory runs out: the training and the watcher live on."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the terminal signals the whole group; the watcher decides what it means
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # /proc may be hidden, or read-only
+            Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def how_it_ended(code: int) -> str:

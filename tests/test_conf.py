@@ -23,7 +23,9 @@ CHOICES = sorted(path for stage in STAGES for path in (conf_dir() / stage).glob(
 NEEDED = {
     "beir": ["dataset.path=somewhere"],
     "msmarco": [],
+    "msmarco_v2": [],
     "nq": [],
+    "nq_dpr": ["dataset.path=somewhere"],
     "demo": [],
     "demo_wandb": [],
 }

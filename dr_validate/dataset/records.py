@@ -94,6 +94,11 @@ def entry_part(files: Sequence[Path], fields: Fields) -> Part[Entry]:
     return Part(files=tuple(files), read=lambda problems: entries(_entry_rows(files, fields, problems), fields, problems))
 
 
+def texts_alone(files: Sequence[Path]) -> Iterator[str]:
+    """Texts of documents that were converted, in the same order, each without its title."""
+    return (_pick(row, DOCUMENT.text) for _, row in _entry_rows(files, DOCUMENT, Problems("corpus")))
+
+
 def judgement_part(files: Sequence[Path]) -> Part[Judgement]:
     """Judgements of BEIR, TREC, JSON lines or Parquet files, one after the other."""
     return Part(files=tuple(files), read=lambda problems: judgements(_judgement_rows(files, problems), problems))
