@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dr_validate.errors import DatasetError
 from dr_validate.process import live_and_die_with_parent
@@ -30,7 +31,8 @@ AT_ONCE = 2_000  # texts that a process is handed
 FEW = 20_000  # are matched here: processes would take longer to start
 MOST_PROCESSES = 16  # one reads and hands out what these match
 _OF_ASCII = re.compile(r"[0-9a-z]+|[!-/:-@\[-`{-~]")
-Matches = tuple[Int64, Int64]  # rows of questions and ordinals of texts, by ascending (row, ordinal)
+Int32 = NDArray[np.int32]
+Matches = tuple[Int64, Int32]  # how many texts answer each question, and the ordinals of those of the first, the second ...
 
 
 def words(text: str) -> list[str]:
@@ -79,7 +81,7 @@ class Matcher:
 def match(texts: Iterable[str], answers: Sequence[Sequence[str]], processes: int | None = None) -> Matches:
     """All matches of a corpus, in `processes` of their own (None: one for each core that this process may use).
 
-    Memory: 8 bytes for each match, and the texts that are on their way.
+    Memory: 20 bytes for each match, and the texts that are on their way.
     """
     stream = iter(texts)
     first = list(itertools.islice(stream, FEW))
@@ -87,11 +89,11 @@ def match(texts: Iterable[str], answers: Sequence[Sequence[str]], processes: int
     count = min(len(os.sched_getaffinity(0)) if processes is None else processes, MOST_PROCESSES)
     if count < 2 or (processes is None and len(first) < FEW):
         matcher = Matcher(answers)
-        return _sorted(_rows_of(matcher, chunk) for chunk in chunks)
+        return _by_question((_rows_of(matcher, chunk) for chunk in chunks), len(answers))
     context = multiprocessing.get_context("spawn")  # a fork would take the threads of this process for its own
     try:
         with ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(answers,)) as pool:
-            return _sorted(_in_order(pool, chunks, 2 * count))
+            return _by_question(_in_order(pool, chunks, 2 * count), len(answers))
     except BrokenProcessPool as error:
         raise DatasetError("a process that looks for answers in the corpus was ended; is there too little memory?") from error
 
@@ -112,15 +114,15 @@ def _in_order(pool: ProcessPoolExecutor, chunks: Iterable[list[str]], most: int)
         yield waiting.popleft().result()
 
 
-def _sorted(parts: Iterable[tuple[int, bytes, bytes]]) -> Matches:
+def _by_question(parts: Iterable[tuple[int, bytes, bytes]], num_questions: int) -> Matches:
     rows, ordinals, before = array("i"), array("i"), 0
     for count, of_questions, of_texts in parts:
         rows.frombytes(of_questions)
         ordinals.frombytes((np.frombuffer(of_texts, dtype=np.int32) + np.int32(before)).tobytes())
         before += count
-    found = np.frombuffer(rows, dtype=np.int32), np.frombuffer(ordinals, dtype=np.int32)
-    order = np.argsort(found[0], kind="stable")
-    return found[0][order].astype(np.int64), found[1][order].astype(np.int64)
+    of_question = np.frombuffer(rows, dtype=np.int32)
+    documents = np.frombuffer(ordinals, dtype=np.int32)[np.argsort(of_question, kind="stable")]
+    return np.bincount(of_question, minlength=num_questions).astype(np.int64), documents
 
 
 def _rows_of(matcher: Matcher, texts: Sequence[str]) -> tuple[int, bytes, bytes]:

@@ -107,14 +107,13 @@ class DprDataset(OwnFiles):
         problems.stop_if_any()
         known = [question.answers for question in questions]
         made_once(folder, _is_made, lambda fresh: _match(texts_alone(corpus_files), known, fresh))
-        rows, documents = (np.load(folder / f"{name}.npy") for name in ("rows", "documents"))
-        counts = np.bincount(rows, minlength=len(questions))
+        counts, documents = (np.load(folder / f"{name}.npy") for name in ("counts", "documents"))
         kept = np.ones(len(questions), dtype=np.bool_) if self.max_matches is None else counts <= self.max_matches
         _say(counts, kept, len(corpus), self.max_matches)
         if not np.any(counts[kept]):
             raise DatasetError(f"{files[0]}: no question has an answer in {corpus_files[0]}; do they belong together?")
         entries = [question.entry for question, keep in zip(questions, kept.tolist(), strict=True) if keep]
-        return entries, _qrels(documents[kept[rows]], counts[kept])
+        return entries, _qrels(documents[np.repeat(kept, counts)], counts[kept])
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +164,11 @@ def _question(identity: str, text: str, given: Any, place: Place, problems: Prob
 def _match(texts: Iterator[str], known: list[tuple[str, ...]], folder: Path) -> None:
     log.info("looking for the answers to %d questions in the whole corpus (once)", len(known))
     start = time.monotonic()
-    rows, documents = answers.match(texts, known)
-    np.save(folder / "rows.npy", rows.astype(np.int32))
-    np.save(folder / "documents.npy", documents.astype(np.int32))
+    counts, documents = answers.match(texts, known)
+    np.save(folder / "counts.npy", counts)
+    np.save(folder / "documents.npy", documents)
     seal(folder, answers.RULES_VERSION)
-    log.info("%d matches found in %.0f s", len(rows), time.monotonic() - start)
+    log.info("%d matches found in %.0f s", len(documents), time.monotonic() - start)
 
 
 def _is_made(folder: Path) -> bool:
