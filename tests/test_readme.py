@@ -46,7 +46,7 @@ def test_every_module_of_the_tree_exists() -> None:
         assert list(ROOT.glob(f"dr_validate/{name}")) + list(ROOT.glob(f"scripts/{name}")), name
 
 
-@pytest.mark.parametrize(("path", "least"), [("tests", 30), ("dr_validate/dataset", 15)])
+@pytest.mark.parametrize(("path", "least"), [("tests", 30), ("dr_validate/dataset", 15), ("dr_validate/encoder", 15)])
 def test_every_test_that_a_table_names_exists(path: str, least: int) -> None:
     page = (ROOT / path / "README.md").read_text()
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", page)
