@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 log = logging.getLogger(__name__)
@@ -163,6 +164,17 @@ def until_stopped(stop: threading.Event, grace_s: float) -> Callable[[], bool]:
         return time.monotonic() < end
 
     return may_go_on
+
+
+def live_and_die_with_parent() -> None:
+    """Be killed when the parent ends, however it does, and by no signal that is meant for it; and be the first to go where
+    memory runs out: the training and the watcher live on."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the terminal signals the whole group; the watcher decides what it means
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        die_with_parent(signal.SIGKILL)
+        with contextlib.suppress(OSError):  # /proc may be hidden, or read-only
+            Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def how_it_ended(code: int) -> str:

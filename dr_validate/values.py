@@ -113,6 +113,7 @@ class Qrels:
     offsets: Int64  # (num_queries + 1,)
     documents: Int64  # (num_judgements,) ordinals
     gains: Int64  # (num_judgements,) graded; <= 0 is judged not relevant
+    not_found: NDArray[np.bool_] | None = None  # (num_queries,) queries whose answers no document holds: they count, as 0
 
     def __post_init__(self) -> None:
         assert self.offsets[-1] == len(self.documents) == len(self.gains), "qrels: lengths disagree"
@@ -125,7 +126,7 @@ class Qrels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestSet:
-    """A test collection: every query has at least one judgement, every judged document exists.
+    """A test collection: every query has a judgement or is `not_found`, every judged document exists.
     `own_documents[q]` is the ordinal of the document that *is* query q (ArguAna, Quora) and must not be returned for it,
     -1 for none. `fingerprint` changes with any document, query or judgement; `corpus_key` is the folder of the documents in
     the cache of data sets, "" where they are in none.

@@ -21,7 +21,9 @@ from tests.factories import CHOICES, built, choice, composed
 NEEDED = {
     "beir": ["dataset.path=somewhere"],
     "msmarco": [],
+    "msmarco_v2": [],
     "nq": [],
+    "nq_dpr": ["dataset.path=somewhere"],
     "demo": [],
     "demo_wandb": [],
 }

@@ -12,7 +12,7 @@ from dr_validate.component import fingerprint
 from dr_validate.dataset.convert import open_corpus
 from dr_validate.dataset.corpus import FORMAT_VERSION, ArrowCorpus
 from dr_validate.dataset.digests import digests_of
-from dr_validate.dataset.judge import MissingJudged, check_texts, read_judged, resolve
+from dr_validate.dataset.judge import Judge, MissingJudged, check_texts, read_judged, resolve
 from dr_validate.dataset.read import Problems, kind_of
 from dr_validate.dataset.records import Entry, Judgement, Part
 from dr_validate.errors import DatasetError
@@ -28,7 +28,7 @@ class Collection:
     name: str
     documents: Part[Entry]
     queries: Part[Entry]
-    judgements: Part[Judgement]
+    judgements: Part[Judgement] | Judge
     missing_judged: MissingJudged = "error"
     ignore_identical_ids: bool = False
 
@@ -39,7 +39,7 @@ def open_test_set(collection: Collection, cache: Path) -> TestSet:
     The fingerprint is of the content: two paths to the same files are the same test set. Raises DatasetError with up to ten
     problems at once.
     """
-    parts: dict[str, Part[Any]] = {
+    parts: dict[str, Part[Any] | Judge] = {
         "corpus": collection.documents,
         "queries": collection.queries,
         "qrels": collection.judgements,
@@ -48,20 +48,24 @@ def open_test_set(collection: Collection, cache: Path) -> TestSet:
         if part.files:
             log.info("%s: %s%s", key, part.files[0], f" and {len(part.files) - 1} more" if len(part.files) > 1 else "")
     corpus_key = fingerprint({"corpus": _content(collection.documents, cache), "format": FORMAT_VERSION})
-    key = fingerprint(
-        {
-            "corpus": corpus_key,
-            "queries": _content(collection.queries, cache),
-            "qrels": _content(collection.judgements, cache),
-            "ignore_identical_ids": collection.ignore_identical_ids,
-        }
-    )
+    judgements = collection.judgements
+    content: dict[str, Any] = {
+        "corpus": corpus_key,
+        "queries": _content(collection.queries, cache),
+        "qrels": _content(judgements, cache),
+        "ignore_identical_ids": collection.ignore_identical_ids,
+    }
+    key = fingerprint(content | {"rules": dict(judgements.rules)} if isinstance(judgements, Judge) else content)
     problems = Problems(collection.name)
-    judged = read_judged(collection.queries, collection.judgements, problems)
+    judged = None if isinstance(judgements, Judge) else read_judged(collection.queries, judgements, problems)
     corpus = open_corpus(collection.documents, cache / corpus_key, problems)
     problems.stop_if_any()
     assert corpus is not None, "a corpus is refused with problems only"
-    queries, qrels = resolve(judged, corpus, collection.missing_judged, problems)
+    if isinstance(judgements, Judge):
+        queries, qrels = judgements.judge(corpus, cache / f"judged-{key}", problems)
+    else:
+        assert judged is not None, "judgements are read or made"
+        queries, qrels = resolve(judged, corpus, collection.missing_judged, problems)
     check_texts(queries, corpus.tokenized, problems)
     log.info("%s: %d documents, %d queries, %d judgements", collection.name, len(corpus), len(queries), len(qrels.gains))
     return TestSet(
@@ -76,13 +80,15 @@ def open_test_set(collection: Collection, cache: Path) -> TestSet:
     )
 
 
-def _content(part: Part[Entry] | Part[Judgement], cache: Path) -> list[list[str]]:
+def _content(part: Part[Entry] | Part[Judgement] | Judge, cache: Path) -> list[list[str]]:
     """Kind and digest of each file: the same bytes read as another kind are another content."""
     return [[_kind(file), digest] for file, digest in zip(part.files, digests_of(part.files, cache), strict=True)]
 
 
 def _kind(file: Path) -> str:
-    return "arrow" if file.suffix == ".arrow" else kind_of(file)
+    if file.suffix == ".arrow" or file.name.removesuffix(".gz").endswith(".csv"):
+        return file.name.removesuffix(".gz").rpartition(".")[2]
+    return kind_of(file)
 
 
 def _texts(queries: list[Entry]) -> tuple[str, ...] | tuple[list[int], ...]:

@@ -1,9 +1,10 @@
 """Queries and judgements against each other and against the corpus: only what is judged and exists becomes a test set."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,6 +25,18 @@ class Judged:
 
     queries: list[Entry]
     judgements: dict[str, dict[str, Judgement]]  # query -> document -> judgement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """Judgements that are made from queries and corpus, not read: of `files`, by `rules` (JSON values).
+
+    `judge` is given the corpus and a folder of its own to keep them in; it has the queries that count, and adds to problems.
+    """
+
+    files: tuple[Path, ...]
+    rules: Mapping[str, Any]
+    judge: Callable[[ArrowCorpus, Path, Problems], tuple[list[Entry], Qrels]]
 
 
 def read_judged(queries: Part[Entry], judgements: Part[Judgement], problems: Problems) -> Judged:

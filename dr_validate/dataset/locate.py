@@ -66,7 +66,7 @@ def locate(key: str, own: Path | None, places: Sequence[Path], problems: Problem
         them = "it is" if key == "corpus" else "they are"
         problems.add(f"dataset.{key}", f"{looked}; set dataset.{key} to where {them}{_others(places)}")
         return ()
-    files = (found,) if found.is_file() else tuple(sorted(_shards(found)))
+    files = (found,) if found.is_file() else tuple(shards(found))
     if not files:
         problems.add(f"dataset.{key}", f"the folder {found} holds no file ending in one of {', '.join(SHARD_ENDINGS)}")
     return files
@@ -90,9 +90,10 @@ def variants(folder: Path, *names: str) -> list[Path]:
     return [folder / variant for name in names for variant in (name, f"{name}.gz")]
 
 
-def _shards(folder: Path) -> list[Path]:
+def shards(folder: Path) -> list[Path]:
+    """The files of a folder that stands for one part, by their names."""
     named = (file for file in folder.iterdir() if file.name.endswith(SHARD_ENDINGS) or MSMARCO_V2.fullmatch(file.name))
-    return [file for file in named if not file.name.startswith(".")]
+    return sorted(file for file in named if not file.name.startswith("."))
 
 
 def _looked_for(places: Sequence[Path]) -> str:

@@ -1,4 +1,4 @@
-"""MS MARCO passages as Microsoft distributes them, or in BEIR's form from the hub."""
+"""MS MARCO as Microsoft distributes it, passages and documents of version 1 and 2, or in BEIR's form from the hub."""
 
 from pathlib import Path
 
@@ -11,12 +11,21 @@ from dr_validate.dataset.locate import Name, OwnFiles, existing_folder, variants
 from dr_validate.errors import DatasetError
 from dr_validate.values import TestSet
 
+# Names of corpus, queries and qrels, in each of the forms that there are; a name that is a folder holds shards.
+FORMS = (
+    (("collection.tsv",), ("queries.dev.small.tsv", "queries.dev.tsv"), ("qrels.dev.small.tsv", "qrels.dev.tsv")),
+    (("msmarco-docs.tsv",), ("msmarco-docdev-queries.tsv",), ("msmarco-docdev-qrels.tsv",)),
+    (("msmarco_v2_passage",), ("passv2_dev_queries.tsv",), ("passv2_dev_qrels.tsv",)),
+    (("msmarco_v2_doc",), ("docv2_dev_queries.tsv",), ("docv2_dev_qrels.tsv",)),
+)
+
 
 @component
 class MsmarcoDataset(OwnFiles):
     """`collection.tsv`, `queries.dev[.small].tsv` and `qrels.dev[.small].tsv` under `path`, or `hub`, e.g. `BeIR/msmarco`.
 
-    Only judged queries are used. Other query sets (TREC DL): point `queries` and `qrels` at their files.
+    Under `path` may be the files of another form in `FORMS`: the first whose corpus is there. Of a document, title and body are
+    its text. Only judged queries are used. Other query sets (TREC DL): point `queries` and `qrels` at their files.
     """
 
     name: Name | None = "msmarco"
@@ -61,9 +70,6 @@ class MsmarcoDataset(OwnFiles):
                 "files, or dataset.hub=BeIR/msmarco to download it"
             )
         folder = existing_folder(self.path) if self.path is not None else Path()
-        places = {
-            "corpus": variants(folder, "collection.tsv"),
-            "queries": variants(folder, "queries.dev.small.tsv", "queries.dev.tsv"),
-            "qrels": variants(folder, "qrels.dev.small.tsv", "qrels.dev.tsv"),
-        }
-        return self.collect(self.name or "msmarco", places)
+        forms = [[variants(folder, *names) for names in form] for form in FORMS]
+        found = next((form for form in forms if any(place.exists() for place in form[0])), forms[0])
+        return self.collect(self.name or "msmarco", dict(zip(("corpus", "queries", "qrels"), found, strict=True)))

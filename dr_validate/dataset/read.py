@@ -20,6 +20,9 @@ GZIP_MAGIC = b"\x1f\x8b"
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TABLE_SUFFIXES = (".tsv", ".txt", ".trec", ".qrels")
 MSMARCO_V2 = re.compile(r"msmarco_(passage|doc)_\d+(\.gz)?")  # JSON lines, whose names do not say so
+MSMARCO_DOCUMENTS = re.compile(r"msmarco-docs\.tsv(\.gz)?")  # four columns, which no header names
+_TOPIC_TAGS = "top|num|dom|title|desc|smry|narr|con|fac|def|nat|query|question|narrative"
+_TOPIC_FIELD = re.compile(rf"<(num|title)>\s*(?:(?:Number|Topic)\s*:)?(.*?)(?=</?(?:{_TOPIC_TAGS})>|\Z)", re.S | re.I)
 PARQUET_BATCH_ROWS = 16_384
 
 
@@ -152,6 +155,43 @@ def bare_entry(line: str) -> Row | str:
             "id<TAB>url<TAB>title<TAB>text), or, if the tab is within a text, write a space for it"
         )
     return {"id": cells[0], "text": cells[1]}
+
+
+def bare_document(line: str) -> Row | str:
+    """`docid<TAB>url<TAB>title<TAB>body`, as `msmarco-docs.tsv` is written, or what is wrong with the line."""
+    cells = line.split("\t")
+    if len(cells) != 4:
+        return f"got {len(cells)} columns in {shorten(line)}, expected MS MARCO's docid<TAB>url<TAB>title<TAB>body"
+    return {"docid": cells[0], "title": cells[2], "text": cells[3]}
+
+
+def are_topics(file: Path, problems: Problems) -> bool:
+    """Whether a file holds markup in place of rows."""
+    return next((line.lstrip().startswith("<") for _, line in lines(file, problems)), False)
+
+
+def topic_rows(file: Path, problems: Problems) -> Iterator[tuple[Place, Row]]:
+    """Number and title of each `<top>` of TREC's topics, as rows of `id` and `text`; other markup is a problem."""
+    started, parts = 0, list[str]()
+    for number, line in lines(file, problems):
+        word = line.strip().lower()
+        if not started and word != "<top>":
+            problems.add(
+                Place(str(file), number), f"got {shorten(line)}, expected TREC's topics (<top>, <num>, <title>) or rows"
+            )
+        elif not started:
+            started, parts = number, []
+        elif word != "</top>":
+            parts.append(line)
+        else:
+            found = {tag.lower(): " ".join(text.split()) for tag, text in reversed(_TOPIC_FIELD.findall("\n".join(parts)))}
+            if lacking := [f"<{tag}>" for tag in ("num", "title") if not found.get(tag)]:
+                problems.add(Place(str(file), started), f"this topic has no {' and no '.join(lacking)}")
+            else:
+                yield Place(str(file), started), {"id": found["num"], "text": found["title"]}
+            started = 0
+    if started:
+        problems.add(Place(str(file), started), "this <top> has no </top>: the file is cut short")
 
 
 def bare_judgement(line: str) -> Row | str:

@@ -1,5 +1,6 @@
 """Documents, queries and judgements from rows, whichever of the known column names they use."""
 
+import itertools
 import logging
 import re
 from array import array
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from dr_validate.dataset.read import (
+    MSMARCO_DOCUMENTS,
     Place,
     Problems,
     Row,
+    are_topics,
+    bare_document,
     bare_entry,
     bare_judgement,
     json_rows,
@@ -19,6 +23,7 @@ from dr_validate.dataset.read import (
     parquet_rows,
     shorten,
     table_rows,
+    topic_rows,
 )
 from dr_validate.tables import DOCUMENT_ID, QUERY_ID, Columns
 
@@ -74,16 +79,24 @@ class Fields:
 
 
 # MS MARCO v2 gives a passage its `pid`, and in `docid` the document that it is from.
-DOCUMENT = Fields("document", ("_id", "pid", "docid", "text_id", "doc_id", "id"), ("text", "passage", "contents"), ("title",))
+DOCUMENT = Fields(
+    "document", ("_id", "pid", "docid", "text_id", "doc_id", "id"), ("text", "passage", "contents", "body"), ("title",)
+)
 QUERY = Fields("query", ("_id", "query_id", "text_id", "qid", "query-id", "id"), ("query", "text"))
 GAIN = ("score", "gain", "relevance", "label", "grade", "rel", "rating")
 JUDGEMENT = Columns(needed={"query id": QUERY_ID, "document id": DOCUMENT_ID}, optional=GAIN)
+POSITIVES = "positive_passages"
 _IDS = frozenset((*QUERY_ID, *DOCUMENT_ID))
 
 
 def entry_part(files: Sequence[Path], fields: Fields) -> Part[Entry]:
     """Documents or queries of JSON lines, Parquet or `id<TAB>text` files, one after the other."""
     return Part(files=tuple(files), read=lambda problems: entries(_entry_rows(files, fields, problems), fields, problems))
+
+
+def texts_alone(files: Sequence[Path]) -> Iterator[str]:
+    """Texts of documents that were converted, in the same order, each without its title."""
+    return (_pick(row, DOCUMENT.text) for _, row in _entry_rows(files, DOCUMENT, Problems("corpus")))
 
 
 def judgement_part(files: Sequence[Path]) -> Part[Judgement]:
@@ -124,7 +137,7 @@ def entries(rows: Rows, fields: Fields, problems: Problems) -> Iterator[Entry]:
 def judgements(rows: Rows, problems: Problems) -> Iterator[Judgement]:
     """Rows as judgements; where all have the two ids and nothing else, the gain is 1. What is wrong goes to `problems`."""
     graded: bool | None = None  # as the first row is
-    for place, row in rows:
+    for place, row in _positives(rows):
         ids_alone = row.keys() <= _IDS
         if graded is None:
             graded = not ids_alone
@@ -147,6 +160,24 @@ def judgements(rows: Rows, problems: Problems) -> Iterator[Judgement]:
             )
         else:
             yield Judgement(query, document, gain, place)
+
+
+def hold_positives(files: Sequence[Path]) -> bool:
+    """Whether queries name their relevant passages themselves (`positive_passages`), as the first row says."""
+    problems = Problems("queries")
+    return any(POSITIVES in row for _, row in itertools.islice(_judgement_rows(files[:1], problems), 1))
+
+
+def _positives(rows: Rows) -> Iterator[tuple[Place, Row]]:
+    """Rows of judgements; a query with its `positive_passages`, in Tevatron's form, is a row for each of those."""
+    for place, row in rows:
+        if POSITIVES not in row:
+            yield place, row
+            continue
+        found = row[POSITIVES]
+        for passage in found if isinstance(found, list) else [found]:
+            document = _pick(passage, DOCUMENT.id) if isinstance(passage, dict) else None
+            yield place, {QUERY_ID[0]: _pick(row, QUERY.id), DOCUMENT_ID[0]: document}
 
 
 def identifier(value: Any) -> str | None:
@@ -200,8 +231,13 @@ def _entry_rows(files: Sequence[Path], fields: Fields, problems: Problems) -> It
         kind = kind_of(file)
         if kind == "parquet":
             yield from parquet_rows(file, fields.names, problems)
+        elif kind == "json":
+            yield from json_rows(file, problems)
+        elif fields is QUERY and are_topics(file, problems):
+            yield from topic_rows(file, problems)
         else:
-            yield from json_rows(file, problems) if kind == "json" else table_rows(file, fields.columns, bare_entry, problems)
+            bare = bare_document if MSMARCO_DOCUMENTS.fullmatch(file.name) else bare_entry
+            yield from table_rows(file, fields.columns, bare, problems)
 
 
 def _judgement_rows(files: Sequence[Path], problems: Problems) -> Iterator[tuple[Place, Row]]:

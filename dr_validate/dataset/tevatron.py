@@ -6,7 +6,9 @@ from pydantic import model_validator
 
 from dr_validate.component import UserPath, component
 from dr_validate.dataset.build import Collection, open_test_set
-from dr_validate.dataset.locate import OwnFiles, existing_folder, folder_name, variants
+from dr_validate.dataset.locate import OwnFiles, existing_folder, folder_name, shards, variants
+from dr_validate.dataset.records import hold_positives
+from dr_validate.errors import DatasetError
 from dr_validate.values import TestSet
 
 
@@ -15,7 +17,7 @@ class TevatronDataset(OwnFiles):
     """`docid, title, text` and `query_id, query` (Tevatron), or `text_id, text` with text or token ids (Asyncval).
 
     From a folder by default names (`corpus.jsonl`, `corpus.parquet` or a folder `corpus/` of shards; `queries.*`; `qrels.*`),
-    or from own files, which then need no `path`.
+    or from own files, which then need no `path`. Without qrels, the `positive_passages` of the queries are relevant.
     """
 
     path: UserPath | None = None
@@ -23,7 +25,7 @@ class TevatronDataset(OwnFiles):
     @model_validator(mode="after")
     def _says_where(self) -> "TevatronDataset":
         missing = [key for key in ("corpus", "queries", "qrels") if getattr(self, key) is None]
-        if self.path is None and missing:
+        if self.path is None and (self.corpus is None or self.queries is None):
             raise ValueError(f"got neither path nor {', '.join(missing)}; set dataset.path to a folder, or all three to files")
         return self
 
@@ -42,6 +44,11 @@ class TevatronDataset(OwnFiles):
             "queries": [*variants(folder, *(f"queries.{ending}" for ending in rows)), folder / "queries"],
             "qrels": variants(folder, "qrels.tsv", "qrels.txt", "qrels.trec", "qrels.jsonl", "qrels.parquet"),
         }
+        at = next((place for place in [self.queries, *places["queries"]] if place is not None and place.exists()), None)
+        if at is not None and hold_positives([at] if at.is_file() else shards(at)):
+            places["qrels"].append(at)
+        elif self.path is None and self.qrels is None:
+            raise DatasetError("dataset.qrels: not set, and the queries have no positive_passages; set dataset.qrels to a file")
         named = self.path or self.corpus
         assert named is not None, "checked at birth"
         return self.collect(self.name or folder_name(named), places)

@@ -33,7 +33,8 @@ class AutoEncoder:
 
     `tokenizer` and `base_model` are folders, `config` a folder or a config.json, for checkpoints that came without. Where the
     names of weights begin with `weights_prefix` (a module of one's own, saved as a state dict), it is taken away, and weights
-    without it are left out. Lengths count special tokens and the prefix of a text.
+    without it are left out. `native`: the auto_map of config.json, which names code, is passed over for the class that
+    transformers itself has for its model_type. Lengths count special tokens and the prefix of a text.
     `append_eos`: every text ends with the end-of-text token (Tevatron's flag); None: as the tokenizer does.
     `max_tokens_per_batch` counts padding where there is any; None: 2048 on the CPU, where each thread has a batch of its own,
     32768 elsewhere. It is halved when memory runs out. The Report's contract says how texts went through: `packed` without
@@ -51,6 +52,7 @@ class AutoEncoder:
     base_model: UserPath | None = None
     config: UserPath | None = None
     weights_prefix: str | None = None
+    native: bool = False
     append_eos: bool | None = None
     max_tokens_per_batch: int | None = Field(default=None, ge=1)
 
@@ -95,6 +97,7 @@ class AutoEncoder:
         later = {
             "config": None if stated.config is None else _file_digest(stated.config),
             "weights_prefix": self.weights_prefix,
+            "native": self.native or None,
         }
         return {
             **{key: value for key, value in later.items() if value is not None},  # specs without them stay what they were
@@ -129,6 +132,7 @@ class AutoEncoder:
             base_model=self.base_model,
             config=config,
             weights_prefix=self.weights_prefix,
+            native=self.native,
         )
 
 

@@ -10,6 +10,7 @@ from dr_validate.encoder.checks import (
     USE_STEP_VERSION,
     check_adapter_config,
     check_adapter_weights,
+    check_is_dense,
     check_no_code,
     check_no_code_in,
     check_normalizer,
@@ -19,6 +20,7 @@ from dr_validate.encoder.checks import (
     output_weights,
     read_object,
     some,
+    unused_weights,
     weight_shapes,
 )
 from dr_validate.encoder.spec import EncoderSpec, contradiction
@@ -63,20 +65,22 @@ def read_backbone(folder: Path, root: Path, stated: EncoderSpec) -> Backbone:
     adapter = folder if (folder / "adapter_config.json").is_file() else None
     weights = _base_of(folder, root, stated) if adapter is not None else folder
     for place in {folder, weights}:
-        check_no_code(place)
+        check_no_code(place, native=stated.native)
     config_file = stated.config or weights / "config.json"
-    check_no_code_in(config_file)
+    check_no_code_in(config_file, native=stated.native)
     if not config_file.is_file():
         raise CheckpointError(_no_config(weights))
     check_weights(weights)
     config = read_object(config_file)
     _check_config(config, config_file)
+    check_is_dense(weights, config, weight_shapes(weights))
     check_sizes(config, config_file, weight_shapes(weights))
     tokenizer = stated.tokenizer or _tokenizer_in(folder, root, weights)
-    check_no_code(tokenizer)
+    check_no_code(tokenizer, native=stated.native)
     file = tokenizer / "tokenizer.json"
     check_normalizer(read_object(file), file)  # read here, as the tokenizers library raises a bare Exception on a broken file
     warnings = _other_config(config, weights / "config.json", stated)
+    warnings += unused_weights(weight_shapes(weights), str(config["model_type"]))
     if stated.weights_prefix:
         warnings += _left_out(weights, stated.weights_prefix, str(config["model_type"]))
     return Backbone(

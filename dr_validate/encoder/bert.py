@@ -117,7 +117,7 @@ def load_bert(tower: TowerSpec, dtype: torch.dtype) -> Bert | None:
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
         log.debug("%s is left to transformers: %s", tower.weights, error)
         return None
-    check_unused(tower.weights, unused, config.model_type)
+    check_unused(tower.weights, tower.unused(unused), config.model_type)
     return model.eval().requires_grad_(False)
 
 

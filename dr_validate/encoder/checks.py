@@ -15,7 +15,8 @@ from dr_validate.files import two_sets_of_weights
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 log = logging.getLogger(__name__)
 
-OF_EVERY_BERT = re.compile(r"(.*\.)?(pooler\.dense|position_ids)(\..*)?")
+# BERT has its pooler whether it was trained or not, and the others are numbers that are no weights.
+NO_WEIGHT = re.compile(r"(.*\.)?(pooler\.dense|position_ids|inv_freq|masked_bias)(\..*)?")
 # Weights that no vector is made from: of heads that predict tokens, of BERT's pooler, and numbers that are no weights.
 WITHOUT_USE = re.compile(
     r"(.*\.)?(pooler\.dense|cls\.predictions|cls\.seq_relationship|lm_head|vocab_transform|vocab_layer_norm|vocab_projector|"
@@ -79,19 +80,21 @@ def child(folder: Path, name: object, place: str) -> Path:
     return path
 
 
-def check_no_code(folder: Path) -> None:
-    """Raise CheckpointError where a configuration wants Python code from the checkpoint to run."""
+def check_no_code(folder: Path, *, native: bool = False) -> None:
+    """Raise CheckpointError where a configuration wants Python code from the checkpoint to run. `native`: see the next one."""
     for path in (folder / "config.json", folder / "tokenizer_config.json"):
-        check_no_code_in(path)
+        check_no_code_in(path, native=native and path.name == "config.json")
 
 
-def check_no_code_in(path: Path) -> None:
-    """The same for one file, at any depth of it."""
-    for part in objects(read_object(path)):
-        if part.get("auto_map"):
+def check_no_code_in(path: Path, *, native: bool = False) -> None:
+    """The same for one file, at any depth of it. `native`: its auto_map is passed over, and transformers' own class taken."""
+    content = read_object(path)
+    for part in objects(content):
+        if part.get("auto_map") and not (native and part is content):
             raise CheckpointError(
                 f"{path}: auto_map {part['auto_map']!r} asks to run code that came with the checkpoint; remote code is "
-                "never run. Save the model with a class of transformers and without auto_map"
+                "never run. Save the model with a class of transformers and without auto_map, or, where transformers itself "
+                f"has the class of model_type {content.get('model_type')!r}, set encoder.native=true"
             )
         for key in filter(CHOOSES_KERNELS.fullmatch, part):
             parts = list(part[key].values()) if isinstance(part[key], dict) else [part[key]]
@@ -156,6 +159,32 @@ def _longest_replacement(charsmap: object, path: Path) -> int:
     except ValueError as error:
         raise CheckpointError(f"{path}: precompiled_charsmap: not a table of SentencePiece ({error})") from error
     return max(map(len, texts.split("\0")))
+
+
+def check_is_dense(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raise CheckpointError, by name, for a model that does not make one dense vector of each text."""
+    library = read_object(folder / "config_sentence_transformers.json").get("model_type")
+    modules = read_objects(folder / "modules.json") if (folder / "modules.json").is_file() else []
+    types = " ".join(str(entry.get("type")) for entry in modules)
+    named = config.get("architectures")
+    classes = " ".join(map(str, named)) if isinstance(named, list) else ""
+    found = None
+    if (
+        library == "CrossEncoder"
+        or "cross_encoder" in types
+        or ("ForSequenceClassification" in classes and not {"embeddingHead.weight"} & shapes.keys())
+    ):
+        found = "a cross-encoder, which scores a query and a document together"
+    elif library == "SparseEncoder" or "sparse_encoder" in types or "Splade" in classes + types:
+        found = "SPLADE or another sparse encoder, whose vectors are words with weights"
+    elif library == "MultiVectorEncoder" or "multi_vector" in types or "pylate." in types or "ColBERT" in classes:
+        found = "ColBERT or another late-interaction model, which has a vector for each token"
+    if found:
+        said = library or classes or types
+        raise CheckpointError(
+            f"{folder}: {said}: this is {found}; only encoders with one dense vector for each text can be validated. If it is "
+            "one, save the encoder alone (AutoModel, save_pretrained)"
+        )
 
 
 def check_adapter_config(config: Mapping[str, Any], folder: Path) -> None:
@@ -232,8 +261,17 @@ def output_weights(shapes: Mapping[str, Sequence[int]], unused: Collection[str],
     return sorted(name for name in set(unused) - set(known) if math.prod(shapes.get(name, (2,))) > 1)
 
 
+def unused_weights(shapes: Mapping[str, Sequence[int]], model_type: str) -> list[str]:
+    """A warning where the file has weights that are known to make no vector, such as the head of a language model."""
+    plain = WITHOUT_USE_IN.get(model_type)
+    known = (name for name in shapes if WITHOUT_USE.fullmatch(name) or (plain is not None and plain.fullmatch(name)))
+    if not (found := sorted(name for name in known if not NO_WEIGHT.fullmatch(name))):
+        return []
+    return [f"{len(found)} weights of the file make no vector and are not used: {some(found)}"]
+
+
 def check_unused(folder: Path, unused: Collection[str], model_type: str) -> None:
-    """Raise CheckpointError where encoding would leave out weights that may make the vector; log those that do not."""
+    """Raise CheckpointError where encoding would leave out weights that may make the vector."""
     if not unused:
         return
     shapes = weight_shapes(folder)
@@ -245,8 +283,6 @@ def check_unused(folder: Path, unused: Collection[str], model_type: str) -> None
             "with a Dense module. If they do not, save it without them, or set encoder.weights_prefix to what the names "
             "of the others begin with"
         )
-    if heads := sorted(name for name in unused if not OF_EVERY_BERT.fullmatch(name)):
-        log.info("%s: %d weights that encoding does not use, such as %s", folder.name, len(heads), heads[0])
 
 
 def some(names: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Read what a checkpoint folder says it is, join it with what is stated, or refuse and name the keys to set. JSON only."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +74,8 @@ def _tower(folder: Path, root: Path, side: Side, stated: EncoderSpec) -> TowerSp
     backbone = read_backbone(folder, root, stated)
     if backbone.config["model_type"] == "dpr":
         return _dpr_tower(backbone, folder, side, stated)
+    if heads := _ance_heads(backbone) or _tevatron_heads((folder, root), side):
+        return _headed_tower(backbone, heads, side, stated)
     return _plain_tower(backbone, folder, side, stated)
 
 
@@ -109,6 +111,44 @@ def _dpr_tower(backbone: Backbone, folder: Path, side: Side, stated: EncoderSpec
     warnings = [*contradiction("pooling", stated.pooling, "cls"), *contradiction("normalize", stated.normalize, False)]
     found = _made(backbone, side, stated, pooling=stated.pooling or "cls", normalize=bool(stated.normalize))
     return replace(found, heads=heads, weights_prefix=f"{key}.bert_model.", warnings=(*warnings, *found.warnings))
+
+
+def _headed_tower(backbone: Backbone, heads: tuple[Head, ...], side: Side, stated: EncoderSpec) -> TowerSpec:
+    """A trainer's own head over the first token, compared by dot product: ANCE's, and Tevatron 1's."""
+    warnings = [*contradiction("pooling", stated.pooling, "cls"), *contradiction("normalize", stated.normalize, False)]
+    found = _made(backbone, side, stated, pooling=stated.pooling or "cls", normalize=bool(stated.normalize))
+    return replace(found, heads=heads, warnings=(*warnings, *found.warnings))
+
+
+def _ance_heads(backbone: Backbone) -> tuple[Head, ...]:
+    """ANCE keeps a linear layer and a layer norm beside the transformer (`RobertaDot_NLL_LN` of github.com/microsoft/ANCE)."""
+    shapes = weight_shapes(backbone.weights)
+    wanted = {"embeddingHead.weight", "embeddingHead.bias", "norm.weight", "norm.bias"}
+    if backbone.weights_prefix or backbone.adapter is not None or not wanted <= shapes.keys():
+        return ()
+    (out, width), place = shapes["embeddingHead.weight"], backbone.weights
+    dense = Head(kind="dense", folder=place, in_features=width, out_features=out, weights_prefix="embeddingHead.")
+    return dense, Head(kind="layer_norm", folder=place, out_features=out, weights_prefix="norm.")
+
+
+def _tevatron_heads(places: Iterable[Path], side: Side) -> tuple[Head, ...]:
+    """Tevatron 1 keeps a linear layer for each side, or one for both, in `pooler.pt` beside `pooler_config.json`."""
+    folder = next((place for place in places if (place / "pooler_config.json").is_file()), None)
+    if folder is None:
+        return ()
+    file = "pooler.safetensors"
+    if not (folder / file).is_file():
+        raise CheckpointError(
+            f"{folder}: pooler_config.json says that a linear layer makes the vectors, but its weights are a pickle, "
+            f"pooler.pt, which can run code and is never loaded; convert it where you trust it: safetensors.torch.save_file("
+            f"{{k: v.clone() for k, v in torch.load('pooler.pt', weights_only=True).items()}}, '{file}')"
+        )
+    shapes = weight_shapes(folder, file)
+    prefix = "linear_q." if side == "query" or "linear_p.weight" not in shapes else "linear_p."
+    if len(shape := shapes.get(f"{prefix}weight", ())) != 2:
+        raise CheckpointError(f"{folder / file}: holds no {prefix}weight, as the linear layer of Tevatron 1 is named")
+    head = Head(kind="dense", folder=folder, file=file, in_features=shape[1], out_features=shape[0], weights_prefix=prefix)
+    return (replace(head, bias=f"{prefix}bias" in shapes),)
 
 
 def _made(backbone: Backbone, side: Side, stated: EncoderSpec, *, pooling: PoolingName, normalize: bool) -> TowerSpec:

@@ -4,7 +4,7 @@ Imports torch: only imported when a model is loaded.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from dr_validate.encoder import attention
 from dr_validate.encoder.batches import ROUND_TO, Batch
 from dr_validate.encoder.lengths import PADDING_OFFSET_MODELS, positions
 from dr_validate.encoder.linears import pack_linears
+from dr_validate.errors import CheckpointError
 from dr_validate.values import Int64
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,19 @@ def to_device(array: Int64, device: str) -> Tensor:
     """A copy on the device; to a GPU from pinned memory and without waiting for it."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor
+
+
+class Static:
+    """A row of a table for each token: a StaticEmbedding, as sentence-transformers and model2vec save it."""
+
+    name, pads = "static", False
+
+    def __init__(self, table: Tensor, device: str) -> None:
+        self._table = table.to(device)
+        self._device = device
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return self._table[to_device(batch.ids.astype(np.int64), self._device)]
 
 
 class Padded:
@@ -147,6 +161,18 @@ def choose_own(model: Any, device: str) -> Chosen:
     packs = pack_linears(model) if device == "cpu" else 0
     size = model.embeddings["word_embeddings"].num_embeddings
     return Chosen(forward=OwnPacked(model, device), vocabulary_size=size, packed_linears=packs)
+
+
+def choose_static(weights: Mapping[str, Tensor], dtype: torch.dtype, device: str) -> Chosen:
+    """The table of a StaticEmbedding. model2vec's may have fewer rows than words, and a weight for each word."""
+    table = weights.get("embedding.weight", weights.get("embeddings"))
+    if table is None or table.dim() != 2:
+        raise CheckpointError(f"no table of word vectors among the weights {sorted(weights)}; expected embedding.weight")
+    table = table.float()
+    if "embedding.weight" not in weights:
+        table = table[weights["mapping"].long()] if "mapping" in weights else table
+        table = table * weights["weights"].float()[:, None] if "weights" in weights else table
+    return Chosen(forward=Static(table.to(dtype), device), vocabulary_size=len(table), packed_linears=0)
 
 
 def choose_forward(load: Callable[[], Any], dtype: torch.dtype, device: str) -> Chosen:

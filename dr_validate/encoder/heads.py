@@ -1,13 +1,14 @@
 """The modules after pooling, in float32. Imports torch: only imported when a model is loaded."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dr_validate.encoder.checks import weight_files
 from dr_validate.encoder.spec import Head
 from dr_validate.errors import CheckpointError
 
@@ -16,6 +17,8 @@ ACTIVATIONS: Mapping[str, Step] = {
     "GELU": functional.gelu,
     "Identity": lambda vectors: vectors,
     "ReLU": functional.relu,
+    "Sigmoid": torch.sigmoid,
+    "SiLU": functional.silu,
     "Tanh": torch.tanh,
 }
 
@@ -33,17 +36,25 @@ def unit(vectors: Tensor) -> Tensor:
 def _load(head: Head, device: str) -> Step:
     if head.kind == "normalize":
         return unit
-    path = head.folder / "model.safetensors"
+    path = head.folder / (head.file or "model.safetensors")
+    files = [path] if path.is_file() or head.file else weight_files(head.folder)
     try:
         with torch.device("meta"):  # no memory before the sizes are known to be those of the file
             module = _LayerNorm(head) if head.kind == "layer_norm" else _Dense(head)
-        weights = load_file(path)
+        weights = {key: weight for file in files for key, weight in _read(file, head.weights_prefix).items()}
         if prefix := head.weights_prefix:
-            weights = {f"linear.{key.removeprefix(prefix)}": weights[key] for key in weights if key.startswith(prefix)}
+            own = "norm" if head.kind == "layer_norm" else "linear"
+            weights = {f"{own}.{key.removeprefix(prefix)}": weight for key, weight in weights.items()}
         module.load_state_dict({key: value.float() for key, value in weights.items()}, strict=True, assign=True)
     except (RuntimeError, TypeError, OverflowError, SafetensorError) as error:
         raise CheckpointError(f"{path}: does not fit {head.describe()}: {error}") from error
     return module.to(device).eval().requires_grad_(False)
+
+
+def _read(file: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors of a file whose names begin with `prefix`."""
+    with safe_open(file, "pt") as stream:
+        return {key: stream.get_tensor(key) for key in stream.keys() if key.startswith(prefix)}  # noqa: SIM118
 
 
 class _Dense(nn.Module):

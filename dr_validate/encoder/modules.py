@@ -5,8 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.encoder.backbone import read_backbone
-from dr_validate.encoder.checks import USE_STEP_VERSION, check_weights, child, read_object, read_objects
-from dr_validate.encoder.lengths import length_warnings, max_length
+from dr_validate.encoder.checks import (
+    USE_STEP_VERSION,
+    check_is_dense,
+    check_normalizer,
+    check_weights,
+    child,
+    read_object,
+    read_objects,
+)
+from dr_validate.encoder.lengths import NO_LIMIT, length_warnings, max_length
 from dr_validate.encoder.prompts import prompt_for, prompt_warnings
 from dr_validate.encoder.spec import EncoderSpec, Head, PoolingName, TowerSpec, contradiction
 from dr_validate.errors import CheckpointError, NotStated
@@ -29,7 +37,7 @@ POOLING_FLAGS: Mapping[str, PoolingName] = {
     "pooling_mode_weightedmean_tokens": "weighted_mean",
     "pooling_mode_lasttoken": "last",
 }
-ACTIVATIONS = ("GELU", "Identity", "ReLU", "Tanh")
+ACTIVATIONS = ("GELU", "Identity", "ReLU", "Sigmoid", "SiLU", "Tanh")
 SUPPORTED = "Transformer, Pooling, then any of Dense, LayerNorm, Normalize, Dropout"
 TRANSFORMER_FILES = tuple(
     f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -45,7 +53,10 @@ EXPECTED = {
 
 def modules_tower(folder: Path, root: Path, side: Side, stated: EncoderSpec) -> TowerSpec:
     """One side of the sentence-transformers model in `folder`; raises CheckpointError for modules we do not know."""
-    parts = _modules(folder)
+    check_is_dense(folder, {}, {})
+    parts = [routed for part in _modules(folder) for routed in _routed(*part, side)]
+    if [name for name, _ in parts[:1]] == ["StaticEmbedding"]:
+        return _static_tower(folder, parts, side, stated)
     if [name for name, _ in parts[:2]] != ["Transformer", "Pooling"]:
         raise CheckpointError(f"{folder / 'modules.json'}: got {[name for name, _ in parts]}, expected {SUPPORTED}")
     settings = _transformer_settings(parts[0][1])
@@ -89,14 +100,75 @@ def modules_tower(folder: Path, root: Path, side: Side, stated: EncoderSpec) -> 
 def _modules(folder: Path) -> list[tuple[str, Path]]:
     """Class name and folder of each module, in order."""
     path = folder / "modules.json"
-    parts = []
-    for entry in read_objects(path):
-        name = entry.get("type")
-        if not isinstance(name, str) or not name.startswith("sentence_transformers."):
-            raise CheckpointError(f"{path}: type {name!r} is code from outside sentence-transformers, which is never run")
-        place = child(folder, entry.get("path", ""), f"{path}: path")
-        parts.append((name.rpartition(".")[2], place))
-    return parts
+    entries = read_objects(path)
+    return [(_module(entry.get("type"), path), child(folder, entry.get("path", ""), f"{path}: path")) for entry in entries]
+
+
+def _module(name: object, path: Path) -> str:
+    if not isinstance(name, str) or not name.startswith("sentence_transformers."):
+        raise CheckpointError(f"{path}: type {name!r} is code from outside sentence-transformers, which is never run")
+    return name.rpartition(".")[2]
+
+
+def _routed(name: str, folder: Path, side: Side) -> list[tuple[str, Path]]:
+    """A module, or those that a Router (before version 5: Asym) has for one side, as the library resolves task and text."""
+    if name not in {"Router", "Asym"}:
+        return [(name, folder)]
+    path = next((folder / file for file in ("router_config.json", "config.json") if (folder / file).is_file()), folder)
+    config = read_object(path)
+    routes, types = config.get("structure"), config.get("types")
+    settings = config.get("parameters") or {}
+    if not isinstance(routes, dict) or not isinstance(types, dict) or not isinstance(settings, dict):
+        raise CheckpointError(f"{path}: expected the objects structure, types and parameters of a {name}")
+    mapped = settings.get("route_mappings") or {}
+    keys = [str(key) for key in ((side, "text"), (side, None), (None, "text"), (None, None))]
+    route = next((mapped[key] for key in keys if key in mapped), side if side in routes else settings.get("default_route"))
+    members = routes.get(route) if isinstance(route, str) else None
+    if not isinstance(members, list):
+        raise CheckpointError(
+            f"{path}: no route for a {side}: it has {sorted(routes)}; save the model with the routes 'query' and 'document'"
+        )
+    return [(_module(types.get(member), path), child(folder, member, f"{path}: structure")) for member in members]
+
+
+def _static_tower(folder: Path, parts: Sequence[tuple[str, Path]], side: Side, stated: EncoderSpec) -> TowerSpec:
+    """A table of word vectors and their mean: no transformer, no special tokens, and no limit but the tokenizer's own."""
+    place = parts[0][1]
+    check_weights(place)
+    file = place / "tokenizer.json"
+    content = read_object(file)
+    if not content:
+        raise CheckpointError(f"{file}: is not there; save the model again")
+    check_normalizer(content, file)
+    cut = content.get("truncation")
+    said = cut.get("max_length") if isinstance(cut, dict) else None
+    length = stated.max_length(side) or (said if isinstance(said, int) and said > 0 else NO_LIMIT)
+    library = read_object(folder / "config_sentence_transformers.json")
+    heads = tuple(head for name, path in parts[1:] if (head := _head(name, path)) is not None)
+    heads, normalize = _normalization(heads, library, stated, folder)
+    return TowerSpec(
+        weights=place,
+        adapter=None,
+        tokenizer=place,
+        config=file,
+        weights_prefix="",
+        lower_case=False,
+        pooling=("mean",),
+        include_prompt=True,
+        heads=heads,
+        truncate_dim=library.get("truncate_dim"),
+        normalize=normalize,
+        prefix=prompt_for(side, library, stated, folder),
+        max_length=length,
+        max_length_from="no limit"
+        if length == NO_LIMIT
+        else f"encoder.{side}_max_length"
+        if stated.max_length(side)
+        else file.name,
+        architecture="StaticEmbedding",
+        static=True,
+        warnings=(*contradiction("pooling", stated.pooling, "mean"), *prompt_warnings(side, library, stated)),
+    )
 
 
 def _transformer_settings(folder: Path) -> Mapping[str, Any]:

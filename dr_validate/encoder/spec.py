@@ -1,7 +1,7 @@
 """The words of an encoder contract: what a user states, what a checkpoint says, and what follows from both."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -29,6 +29,7 @@ class EncoderSpec:
     base_model: Path | None = None
     config: Path | None = None  # the file
     weights_prefix: str | None = None
+    native: bool = False
 
     def prefix(self, side: Side) -> str | None:
         """The prefix stated for one side."""
@@ -41,7 +42,7 @@ class EncoderSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """One module after pooling; `folder` holds its weights, under `weights_prefix`. Only the fields of its kind count."""
+    """One module after pooling; its weights are in `folder`, under `weights_prefix`. Only the fields of its kind count."""
 
     kind: Literal["dense", "layer_norm", "normalize"]
     folder: Path
@@ -51,6 +52,7 @@ class Head:
     activation: str = "Identity"
     residual: bool = False
     weights_prefix: str = ""
+    file: str | None = None  # None: as the model's weights are named
 
     def describe(self) -> str:
         """Short words for the Report."""
@@ -84,7 +86,14 @@ class TowerSpec:
     max_length: int
     max_length_from: str
     architecture: str = ""
+    static: bool = False  # a table of word vectors in place of a transformer
     warnings: tuple[str, ...] = ()
+
+    def unused(self, names: Iterable[str]) -> list[str]:
+        """Those of the names of weights that none of its heads has."""
+        own = tuple(head.weights_prefix for head in self.heads if head.weights_prefix and head.folder == self.weights)
+        own += ("classifier.",) if "embeddingHead." in own else ()  # ANCE's class has one from its parent, and never calls it
+        return [name for name in names if not (own and name.startswith(own))]
 
     def describe(self) -> dict[str, Any]:
         """JSON values for the Report; no paths, so that equal contracts look equal."""

@@ -38,7 +38,8 @@ class FastTokenizer:
             self._open(tower, append_eos)
 
     def _open(self, tower: TowerSpec, append_eos: bool | None) -> None:
-        loaded = _load(tower.tokenizer)
+        loaded = _static(tower.tokenizer) if tower.static else _load(tower.tokenizer)
+        self._special = not tower.static
         self._backend = loaded.backend
         self._prefix = tower.prefix
         self._max_length = tower.max_length
@@ -47,12 +48,12 @@ class FastTokenizer:
         self._backend.no_padding()
         self._check_words(tower.tokenizer)
         self._end = _end_of_text(loaded.end_of_text, tower.tokenizer, append_eos)
-        ends_with_eos = self._backend.encode("a").ids[-1:] == self._end
+        ends_with_eos = self._backend.encode("a", add_special_tokens=self._special).ids[-1:] == self._end
         # One token more or less than the maximum, so that adding or dropping the end leaves the full length.
         self._add = append_eos is True and not ends_with_eos
         self._drop = append_eos is False and ends_with_eos
         self._truncate_to = self._max_length - self._add + self._drop
-        special = self._backend.num_special_tokens_to_add(is_pair=False)
+        special = self._backend.num_special_tokens_to_add(is_pair=False) if self._special else 0
         if self._truncate_to <= special:
             raise CheckpointError(f"maximum length {self._max_length} leaves no room beside {special} special tokens; raise it")
         self._backend.enable_truncation(self._truncate_to, direction=loaded.truncation_side)
@@ -74,7 +75,7 @@ class FastTokenizer:
         """Tokens of the prefix with the special tokens before it: what a pooling without the prompt leaves out."""
         if not self._prefix:
             return 0
-        ids = self._backend.encode(self._prefix).ids
+        ids = self._backend.encode(self._prefix, add_special_tokens=self._special).ids
         trailing = bool(ids) and ids[-1] in self._special_ids()
         return len(ids) - trailing
 
@@ -83,7 +84,8 @@ class FastTokenizer:
         if _are_ids(texts):
             return self._block([list(ids[: self._max_length]) for ids in self._checked(texts)])
         with _faults_of(self._folder):
-            encodings = self._backend.encode_batch_fast([self._prefix + str(text) for text in texts])
+            prefixed = [self._prefix + str(text) for text in texts]
+            encodings = self._backend.encode_batch_fast(prefixed, add_special_tokens=self._special)
         lists = [encoding.ids for encoding in encodings]
         if self._add:
             lists = [[*ids, *self._end] for ids in lists]
@@ -136,7 +138,7 @@ class FastTokenizer:
         backend = hashlib.sha256(self._backend.to_str().encode()).hexdigest()  # holds the truncation too
         parts = {"backend": backend, "prefix": self._prefix, "max_length": self._max_length}
         ends = {"add": self._add, "drop": self._drop, "end": self._end if self._add or self._drop else []}
-        return fingerprint({**parts, **ends})
+        return fingerprint({**parts, **ends, **({} if self._special else {"special": False})})
 
 
 @contextlib.contextmanager
@@ -179,6 +181,10 @@ def _load(folder: Path) -> _Loaded:
         )
     backend: Backend = Backend.from_str(tokenizer.backend_tokenizer.to_str())
     return _Loaded(backend=backend, end_of_text=tokenizer.eos_token_id, truncation_side=tokenizer.truncation_side)
+
+
+def _static(folder: Path) -> _Loaded:
+    return _Loaded(backend=Backend.from_file(str(folder / "tokenizer.json")), end_of_text=None, truncation_side="right")
 
 
 def _lower_case(backend: Backend) -> None:

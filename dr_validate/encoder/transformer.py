@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from dr_validate.encoder.bert import load_bert
-from dr_validate.encoder.forward import Chosen, choose_forward, choose_own, takes_packed
+from dr_validate.encoder.checks import weight_files
+from dr_validate.encoder.forward import Chosen, choose_forward, choose_own, choose_static, takes_packed
 from dr_validate.encoder.spec import Contract, TowerSpec
 from dr_validate.encoder.threads import keep_heap
 from dr_validate.encoder.tokenizer import FastTokenizer
@@ -74,6 +76,10 @@ _SIDES: tuple[Side, Side] = ("query", "document")
 
 def _choose(tower: TowerSpec, dtype: torch.dtype, device: str) -> Chosen:
     def choose() -> Chosen:
+        if tower.static:
+            return choose_static(
+                {k: v for file in weight_files(tower.weights) for k, v in load_file(file).items()}, dtype, device
+            )
         if takes_packed(dtype, device) and (own := load_bert(tower, dtype)) is not None:
             return choose_own(own, device)
         from dr_validate.encoder.weights import load_transformer  # transformers' models are slow to import

@@ -61,7 +61,8 @@ def _load_base(tower: TowerSpec, dtype: torch.dtype) -> Any:
         raise CheckpointError(
             f"{folder}: weights missing in the file, which would be random: {some(missing)}; {_way_out(tower, missing)}"
         )
-    check_unused(folder, [f"{tower.weights_prefix}{name}" for name in info["unexpected_keys"]], model.config.model_type)
+    unused = tower.unused(f"{tower.weights_prefix}{name}" for name in info["unexpected_keys"])
+    check_unused(folder, unused, model.config.model_type)
     return model
 
 

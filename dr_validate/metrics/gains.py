@@ -19,7 +19,7 @@ class Gains:
     weight: Float64  # (num_rows,)
     cutoff: Int64  # (num_rows,)
     value: Callable[[Float64], Float64]
-    scored: Int64  # queries that have a relevant document, ascending
+    scored: Int64  # queries that count, ascending: those that have a relevant document, and those that are `not_found`
 
     @property
     def is_flat(self) -> bool:
@@ -50,6 +50,7 @@ def gains(name: str, query: Int64, gain: Int64, qrels: Qrels, depth: int) -> Gai
     judged = np.repeat(np.arange(len(qrels.offsets) - 1), np.diff(qrels.offsets))
     relevant = qrels.gains >= metric.relevant_from
     number = np.bincount(judged[relevant], minlength=len(qrels.offsets) - 1)
+    scored = number > 0 if qrels.not_found is None else (number > 0) | qrels.not_found
     rows = np.flatnonzero(gain >= metric.relevant_from)
     of_query = query[rows]
     starts = np.flatnonzero(np.diff(of_query, prepend=-1) != 0)
@@ -69,7 +70,7 @@ def gains(name: str, query: Int64, gain: Int64, qrels: Qrels, depth: int) -> Gai
     else:
         assert metric.base == "ndcg", metric.base
         weight, value = gain[rows] / _ideal(judged, qrels, metric.cutoff)[of_query], _discount
-    return Gains(rows=rows, weight=weight, cutoff=cutoff, value=value, scored=np.flatnonzero(number))
+    return Gains(rows=rows, weight=weight, cutoff=cutoff, value=value, scored=np.flatnonzero(scored))
 
 
 def gains_retrieved(documents: Int64, qrels: Qrels) -> Int64:

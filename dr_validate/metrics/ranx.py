@@ -17,9 +17,10 @@ from dr_validate.errors import DatasetError
 from dr_validate.files import cache_folder, is_writable
 from dr_validate.metrics.names import parse
 from dr_validate.metrics.own import function_of, own_values
-from dr_validate.values import Float64, Qrels, Ranking, Scores
+from dr_validate.values import Float64, Int64, Qrels, Ranking, Scores
 
 log = logging.getLogger(__name__)
+MOST_CELLS = 1 << 23  # of 16 bytes
 
 
 @component
@@ -54,10 +55,14 @@ class RanxMetrics:
         """See `Metrics.score`. A name without a cutoff looks at the whole ranking."""
         if not len(ranking.documents):
             return Scores(per_query={name: np.empty(0) for name in self.names})
-        judged, most_gain = _judged(qrels)
-        values = _evaluate(judged, _retrieved(ranking), self._of_ranx)
-        for name, value in values.items():
-            value[most_gain < parse(name).relevant_from] = np.nan
+        values = {name: np.empty(len(ranking.documents)) for name in self._of_ranx}
+        for some in _blocks(qrels):
+            judged, most_gain = _judged(qrels, some)
+            found = _evaluate(judged, _retrieved(ranking.documents[some]), self._of_ranx)
+            no_answer = np.zeros(len(some), dtype=np.bool_) if qrels.not_found is None else qrels.not_found[some]
+            for name, value in found.items():
+                is_scored = most_gain >= parse(name).relevant_from
+                values[name][some] = np.where(is_scored, value, np.where(no_answer, 0.0, np.nan))
         values |= {name: own_values(name, ranking, qrels) for name in self.names if name not in values}
         return Scores(per_query={name: values[name] for name in self.names})
 
@@ -66,12 +71,29 @@ class RanxMetrics:
         return tuple(name for name in self.names if parse(name).package is None)
 
 
-def _judged(qrels: Qrels) -> tuple[Float64, Float64]:
+def _blocks(qrels: Qrels) -> list[Int64]:
+    """Rows of queries whose judgements fit side by side into a table of MOST_CELLS; all at once for most collections, few at a
+    time where one has a million, as answers that are years have in Wikipedia."""
+    sizes = np.diff(qrels.offsets)
+    if len(sizes) * int(sizes.max()) <= MOST_CELLS:
+        return [np.arange(len(sizes))]
+    order = np.argsort(sizes, kind="stable")
+    blocks, start = [], 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or (end + 1 - start) * int(sizes[order[end]]) > MOST_CELLS:
+            blocks.append(order[start:end])
+            start = end
+    return blocks
+
+
+def _judged(qrels: Qrels, some: Int64) -> tuple[Float64, Float64]:
     """(num_queries, most, 2) of document and gain, best first, filled up with -1 and 0; and the highest gain of each query."""
-    num_queries = len(qrels.offsets) - 1
-    rows = np.repeat(np.arange(num_queries), np.diff(qrels.offsets))
+    num_queries, sizes = len(some), np.diff(qrels.offsets)[some]
+    rows = np.repeat(np.arange(num_queries), sizes)
+    places = np.arange(len(rows)) + np.repeat(qrels.offsets[some] - (np.cumsum(sizes) - sizes), sizes)
     # trec_eval takes gains below 1 for not relevant; so does ranx, but only if it does not see them.
-    rows, documents, gains = (array[qrels.gains >= 1] for array in (rows, qrels.documents, qrels.gains))
+    relevant = qrels.gains[places] >= 1
+    rows, documents, gains = (array[relevant] for array in (rows, qrels.documents[places], qrels.gains[places]))
     order = np.lexsort((documents, -gains, rows))  # ranx takes the ideal ranking from the order of the judgements
     rows, documents, gains = rows[order], documents[order], gains[order]
     counts = np.bincount(rows, minlength=num_queries)
@@ -83,9 +105,8 @@ def _judged(qrels: Qrels) -> tuple[Float64, Float64]:
     return judged, judged[:, 0, 1]
 
 
-def _retrieved(ranking: Ranking) -> Float64:
+def _retrieved(documents: Int64) -> Float64:
     """(num_queries, top_k, 2) of document and a score that falls with the rank; the -1 of an empty place is no document."""
-    documents = ranking.documents
     falling = np.broadcast_to(np.arange(documents.shape[1], 0, -1), documents.shape)
     return np.ascontiguousarray(np.stack([documents, falling], axis=2), dtype=np.float64)
 

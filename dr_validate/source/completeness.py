@@ -17,7 +17,7 @@ MAX_JSON_MIB = 8
 MAX_MIB_OF = {"tokenizer.json": 64, "vocab.json": 64, "trainer_state.json": 128}  # a large vocabulary has 35, a long log 100
 MAX_SHOWN = 600  # characters of what a stranger wrote
 TRAINER_LEAVES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
-HAVE_WEIGHTS = (".Dense", ".LayerNorm")
+HAVE_WEIGHTS = (".Dense", ".LayerNorm", ".StaticEmbedding")
 STEP_VERSION = "a version made by a plain save_model() lacks it for good"
 NO_CONFIG = (
     f"config.json is not there ({STEP_VERSION}); if these are the weights of a module of your own, set encoder.config, "
@@ -128,19 +128,37 @@ def _missing_in_towers(folder: Path, towers: list[str]) -> str | None:
 
 
 def _missing_in_modules(folder: Path) -> str | None:
-    modules = _modules(folder / "modules.json")
-    for kind, place in modules:
-        if kind.endswith(".Normalize"):
-            continue  # has no settings; older versions leave an empty folder, which not every store keeps
-        part = folder / place
-        if not part.is_dir() or not any(path.suffix == ".json" for path in part.iterdir()):
-            return (
-                f"modules.json names {place or '.'} ({kind}), but there is no such folder with a config.json ({STEP_VERSION})"
-            )
-        if kind.endswith(".Transformer") and (missing := _missing_in_transformer(part)):
-            return f"{place}: {missing}" if place else missing
-        if kind.endswith(HAVE_WEIGHTS) and (missing := _missing_weights(part)):
-            return f"{place}: {missing}"
+    for kind, place in _modules(folder / "modules.json"):
+        for each, at in _routed(folder, kind, place):
+            if missing := _missing_in_module(folder, each, at):
+                return missing
+    return None
+
+
+def _routed(folder: Path, kind: str, place: str) -> list[tuple[str, str]]:
+    """A module, with those that it chooses from."""
+    path = folder / place / "router_config.json"
+    if not kind.endswith((".Router", ".Asym")) or not path.is_file():
+        return [(kind, place)]
+    content = read_json(path)
+    types = content.get("types") if isinstance(content, dict) else None
+    if not isinstance(types, dict):
+        raise Unreadable("router_config.json has no object of types")
+    for name in types:
+        _check_inside(name, "router_config.json")
+    return [(kind, place), *((str(each), f"{place}/{name}".lstrip("/")) for name, each in types.items())]
+
+
+def _missing_in_module(folder: Path, kind: str, place: str) -> str | None:
+    if kind.endswith(".Normalize"):
+        return None  # has no settings; older versions leave an empty folder, which not every store keeps
+    part = folder / place
+    if not part.is_dir() or not any(path.suffix == ".json" for path in part.iterdir()):
+        return f"modules.json names {place or '.'} ({kind}), but there is no such folder with a config.json ({STEP_VERSION})"
+    if kind.endswith(".Transformer") and (missing := _missing_in_transformer(part)):
+        return f"{place}: {missing}" if place else missing
+    if kind.endswith(HAVE_WEIGHTS) and (missing := _missing_weights(part)):
+        return f"{place}: {missing}"
     return None
 
 

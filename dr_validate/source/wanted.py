@@ -12,6 +12,7 @@ PATTERNS = (
     "sentence_*_config.json",
     "modules.json",
     "router_config.json",
+    "pooler_config.json",
     "adapter_config.json",
     "tokenizer*.json",
     "special_tokens_map.json",
@@ -25,7 +26,7 @@ PATTERNS = (
 )
 TRAINING_STATE = ("optimizer*", "scheduler*", "rng_state*", "random_states*", "scaler*")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_MODULE_FOLDER = re.compile(r"\d+_\w+")  # 1_Pooling, as sentence-transformers names its modules
+_MODULE_FOLDER = re.compile(r"(\w+_)?\d+_\w+")  # 1_Pooling, query_0_Transformer: modules and routes of sentence-transformers
 
 
 def is_wanted(name: str, modules: Sequence[str] = ()) -> bool:

@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -25,7 +24,7 @@ from typing import IO, Any
 
 from dr_validate.errors import INTERRUPTS, CheckpointError, DeviceFailure, Interrupted, NotStated, SetupError
 from dr_validate.files import is_disk_full, is_read_only
-from dr_validate.process import die_with_parent, set_up_logging
+from dr_validate.process import live_and_die_with_parent, set_up_logging
 
 PROGRESS_EVERY_S = 0.5
 log = logging.getLogger(__name__)
@@ -177,17 +176,6 @@ def private_stdout() -> int:
     mine = os.dup(1)
     os.dup2(2, 1)
     return mine
-
-
-def live_and_die_with_parent() -> None:
-    """Be killed when the parent ends, however it does, and by no signal that is meant for it; and be the first to go where
-    memory runs out: the training and the watcher live on."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the terminal signals the whole group; the watcher decides what it means
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        die_with_parent(signal.SIGKILL)
-        with contextlib.suppress(OSError):  # /proc may be hidden, or read-only
-            Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dr_validate.files import atomic_file
-from dr_validate.values import Float64, Ranking, Sample, TestSet
+from dr_validate.values import Float64, Int64, Qrels, Ranking, Sample, TestSet
 
 TOP = 3  # documents of a query that are kept with its values
 
@@ -49,7 +49,7 @@ def write_top(path: Path, test_set: TestSet, ranking: Ranking) -> None:
     documents = ranking.documents[:, :TOP]
     rows, ranks = np.nonzero(documents >= 0)
     ordinals = documents[rows, ranks]
-    judged = [dict(zip(*map(np.ndarray.tolist, test_set.qrels.row(row)), strict=True)) for row in range(len(documents))]
+    judged = [_gains(test_set.qrels, row, retrieved) for row, retrieved in enumerate(documents)]
     gains = [judged[row].get(ordinal) for row, ordinal in zip(rows.tolist(), ordinals.tolist(), strict=True)]
     _write_parquet(
         path,
@@ -60,6 +60,13 @@ def write_top(path: Path, test_set: TestSet, ranking: Ranking) -> None:
             "gain": gains,
         },
     )
+
+
+def _gains(qrels: Qrels, row: int, retrieved: Int64) -> dict[int, int]:
+    """Of the documents that are judged for a query, those that were retrieved: there may be a million others."""
+    documents, gains = qrels.row(row)
+    kept = np.isin(documents, retrieved)
+    return dict(zip(documents[kept].tolist(), gains[kept].tolist(), strict=True))
 
 
 def write_ranking(path: Path, test_set: TestSet, ranking: Ranking, tag: str) -> None:

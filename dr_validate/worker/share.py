@@ -16,9 +16,9 @@ from typing import IO, Any
 from dr_validate.config import build
 from dr_validate.devices import hold
 from dr_validate.messages import Message, Share, read_message, write_message
-from dr_validate.process import set_up_logging
+from dr_validate.process import live_and_die_with_parent, set_up_logging
 from dr_validate.worker.encoding import CheckpointEncoding
-from dr_validate.worker.main import errors_to, live_and_die_with_parent, private_stdout, what_stays
+from dr_validate.worker.main import errors_to, private_stdout, what_stays
 from dr_validate.worker.pipeline import Pipeline
 
 

@@ -167,12 +167,15 @@ def test_queries_are_read_by_the_names_of_their_header(tmp_path: Path, queries: 
 @pytest.mark.parametrize(
     ("corpus", "said"),
     [
-        ("D7\thttp://x\tTitle\tbody\nD3\thttp://y\t\tbody\n", "corpus.tsv:1: got 4 columns in 'D7\\thttp://x\\tTitle\\tbody'"),
+        (
+            "D7\thttp://x\tStars\tthe sun\nD3\thttp://y\t\tx\n",
+            "corpus.tsv:1: got 4 columns in 'D7\\thttp://x\\tStars\\tthe sun'",
+        ),
         ("7\thttp://x\tseven\n", "corpus.tsv:1: got 3 columns"),
         ("7\tseven\n3\tthree\twith a tab\n", "corpus.tsv:2: got 3 columns"),
         ("docno\tcontent\n7\tseven\n3\tthree\n", "corpus.tsv:1: this looks like a header, ['docno', 'content'], but names no"),
         ("nummer\tInhalt\n7\tseven\n3\tthree\n", "corpus.tsv:1: this looks like a header, ['nummer', 'Inhalt'], but names no"),
-        ("id\tbody\n7\tseven\n", "names no document text (expected for the document text: one of ['text', "),
+        ("id\tabstract\n7\tseven\n", "names no document text (expected for the document text: one of ['text', "),
         ("id\ttext\n7\tseven\textra\n", "corpus.tsv:2: got 3 columns in '7\\tseven\\textra', but the header has 2"),
         ("id,text\n7,seven\n", "corpus.tsv:1: no tab in 'id,text'"),
     ],

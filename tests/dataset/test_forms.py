@@ -1,4 +1,4 @@
-"""MS MARCO's, Tevatron's and Asyncval's files."""
+"""Files of the forms that collections are distributed in: MS MARCO's, TREC's, Tevatron's, Asyncval's, MIRACL's."""
 
 import gzip
 import json
@@ -129,3 +129,142 @@ def test_a_folder_without_shards_is_named(tmp_path: Path, cache: Path) -> None:
 def test_tevatron_must_be_told_where() -> None:
     with pytest.raises(ValidationError, match="got neither path nor queries, qrels"):
         TevatronDataset(corpus=Path("corpus.jsonl"))
+
+
+def zipped(file: Path, text: str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(gzip.compress(text.encode()))
+    return file
+
+
+def test_documents_of_ms_marco_v1_are_title_and_body_and_never_their_url(tmp_path: Path, cache: Path) -> None:
+    rows = [
+        'D1555982\thttps://answers.yahoo.com/question/index?qid=1\tThe hot "stars"\tScience & Mathematics Physics',
+        "D301595\thttp://childparenting.about.com/od/a.htm\t\tOne hundred child development milestones",
+    ]
+    zipped(tmp_path / "msmarco-docs.tsv.gz", "\n".join(rows) + "\n")
+    (tmp_path / "msmarco-docdev-queries.tsv").write_text("2\tandroid studio\n1215\tchild milestones\n")
+    zipped(tmp_path / "msmarco-docdev-qrels.tsv.gz", "1215 0 D301595 1\n")
+    test_set = MsmarcoDataset(path=tmp_path).open(cache)
+    assert test_set.corpus.texts(np.arange(2)) == ['The hot "stars" Science & Mathematics Physics', rows[1].split("\t")[3]]
+    assert (test_set.query_ids, test_set.corpus.ids(test_set.qrels.documents)) == (("1215",), ["D301595"])
+    (tmp_path / "msmarco-docs.tsv.gz").write_bytes(gzip.compress((rows[0] + "\tmore\n").encode()))
+    with pytest.raises(DatasetError, match=r"msmarco-docs\.tsv\.gz:1: got 5 columns .* expected MS MARCO's docid<TAB>url"):
+        MsmarcoDataset(path=tmp_path).open(cache)
+
+
+@pytest.mark.parametrize(
+    ("part", "queries", "row", "text"),
+    [
+        (
+            "passage",
+            "passv2",
+            {"pid": "p", "passage": "of the sun", "spans": "(0,9)", "docid": "msmarco_doc_00_0"},
+            "of the sun",
+        ),
+        ("doc", "docv2", {"url": "http://x", "title": "A", "headings": "B", "body": "C", "docid": "p"}, "A C"),
+    ],
+)
+def test_ms_marco_v2_is_read_from_the_folder_of_its_shards(
+    tmp_path: Path, cache: Path, part: str, queries: str, row: dict[str, str], text: str
+) -> None:
+    zipped(tmp_path / f"msmarco_v2_{part}" / f"msmarco_{part}_00.gz", json.dumps(row) + "\n")
+    (tmp_path / f"{queries}_dev_queries.tsv").write_text("419507\thow far away\n")
+    (tmp_path / f"{queries}_dev_qrels.tsv").write_text("419507\t0\tp\t1\n")
+    test_set = MsmarcoDataset(path=tmp_path).open(cache)
+    assert (test_set.corpus.ids(np.arange(1)), test_set.corpus.texts(np.arange(1))) == (["p"], [text])
+    assert test_set.query_texts == ("how far away",)
+
+
+TOPICS = """<top>
+
+<num> Number: 301
+<title> International Organized Crime
+
+<desc> Description:
+Identify organizations that participate in
+international criminal activity.
+
+<narr> Narrative:
+A relevant document must
+</top>
+
+<top>
+<num>302</num>
+<title>Topic: Poliomyelitis
+ and Post-Polio</title>
+</top>
+"""
+
+
+def test_queries_are_the_titles_of_trecs_topics(msmarco: Path, cache: Path) -> None:
+    (msmarco / "topics.txt").write_text(TOPICS)
+    (msmarco / "qrels.txt").write_text("301 0 1 1\n302 0 2 1\n")
+    test_set = MsmarcoDataset(path=msmarco, queries=msmarco / "topics.txt", qrels=msmarco / "qrels.txt").open(cache)
+    texts = ("International Organized Crime", "Poliomyelitis and Post-Polio")
+    assert (test_set.query_ids, test_set.query_texts) == (("301", "302"), texts)
+
+
+@pytest.mark.parametrize(
+    ("topics", "said"),
+    [
+        (TOPICS.replace("<num>302</num>", ""), "topics.txt:14: this topic has no <num>"),
+        (TOPICS.replace("<title> International Organized Crime", ""), "topics.txt:1: this topic has no <title>"),
+        (TOPICS.removesuffix("</top>\n"), "topics.txt:14: this <top> has no </top>"),
+        ('<topics><topic number="1">\n', "topics.txt:1: got '<topics><topic number=\"1\">', expected TREC's topics (<top>"),
+    ],
+)
+def test_topics_that_are_not_understood_are_named(msmarco: Path, cache: Path, topics: str, said: str) -> None:
+    (msmarco / "topics.txt").write_text(topics)
+    with pytest.raises(DatasetError) as caught:
+        MsmarcoDataset(path=msmarco, queries=msmarco / "topics.txt").open(cache)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_positive_passages_of_tevatron_are_judgements(tmp_path: Path, cache: Path, kind: str) -> None:
+    json_lines(tmp_path / "corpus.jsonl", [{"docid": str(n), "title": "T", "text": f"text {n}"} for n in range(4)])
+    passages = [[{"docid": "2", "title": "T", "text": "text 2"}, {"docid": "0", "title": "", "text": "x"}], []]
+    rows: list[dict[str, Any]] = [
+        {"query_id": f"q{n}", "query": f"ask {n}", "positive_passages": found, "negative_passages": [{"docid": "1"}]}
+        for n, found in enumerate(passages)
+    ]
+    if kind == "jsonl":
+        json_lines(tmp_path / "queries.jsonl", rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "queries.parquet")
+    own = TevatronDataset(corpus=tmp_path / "corpus.jsonl", queries=tmp_path / f"queries.{kind}", name="t")
+    for dataset in (TevatronDataset(path=tmp_path, name="t"), own):
+        test_set = dataset.open(cache)
+        assert (test_set.query_ids, test_set.query_texts) == (("q0",), ("ask 0",))  # the other one has no positive
+        assert test_set.corpus.ids(test_set.qrels.documents) == ["2", "0"]
+        assert test_set.qrels.gains.tolist() == [1, 1]
+    (tmp_path / "qrels.tsv").write_text("q1\t3\t2\n")  # where there are qrels, they count
+    assert TevatronDataset(path=tmp_path).open(cache).qrels.gains.tolist() == [2]
+
+
+def test_queries_without_qrels_and_positives_name_the_key(tmp_path: Path) -> None:
+    corpus = json_lines(tmp_path / "corpus.jsonl", [{"docid": "1", "text": "x"}])
+    queries = json_lines(tmp_path / "queries.jsonl", [{"query_id": "q", "query": "ask"}])
+    with pytest.raises(DatasetError, match=r"dataset\.qrels: not set, and the queries have no positive_passages"):
+        TevatronDataset(corpus=corpus, queries=queries).check()
+
+
+def test_miracl_and_mmarco_are_read_by_language_from_their_own_files(tmp_path: Path, cache: Path) -> None:
+    rows = [{"docid": f"26569#{n}", "title": "Akiolojia", "text": f"Elimu {n}"} for n in range(2)]
+    for number, row in enumerate(rows):
+        zipped(tmp_path / "miracl-corpus-v1.0-sw" / f"docs-{number}.jsonl.gz", json.dumps(row) + "\n")
+    (tmp_path / "topics.miracl-v1.0-sw-dev.tsv").write_text("0\tElimu ni nini?\n")
+    (tmp_path / "qrels.miracl-v1.0-sw-dev.tsv").write_text("0\tQ0\t26569#1\t1\n0\tQ0\t26569#0\t0\n")
+    places = [
+        tmp_path / name for name in ("miracl-corpus-v1.0-sw", *(f"{p}.miracl-v1.0-sw-dev.tsv" for p in ("topics", "qrels")))
+    ]
+    miracl = TevatronDataset(corpus=places[0], queries=places[1], qrels=places[2]).open(cache)
+    assert (miracl.query_texts, miracl.corpus.ids(miracl.qrels.documents)) == (("Elimu ni nini?",), ["26569#1", "26569#0"])
+    (tmp_path / "german_collection.tsv").write_text("0\tDie Anwesenheit\n1\tDas Manhattan-Projekt\n")
+    (tmp_path / "german_queries.dev.small.tsv").write_text("1\twas ist es\n")
+    (tmp_path / "qrels.dev.small.tsv").write_text("1\t0\t1\t1\n")
+    names = ("german_collection.tsv", "german_queries.dev.small.tsv", "qrels.dev.small.tsv")
+    corpus, queries, qrels = (tmp_path / name for name in names)
+    german = MsmarcoDataset(corpus=corpus, queries=queries, qrels=qrels, name="mmarco-de").open(cache)
+    assert (german.name, german.corpus.texts(german.qrels.documents)) == ("mmarco-de", ["Das Manhattan-Projekt"])

@@ -102,9 +102,9 @@ def test_a_wrong_config_or_split_is_named_with_those_that_exist(repository: Path
 
 
 def test_rows_without_the_columns_are_named(repository: Path, cache: Path) -> None:
-    table(repository / "corpus" / "0.parquet", name=["a"], body=["one"])
-    table(repository / "corpus" / "1.parquet", name=["b"], body=["two"])
-    with pytest.raises(DatasetError, match=r"tiny\[corpus\], row 1: no document id: got the fields \['body', 'name'\]"):
+    table(repository / "corpus" / "0.parquet", name=["a"], abstract=["one"])
+    table(repository / "corpus" / "1.parquet", name=["b"], abstract=["two"])
+    with pytest.raises(DatasetError, match=r"tiny\[corpus\], row 1: no document id: got the fields \['abstract', 'name'\]"):
         HubDataset(id=str(repository)).open(cache)
 
 

@@ -31,7 +31,7 @@ def message(folder: Path, cache: Path) -> str:
         (DOCUMENT + '{"_id": "", "text": "x"}\n', ["corpus.jsonl:4: document id: got '', expected a non-empty string"]),
         (DOCUMENT + '{"_id": 1.5, "text": "x"}\n', ["document id: got '1.5'"]),
         (DOCUMENT + '{"_id": "\\ud800", "text": "x"}\n', ["corpus.jsonl:4: document id: got '\\ud800'"]),
-        (DOCUMENT + '{"_id": "d4", "body": "x"}\n', ["corpus.jsonl:4: no document text: got the fields ['_id', 'body']"]),
+        (DOCUMENT + '{"_id": "d4", "note": "x"}\n', ["corpus.jsonl:4: no document text: got the fields ['_id', 'note']"]),
         (DOCUMENT + '{"_id": "d4", "text": null}\n', ["document text: got 'null', expected a string or a list of token ids"]),
         (DOCUMENT + '{"_id": "d4", "text": "\\udfff"}\n', ["corpus.jsonl:4: document text: got '\\udfff'", "surrogate"]),
         (DOCUMENT + '{"_id": "d4", "text": [1, -1]}\n', ["got '[1, -1]', expected token ids"]),

@@ -151,7 +151,7 @@ def add(folder: Path, **weights: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("model", ["BertConfig", "RobertaConfig", "DistilBertConfig"])
-@pytest.mark.parametrize("name", ["embeddingHead.weight", "norm.weight", "linear.weight", "classifier.dense.weight"])
+@pytest.mark.parametrize("name", ["projection.weight", "norm.weight", "linear.weight", "classifier.dense.weight"])
 def test_a_head_that_may_make_the_vector_is_never_left_out(make_model: Callable[[str], Path], model: str, name: str) -> None:
     folder = make_model(model)
     add(folder, **{name: torch.ones(16, 32)})
@@ -166,13 +166,15 @@ def test_an_own_head_beside_a_prefixed_backbone_is_refused_until_that_is_stated(
     plain = make_model("RobertaConfig")
     ance = Path(shutil.copytree(plain, tmp_path / "ance"))
     weights = {f"roberta.{name}": weight for name, weight in load_file(ance / "model.safetensors").items()}
-    head = {"embeddingHead.weight": torch.ones(16, 32), "embeddingHead.bias": torch.ones(16), "norm.weight": torch.ones(16)}
+    head = {"projection.weight": torch.ones(16, 32), "projection.bias": torch.ones(16), "norm.weight": torch.ones(16)}
     save_file(weights | head, ance / "model.safetensors", metadata={"format": "pt"})
-    assert "3 weights of the file: embeddingHead.bias (16,), embeddingHead.weight (16, 32)" in refusal(ance, **STATED)
+    assert "3 weights of the file: norm.weight (16,), projection.bias (16,), projection.weight (16, 32)" in refusal(
+        ance, **STATED
+    )
     alone = vectors_of(ance, weights_prefix="roberta.", **STATED)
     assert np.allclose(alone, vectors_of(plain, **STATED), atol=1e-6)
     (said,) = contract_of(ance, weights_prefix="roberta.", **STATED)["warnings"]
-    assert "embeddingHead.bias, embeddingHead.weight, norm.weight" in said
+    assert "norm.weight, projection.bias, projection.weight" in said
 
 
 def test_layers_that_the_config_does_not_count_are_not_left_out(bert: Path) -> None:
@@ -333,7 +335,7 @@ def test_no_setting_of_the_encoder_is_without_effect_on_the_key_of_kept_vectors(
     assert key_of(adapter, base_model=str(bert), **STATED) == plain
     assert key_of(adapter, base_model=str(other), **STATED) != plain
     tried |= {"config", "weights_prefix", "base_model"}
-    assert {field.name for field in dataclasses.fields(AutoEncoder)} - tried == {"max_tokens_per_batch"}
+    assert {field.name for field in dataclasses.fields(AutoEncoder)} - tried == {"max_tokens_per_batch", "native"}
 
 
 def test_a_fetched_copy_is_encoded_as_the_original(bert: Path, tmp_path: Path) -> None:

@@ -474,7 +474,7 @@ def test_what_is_missing_on_the_disk_of_the_worker_is_known_to_the_watcher(monke
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's choice is Linux's")
 def test_where_memory_runs_out_the_worker_goes_first_and_not_its_watcher() -> None:
-    script = "from dr_validate.worker.main import live_and_die_with_parent as begin; begin(); "
+    script = "from dr_validate.process import live_and_die_with_parent as begin; begin(); "
     script += "print(open('/proc/self/oom_score_adj').read())"
     before = Path("/proc/self/oom_score_adj").read_text()
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
