@@ -82,7 +82,7 @@ def test_a_bracket_that_is_left_open_is_no_path() -> None:
 
 def test_without_a_data_set_the_choices_are_named() -> None:
     with pytest.raises(
-        ConfigError, match="dataset: required, no default; choose one of dataset=beir, dataset=hub, dataset=msm"
+        ConfigError, match="dataset: required, no default; choose one of dataset=beir, dataset=dpr, dataset=hub"
     ):
         build(composed("source.path=x"))
 

@@ -30,6 +30,7 @@ CHANGED: Mapping[str, Mapping[str, Any]] = {
         "base_model": "MODEL",
         "config": "MODEL",
         "weights_prefix": "encoder.",
+        "native": True,
     },
     "sampler=random": {"fraction": 0.5},
     "sampler=stratified": {
