@@ -8,6 +8,7 @@ from typing import Any
 from dr_validate.errors import SetupError
 
 NAME = re.compile(r"(cpu|cuda)(:\d+)?|auto")
+NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,19 @@ def hold(place: str) -> None:
         import torch
 
         torch.cuda.set_device(place)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had no memory left, as torch, cuBLAS, cuDNN, faiss or the allocator of the CPU say it."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+
+
+def free_memory(device: str) -> None:
+    """Let others on a GPU have what torch holds and does not use; what a CPU holds comes back by itself."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 def label(devices: Sequence[Device]) -> str:

@@ -472,6 +472,16 @@ def test_what_is_missing_on_the_disk_of_the_worker_is_known_to_the_watcher(monke
     assert disk_words(caught.value, Path("/")) == f"your quota on the disk of /there is used up ({caught.value}); free some"
 
 
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate 9 GiB", "CUBLAS_STATUS_ALLOC_FAILED"])
+def test_a_device_without_memory_fails_the_checkpoint_at_once_and_costs_no_attempts(message: str) -> None:
+    sent: list[Mapping[str, Any]] = []
+    with errors_to(sent.append):
+        raise RuntimeError(message)
+    (said,) = sent
+    assert said["error"]["kind"] == "checkpoint" and message in said["error"]["message"]
+    assert "set device to another one" in said["error"]["message"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's choice is Linux's")
 def test_where_memory_runs_out_the_worker_goes_first_and_not_its_watcher() -> None:
     script = "from dr_validate.worker.main import live_and_die_with_parent as begin; begin(); "

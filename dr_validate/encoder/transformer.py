@@ -74,8 +74,10 @@ _SIDES: tuple[Side, Side] = ("query", "document")
 
 def _choose(tower: TowerSpec, dtype: torch.dtype, device: str) -> Chosen:
     def choose() -> Chosen:
-        if takes_packed(dtype, device) and (own := load_bert(tower, dtype)) is not None:
-            return choose_own(own, device)
+        own = load_bert(tower, dtype) if takes_packed(dtype, device) else None
+        if own is not None and (found := choose_own(own, device)) is not None:
+            return found
+        del own  # never two at a time
         from dr_validate.encoder.weights import load_transformer  # transformers' models are slow to import
 
         return choose_forward(lambda: load_transformer(tower, dtype, device), dtype, device)
