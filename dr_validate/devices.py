@@ -1,11 +1,16 @@
-"""From the `device` key to devices that exist."""
+"""From the `device` key to devices that exist, and what differs between them: memory, and how arrays get there."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from dr_validate.errors import SetupError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAME = re.compile(r"(cpu|cuda)(:\d+)?|auto")
 NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
@@ -86,6 +91,14 @@ def hold(place: str) -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device had no memory left, as torch, cuBLAS, cuDNN, faiss or the allocator of the CPU say it."""
     return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+
+
+def to_device(array: NDArray[Any], device: str) -> "Tensor":
+    """A tensor of it on the device; to a GPU from pinned memory and without waiting for it."""
+    import torch
+
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor
 
 
 def free_memory(device: str) -> None:

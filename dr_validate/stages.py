@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from dr_validate.messages import Share, Team
 from dr_validate.values import (
@@ -27,6 +27,9 @@ from dr_validate.values import (
     TokenBlock,
     TopK,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Source(Protocol):
@@ -188,8 +191,8 @@ class Encoder(Protocol):
 class Search(Protocol):
     """A running exact top-k over blocks of vectors for fixed queries."""
 
-    def add(self, vectors: Float32, ordinals: Int64) -> None:
-        """Merge a block: vectors (n, dim), ordinals (n,). Memory does not grow with the number of blocks."""
+    def add(self, vectors: "Tensor | Float32", ordinals: Int64) -> None:
+        """Merge a block: vectors (n, dim) where they are, ordinals (n,). Memory does not grow with the number of blocks."""
         ...
 
     def top(self) -> TopK: ...
@@ -202,7 +205,7 @@ class Search(Protocol):
 class Index(Protocol):
     """Blocks of vectors to a running top-k; scores are dot products, ties broken by `tie_rank`."""
 
-    def open(self, queries: Float32, top_k: int, tie_rank: Int64, device: str) -> Search: ...
+    def open(self, queries: "Tensor | Float32", top_k: int, tie_rank: Int64, device: str) -> Search: ...
 
     def check(self) -> str:
         """What is worth saying before a run, empty for nothing. Raises SetupError where the library is not installed."""

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dr_validate.devices import to_device
 from dr_validate.values import Int64
 
 NAME = "dr_validate_packed"
@@ -48,12 +48,6 @@ def packing(lengths: Int64, device: str, *, fused: bool = True) -> Packing:
 def fuses(device: str) -> bool:
     """Whether one kernel is to take texts of all lengths there."""
     return device.startswith("cuda")
-
-
-def to_device(array: NDArray[Any], device: str) -> Tensor:
-    """A copy on the device; to a GPU from pinned memory and without waiting for it."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor
 
 
 def register() -> None:

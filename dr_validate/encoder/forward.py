@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dr_validate.devices import is_out_of_memory
+from dr_validate.devices import is_out_of_memory, to_device
 from dr_validate.encoder import attention
-from dr_validate.encoder.attention import to_device
 from dr_validate.encoder.batches import ROUND_TO, Batch
 from dr_validate.encoder.lengths import PADDING_OFFSET_MODELS, positions
 from dr_validate.encoder.linears import pack_linears

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dr_validate.devices import free_memory, is_out_of_memory
-from dr_validate.encoder.attention import to_device
+from dr_validate.devices import free_memory, is_out_of_memory, to_device
 from dr_validate.encoder.batches import Batch, plan, take
 from dr_validate.encoder.forward import Chosen, OwnPacked
 from dr_validate.encoder.heads import Step, load_heads, unit
