@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from dr_validate.errors import SetupError
+from dr_validate.errors import DeviceFailure, SetupError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,35 @@ class Device:
     name: str
     place: str
     threads: int  # of the processor, for the process that holds it
+
+
+class Landing:
+    """Room in host memory for a tensor that a device is still computing; used again for the next. On a CPU a plain copy."""
+
+    def __init__(self) -> None:
+        self._host: Tensor | None = None
+        self._number, self._copied = 0, None
+
+    def fill(self, tensor: "Tensor") -> "Landing":
+        """Copy a tensor here when the device has come to it; does not wait. What was here must not be in use any more."""
+        import torch
+
+        size = tensor.numel()
+        if self._host is None or self._host.numel() < size or self._host.dtype != tensor.dtype:
+            self._host = torch.empty(size, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        self._number, self._shape = size, tensor.shape
+        self._host[:size].view(tensor.shape).copy_(tensor, non_blocking=True)
+        if tensor.is_cuda:
+            self._copied = torch.cuda.current_stream(tensor.device).record_event()
+        return self
+
+    def array(self) -> NDArray[Any]:
+        """What was copied, once it is: a view, good until the next `fill`."""
+        assert self._host is not None, "asked before anything was copied"
+        if self._copied is not None:
+            self._copied.synchronize()
+        array: NDArray[Any] = self._host[: self._number].view(self._shape).numpy()
+        return array
 
 
 def check_devices(wanted: Any) -> Any:
@@ -90,7 +119,8 @@ def hold(place: str) -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device had no memory left, as torch, cuBLAS, cuDNN, faiss or the allocator of the CPU say it."""
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    is_library_s = isinstance(error, RuntimeError) and not isinstance(error, DeviceFailure)
+    return is_library_s and any(words in str(error) for words in NO_MEMORY)
 
 
 def to_device(array: NDArray[Any], device: str) -> "Tensor":

@@ -22,7 +22,16 @@ import pytest
 from dr_validate.config import Run, Settings, Watch
 from dr_validate.dataset.hub import HubDataset
 from dr_validate.dataset.msmarco import MsmarcoDataset
-from dr_validate.errors import CheckpointDeleted, CheckpointError, Interrupted, Outage, SetupError, Stopped, TimedOut
+from dr_validate.errors import (
+    CheckpointDeleted,
+    CheckpointError,
+    DeviceFailure,
+    Interrupted,
+    Outage,
+    SetupError,
+    Stopped,
+    TimedOut,
+)
 from dr_validate.fidelity.against_full import AgainstFull
 from dr_validate.files import disk_words, is_disk_full
 from dr_validate.ledger.ledger import Ledger
@@ -480,6 +489,9 @@ def test_a_device_without_memory_fails_the_checkpoint_at_once_and_costs_no_attem
     (said,) = sent
     assert said["error"]["kind"] == "checkpoint" and message in said["error"]["message"]
     assert "set device to another one" in said["error"]["message"]
+    with errors_to(sent.append):
+        raise DeviceFailure("cpu:0: its process was ended by SIGKILL (out of memory?)")  # nobody knows: an attempt less
+    assert sent[1]["error"]["kind"] == "device"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's choice is Linux's")

@@ -17,7 +17,7 @@ from dr_validate.encoder.spec import TowerSpec
 from dr_validate.encoder.threads import for_each
 from dr_validate.encoder.tokenizer import FastTokenizer
 from dr_validate.errors import CheckpointError
-from dr_validate.values import Float32, Int64, TokenBlock
+from dr_validate.values import Int64, TokenBlock
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ class LoadedTower:
         self._vocabulary_size = chosen.vocabulary_size
         self.dim = self._probe()
 
-    def encode(self, tokens: TokenBlock) -> Float32:
-        """(len(tokens), dim) float32 in the order given; a text without any token is the zero vector.
+    def encode(self, tokens: TokenBlock) -> Tensor:
+        """(len(tokens), dim) float32 on the device, in the order given; a text without any token is the zero vector.
 
         Beside the result it needs what `max_tokens` tokens need in the model: on a CPU once for each thread.
         """
@@ -50,7 +50,7 @@ class LoadedTower:
         else:
             for rows in batches:  # a GPU is asked ahead: while it computes, the next batch is prepared here
                 self._encode_rows(tokens, rows, out)
-        return out.cpu().numpy()
+        return out
 
     def _plan(self, lengths: Int64) -> Sequence[Int64]:
         threads = torch.get_num_threads() if self._device == "cpu" else 1

@@ -76,7 +76,7 @@ class _Model:
     def tokenizer(self, side: Side) -> Tokenizer:
         return _Tokenizer(self._model.tokenizer(side), self._meter)
 
-    def encode(self, tokens: TokenBlock, side: Side) -> Float32:
+    def encode(self, tokens: TokenBlock, side: Side) -> "Tensor | Float32":
         with self._meter.phase("encode"):
             vectors = self._model.encode(tokens, side)
         lengths = [int(length) for length in tokens.lengths]
