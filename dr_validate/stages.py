@@ -8,7 +8,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dr_validate.messages import Share, Team
 from dr_validate.values import (
@@ -27,6 +30,9 @@ from dr_validate.values import (
     TokenBlock,
     TopK,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Source(Protocol):
@@ -101,9 +107,12 @@ class Store(Protocol):
 
     def weights_sha256(self, digest: str, root: Path) -> str: ...
     def vectors(
-        self, digest: str, terms: Mapping[str, Any], counts: Mapping[Side, int], root: Path
+        self, digest: str, terms: Mapping[str, Any], counts: Mapping[Side, int], root: Path, *, baseline: bool = False
     ) -> "AbstractContextManager[Vectors]":
-        """Kept vectors of one checkpoint under one encoder contract and for one test set (`terms`, JSON values)."""
+        """Kept vectors of one checkpoint under one encoder contract and for one test set (`terms`, JSON values).
+
+        `baseline`: all documents will be asked for, and nothing that is kept may go for it.
+        """
         ...
 
     def describe_vectors(self, root: Path) -> str: ...
@@ -163,8 +172,8 @@ class Model(Protocol):
 
     def tokenizer(self, side: Side) -> Tokenizer: ...
 
-    def encode(self, tokens: TokenBlock, side: Side) -> Float32:
-        """(len(tokens), dim) float32 in the order given, batched inside. Raises CheckpointError on NaN or Inf."""
+    def encode(self, tokens: TokenBlock, side: Side) -> "Tensor | Float32":
+        """(len(tokens), dim) float32 on the device, in the order given, batched inside; need not wait for the device."""
         ...
 
 
@@ -188,8 +197,8 @@ class Encoder(Protocol):
 class Search(Protocol):
     """A running exact top-k over blocks of vectors for fixed queries."""
 
-    def add(self, vectors: Float32, ordinals: Int64) -> None:
-        """Merge a block: vectors (n, dim), ordinals (n,). Memory does not grow with the number of blocks."""
+    def add(self, vectors: "Tensor | Float32", ordinals: Int64) -> None:
+        """Merge a block: vectors (n, dim) where they are, ordinals (n,). Memory does not grow with the number of blocks."""
         ...
 
     def top(self) -> TopK: ...
@@ -202,7 +211,7 @@ class Search(Protocol):
 class Index(Protocol):
     """Blocks of vectors to a running top-k; scores are dot products, ties broken by `tie_rank`."""
 
-    def open(self, queries: Float32, top_k: int, tie_rank: Int64, device: str) -> Search: ...
+    def open(self, queries: "Tensor | Float32", top_k: int, tie_rank: Int64, device: str) -> Search: ...
 
     def check(self) -> str:
         """What is worth saying before a run, empty for nothing. Raises SetupError where the library is not installed."""
@@ -225,16 +234,29 @@ class TextBlocks(Protocol):
         ...
 
 
-Encode = Callable[[Int64], Float32]
+Encode = Callable[[Int64], "Tensor | Float32"]
 """From positions to vectors (len(positions), dim)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What was found of some ordinals."""
+
+    mask: NDArray[np.bool_]  # (num_ordinals,)
+    vectors: Float32  # (num_kept, dim), (0, 0) for none
 
 
 class Vectors(Protocol):
     """Vectors of one checkpoint: of documents by ordinal, of queries by row. Kept between calls as far as there is room."""
 
-    def get(self, side: Side, ordinals: Int64, encode: Encode) -> Float32:
-        """(len(ordinals), dim) float32. `encode` is called with the positions in `ordinals` of those that are not kept, and
-        what it returns is kept. Ordinals are ascending, each once. Raises what `encode` raises."""
+    def look(self, side: Side, ordinals: Int64) -> Kept:
+        """What is kept of these now. May be called from another thread while `get` is at work."""
+        ...
+
+    def get(self, side: Side, ordinals: Int64, encode: Encode, device: str = "cpu", kept: Kept | None = None) -> "Tensor":
+        """(len(ordinals), dim) float32 on the device. `encode` is called with the positions in `ordinals` of those that are
+        not kept, and what it returns is kept, a little later. Ordinals are ascending, each once. `kept`: an answer of `look`.
+        Raises what `encode` raises."""
         ...
 
     def contract(self, read: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:

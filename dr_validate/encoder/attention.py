@@ -4,6 +4,7 @@ On a CPU texts of equal length are computed together; on a GPU one fused kernel 
 variable lengths). Imports torch: only imported when a model is loaded.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dr_validate.devices import to_device
 from dr_validate.values import Int64
 
 NAME = "dr_validate_packed"
@@ -28,17 +30,24 @@ class Packing:
     bounds: Tensor | None
 
 
-def packing(lengths: Int64, device: str) -> Packing:
-    """How texts of these lengths lie one after the other; equal lengths are neighbours in a batch."""
+def packing(lengths: Int64, device: str, *, fused: bool = True) -> Packing:
+    """How texts of these lengths lie one after the other; equal lengths are neighbours in a batch.
+
+    Without `fused`, those of equal length are computed together on a GPU, too: plain, and slower.
+    """
     firsts = np.flatnonzero(np.diff(lengths, prepend=-1))
     counts = np.diff(np.append(firsts, len(lengths)))
     starts = np.cumsum(lengths) - lengths
     groups = tuple((int(starts[first]), int(n), int(lengths[first])) for first, n in zip(firsts, counts, strict=True))
     bounds = None
-    if device.startswith("cuda"):
-        ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        bounds = torch.from_numpy(ends).pin_memory().to(device, non_blocking=True)
+    if fused and fuses(device):
+        bounds = to_device(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), device)
     return Packing(groups=groups, longest=int(lengths.max()), bounds=bounds)
+
+
+def fuses(device: str) -> bool:
+    """Whether one kernel is to take texts of all lengths there."""
+    return device.startswith("cuda")
 
 
 def register() -> None:
@@ -107,22 +116,23 @@ def _attend_alike(query: Tensor, key: Tensor, value: Tensor, *, rule: Rule) -> T
 
 
 def _attend_fused(states: tuple[Tensor, Tensor, Tensor], layout: Packing, rule: Rule) -> Tensor:
+    """The same by torch's flash attention with variable lengths, called so that every torch since 2.11 takes it.
+
+    `enable_gqa` came with 2.12 and is passed only where there are fewer heads of keys. Has never run on a GPU.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     query, key, value = states
     assert layout.bounds is not None
+    options: dict[str, Any] = {}
+    if (groups := query.shape[1] // key.shape[1]) > 1:
+        if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+            options = {"enable_gqa": True}
+        else:
+            key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     back = -1 if rule.window is None else rule.window - 1
-    out = varlen_attn(
-        query,
-        key,
-        value,
-        layout.bounds,
-        layout.bounds,
-        layout.longest,
-        layout.longest,
-        scale=rule.scale,
-        window_size=(back, 0 if rule.causal else back),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    places = (layout.bounds, layout.bounds, layout.longest, layout.longest)
+    window = (back, 0 if rule.causal else back)
+    out = varlen_attn(query, key, value, *places, scale=rule.scale, window_size=window, **options)
     assert isinstance(out, Tensor)
     return out

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dr_validate.devices import is_out_of_memory, to_device
 from dr_validate.encoder import attention
 from dr_validate.encoder.batches import ROUND_TO, Batch
 from dr_validate.encoder.lengths import PADDING_OFFSET_MODELS, positions
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 CHECKED_LENGTHS = (9, 3, 3)
 LARGEST_CHECKED_WINDOW = 512
+MOST_OFFSET = 2  # positions that RoBERTa leaves out
 # What a transformer raises that does not know packed batches.
 CANNOT = (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, AssertionError)
 
@@ -38,12 +40,6 @@ class Forward(Protocol):
     def __call__(self, batch: Batch) -> Tensor:
         """(num_tokens, width) on the device, one text after the other, in the model's own type."""
         ...
-
-
-def to_device(array: Int64, device: str) -> Tensor:
-    """A copy on the device; to a GPU from pinned memory and without waiting for it."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor
 
 
 class Static:
@@ -90,9 +86,11 @@ class Packed:
 
     name, pads = "packed", False
 
-    def __init__(self, model: Any, device: str) -> None:
+    def __init__(self, model: Any, device: str, *, fused: bool = True) -> None:
+        """`fused`: see `attention.packing`."""
         self._model = model
         self._device = device
+        self._fused = fused
         self._pad_id = None
         if model.config.model_type in PADDING_OFFSET_MODELS:
             self._pad_id = 1 if model.config.pad_token_id is None else int(model.config.pad_token_id)
@@ -109,7 +107,7 @@ class Packed:
         if extra := -len(ids) % ROUND_TO:
             ids, positions = (np.append(array, np.full(extra, array[0])) for array in (ids, positions))
             lengths = np.append(lengths, extra)
-        layout = attention.packing(lengths, self._device)
+        layout = attention.packing(lengths, self._device, fused=self._fused)
         return to_device(ids, self._device), to_device(positions, self._device), layout
 
     def _positions(self, batch: Batch) -> Int64:
@@ -152,15 +150,26 @@ class Chosen:
 
 def takes_packed(dtype: torch.dtype, device: str) -> bool:
     """Whether attention over packed texts is fast here: on a GPU for the types that its fused kernel takes."""
-    return device == "cpu" or dtype in (torch.float16, torch.bfloat16)
+    return not attention.fuses(device) or dtype in (torch.float16, torch.bfloat16)
 
 
-def choose_own(model: Any, device: str) -> Chosen:
-    """The way through a model of ours."""
+def _is_wide(dtype: torch.dtype, device: str) -> bool:
+    return attention.fuses(device) and dtype == torch.float32
+
+
+def choose_own(model: Any, device: str) -> Chosen | None:
+    """The way through a model of ours; None where the fused attention of this device fails or gives something else."""
     model = model.to(device)
     packs = pack_linears(model) if device == "cpu" else 0
     size = model.embeddings["word_embeddings"].num_embeddings
-    return Chosen(forward=OwnPacked(model, device), vocabulary_size=size, packed_linears=packs)
+    forward = OwnPacked(model, device)
+    if attention.fuses(device):  # on a CPU this is the plain attention that everything else is compared with
+        batch = _example(size, int(model.config.max_position_embeddings) - MOST_OFFSET)
+        with torch.inference_mode():
+            expected = OwnPacked(model, device, fused=False)(batch)
+            if bool(expected.isfinite().all()) and not _same(forward, batch, expected):
+                return None
+    return Chosen(forward=forward, vocabulary_size=size, packed_linears=packs)
 
 
 def choose_static(weights: Mapping[str, Tensor], dtype: torch.dtype, device: str) -> Chosen:
@@ -179,7 +188,7 @@ def choose_forward(load: Callable[[], Any], dtype: torch.dtype, device: str) -> 
     """Load the model and choose. Every change is checked against the padded forward of the model as it came, or undone."""
     model = load()
     padded = Padded(model, device)
-    batch = _example(model)
+    batch = _example_for(model)
     with torch.inference_mode():
         expected = padded(batch)
         if not bool(expected.isfinite().all()):  # nothing to compare with; encoding says what is wrong
@@ -195,7 +204,8 @@ def choose_forward(load: Callable[[], Any], dtype: torch.dtype, device: str) -> 
             model.set_attn_implementation("sdpa")
             packed = None
     if packed is None:
-        log.info("%s in %s on %s: no packed batches, they are padded", type(model).__name__, dtype, device)
+        faster = "; encoder.dtype=bfloat16 needs no padding, and is several times as fast" if _is_wide(dtype, device) else ""
+        log.info("%s in %s on %s: no packed batches, they are padded%s", type(model).__name__, dtype, device, faster)
     return Chosen(forward=packed or padded, vocabulary_size=_vocabulary_size(model), packed_linears=packs)
 
 
@@ -212,21 +222,24 @@ def _same(forward: Forward, batch: Batch, expected: Tensor) -> bool:
     try:
         difference = (forward(batch).float() - expected.float()).abs().max()
     except CANNOT as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         log.info("another way through the model: %s: %s", type(error).__name__, error)
         return False
     return bool(difference <= TOLERANCES[expected.dtype] * expected.float().abs().max().clamp(min=1e-6))
 
 
-def _example(model: Any) -> Batch:
-    """Texts of several lengths, one beyond the window where attention is local and the window small."""
+def _example_for(model: Any) -> Batch:
     longest = positions(model.config.to_dict()) or LARGEST_CHECKED_WINDOW
-    lengths = [min(length, longest) for length in CHECKED_LENGTHS]
-    window = getattr(model.config, "sliding_window", None)
+    return _example(_vocabulary_size(model), longest, getattr(model.config, "sliding_window", None))
+
+
+def _example(vocabulary_size: int, longest: int, window: Any = None) -> Batch:
+    """Texts of several lengths, one beyond the window where attention is local and the window small."""
+    lengths = [max(1, min(length, longest)) for length in CHECKED_LENGTHS]
     if isinstance(window, int) and window <= LARGEST_CHECKED_WINDOW:
         lengths.insert(0, min(2 * window + 3, longest))
-    ids = np.arange(sum(lengths)) * 7 % _vocabulary_size(model)
+    ids = np.arange(sum(lengths)) * 7 % vocabulary_size
     return Batch(rows=np.arange(len(lengths)), lengths=np.array(lengths), ids=ids)
 
 

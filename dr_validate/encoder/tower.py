@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dr_validate.devices import free_memory, is_out_of_memory, to_device
 from dr_validate.encoder.batches import Batch, plan, take
-from dr_validate.encoder.forward import Chosen, OwnPacked, to_device
+from dr_validate.encoder.forward import Chosen, OwnPacked
 from dr_validate.encoder.heads import Step, load_heads, unit
 from dr_validate.encoder.pooling import pool, the_token
 from dr_validate.encoder.spec import TowerSpec
 from dr_validate.encoder.threads import for_each
 from dr_validate.encoder.tokenizer import FastTokenizer
 from dr_validate.errors import CheckpointError
-from dr_validate.values import Float32, Int64, TokenBlock
+from dr_validate.values import Int64, TokenBlock
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -36,8 +37,8 @@ class LoadedTower:
         self._vocabulary_size = chosen.vocabulary_size
         self.dim = self._probe()
 
-    def encode(self, tokens: TokenBlock) -> Float32:
-        """(len(tokens), dim) float32 in the order given; a text without any token is the zero vector.
+    def encode(self, tokens: TokenBlock) -> Tensor:
+        """(len(tokens), dim) float32 on the device, in the order given; a text without any token is the zero vector.
 
         Beside the result it needs what `max_tokens` tokens need in the model: on a CPU once for each thread.
         """
@@ -49,7 +50,7 @@ class LoadedTower:
         else:
             for rows in batches:  # a GPU is asked ahead: while it computes, the next batch is prepared here
                 self._encode_rows(tokens, rows, out)
-        return out.cpu().numpy()
+        return out
 
     def _plan(self, lengths: Int64) -> Sequence[Int64]:
         threads = torch.get_num_threads() if self._device == "cpu" else 1
@@ -74,8 +75,8 @@ class LoadedTower:
         try:
             with torch.inference_mode():
                 out[to_device(rows, self._device)] = self._vectors(take(tokens, rows))
-        except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU allocator has no class of its own
-            if not _is_out_of_memory(error):
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
                 raise
             if len(rows) == 1:
                 raise CheckpointError(
@@ -86,8 +87,7 @@ class LoadedTower:
         else:
             return True
         log.warning("out of memory on %s: going on with at most %d tokens in a batch", self._device, self._max_tokens)
-        if self._device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        free_memory(self._device)
         return False
 
     def _vectors(self, batch: Batch) -> Tensor:
@@ -112,14 +112,13 @@ class LoadedTower:
 
 
 def or_cannot(run: Callable[[], T], tower: TowerSpec, device: str) -> T:
-    """What `run` gives. Raises CheckpointError where a module or type cannot work on this device."""
+    """What `run` gives. Raises CheckpointError where a module or type cannot work on this device, or has no room there."""
     try:
         return run()
     except RuntimeError as error:
-        if _is_out_of_memory(error):
-            raise
+        if is_out_of_memory(error):
+            raise CheckpointError(
+                f"{tower.weights}: no memory on {device} for its weights ({error}); end what else runs there, set device to "
+                "another one, or use encoder.dtype=bfloat16"
+            ) from error
         raise CheckpointError(f"{tower.weights}: cannot encode on {device}: {error}; try encoder.dtype=float32") from error
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from dr_validate.encoder.bert import load_bert
 from dr_validate.encoder.checks import weight_files
@@ -15,7 +15,7 @@ from dr_validate.encoder.threads import keep_heap
 from dr_validate.encoder.tokenizer import FastTokenizer
 from dr_validate.encoder.tower import LoadedTower, or_cannot
 from dr_validate.errors import CheckpointError
-from dr_validate.values import Float32, Side, TokenBlock
+from dr_validate.values import Side, TokenBlock
 
 
 class TransformerModel:
@@ -59,16 +59,9 @@ class TransformerModel:
         """Let go of the weights, whoever still holds the model."""
         self._towers.clear()
 
-    def encode(self, tokens: TokenBlock, side: Side) -> Float32:
-        """(len(tokens), dim) float32 in the order given; a text without any token is the zero vector."""
-        vectors = self._towers[side].encode(tokens)
-        broken = int(np.count_nonzero(~np.isfinite(vectors).all(axis=1)))
-        if broken:
-            raise CheckpointError(
-                f"{broken} of {len(vectors)} {side} vectors hold NaN or Inf ({self._contract['dtype']}): the weights diverged, "
-                "or the type is too narrow; try encoder.dtype=float32"
-            )
-        return vectors
+    def encode(self, tokens: TokenBlock, side: Side) -> Tensor:
+        """(len(tokens), dim) float32 on the device, in the order given; a text without any token is the zero vector."""
+        return self._towers[side].encode(tokens)
 
 
 _SIDES: tuple[Side, Side] = ("query", "document")
@@ -80,8 +73,10 @@ def _choose(tower: TowerSpec, dtype: torch.dtype, device: str) -> Chosen:
             return choose_static(
                 {k: v for file in weight_files(tower.weights) for k, v in load_file(file).items()}, dtype, device
             )
-        if takes_packed(dtype, device) and (own := load_bert(tower, dtype)) is not None:
-            return choose_own(own, device)
+        own = load_bert(tower, dtype) if takes_packed(dtype, device) else None
+        if own is not None and (found := choose_own(own, device)) is not None:
+            return found
+        del own  # never two at a time
         from dr_validate.encoder.weights import load_transformer  # transformers' models are slow to import
 
         return choose_forward(lambda: load_transformer(tower, dtype, device), dtype, device)

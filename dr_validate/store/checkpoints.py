@@ -126,13 +126,13 @@ class CheckpointStore:
         return sha256_of_files(weights).removeprefix("sha256:") if weights else ""
 
     def vectors(
-        self, digest: str, terms: Mapping[str, Any], counts: Mapping[Side, int], root: Path
+        self, digest: str, terms: Mapping[str, Any], counts: Mapping[Side, int], root: Path, *, baseline: bool = False
     ) -> AbstractContextManager[Vectors]:
         """Kept vectors of one checkpoint under one encoder contract and for one test set (`terms`, JSON values).
 
         `counts`: how many queries and documents there are in all. Nobody removes them within the block.
         """
-        return self._embeddings(root).open(digest, terms, counts)
+        return self._embeddings(root).open(digest, terms, counts, baseline=baseline)
 
     def describe_vectors(self, root: Path) -> str:
         """What is kept, in words for people."""

@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 class EmbeddingStore:
     """A folder with one sub-folder for each (checkpoint, encoder contract, test set), at most about `max_gib` in all.
 
-    What was used longest ago goes first; what is in use never does, and takes no more once the limit is reached.
+    What was used longest ago goes first; what is in use never does, and takes no more once the limit is reached. A baseline
+    removes nothing: it keeps its vectors where there is room for all of them, and else none.
     """
 
     def __init__(self, root: Path, *, max_gib: float, dtype: str) -> None:
@@ -32,7 +33,9 @@ class EmbeddingStore:
         self._dtype = dtype
 
     @contextlib.contextmanager
-    def open(self, digest: str, terms: Mapping[str, Any], counts: Mapping[Side, int]) -> Iterator[Vectors]:
+    def open(
+        self, digest: str, terms: Mapping[str, Any], counts: Mapping[Side, int], *, baseline: bool = False
+    ) -> Iterator[Vectors]:
         """See `CheckpointStore.vectors`. Where the disk does not let us, nothing is kept, which is logged."""
         key = f"{key_of(digest)}-{fingerprint({'format': FORMAT, **terms})}"
         with contextlib.ExitStack() as stack:
@@ -41,7 +44,7 @@ class EmbeddingStore:
                 self._leased_cache.evict(0)
             else:
                 try:
-                    vectors = stack.enter_context(self._opened(key, counts))
+                    vectors = stack.enter_context(self._opened(key, counts, baseline))
                 except OSError as error:
                     log.warning("vectors are not kept: %s", error)
             yield vectors
@@ -57,13 +60,13 @@ class EmbeddingStore:
         return f"{sum(sizes) / 2**30:.2f} GiB for {what}, at most {self._limit / 2**30:g} (store.embeddings_max_gib)"
 
     @contextlib.contextmanager
-    def _opened(self, key: str, counts: Mapping[Side, int]) -> Iterator[Vectors]:
+    def _opened(self, key: str, counts: Mapping[Side, int], baseline: bool) -> Iterator[Vectors]:
         with self._leased_cache.lease(key) as folder:
             folder.mkdir(parents=True, exist_ok=True)
             self._leased_cache.used(key)
-            room = _Room(self._leased_cache, self._limit)
+            room = _Room(self._leased_cache, self._limit, evicts=not baseline)
             room.take(0)  # the limit may be lower than it was
-            vectors = KeptVectors(folder, counts, dtype=self._dtype, take=room.take)
+            vectors = KeptVectors(folder, counts, dtype=self._dtype, take=room.take, whole=baseline)
             try:
                 yield vectors
             finally:
@@ -75,8 +78,8 @@ class EmbeddingStore:
 class _Room:
     """How much one user of the store may still keep, as far as the limit, the other users and the disk allow."""
 
-    def __init__(self, cache: LeasedCache, limit: float) -> None:
-        self._leased_cache, self._limit = cache, limit
+    def __init__(self, cache: LeasedCache, limit: float, *, evicts: bool) -> None:
+        self._leased_cache, self._limit, self._evicts = cache, limit, evicts
         self._left = -1.0
 
     def take(self, size: int) -> bool:
@@ -92,5 +95,6 @@ class _Room:
         disk = shutil.disk_usage(self._leased_cache.root)
         reserved = min(RESERVED_SHARE * disk.total, RESERVED_BYTES)
         allowed = min(self._limit, sum(self._leased_cache.sizes().values()) + disk.free - reserved)
-        self._leased_cache.evict(allowed - wanted)
+        if self._evicts:
+            self._leased_cache.evict(allowed - wanted)
         return min(allowed - sum(self._leased_cache.sizes().values()), max(wanted, self._limit * SHARE_AT_ONCE))

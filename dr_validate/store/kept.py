@@ -2,18 +2,24 @@
 
 import json
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dr_validate.devices import Landing, to_device
 from dr_validate.files import write_atomically
-from dr_validate.stages import Encode
+from dr_validate.stages import Encode, Kept
 from dr_validate.store.claims import Claims
-from dr_validate.store.vector_file import VectorFile
+from dr_validate.store.vector_file import RECORD, VectorFile
 from dr_validate.values import Float32, Int64, Side
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +27,15 @@ log = logging.getLogger(__name__)
 class NothingKept:
     """The `Vectors` protocol where nothing is to be kept."""
 
-    def get(self, side: Side, ordinals: Int64, encode: Encode) -> Float32:
+    def look(self, side: Side, ordinals: Int64) -> Kept:
+        """Nothing."""
+        return _none(ordinals)
+
+    def get(self, side: Side, ordinals: Int64, encode: Encode, device: str = "cpu", kept: Kept | None = None) -> "Tensor":
         """All of them made."""
-        return encode(np.arange(len(ordinals)))
+        import torch
+
+        return torch.as_tensor(encode(np.arange(len(ordinals))), device=device)
 
     def contract(self, read: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         """As it is read now."""
@@ -31,39 +43,68 @@ class NothingKept:
 
 
 class KeptVectors:
-    """The `Vectors` protocol over one folder; for one thread. `take(num_bytes)` says whether there is room for more.
+    """The `Vectors` protocol over one folder; `get` for one thread. `take(num_bytes)` says whether there is room for more.
 
-    No error of the disk passes: vectors that cannot be read are made, and after one that cannot be kept none is.
+    New vectors are written behind: copied into one of two buffers while the device goes on, and written by a thread, which
+    ends the claim on them. A kill costs those of two slices at most, and makes none wrong. No error of the disk passes: vectors
+    that cannot be read are made, and after one that cannot be kept none is. With `whole`, nothing is begun that has no room for
+    all documents.
     """
 
-    def __init__(self, folder: Path, counts: Mapping[Side, int], *, dtype: str, take: Callable[[int], bool]) -> None:
-        self._folder, self._take = folder, take
-        self._full = False
+    def __init__(
+        self, folder: Path, counts: Mapping[Side, int], *, dtype: str, take: Callable[[int], bool], whole: bool = False
+    ) -> None:
+        self._folder, self._counts, self._take, self._whole = folder, counts, take, whole
+        self._full = self._reserved = False
         with ExitStack() as stack:
             self._files = {
                 side: stack.enter_context(closing(VectorFile(folder / side, count, dtype))) for side, count in counts.items()
             }
             self._claims = {side: stack.enter_context(closing(Claims(folder / f"{side}.claims"))) for side in counts}
             self._resources = stack.pop_all()
+        self._landings = deque([Landing(), Landing()])
+        self._behind: deque[tuple[Side, Int64, Future[None]]] = deque()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="vectors")
 
     def close(self) -> None:
-        """Let go of the files."""
-        self._resources.close()
+        """Let go of the files, when everything is written."""
+        with self._resources, self._writer:
+            self.settle()
 
-    def get(self, side: Side, ordinals: Int64, encode: Encode) -> Float32:
+    def settle(self) -> None:
+        """Wait until everything is written."""
+        while self._behind:
+            self._behind.popleft()[2].result()
+
+    def look(self, side: Side, ordinals: Int64) -> Kept:
+        """See `Vectors.look`."""
+        try:
+            return self._files[side].read(ordinals)
+        except OSError as error:
+            self._stop_keeping(error)
+            return _none(ordinals)
+
+    def get(self, side: Side, ordinals: Int64, encode: Encode, device: str = "cpu", kept: Kept | None = None) -> "Tensor":
         """See `Vectors.get`. What another process encodes at this moment is waited for; nothing is encoded twice."""
-        gathered = _Gathered(len(ordinals))
-        missing = self._read(side, ordinals, np.arange(len(ordinals)), gathered)
+        gathered, claims = _Gathered(len(ordinals), device), self._claims[side]
+        missing = gathered.put_kept(np.arange(len(ordinals)), kept or self.look(side, ordinals))
         while len(missing) and not self._full:
-            with self._claims[side].claim(ordinals[missing]) as ours:
+            self._settle(side, ordinals[missing])
+            ours = claims.take(ordinals[missing])
+            claimed = ordinals[missing[ours]]
+            try:
                 rest = self._read(side, ordinals, missing[ours], gathered)  # finished by another just before the claim
-                if len(rest):
-                    fresh = encode(rest)
-                    gathered.put(rest, fresh)
-                    self._keep(side, ordinals[rest], fresh)
+                fresh = gathered.put(rest, encode(rest)) if len(rest) else gathered.vectors
+            except BaseException:
+                claims.release(claimed)
+                raise
+            if len(rest):
+                self._write_behind(side, ordinals[rest], fresh, claimed)
+            else:
+                claims.release(claimed)
             missing = missing[~ours]
             if len(missing):
-                self._claims[side].wait(ordinals[missing])
+                claims.wait(ordinals[missing])
                 missing = self._read(side, ordinals, missing, gathered)
         if len(missing):
             gathered.put(missing, encode(missing))
@@ -87,26 +128,48 @@ class KeptVectors:
 
     def _read(self, side: Side, ordinals: Int64, positions: Int64, gathered: "_Gathered") -> Int64:
         """Take what is kept at these positions; returns those that are missing."""
-        if not len(positions):
-            return positions
-        try:
-            kept, vectors = self._files[side].read(ordinals[positions])
-        except OSError as error:
-            self._stop_keeping(error)
-            return positions
-        if kept.any():
-            gathered.put(positions[kept], vectors)
-        return positions[~kept]
+        return gathered.put_kept(positions, self.look(side, ordinals[positions])) if len(positions) else positions
+
+    def _write_behind(self, side: Side, ordinals: Int64, vectors: "Tensor", claimed: Int64) -> None:
+        """Have vectors kept, and then the claim ended; waits only where two slices are behind already."""
+        if len(self._behind) == len(self._landings):
+            self._behind.popleft()[2].result()
+        landing = self._landings[0].fill(vectors)
+        self._landings.rotate()
+
+        def write() -> None:
+            try:
+                self._keep(side, ordinals, landing.array())
+            finally:
+                self._claims[side].release(claimed)
+
+        self._behind.append((side, ordinals, self._writer.submit(write)))
+
+    def _settle(self, side: Side, ordinals: Int64) -> None:
+        """Wait for what is being written of these."""
+        while any(side == other and np.isin(ordinals, others).any() for other, others, _ in self._behind):
+            self._behind.popleft()[2].result()
 
     def _keep(self, side: Side, ordinals: Int64, vectors: Float32) -> None:
+        finite = np.isfinite(vectors).all(axis=1)  # a checkpoint that has others fails, but may be tried again
+        if self._full or not finite.any():
+            return
         try:
-            if self._take(vectors.nbytes):
-                self._files[side].append(ordinals, vectors)
+            if self._has_room(side, vectors):
+                self._files[side].append(ordinals[finite], vectors[finite])
             else:
                 log.warning("no room for more vectors in %s: those that follow are not kept", self._folder)
                 self._full = True
         except OSError as error:
             self._stop_keeping(error)
+
+    def _has_room(self, side: Side, vectors: Float32) -> bool:
+        if not self._whole or side == "query":
+            return self._take(vectors.nbytes)
+        if not self._reserved:
+            number = self._counts[side] - self._files[side].num_kept
+            self._reserved = self._take(number * (vectors.shape[1] * vectors.itemsize + RECORD.itemsize))
+        return self._reserved
 
     def _stop_keeping(self, error: OSError) -> None:
         if not self._full:
@@ -115,13 +178,33 @@ class KeptVectors:
 
 
 class _Gathered:
-    """Vectors that come in parts, in the order of their positions."""
+    """Vectors that come in parts, in the order of their positions, on a device."""
 
-    def __init__(self, number: int) -> None:
-        self._number = number
-        self.vectors = np.empty((0, 0), dtype=np.float32)
+    def __init__(self, number: int, device: str) -> None:
+        import torch
 
-    def put(self, positions: Int64, vectors: Float32) -> None:
-        if not self.vectors.size:
-            self.vectors = np.empty((self._number, vectors.shape[1]), dtype=np.float32)
-        self.vectors[positions] = vectors
+        self._number, self._device = number, device
+        self.vectors = torch.empty((0, 0), device=device)
+
+    def put(self, positions: Int64, vectors: "Tensor | Float32") -> "Tensor":
+        """Vectors of some positions; returns them as they are on the device."""
+        import torch
+
+        part = torch.as_tensor(vectors, device=self._device)
+        if len(positions) == self._number:  # in their order
+            self.vectors = part
+            return part
+        if not self.vectors.numel():
+            self.vectors = torch.empty((self._number, part.shape[1]), device=self._device)
+        self.vectors[to_device(positions, self._device)] = part
+        return part
+
+    def put_kept(self, positions: Int64, kept: Kept) -> Int64:
+        """What was found at these positions; returns those where nothing was."""
+        if kept.mask.any():
+            self.put(positions[kept.mask], to_device(kept.vectors, self._device))
+        return positions[~kept.mask]
+
+
+def _none(ordinals: Int64) -> Kept:
+    return Kept(mask=np.zeros(len(ordinals), dtype=bool), vectors=np.empty((0, 0), dtype=np.float32))

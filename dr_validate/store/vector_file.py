@@ -7,6 +7,7 @@ ever cost vectors, never change one. Nothing waits for the disk (no fsync): what
 import logging
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dr_validate.files import locked
+from dr_validate.stages import Kept
 from dr_validate.values import Float32, Int64
 
 log = logging.getLogger(__name__)
@@ -27,9 +29,9 @@ NUMBERS: dict[int, NDArray[Any]] = {2: np.empty(0, "<f2"), 4: np.empty(0, "<f4")
 
 
 class VectorFile:
-    """`<path>.vectors` and `<path>.records`; several processes may read and append at once. `count` bounds the ordinals.
+    """`<path>.vectors` and `<path>.records`; several threads and processes may read and append at once.
 
-    8 bytes of memory for each ordinal, touched only where there are vectors. Every method may raise OSError.
+    `count` bounds the ordinals. 8 bytes of memory for each, touched only where there are some. Every method may raise OSError.
     """
 
     def __init__(self, path: Path, count: int, dtype: str) -> None:
@@ -37,6 +39,7 @@ class VectorFile:
         self._places = np.zeros(count, dtype=np.uint32)  # by ordinal: 1 + number of its vector in the file, 0 for none
         self._checksums = np.zeros(count, dtype=np.uint32)
         self._seen = 0  # records
+        self._lock = threading.Lock()  # of those three
         self._header: tuple[int, int] | None = None  # dimensions, bytes of a number
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         self._vectors = os.open(path.with_suffix(".vectors"), flags, 0o666)
@@ -51,12 +54,23 @@ class VectorFile:
         os.close(self._vectors)
         os.close(self._records)
 
-    def read(self, ordinals: Int64) -> tuple[NDArray[np.bool_], Float32]:
-        """Which of these are kept, and their vectors (num_kept, dim); what is found damaged is no longer kept."""
+    @property
+    def num_kept(self) -> int:
+        """Vectors that there are."""
+        with self._lock:
+            self._refresh()
+            return int(np.count_nonzero(self._places))
+
+    def read(self, ordinals: Int64) -> Kept:
+        """What is kept of these; what is found damaged is no longer kept."""
+        with self._lock:
+            return self._read(ordinals)
+
+    def _read(self, ordinals: Int64) -> Kept:
         self._refresh()
         kept = self._places[ordinals] > 0
         if self._header is None or not kept.any():
-            return np.zeros(len(ordinals), dtype=bool), np.empty((0, 0), dtype=np.float32)
+            return Kept(mask=np.zeros(len(ordinals), dtype=bool), vectors=np.empty((0, 0), dtype=np.float32))
         wanted = ordinals[kept]
         rows = self._read_rows(self._places[wanted].astype(np.int64) - 1)
         whole = _checksums(rows, wanted) == self._checksums[wanted]
@@ -65,7 +79,7 @@ class VectorFile:
             self._places[wanted[~whole]] = 0
             kept[kept] = whole
         vectors = rows.view(NUMBERS[self._header[1]].dtype)[whole]
-        return kept, vectors.astype(np.float32, copy=False)
+        return Kept(mask=kept, vectors=vectors.astype(np.float32, copy=False))
 
     def append(self, ordinals: Int64, vectors: Float32) -> int:
         """Keep these, (n, dim); returns how many bytes that took. In float16 only what that holds exactly is kept."""

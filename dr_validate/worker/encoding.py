@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dr_validate.component import fingerprint
 from dr_validate.config import Run
@@ -16,6 +17,9 @@ from dr_validate.stages import Model, TextBlocks, Tokenizer, Workload
 from dr_validate.values import Float32, Sample, Side, TestSet, TokenBlock
 from dr_validate.worker.samples import SpecSample
 from dr_validate.worker.token_cache import TokenCache
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SIDES: tuple[Side, Side] = ("query", "document")
 
@@ -50,7 +54,7 @@ class LazyModel:
         """See `Model.tokenizer`."""
         return self._loaded().tokenizer(side)
 
-    def encode(self, tokens: TokenBlock, side: Side) -> Float32:
+    def encode(self, tokens: TokenBlock, side: Side) -> "Tensor | Float32":
         """See `Model.encode`."""
         return self._loaded().encode(tokens, side)
 
@@ -64,12 +68,12 @@ class LazyModel:
 
 
 class LazyBlocks:
-    """The `TextBlocks` protocol; `open` is called for the first block. `tokenize_s`: seconds that making them took."""
+    """The `TextBlocks` protocol; `open` is called for the first block. Blocks may be asked for in several threads."""
 
     def __init__(self, open: Callable[[], TextBlocks], *, num_texts: int, block_size: int) -> None:
         self._open, self._num_texts, self._size = open, num_texts, block_size
         self._blocks: TextBlocks | None = None
-        self.tokenize_s = 0.0
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return -(-self._num_texts // self._size)
@@ -80,12 +84,10 @@ class LazyBlocks:
 
     def block(self, number: int) -> TokenBlock:
         """See `TextBlocks.block`."""
-        if self._blocks is None:
-            self._blocks = self._open()
-        began = time.monotonic()
-        block = self._blocks.block(number)
-        self.tokenize_s += time.monotonic() - began
-        return block
+        with self._lock:  # or else two would tokenize it
+            if self._blocks is None:
+                self._blocks = self._open()
+            return self._blocks.block(number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,6 @@ class CheckpointEncoding:
     """A checkpoint and what is to be ranked with it: kept vectors, and a model and tokens that are made when first needed."""
 
     model: LazyModel
-    texts: Mapping[Side, LazyBlocks]
     workload: Workload
     described: Mapping[str, Any]  # what the encoder says of the checkpoint without loading it
 
@@ -104,11 +105,6 @@ class CheckpointEncoding:
             return {key: value for key, value in self.model.contract.items() if key not in self.described}
 
         return {**self.described, **self.workload.vectors.contract(computed)}
-
-    @property
-    def tokenize_s(self) -> float:
-        """Seconds that it took so far."""
-        return sum(blocks.tokenize_s for blocks in self.texts.values())
 
 
 class Encoding:
@@ -132,7 +128,10 @@ class Encoding:
         test_set, read = self._test_set, read_encoder(self._run, digest, folder)
         key = vectors_key(read, test_set)
         counts: dict[Side, int] = {"query": len(test_set.query_ids), "document": len(test_set.corpus)}
-        with self._run.store.vectors(digest, key, counts, self._state_dir) as vectors, LazyModel(load, when_loaded) as model:
+        with (
+            self._run.store.vectors(digest, key, counts, self._state_dir, baseline=sample.is_baseline) as vectors,
+            LazyModel(load, when_loaded) as model,
+        ):
             texts = {side: self._texts(side, sample.sample, model) for side in SIDES}
             workload = Workload(
                 queries=texts["query"],
@@ -142,9 +141,10 @@ class Encoding:
                 own_documents=test_set.own_documents,
                 tie_rank=test_set.corpus.tie_rank,
                 top_k=self._run.settings.top_k,
+                preemptible=sample.is_baseline,
                 progress_file=self._state_dir / "progress" / f"{sample.spec}-{digest.replace(':', '-')}.npz",
             )
-            yield CheckpointEncoding(model=model, texts=texts, workload=workload, described=read["contract"])
+            yield CheckpointEncoding(model=model, workload=workload, described=read["contract"])
 
     def _texts(self, side: Side, sample: Sample, model: Model) -> LazyBlocks:
         test_set = self._test_set

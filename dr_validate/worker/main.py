@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from dr_validate.devices import is_out_of_memory
 from dr_validate.errors import INTERRUPTS, CheckpointError, DeviceFailure, Interrupted, NotStated, SetupError
 from dr_validate.files import is_disk_full, is_read_only
 from dr_validate.process import live_and_die_with_parent, set_up_logging
@@ -97,6 +98,8 @@ def errors_to(send: Callable[[Mapping[str, Any]], None]) -> Iterator[list[str]]:
             log.exception("the worker met an unexpected error")
         failed.append(kind)
         message = str(error) if kind != "unexpected" else f"{type(error).__name__}: {error}"
+        if is_out_of_memory(error):
+            message = f"no memory on the device: {error}; end what else runs there, or set device to another one"
         send({"error": {"kind": kind, "message": message, **(_where(error) if kind == "disk_full" else {})}})
 
 
@@ -112,7 +115,7 @@ def _kind(error: Exception) -> str:
     for name, cls in INTERRUPTS.items():
         if isinstance(error, cls):
             return name
-    if isinstance(error, CheckpointError):
+    if isinstance(error, CheckpointError) or is_out_of_memory(error):  # as little as there is now, there is at the next try
         return "not_stated" if isinstance(error, NotStated) else "checkpoint"
     if isinstance(error, DeviceFailure):
         return "device"

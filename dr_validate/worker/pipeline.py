@@ -125,12 +125,10 @@ class Pipeline:
 
     def _rank(self, encoded: CheckpointEncoding, digest: str, folder: Path, sample: SpecSample, control: Control) -> Ranked:
         """On this device, or on those of the team."""
-        full = sample is self.samples.full
-        workload = replace(encoded.workload, preemptible=full and sample is not self.samples.sampled)
+        full, workload = sample is self.samples.full, encoded.workload
         if self.team is None:
             ranked = self.run.engine.rank(encoded.model, workload, self.run.index, control, self.device)
-            seconds = {"tokenize": encoded.tokenize_s, **ranked.seconds}
-            return replace(ranked, contract=encoded.contract(), seconds=seconds)
+            return replace(ranked, contract=encoded.contract())
         with self.team.at_work(digest, folder, full=full):
             return self.run.engine.rank_shared(self.team, workload, self.run.index, control)
 

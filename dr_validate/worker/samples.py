@@ -1,6 +1,6 @@
 """Which documents a run validates on: its sample, and the full corpus of baselines; each with the spec of its scores."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dr_validate.component import fingerprint
@@ -20,6 +20,7 @@ class SpecSample:
     spec: str
     sampler: str
     sample: Sample
+    is_baseline: bool = False  # beside a sample that checkpoints are validated on
 
 
 class Samples:
@@ -32,7 +33,9 @@ class Samples:
         """Raises SetupError where the sample cannot be drawn."""
         settings = run.settings
         drawn = [_drawn(run, test_set, sampler) for sampler in (run.sampler, full)]
-        self.sampled, self.full = drawn if drawn[0].spec != drawn[1].spec else drawn[:1] * 2
+        self.sampled = self.full = drawn[0]
+        if drawn[0].spec != drawn[1].spec:
+            self.full = replace(drawn[1], is_baseline=True)
         self.baselines = Baselines(settings.state_dir / "baselines" / self.full.spec)
 
 

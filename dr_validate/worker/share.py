@@ -79,7 +79,7 @@ class _Member:
 
     def _whole_account(self, answer: Message, wants_contract: bool) -> Message:
         encoded = self._encoded
-        seconds = {"load": encoded.model.load_s, "tokenize": encoded.tokenize_s, **answer.facts["seconds"]}
+        seconds = {"load": encoded.model.load_s, **answer.facts["seconds"]}
         contract = encoded.contract() if wants_contract else {}
         return Message(kind="account", facts={**answer.facts, "seconds": seconds, "contract": dict(contract)})
 

@@ -25,7 +25,7 @@ def refusal(folder: Path, **settings: Any) -> str:
 
 def vectors_of(encoder: AutoEncoder, folder: Path) -> Float32:
     with encoder.load(folder, "cpu") as model:
-        return model.encode(model.tokenizer("document").tokenize(["thin films", "dense retrieval"]), "document")
+        return np.asarray(model.encode(model.tokenizer("document").tokenize(["thin films", "dense retrieval"]), "document"))
 
 
 def edit(path: Path, **changes: Any) -> None:

@@ -1,5 +1,6 @@
 """Attention over packed texts: nobody sees another text, and windows and causality are as transformers means them."""
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -53,19 +54,68 @@ def test_packed_attention_is_that_of_one_text_at_a_time(rule: Rule, key_heads: i
     assert torch.allclose(attend(parts, packing(LENGTHS, "cpu"), rule), expected(parts, rule), atol=1e-6)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
-def test_the_fused_kernel_of_a_gpu_is_asked_for_the_same(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
-    def varlen_attn(*inputs: Any, scale: float, window_size: tuple[int, int], enable_gqa: bool) -> Tensor:
-        """What torch documents for its own, which there is on a GPU alone."""
-        query, key, value, bounds, key_bounds, *longest = inputs
-        assert enable_gqa and bounds is key_bounds and bounds.dtype == torch.int32
-        assert longest == [9, 9]
-        ahead = torch.arange(9) - torch.arange(9)[:, None]
-        left, right = (int(size) if size >= 0 else 99 for size in window_size)
-        return one_text_at_a_time((query, key, value), bounds.tolist(), (ahead <= right) & (-ahead <= left), scale)
+def of_2_11(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor | None,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: Any = None,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:
+    """`varlen_attn` as torch 2.11 has it, computed one text at a time; it has no grouped heads."""
+    assert query.shape[1] == key.shape[1] == value.shape[1]
+    assert cu_seq_q is cu_seq_k and cu_seq_q.dtype == torch.int32 and (max_q, max_k) == (9, 9) and scale is not None
+    ahead = torch.arange(9) - torch.arange(9)[:, None]
+    left, right = (int(size) if size >= 0 else 99 for size in window_size)
+    return one_text_at_a_time((query, key, value), cu_seq_q.tolist(), (ahead <= right) & (-ahead <= left), scale)
 
+
+def of_2_12(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor | None,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: Any = None,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+    seqused_k: Tensor | None = None,
+    block_table: Tensor | None = None,
+    num_splits: int | None = None,
+) -> Tensor:
+    """As torch 2.12 and 2.13 have it."""
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
+    return of_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+
+
+@pytest.mark.parametrize("varlen_attn", [of_2_11, of_2_12], ids=["torch-2.11", "torch-2.12-and-2.13"])
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_the_fused_kernel_of_each_torch_is_asked_for_the_same(
+    rule: Rule, key_heads: int, varlen_attn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
-    parts = states(2)
+    parts = states(key_heads)
     bounds = torch.tensor([0, *np.cumsum(LENGTHS).tolist()], dtype=torch.int32)
     found = attend(parts, Packing(groups=(), longest=9, bounds=bounds), rule)
     assert torch.allclose(found, expected(parts, rule), atol=1e-6)
+
+
+def test_the_torch_that_is_installed_has_one_of_these_signatures() -> None:
+    from torch.nn.attention.varlen import varlen_attn
+
+    def names(function: Any) -> list[tuple[str, Any]]:
+        return [(name, one.kind) for name, one in inspect.signature(function).parameters.items()]
+
+    if torch.__version__ < "2.14":
+        assert names(varlen_attn) in (names(of_2_11), names(of_2_12))

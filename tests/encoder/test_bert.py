@@ -30,7 +30,7 @@ def is_ours(folder: Path) -> bool:
 
 def ours(folder: Path, texts: list[list[int]]) -> Float32:
     with AutoEncoder(**STATED).load(folder, "cpu") as model:
-        return model.encode(model.tokenizer("document").tokenize(texts), "document")
+        return np.asarray(model.encode(model.tokenizer("document").tokenize(texts), "document"))
 
 
 def theirs(folder: Path, texts: list[list[int]]) -> Float32:
@@ -70,7 +70,7 @@ def test_where_pooling_takes_one_token_the_last_layer_is_spared_the_others(bert:
         layers: Any = own._model.encoder["layer"]
         for layer in layers:
             layer.intermediate["dense"].register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-        vectors = model.encode(model.tokenizer("document").tokenize(texts), "document")
+        vectors = np.asarray(model.encode(model.tokenizer("document").tokenize(texts), "document"))
     assert rows == [384, 384 if pooling == "mean" else 64]  # 333 tokens and 9 texts, both filled up
     assert np.isfinite(vectors).all()
     assert np.ptp(vectors, axis=0).max() < 1e-5  # equal texts

@@ -133,6 +133,60 @@ def test_an_architecture_whose_texts_would_see_each_other_is_padded(bert: Path, 
     assert loaded[-1].config._attn_implementation == "sdpa"
 
 
+def no_kernel(*_: Any, **__: Any) -> Tensor:
+    raise RuntimeError("FlashAttention only supports Ampere GPUs or newer")
+
+
+def of_others(query: Tensor, *_: Any, **__: Any) -> Tensor:
+    return query + 1
+
+
+@pytest.mark.parametrize("varlen_attn", [no_kernel, of_others])
+@pytest.mark.parametrize("kind", ["BertConfig", "RobertaConfig", "DistilBertConfig"])
+def test_where_the_fused_kernel_fails_or_gives_something_else_every_architecture_is_padded_and_says_so(
+    kind: str,
+    varlen_attn: Any,
+    make_model: Callable[[str], Path],
+    texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder, encoder = make_model(kind), AutoEncoder(pooling="mean", normalize=True)
+    with encoder.load(folder, "cpu") as model:
+        expected = encoded(model, texts)
+    monkeypatch.setattr(attention, "fuses", lambda device: True)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    monkeypatch.setattr("dr_validate.encoder.forward.takes_packed", lambda dtype, device: True)
+    monkeypatch.setattr("dr_validate.encoder.transformer.takes_packed", lambda dtype, device: True)
+    with caplog.at_level("INFO"), encoder.load(folder, "cpu") as model:
+        assert model.contract["batches"] == "padded"
+        assert np.abs(encoded(model, texts) - expected).max() < 1e-5
+    assert caplog.text.count("no packed batches, they are padded") == 1
+
+
+def encoded(model: Any, texts: list[str]) -> Any:
+    return np.asarray(model.encode(model.tokenizer("document").tokenize(texts), "document"))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory",
+    ],
+)
+def test_no_room_for_the_weights_is_the_failure_of_this_checkpoint_that_names_the_device(
+    bert: Path, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    def full(*_: Any) -> Any:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(nn.Module, "to", full)
+    with pytest.raises(CheckpointError, match=r"no memory on cpu for its weights .* encoder.dtype=bfloat16"):
+        AutoEncoder(pooling="mean", normalize=True).load(bert, "cpu").__enter__()
+
+
 @pytest.mark.parametrize("option", ["softcap", "position_bias"])
 def test_an_attention_with_more_to_it_is_refused(option: str) -> None:
     states = torch.ones(1, 2, 3, 4)
@@ -146,12 +200,13 @@ class ScarceMemory:
 
     def __init__(self, forward: Forward, tokens: int) -> None:
         self.forward, self.tokens = forward, tokens
+        self.error: RuntimeError = torch.OutOfMemoryError("CUDA out of memory")
         self.name, self.pads = forward.name, forward.pads
         self.batches: list[int] = []
 
     def __call__(self, batch: Batch) -> Tensor:
         if len(batch.ids) > self.tokens:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         self.batches.append(len(batch.ids))
         return self.forward(batch)
 
@@ -162,16 +217,16 @@ def test_running_out_of_memory_halves_the_batches_until_they_fit(
     with AutoEncoder(pooling="mean", normalize=True).load(bert, "cpu") as model:
         assert isinstance(model, TransformerModel)
         block = model.tokenizer("document").tokenize(texts)
-        expected = model.encode(block, "document")
+        expected = np.asarray(model.encode(block, "document"))
         tower: LoadedTower = model._towers["document"]
         scarce = ScarceMemory(tower._forward, 150)
         monkeypatch.setattr(tower, "_forward", scarce)
-        assert np.abs(model.encode(block, "document") - expected).max() < 1e-5
+        assert np.abs(np.asarray(model.encode(block, "document")) - expected).max() < 1e-5
         assert "out of memory" in caplog.text
         assert sum(scarce.batches) == len(block.ids)
-        scarce.tokens = 10
+        scarce.tokens, scarce.error = 10, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")
         with pytest.raises(CheckpointError, match="no memory on cpu for one text of 64 tokens"):
-            model.encode(block, "document")
+            np.asarray(model.encode(block, "document"))
 
 
 def test_rows_of_packed_batches_have_few_lengths(bert: Path) -> None:
@@ -194,10 +249,10 @@ def test_two_threads_give_the_vectors_of_one(make_model: Callable[[str], Path], 
     with AutoEncoder(pooling="mean", normalize=True).load(folder, "cpu") as model:
         block = model.tokenizer("document").tokenize(texts * 40)
         assert isinstance(model, TransformerModel)
-        alone = model.encode(block, "document")
+        alone = np.asarray(model.encode(block, "document"))
         torch.set_num_threads(2)
         try:
-            together = model.encode(block, "document")
+            together = np.asarray(model.encode(block, "document"))
             assert torch.get_num_threads() == 2  # what comes after the encoding has its threads again
         finally:
             torch.set_num_threads(1)

@@ -15,7 +15,7 @@ CLOSE = 1e-5
 
 def encode(encoder: AutoEncoder, folder: Path, texts: list[str], side: Side = "document") -> Float32:
     with encoder.load(folder, "cpu") as model:
-        return model.encode(model.tokenizer(side).tokenize(texts), side)
+        return np.asarray(model.encode(model.tokenizer(side).tokenize(texts), side))
 
 
 def library(folder: Path) -> Any:
@@ -53,8 +53,8 @@ def test_vectors_are_those_of_sentence_transformers_whatever_the_batches(
 def test_a_text_alone_has_the_vector_it_has_among_others(minilm: Path, short: list[str]) -> None:
     with AutoEncoder().load(minilm, "cpu") as model:
         tokenize = model.tokenizer("document").tokenize
-        together = model.encode(tokenize(short), "document")
-        alone = np.concatenate([model.encode(tokenize([text]), "document") for text in short[:3]])
+        together = np.asarray(model.encode(tokenize(short), "document"))
+        alone = np.concatenate([np.asarray(model.encode(tokenize([text]), "document")) for text in short[:3]])
     assert np.abs(alone - together[:3]).max() < CLOSE
 
 
@@ -115,7 +115,7 @@ def test_truncated_dimensions_are_compared_by_cosine(variant: Callable[..., Path
 def test_what_is_stated_wins_over_what_the_checkpoint_says(minilm: Path, short: list[str]) -> None:
     stated = AutoEncoder(pooling="cls", normalize=False, query_prefix="q: ", query_max_length=16)
     with stated.load(minilm, "cpu") as model:
-        vectors = model.encode(model.tokenizer("query").tokenize(short), "query")
+        vectors = np.asarray(model.encode(model.tokenizer("query").tokenize(short), "query"))
         assert model.tokenizer("query").tokenize(short).lengths.max() == 16
         assert model.contract["query"]["max_length_from"] == "encoder.query_max_length"
     reference = library(minilm)
@@ -137,4 +137,4 @@ def test_token_ids_that_came_with_the_collection_pass_through(minilm: Path, shor
         block = tokenizer.tokenize([[101, 7592, 102], list(range(1000, 1040))])
         assert block.ids[:3].tolist() == [101, 7592, 102]
         assert block.lengths.tolist() == [3, 12]
-        assert model.encode(block, "document").shape == (2, model.dim)
+        assert np.asarray(model.encode(block, "document")).shape == (2, model.dim)

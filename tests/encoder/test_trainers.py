@@ -25,7 +25,7 @@ STATED: dict[str, Any] = {"pooling": "mean", "normalize": True}
 
 def vectors_of(folder: Path, side: Side = "document", **settings: Any) -> Float32:
     with AutoEncoder(**settings).load(folder, "cpu") as model:
-        return model.encode(model.tokenizer(side).tokenize(TEXTS), side)
+        return np.asarray(model.encode(model.tokenizer(side).tokenize(TEXTS), side))
 
 
 def refusal(folder: Path, **settings: Any) -> str:

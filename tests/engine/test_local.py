@@ -1,5 +1,7 @@
 """The engine with a small real model: token embeddings, summed. No batch can change a vector of it."""
 
+import contextlib
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,11 +12,11 @@ import numpy as np
 import pytest
 
 from dr_validate.engine.local import LocalEngine
-from dr_validate.errors import Preempted, Stopped
+from dr_validate.errors import CheckpointError, Preempted, Stopped
 from dr_validate.index.factory import FactoryIndex
 from dr_validate.index.torch import TorchIndex
 from dr_validate.stages import Ranked, Tokenizer, Workload
-from dr_validate.store.kept import NothingKept
+from dr_validate.store.kept import KeptVectors, NothingKept
 from dr_validate.values import Float32, Int64, Side, TokenBlock
 
 NUM_DOCUMENTS, NUM_QUERIES, VOCABULARY = 200, 7, 50
@@ -140,7 +142,7 @@ def test_every_query_gets_its_best_documents(tmp_path: Path) -> None:
         order = np.lexsort((workload.tie_rank[workload.ordinals], -scores[row]))[:20]
         np.testing.assert_array_equal(found.ranking.documents[row], workload.ordinals[order])
     assert found.encoded_now == NUM_DOCUMENTS
-    assert set(found.seconds) == {"encode", "vectors", "search"}
+    assert set(found.seconds) == {"encode", "tokenize", "vectors", "search"}
 
 
 def test_block_and_slice_sizes_do_not_change_the_ranking(tmp_path: Path) -> None:
@@ -149,10 +151,12 @@ def test_block_and_slice_sizes_do_not_change_the_ranking(tmp_path: Path) -> None
         assert_same(rank(workload_of(tmp_path, block=block), LocalEngine(slice_documents=slice_documents)), expected)
 
 
-def test_what_gives_way_on_a_cpu_has_smaller_slices_unless_the_ranking_depends_on_them(tmp_path: Path) -> None:
+def test_a_gpu_has_larger_slices_and_what_gives_way_on_a_cpu_smaller_unless_the_ranking_depends_on_them(tmp_path: Path) -> None:
     work, engine, cpus = workload_of(tmp_path), LocalEngine(), ["cpu:0", "cpu:1"]
     baseline, exact, approximate = replace(work, preemptible=True), TorchIndex(), FactoryIndex(spec="IVF16,Flat")
-    assert engine.slice_size(["cpu"], work, exact) == engine.slice_size(["cuda:0"], baseline, exact) == 2048
+    assert engine.slice_size(["cpu"], work, exact) == engine.slice_size(["cpu", "cuda:0"], baseline, exact) == 2048
+    assert engine.slice_size(["cuda:0"], work, exact) == engine.slice_size(["cuda:0", "cuda:1"], baseline, exact) == 8192
+    assert engine.slice_size(["cuda:0"], work, approximate) == 2048
     assert engine.slice_size(["cpu"], baseline, exact) == engine.slice_size(cpus, baseline, exact) == 256
     assert engine.slice_size(["cpu"], baseline, approximate) == 2048
     assert LocalEngine(slice_documents=11).slice_size(["cpu"], baseline, exact) == 11
@@ -255,6 +259,62 @@ def test_an_own_document_in_a_sample_smaller_than_top_k_leaves_an_empty_place(tm
     found = rank(workload_of(tmp_path, top_k=NUM_DOCUMENTS + 5, own=own)).ranking
     assert not np.any(found.documents == own[:, None])
     assert np.all((found.documents >= 0).sum(axis=1) == NUM_DOCUMENTS - 1)
+
+
+class Diverged(SumOfEmbeddings):
+    """A few of its vectors are no numbers."""
+
+    def __init__(self, side: Side) -> None:
+        super().__init__()
+        self.side = side
+
+    @property
+    def contract(self) -> Mapping[str, Any]:
+        return {"dtype": "float16"}
+
+    def encode(self, tokens: TokenBlock, side: Side) -> Float32:
+        vectors = super().encode(tokens, side)
+        if side == self.side:
+            vectors[-2:, 1] = np.nan, np.inf
+        return vectors
+
+
+@pytest.mark.parametrize(("side", "number"), [("query", NUM_QUERIES), ("document", 16)])
+def test_vectors_that_are_not_finite_are_reported_with_their_count_and_leave_nothing(
+    tmp_path: Path, side: Side, number: int
+) -> None:
+    workload, engine = workload_of(tmp_path), LocalEngine(slice_documents=16, save_every_s=0)
+    with pytest.raises(CheckpointError, match=rf"2 of {number} {side} vectors hold NaN or Inf \(float16\)"):
+        engine.rank(Diverged(side), workload, TorchIndex(), StopAfter(), "cpu")
+    assert not workload.progress_file.exists()
+
+
+class Prepared(Blocks):
+    """Tells which thread asked for which block first."""
+
+    def __init__(self, tokens: TokenBlock, size: int) -> None:
+        super().__init__(tokens, size)
+        self.asked: dict[int, str] = {}
+
+    def block(self, number: int) -> TokenBlock:
+        self.asked.setdefault(number, threading.current_thread().name)
+        return super().block(number)
+
+
+def test_the_tokens_of_a_slice_are_ready_when_its_turn_comes_but_none_is_touched_that_is_not_needed(tmp_path: Path) -> None:
+    blocks, workload = Prepared(tokens_of(NUM_DOCUMENTS, 2), 32), workload_of(tmp_path)
+    rank(replace(workload, documents=blocks), LocalEngine(slice_documents=32))
+    here = threading.current_thread().name
+    assert blocks.asked[0] == here  # nothing to do meanwhile
+    assert {name.split("_")[0] for number, name in blocks.asked.items() if number} == {"ahead"}
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+    every: dict[Side, int] = {"query": NUM_QUERIES, "document": NUM_DOCUMENTS * 3}
+    for untouched in (False, True):
+        blocks.asked.clear()
+        with contextlib.closing(KeptVectors(tmp_path, every, dtype="float32", take=lambda size: True)) as vectors:
+            found = rank(replace(workload, documents=blocks, vectors=vectors), LocalEngine(slice_documents=32))
+        assert_same(found, rank(workload))
+        assert (not blocks.asked) == (found.encoded_now == 0) == untouched
 
 
 def test_progress_reaches_the_whole_sample(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def series(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def encoded(checkpoint: Path, texts: list[str]) -> Float32:
     """By what the folder says alone."""
     with AutoEncoder().load(checkpoint, "cpu") as model:
-        return model.encode(model.tokenizer("query").tokenize(texts), "query")
+        return np.asarray(model.encode(model.tokenizer("query").tokenize(texts), "query"))
 
 
 @pytest.mark.parametrize("model", ["minilm3", "static"])

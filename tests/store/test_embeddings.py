@@ -18,8 +18,9 @@ from dr_validate.store.claims import Claims
 from dr_validate.store.kept import KeptVectors
 from dr_validate.store.vector_file import VectorFile
 from dr_validate.values import Float32, Int64, Side
-from tests.processes import LIMIT_S
+from tests.processes import LIMIT_S, wait_for
 
+pytestmark = pytest.mark.slow  # vectors come as torch's tensors
 COUNTS: dict[Side, int] = {"query": 50, "document": 5000}
 DIM = 6
 GIB_OF = 1 / 2**30
@@ -51,6 +52,8 @@ def asked_for(vectors: Any, ordinals: Int64, side: Side = "document") -> list[in
     """Which of these had to be encoded; the answer is right in any case."""
     encoding = Encoding(ordinals)
     np.testing.assert_array_equal(vectors.get(side, ordinals, encoding), truth(ordinals))
+    if isinstance(vectors, KeptVectors):
+        vectors.settle()
     return encoding.asked
 
 
@@ -177,8 +180,8 @@ with opened(root) as vectors:
 """
 
 
-def start(root: Path, log: Path, seed: int) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", PROCESS, str(root), str(log), str(seed)]
+def start(root: Path, log: Path, seed: int, *more: str, script: str = PROCESS) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", script, str(root), str(log), str(seed), *more]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert line_of(process) == "ready"
     return process
@@ -199,6 +202,56 @@ def lines_of(log: Path) -> list[int]:
     return [int(line) for line in log.read_text().splitlines()]
 
 
+def kept_in(root: Path) -> list[int]:
+    """Documents whose vectors are kept, each of them right."""
+    every = np.arange(COUNTS["document"])
+    with opened(root) as vectors:
+        found = vectors.look("document", every)
+    if found.mask.any():
+        np.testing.assert_array_equal(found.vectors, truth(every[found.mask]))
+    return [int(ordinal) for ordinal in every[found.mask]]
+
+
+STUCK = """
+import os
+whole, left = os.pwrite, int(sys.argv[4])
+
+def torn(handle, content, offset):
+    global left
+    left -= 1
+    if left == 0:
+        whole(handle, content[: len(content) // 2], offset)
+        open(sys.argv[2] + ".stuck", "w").close()
+        threading.Event().wait()
+    return whole(handle, content, offset)
+
+os.pwrite = torn
+"""
+
+
+@pytest.mark.parametrize("writes", [2, 3, 4, 5, 8, 9])
+def test_a_process_killed_in_the_middle_of_writing_behind_leaves_only_vectors_that_are_right(
+    tmp_path: Path, writes: int
+) -> None:
+    log = tmp_path / "log"
+    script = PROCESS.replace("import sys\n", f"import sys, threading\n{STUCK}", 1)
+    process = start(tmp_path, log, 3, str(writes), script=script)
+    go(process)
+    wait_for(lambda: (tmp_path / "log.stuck").exists() or process.poll() is not None)
+    wait_for(lambda: log.is_file() and len(lines_of(log)) >= 25 * (writes // 2))  # the encoding goes on meanwhile
+    process.kill()
+    process.communicate()
+    made, kept = lines_of(log), kept_in(tmp_path)
+    assert set(kept) <= set(np.random.default_rng(3).choice(5000, 2500, replace=False).tolist())
+    whole = (writes - 2) // 2 * 25  # the header, then vectors and records of each slice
+    assert whole <= len(kept) < whole + 25
+    assert len(made) >= len(kept)
+    with opened(tmp_path) as vectors:
+        every = np.arange(COUNTS["document"])
+        assert set(asked_for(vectors, every)) == set(every.tolist()) - set(kept)
+        assert asked_for(vectors, every) == []
+
+
 def test_processes_side_by_side_encode_nothing_twice_nor_what_a_killed_one_had_kept(tmp_path: Path) -> None:
     victim = start(tmp_path, tmp_path / "victim", 7)
     logs = [tmp_path / f"log-{n}" for n in range(3)]
@@ -207,6 +260,8 @@ def test_processes_side_by_side_encode_nothing_twice_nor_what_a_killed_one_had_k
     assert [line_of(victim) for _ in range(10)] == ["kept"] * 10
     os.kill(victim.pid, signal.SIGKILL)
     victim.communicate()
+    made, kept = lines_of(tmp_path / "victim"), kept_in(tmp_path)
+    assert set(kept) <= set(made) and len(made) - len(kept) <= 4 * 25  # two slices are written behind; two more were begun
     for process in processes:
         go(process)
     for process in processes:
@@ -214,7 +269,7 @@ def test_processes_side_by_side_encode_nothing_twice_nor_what_a_killed_one_had_k
         assert process.returncode == 0
     encoded = [n for log in logs for n in lines_of(log)]
     assert len(set(encoded)) == len(encoded)
-    assert not set(encoded) & set(lines_of(tmp_path / "victim"))
+    assert not set(encoded) & set(kept)
     wanted = np.union1d(*(np.random.default_rng(seed).choice(5000, 2500, replace=False) for seed in (0, 1)))
     assert set(encoded) <= set(wanted.tolist())
     with opened(tmp_path) as vectors:
@@ -223,18 +278,20 @@ def test_processes_side_by_side_encode_nothing_twice_nor_what_a_killed_one_had_k
 
 def test_a_claim_excludes_others_and_is_waited_for(tmp_path: Path) -> None:
     here, there = Claims(tmp_path / "claims"), Claims(tmp_path / "claims")
-    with here.claim(np.array([1, 2, 5000])) as ours:
-        assert ours.tolist() == [True, True, True]
-        with there.claim(np.array([1, 3000, 5000])) as theirs:
-            assert theirs.tolist() == [False, True, False]
-        waiting = threading.Thread(target=there.wait, args=(np.array([1, 3000]),))
-        waiting.start()
-        waiting.join(0.2)
-        assert waiting.is_alive()
+    assert here.take(np.array([1, 2, 5000])).tolist() == [True, True, True]
+    assert here.take(np.array([3, 4])).tolist() == [True, True]  # in the range of the first
+    assert there.take(np.array([1, 3000, 5000])).tolist() == [False, True, False]
+    there.release(np.array([3000]))
+    waiting = threading.Thread(target=there.wait, args=(np.array([1, 3000]),))
+    waiting.start()
+    here.release(np.array([1, 2, 5000]))
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    assert there.take(np.array([1, 5000])).tolist() == [False, True]
+    here.release(np.array([3, 4]))
     waiting.join(LIMIT_S)
     assert not waiting.is_alive()
-    with there.claim(np.array([1])) as theirs:
-        assert theirs.tolist() == [True]
+    assert there.take(np.array([1])).tolist() == [True]
     here.close()
     there.close()
 
@@ -301,6 +358,7 @@ def test_vectors_in_use_stay_and_where_there_is_no_room_work_goes_on(tmp_path: P
     ordinals = np.arange(1000)
     with opened(tmp_path, "sha256:01", store) as first, opened(tmp_path, "sha256:02", store) as second:
         asked_for(first, ordinals)
+        assert asked_for(first, ordinals) == []  # it is written
         assert asked_for(second, ordinals) == ordinals.tolist()
         assert asked_for(second, ordinals) == ordinals.tolist()
         assert asked_for(first, ordinals) == []
@@ -393,16 +451,64 @@ def test_float16_halves_the_size_of_what_it_holds_exactly_and_refuses_the_rest(
     store, ordinals = CheckpointStore(embeddings_dtype="float16"), np.arange(1000)
     exact = truth(ordinals).astype(np.float16).astype(np.float32)
     with opened(tmp_path, "sha256:01", store) as vectors:
-        vectors.get("document", ordinals, lambda positions: exact[positions])
+        for _ in range(2):  # what is being written is waited for when it is asked for again
+            vectors.get("document", ordinals, lambda positions: exact[positions])
         assert size_of(tmp_path) == 1000 * DIM * 2
         assert not caplog.records
         asked_for(vectors, np.arange(1000, 1010))
-        assert "10 vectors for" in caplog.text
+    assert "10 vectors for" in caplog.text
     with opened(tmp_path, "sha256:01", store) as vectors:
         assert asked_for(vectors, np.arange(1000, 1010)) == list(range(1000, 1010))
         np.testing.assert_array_equal(vectors.get("document", ordinals, Encoding(ordinals)), exact)
     with opened(tmp_path, "sha256:02", store) as vectors:
         asked_for(vectors, ordinals)
-        assert "kept in float32" in caplog.text
         assert asked_for(vectors, ordinals) == []
+        assert "kept in float32" in caplog.text
     assert size_of(tmp_path) == 1000 * DIM * (2 + 4)
+
+
+def test_vectors_that_are_not_finite_are_never_kept(tmp_path: Path) -> None:
+    ordinals, broken = np.arange(10), truth(np.arange(10))
+    broken[3, 2], broken[7, 0] = np.nan, np.inf
+    with opened(tmp_path) as vectors:
+        vectors.get("document", ordinals, lambda positions: broken[positions])
+    with opened(tmp_path) as vectors:
+        assert asked_for(vectors, ordinals) == [3, 7]
+
+
+@pytest.mark.parametrize(("room_for", "kept"), [(6100, 5000), (5900, 0)])
+def test_a_baseline_evicts_nothing_and_begins_nothing_that_has_no_room_in_the_end(
+    tmp_path: Path, room_for: int, kept: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, sample = CheckpointStore(embeddings_max_gib=bytes_for(room_for) + 400 * GIB_OF), np.arange(0, 5000, 5)
+    with opened(tmp_path, "sha256:01", store) as vectors:
+        asked_for(vectors, sample)
+    with store.vectors("sha256:02", TERMS, COUNTS, tmp_path, baseline=True) as vectors:
+        for part in np.array_split(np.arange(5000), 10):
+            assert asked_for(vectors, part) == part.tolist()
+    assert caplog.text.count("no room for more vectors") == (kept == 0)
+    with opened(tmp_path, "sha256:01", CheckpointStore()) as vectors:
+        assert asked_for(vectors, sample) == []
+    with opened(tmp_path, "sha256:02", CheckpointStore()) as vectors:
+        assert len(asked_for(vectors, np.arange(5000))) == 5000 - kept
+
+
+def test_a_baseline_needs_room_only_for_what_its_sample_has_not(tmp_path: Path) -> None:
+    store, sample = CheckpointStore(embeddings_max_gib=bytes_for(5100) + 400 * GIB_OF), np.arange(0, 5000, 5)
+    with opened(tmp_path, "sha256:01", store) as vectors:
+        asked_for(vectors, sample)
+    with store.vectors("sha256:01", TERMS, COUNTS, tmp_path, baseline=True) as vectors:
+        asked_for(vectors, np.arange(5000))
+        assert asked_for(vectors, np.arange(5000)) == []
+
+
+def test_what_was_looked_up_ahead_is_not_read_again_and_what_is_being_written_is_not_made_again(tmp_path: Path) -> None:
+    ordinals = np.arange(100)
+    with opened(tmp_path) as vectors:
+        before = vectors.look("document", ordinals)
+        assert not before.mask.any()
+        asked_for(vectors, ordinals[:50])
+        encoding = Encoding(ordinals)
+        found = vectors.get("document", ordinals, encoding, "cpu", before)
+        np.testing.assert_array_equal(found, truth(ordinals))
+        assert encoding.asked == list(range(50, 100))

@@ -22,7 +22,16 @@ import pytest
 from dr_validate.config import Run, Settings, Watch
 from dr_validate.dataset.hub import HubDataset
 from dr_validate.dataset.msmarco import MsmarcoDataset
-from dr_validate.errors import CheckpointDeleted, CheckpointError, Interrupted, Outage, SetupError, Stopped, TimedOut
+from dr_validate.errors import (
+    CheckpointDeleted,
+    CheckpointError,
+    DeviceFailure,
+    Interrupted,
+    Outage,
+    SetupError,
+    Stopped,
+    TimedOut,
+)
 from dr_validate.fidelity.against_full import AgainstFull
 from dr_validate.files import disk_words, is_disk_full
 from dr_validate.ledger.ledger import Ledger
@@ -470,6 +479,19 @@ def test_what_is_missing_on_the_disk_of_the_worker_is_known_to_the_watcher(monke
         ScriptedWorker(monkeypatch, script).validate()
     assert is_disk_full(caught.value)
     assert disk_words(caught.value, Path("/")) == f"your quota on the disk of /there is used up ({caught.value}); free some"
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate 9 GiB", "CUBLAS_STATUS_ALLOC_FAILED"])
+def test_a_device_without_memory_fails_the_checkpoint_at_once_and_costs_no_attempts(message: str) -> None:
+    sent: list[Mapping[str, Any]] = []
+    with errors_to(sent.append):
+        raise RuntimeError(message)
+    (said,) = sent
+    assert said["error"]["kind"] == "checkpoint" and message in said["error"]["message"]
+    assert "set device to another one" in said["error"]["message"]
+    with errors_to(sent.append):
+        raise DeviceFailure("cpu:0: its process was ended by SIGKILL (out of memory?)")  # nobody knows: an attempt less
+    assert sent[1]["error"]["kind"] == "device"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's choice is Linux's")

@@ -107,7 +107,10 @@ def compare(case: Case, folder: Path, collection: Collection) -> list[list[str]]
                 "query": model.tokenizer("query").tokenize(list(collection.queries.values())),
                 "document": model.tokenizer("document").tokenize(list(collection.documents.values())),
             }
-            ours = {"query": model.encode(blocks["query"], "query"), "document": model.encode(blocks["document"], "document")}
+            ours = {
+                "query": np.asarray(model.encode(blocks["query"], "query")),
+                "document": np.asarray(model.encode(blocks["document"], "document")),
+            }
             contract = model.contract
         theirs = {side: plain(folder, block, case.pooling, getattr(torch, dtype)) for side, block in blocks.items()}
         exact = exact or theirs  # float32 comes first

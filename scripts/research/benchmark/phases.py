@@ -8,7 +8,7 @@ import dataclasses
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -20,6 +20,9 @@ from dr_validate.values import Float32, Int64, Side, TokenBlock, TopK
 from dr_validate.worker.pipeline import Pipeline
 from scripts.research.benchmark.job import Job
 from scripts.research.benchmark.meter import Meter
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def pipeline(job: Job, meter: Meter, overrides: Sequence[str]) -> float:
@@ -73,7 +76,7 @@ class _Model:
     def tokenizer(self, side: Side) -> Tokenizer:
         return _Tokenizer(self._model.tokenizer(side), self._meter)
 
-    def encode(self, tokens: TokenBlock, side: Side) -> Float32:
+    def encode(self, tokens: TokenBlock, side: Side) -> "Tensor | Float32":
         with self._meter.phase("encode"):
             vectors = self._model.encode(tokens, side)
         lengths = [int(length) for length in tokens.lengths]
@@ -96,7 +99,7 @@ class _Index:
     def __init__(self, index: Index, meter: Meter) -> None:
         self._index, self._meter = index, meter
 
-    def open(self, queries: Float32, top_k: int, tie_rank: Int64, device: str) -> Search:
+    def open(self, queries: "Tensor | Float32", top_k: int, tie_rank: Int64, device: str) -> Search:
         with self._meter.phase("search"):
             return _Search(self._index.open(queries, top_k, tie_rank, device), self._meter)
 
@@ -111,7 +114,7 @@ class _Search:
     def __init__(self, search: Search, meter: Meter) -> None:
         self._search, self._meter = search, meter
 
-    def add(self, vectors: Float32, ordinals: Int64) -> None:
+    def add(self, vectors: "Tensor | Float32", ordinals: Int64) -> None:
         with self._meter.phase("search"):
             self._search.add(vectors, ordinals)
 

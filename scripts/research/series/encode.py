@@ -63,7 +63,7 @@ class Everything:
         tokenizer = model.tokenizer(side)
         if (side, tokenizer.key) not in self._tokens:
             self._tokens[side, tokenizer.key] = tokenizer.tokenize(self._texts[side])
-        return model.encode(self._tokens[side, tokenizer.key], side).astype(np.float16).astype(np.float32)
+        return np.asarray(model.encode(self._tokens[side, tokenizer.key], side)).astype(np.float16).astype(np.float32)
 
 
 def write_vectors(vectors: Vectors, folder: Path, name: str) -> None:

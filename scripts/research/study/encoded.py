@@ -114,13 +114,13 @@ class Kept:
         return self._all(self._documents, ordinals, "documents")
 
     def _all(self, file: VectorFile, ordinals: Int64, what: str) -> Float32:
-        kept, vectors = file.read(ordinals)
-        if not kept.all():
+        found = file.read(ordinals)
+        if not found.mask.all():
             raise SetupError(
-                f"{self.name}: vectors of {int((~kept).sum())} of {len(kept)} {what} are not kept; raise "
+                f"{self.name}: vectors of {int((~found.mask).sum())} of {len(ordinals)} {what} are not kept; raise "
                 "store.embeddings_max_gib and run it with sampler=full again, or leave it out (--checkpoints)"
             )
-        return vectors
+        return found.vectors
 
 
 @contextmanager

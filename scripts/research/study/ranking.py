@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 
-from dr_validate.index import keys as hits
+from dr_validate.index.topk import NOTHING, keys_of, top_of
 from dr_validate.values import Float32, Int64, Ranking, TestSet
 from scripts.research.study.encoded import Encoded
 
@@ -17,7 +18,7 @@ class Rankings:
     def __init__(self, test_set: TestSet, top_k: int) -> None:
         self._top_k = top_k
         self._own = test_set.own_documents
-        self._tie_rank = test_set.corpus.tie_rank.astype(np.uint64)
+        self._tie_rank = test_set.corpus.tie_rank
         self._document_of = np.empty(len(self._tie_rank), dtype=np.int64)
         self._document_of[test_set.corpus.tie_rank] = np.arange(len(self._tie_rank))
         self._checkpoints: Sequence[Encoded] = ()
@@ -48,17 +49,17 @@ class Rankings:
 
     def _ranked(self, blocks: Iterable[tuple[Int64, Float32]]) -> Ranking:
         best = np.concatenate([self._best(self._keys(part, scores)) for part, scores in blocks], axis=1)
-        top = hits.to_top(np.sort(self._best(best), axis=1), self._document_of)
+        top = top_of(torch.from_numpy(np.sort(self._best(best), axis=1)), self._document_of)
         return Ranking(documents=top.documents, scores=top.scores)
 
-    def _keys(self, ordinals: Int64, scores: Float32) -> hits.Keys:
-        found = hits.encode(scores, self._tie_rank[ordinals])
+    def _keys(self, ordinals: Int64, scores: Float32) -> Int64:
+        found = keys_of(torch.from_numpy(scores), torch.from_numpy(self._tie_rank[ordinals])).numpy()
         place = np.minimum(np.searchsorted(ordinals, self._own), len(ordinals) - 1)
         own = np.flatnonzero(ordinals[place] == self._own)
-        found[own, place[own]] = hits.NOTHING
+        found[own, place[own]] = NOTHING
         return found
 
-    def _best(self, found: hits.Keys) -> hits.Keys:
+    def _best(self, found: Int64) -> Int64:
         if found.shape[1] <= self._top_k:
             return found
         return np.partition(found, self._top_k - 1, axis=1)[:, : self._top_k]
