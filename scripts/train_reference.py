@@ -1,9 +1,9 @@
 """TAS-Balanced (Hofstätter et al. 2021, arXiv 2104.06967) on the trainer of sentence-transformers, validated beside it.
 
-    python scripts/train_reference.py 'validation=[dataset=pydoc,tracker=none,sampler=full]'            # minutes on a processor
+    python scripts/train_reference.py 'validation="dataset=pydoc tracker=none"'   # minutes on a processor
     python scripts/train_reference.py batches=random out=runs/random                                    # to compare with
     python scripts/train_reference.py data=msmarco.jsonl student=distilbert-base-uncased clusters=2000 learning_rate=7e-6 \
-        max_length=200 steps=400000 save_steps=4000 device=cuda 'validation=[+run=msmarco,dataset.path=msmarco,device=cuda:1]'
+        max_length=200 steps=400000 save_steps=4000 device=cuda 'validation="+run=msmarco dataset.path=msmarco device=cuda:1"'
 
 From section 3 of the paper, and its code (github.com/sebastian-hofstaetter/matchmaker, 210b9da): clusters by k-means over
 query vectors of a trained retriever; a batch is one cluster, drawn uniformly, filled up from another; per query ten bins of
@@ -16,6 +16,7 @@ and ColBERT's scores need days or a file; queries and passages have one maximum 
 
 import json
 import random
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def train(config: DictConfig) -> None:
     )
     trainer.topics = (rows, topics(vectors["q"], config.clusters, config.seed)) if config.batches == "tas" else None
     if config.validation:
-        AsyncValidation([*config.validation, f"metrics=[{config.metric},recall@100]"]).attach(trainer)
+        AsyncValidation([*shlex.split(config.validation), f"metrics=[{config.metric},recall@100]"]).attach(trainer)
     trainer.train()
     model.save_pretrained(str(Path(config.out) / "final"))
 

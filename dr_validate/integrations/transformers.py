@@ -98,6 +98,7 @@ class AsyncValidation(transformers.TrainerCallback):
         self._told: set[int] = set()
         self._mine: set[int] = set()  # steps that this training has saved
         self._next_look = 0.0
+        self._is_ending = False
         self._blocked_s = self._waited_s = 0.0
 
     def attach(self, trainer: Any) -> "AsyncValidation":
@@ -132,6 +133,8 @@ class AsyncValidation(transformers.TrainerCallback):
         return () if self._child is None else self._child.latest
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        if self._trainer is None:
+            raise SetupError("AsyncValidation joins a trainer by attach(trainer), not as one of its callbacks=[...]")
         if state.is_hyper_param_search:
             raise SetupError(
                 "hyperparameter_search takes the values of evaluate(), which late results cannot give; detach this"
@@ -139,6 +142,7 @@ class AsyncValidation(transformers.TrainerCallback):
         args.save_total_limit = None  # what waits must not be deleted: see _rotate
         self._best = None
         state.best_metric = state.best_global_step = state.best_model_checkpoint = None  # the ledger knows better
+        self._is_ending = False
         key = next(iter(self._keys.values()))
         self._told = {int(row["step"]) for row in state.log_history if key in row}
         if not state.is_world_process_zero:
@@ -255,7 +259,7 @@ class AsyncValidation(transformers.TrainerCallback):
         return held[0]
 
     def _finish(self, args: Any, state: Any, control: Any, parts: Mapping[str, Any]) -> None:
-        began, is_over = time.monotonic(), False
+        began, is_over, self._is_ending = time.monotonic(), False, True
         while not is_over:
             self._next_look = 0.0
             self._deliver(args, state, control, parts)
@@ -332,7 +336,14 @@ class AsyncValidation(transformers.TrainerCallback):
         self._waited_s += time.monotonic() - began
 
     def _is_dead(self) -> bool:
-        return self._child is None or not self._child.check()
+        """Whether no further result can come. Raises SetupError for wrong settings, but not once the training is over."""
+        try:
+            return self._child is None or not self._child.check()
+        except SetupError as error:
+            if not self._is_ending:
+                raise
+            log.error("validation: %s", error)
+            return True
 
     def _rotate(self, args: Any, state: Any) -> None:
         steps = sorted(step for step in self._mine if (Path(args.output_dir) / f"checkpoint-{step}").is_dir())
@@ -345,8 +356,9 @@ class AsyncValidation(transformers.TrainerCallback):
             self._mine.discard(step)
 
     def _check_loaded(self, state: Any, model: Any) -> None:
-        known = self._announced.identities.get(state.best_global_step)
-        check_loaded(unwrapped(model), Path(state.best_model_checkpoint), known.weights_sha256 if known else "")
+        known, place = self._announced.identities.get(state.best_global_step), Path(state.best_model_checkpoint)
+        is_same_file = known is not None and (self._settings.every is None or place.name.startswith("best-"))
+        check_loaded(unwrapped(model), place, known.weights_sha256 if known is not None and is_same_file else "")
 
     @contextlib.contextmanager
     def _blocks(self) -> Iterator[None]:
