@@ -41,6 +41,7 @@ from dr_validate.integrations.checks import (
 from dr_validate.integrations.child import WatcherChild, compose, set_of
 from dr_validate.integrations.publish import tevatron_contract, unwrapped
 from dr_validate.integrations.snapshots import Snapshots
+from dr_validate.ledger.revised import is_expected
 from dr_validate.values import Report
 
 RANKS_EVERY = 10  # steps between two broadcasts
@@ -289,17 +290,22 @@ class AsyncValidation(transformers.TrainerCallback):
             return []
         self._next_look = time.monotonic() + LOOK_EVERY_S
         self._is_dead()
-        results = []
+        results, overtaken = [], []
         for identity, report in self._announced.settled(self._child.latest):
             step, snapshot = identity.step, self._announced.waiting[identity.step].snapshot
             if report.status != "done":
-                log.warning("validation: none of step %d: %s", step, report.error)
+                if is_expected(report):
+                    overtaken.append(str(step))
+                else:
+                    log.warning("validation: no result of step %d: %s", step, report.error)
                 results.append(Result(step=step, epoch=identity.epoch, metrics={}))
             else:
                 results.append(self._result(args, report, step, identity.epoch))
                 if results[-1].is_best and snapshot is not None:
                     self._best.keep(snapshot.folder)
             self._announced.remove(step)
+        if overtaken:
+            log.info("validation: overtaken by a newer checkpoint, and skipped: step %s", ", ".join(overtaken))
         if results:
             self._rotate(args, state)
         return results
