@@ -1,5 +1,6 @@
 """A transformers Trainer with a watcher beside it: real processes, tiny models."""
 
+import json
 import os
 import signal
 import subprocess
@@ -42,7 +43,8 @@ def test_the_best_of_the_whole_collection_is_loaded_and_the_losses_are_those_of_
 ) -> None:
     losses, values = expected
     trainer = learner(bert, harder, tmp_path / "out")
-    AsyncValidation([*STATED, f"dataset.path={harder}"], backpressure="all").attach(trainer)
+    command = f'watch.on_best="cat > {tmp_path}/told"'
+    AsyncValidation([*STATED, f"dataset.path={harder}", command], backpressure="all").attach(trainer)
     trainer.train()
     assert trainer.losses == losses  # to the bit
     assert told(trainer.state) == pytest.approx(values, abs=1e-6)
@@ -51,6 +53,7 @@ def test_the_best_of_the_whole_collection_is_loaded_and_the_losses_are_those_of_
     assert trainer.state.best_global_step == best
     assert trainer.state.best_metric == pytest.approx(values[best])
     assert same_weights(trainer.model, str(tmp_path / "alone" / f"checkpoint-{best}"))
+    assert json.loads((tmp_path / "told").read_text())["checkpoint"]["step"] == best
 
 
 def test_a_slow_watcher_costs_no_checkpoint_and_early_stopping_stops_where_a_replay_does(
