@@ -6,7 +6,8 @@ log_history, reporters, early stopping, schedulers and the choice of the best, a
 
 Ranks: results are read by rank 0 and sent to the others, every RANKS_EVERY steps and at saves, by broadcast_object_list.
 DistributedDataParallel: saves and snapshots work so. FSDP, DeepSpeed: saves, if they hold whole weights; snapshots
-are refused, as their weights are in parts. Tried on processors only, with one process.
+are refused, as their weights are in parts. Tests have one process on a processor; two processes of DDP on a processor were
+tried by hand. Nothing here has run on a GPU, with FSDP or with DeepSpeed: none could be had.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ from dr_validate.integrations.checks import (
     values_of,
     visible_device,
 )
-from dr_validate.integrations.child import WatcherChild, compose, set_of
+from dr_validate.integrations.child import WatcherChild, compose
 from dr_validate.integrations.publish import tevatron_contract, unwrapped
 from dr_validate.integrations.snapshots import Snapshots
 from dr_validate.ledger.revised import is_expected
@@ -106,12 +107,12 @@ class AsyncValidation(transformers.TrainerCallback):
         """Join `trainer`, before train(). Raises SetupError with every setting that would not work, and the way out."""
         check_trainer(trainer, self._settings, self._overrides, type(self))
         out = Path(trainer.args.output_dir).absolute()
-        self._state_dir = Path(set_of(self._overrides).get("state_dir", out / ".dr_validate")).absolute()
         folder = self._settings.snapshot_folder / f"dr_validate-{os.getuid()}-{fingerprint({'out': str(out)})}"
         self._folder = folder if self._settings.every else out / ".dr_validate" / "announced"
-        places = {"source.path": str(self._folder), "source.name": out.name, "state_dir": str(self._state_dir)}
+        places = {"source.path": str(self._folder), "source.name": out.name, "state_dir": str(out / ".dr_validate")}
         self._command = complete_overrides(self._overrides, self._settings, places, base_model(trainer.model))
         self._run: Run = compose(self._command)
+        self._state_dir = self._run.settings.state_dir.absolute()
         self._keys = keys_for(trainer.args, self._run.settings.metrics)
         self._metric = chosen(trainer.args, self._keys)
         stated = {key: getattr(self._run.encoder, key, None) for key in CONTRACT_KEYS}
@@ -150,13 +151,13 @@ class AsyncValidation(transformers.TrainerCallback):
             return
         with self._blocks():
             self._best = BestSoFar(Path(args.output_dir), self._metric, self._state_dir, self._settings.min_confidence)
-            self._announced = Announced(self._folder, self._state_dir / "trainer.jsonl")
+            self._announced = Announced(self._folder, Path(args.output_dir) / ".dr_validate" / "trainer.jsonl")
             found = checkpoints_in(Path(args.output_dir)) if state.global_step else {}
             self._state_dir.mkdir(parents=True, exist_ok=True)
             self._announced.resume(state.global_step, found, state.epoch or 0.0)
             self._mine = {step for step in found if step <= state.global_step}
             visible = visible_device(self._settings.device)[1]
-            self._child = WatcherChild(self._command, self._run, self._state_dir / "watcher.log", visible)
+            self._child = WatcherChild(self._command, self._run, [Path(args.output_dir), self._folder], visible)
             self._child.start()
             if self._settings.every:
                 contract = {} if hasattr(parts["model"], "modules_json") else self._contract
@@ -180,7 +181,8 @@ class AsyncValidation(transformers.TrainerCallback):
         with self._blocks():
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             self._mine.add(state.global_step)
-            complete(checkpoint, self._tokenizer, self._contract)
+            said = {key: one for key, one in self._contract.items() if getattr(self._run.encoder, key, None) is None}
+            complete(checkpoint, self._tokenizer, said)  # nothing that the command line states: another watcher may look now
             if not self._settings.every:
                 self._make_way()
                 self._announced.add(state.global_step, checkpoint, state.epoch)

@@ -13,7 +13,7 @@ from transformers import AutoModel, EarlyStoppingCallback
 
 from dr_validate.integrations.transformers import AsyncValidation
 from tests.integrations.tiny import STATED, Hold, learner, offline, same_weights, saved_steps, told
-from tests.processes import wait_for
+from tests.processes import LIMIT_S, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -118,7 +118,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 from dr_validate.integrations.transformers import AsyncValidation
 from tests.integrations.tiny import STATED, Hold, learner
-from tests.processes import wait_for
+from tests.processes import LIMIT_S, wait_for
 torch.set_num_threads(1)
 start, collection, out = map(Path, sys.argv[1:])
 bert = AutoModel.from_pretrained(str(start), add_pooling_layer=False), AutoTokenizer.from_pretrained(str(start))
@@ -155,3 +155,17 @@ def replay(values: dict[int, float], times: int) -> int:
         if worse == times:
             return step
     raise AssertionError("it does not stop")
+
+
+def test_a_watcher_that_runs_already_is_used_and_not_stopped(bert: Any, harder: Path, tmp_path: Path, dr_validate: Any) -> None:
+    out = tmp_path / "out"
+    given = [*STATED, f"dataset.path={harder}", f"state_dir={tmp_path / 'state'}"]
+    with dr_validate.start(*given, f"source.path={out}", "watch.poll_s=0.3", stderr=subprocess.DEVNULL) as running:
+        wait_for(lambda: any((tmp_path / "state" / "claims").glob("*.lock")))
+        trainer = learner(bert, harder, out, max_steps=20)
+        AsyncValidation(given, backpressure="all").attach(trainer)
+        trainer.train()
+        assert sorted(told(trainer.state)) == [10, 20]
+        assert running.poll() is None
+        running.send_signal(signal.SIGTERM)
+        running.communicate(timeout=LIMIT_S)
