@@ -44,6 +44,8 @@ class Watch:
     skip: Literal["never", "stale"] = "never"
     stop_file: UserPath | None = None  # follow until this file exists and nothing is left to do
     exit_timeout_s: float = Field(default=20, gt=0)
+    on_best: str | None = None  # command of a shell, with the Report on its standard input
+    on_best_timeout_s: float = Field(default=600, gt=0)
 
 
 @component

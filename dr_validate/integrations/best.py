@@ -39,6 +39,8 @@ class BestSoFar:
 
     def keep(self, snapshot: Path | None) -> None:
         """Copy the best's snapshot, which goes when its result is there, to `best-STEP` beside the checkpoints."""
+        if (self._out / f"checkpoint-{self.step}").is_dir():
+            return
         if snapshot is None or not snapshot.is_dir():
             log.warning("validation: step %d is the best, but its snapshot has been overtaken", self.step)
             return

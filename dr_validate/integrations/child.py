@@ -34,7 +34,7 @@ RANKS = re.compile(
     r"(TORCHELASTIC|ACCELERATE|FSDP|OMPI|PMI|PMIX|SLURM_STEP)_\w+|SLURM_(PROCID|LOCALID|NTASKS)|"
     r"WANDB_(SERVICE|RUN_ID|RESUME|NAME|RUN_GROUP|JOB_TYPE)"
 )
-CLAIMED = re.compile(r"is in use for spec (\w+) by")
+CLAIMED = re.compile(r"is in use for spec (\w+) by(?: process (\d+))?")
 log = logging.getLogger(__name__)
 
 
@@ -79,7 +79,9 @@ class WatcherChild:
     Another process that works on the same spec in the same state_dir is used in its place, and not stopped.
     """
 
-    def __init__(self, overrides: Sequence[str], run: Run, log_file: Path, visible: str | None) -> None:
+    def __init__(self, overrides: Sequence[str], run: Run, places: Sequence[Path], visible: str | None) -> None:
+        """`places`: where checkpoints of the training lie, the first for the log. `visible`: see child_environment."""
+        self._places, log_file = [place.resolve() for place in places], places[0] / ".dr_validate" / "watcher.log"
         self.state_dir, self.log_file = run.settings.state_dir.absolute(), log_file
         self.latest: tuple[Report, ...] = ()
         self.version = 0  # counts changes of `latest`
@@ -121,6 +123,11 @@ class WatcherChild:
         if self._process is None or (code := self._process.poll()) is None:
             return self._process is not None
         if claimed := CLAIMED.search(self.said):
+            if (watched := watched_by(claimed[2])) is not None and watched not in self._places:
+                raise SetupError(
+                    f"state_dir: {self.state_dir} is in use by process {claimed[2]}, which watches {watched} and will not see "
+                    "this training; set another state_dir"
+                )
             self.spec, self._is_foreign, self._process = claimed[1], True, None
             log.info("validation: a watcher that runs already on %s is used (spec %s)", self.state_dir, self.spec)
             return True
@@ -189,6 +196,17 @@ class WatcherChild:
         found = min(held, key=lambda spec: bool(described[spec].get("baseline")), default=None)
         before, self._candidate = self._candidate, found
         return found if found == before else None
+
+
+def watched_by(pid: str | None) -> Path | None:
+    """The folder that a watcher on this machine was told to watch; None where that cannot be known."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        base = Path(f"/proc/{pid}/cwd").resolve()
+    except OSError:
+        return None
+    values = [word.partition("=")[2].strip("\"'") for word in words if word.startswith("source.path=")]
+    return (base / Path(values[-1]).expanduser()).resolve() if values else None
 
 
 def set_of(overrides: Iterable[str]) -> dict[str, str]:

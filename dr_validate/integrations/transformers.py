@@ -6,7 +6,8 @@ log_history, reporters, early stopping, schedulers and the choice of the best, a
 
 Ranks: results are read by rank 0 and sent to the others, every RANKS_EVERY steps and at saves, by broadcast_object_list.
 DistributedDataParallel: saves and snapshots work so. FSDP, DeepSpeed: saves, if they hold whole weights; snapshots
-are refused, as their weights are in parts. Tried on processors only, with one process.
+are refused, as their weights are in parts. Tests have one process on a processor; two processes of DDP on a processor were
+tried by hand. Nothing here has run on a GPU, with FSDP or with DeepSpeed: none could be had.
 """
 
 import contextlib
@@ -38,9 +39,10 @@ from dr_validate.integrations.checks import (
     values_of,
     visible_device,
 )
-from dr_validate.integrations.child import WatcherChild, compose, set_of
+from dr_validate.integrations.child import WatcherChild, compose
 from dr_validate.integrations.publish import tevatron_contract, unwrapped
 from dr_validate.integrations.snapshots import Snapshots
+from dr_validate.ledger.revised import is_expected
 from dr_validate.values import Report
 
 RANKS_EVERY = 10  # steps between two broadcasts
@@ -98,18 +100,19 @@ class AsyncValidation(transformers.TrainerCallback):
         self._told: set[int] = set()
         self._mine: set[int] = set()  # steps that this training has saved
         self._next_look = 0.0
+        self._is_ending = False
         self._blocked_s = self._waited_s = 0.0
 
     def attach(self, trainer: Any) -> "AsyncValidation":
         """Join `trainer`, before train(). Raises SetupError with every setting that would not work, and the way out."""
         check_trainer(trainer, self._settings, self._overrides, type(self))
         out = Path(trainer.args.output_dir).absolute()
-        self._state_dir = Path(set_of(self._overrides).get("state_dir", out / ".dr_validate")).absolute()
         folder = self._settings.snapshot_folder / f"dr_validate-{os.getuid()}-{fingerprint({'out': str(out)})}"
         self._folder = folder if self._settings.every else out / ".dr_validate" / "announced"
-        places = {"source.path": str(self._folder), "source.name": out.name, "state_dir": str(self._state_dir)}
+        places = {"source.path": str(self._folder), "source.name": out.name, "state_dir": str(out / ".dr_validate")}
         self._command = complete_overrides(self._overrides, self._settings, places, base_model(trainer.model))
         self._run: Run = compose(self._command)
+        self._state_dir = self._run.settings.state_dir.absolute()
         self._keys = keys_for(trainer.args, self._run.settings.metrics)
         self._metric = chosen(trainer.args, self._keys)
         stated = {key: getattr(self._run.encoder, key, None) for key in CONTRACT_KEYS}
@@ -132,6 +135,8 @@ class AsyncValidation(transformers.TrainerCallback):
         return () if self._child is None else self._child.latest
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        if self._trainer is None:
+            raise SetupError("AsyncValidation joins a trainer by attach(trainer), not as one of its callbacks=[...]")
         if state.is_hyper_param_search:
             raise SetupError(
                 "hyperparameter_search takes the values of evaluate(), which late results cannot give; detach this"
@@ -139,19 +144,20 @@ class AsyncValidation(transformers.TrainerCallback):
         args.save_total_limit = None  # what waits must not be deleted: see _rotate
         self._best = None
         state.best_metric = state.best_global_step = state.best_model_checkpoint = None  # the ledger knows better
+        self._is_ending = False
         key = next(iter(self._keys.values()))
         self._told = {int(row["step"]) for row in state.log_history if key in row}
         if not state.is_world_process_zero:
             return
         with self._blocks():
             self._best = BestSoFar(Path(args.output_dir), self._metric, self._state_dir, self._settings.min_confidence)
-            self._announced = Announced(self._folder, self._state_dir / "trainer.jsonl")
+            self._announced = Announced(self._folder, Path(args.output_dir) / ".dr_validate" / "trainer.jsonl")
             found = checkpoints_in(Path(args.output_dir)) if state.global_step else {}
             self._state_dir.mkdir(parents=True, exist_ok=True)
             self._announced.resume(state.global_step, found, state.epoch or 0.0)
             self._mine = {step for step in found if step <= state.global_step}
             visible = visible_device(self._settings.device)[1]
-            self._child = WatcherChild(self._command, self._run, self._state_dir / "watcher.log", visible)
+            self._child = WatcherChild(self._command, self._run, [Path(args.output_dir), self._folder], visible)
             self._child.start()
             if self._settings.every:
                 contract = {} if hasattr(parts["model"], "modules_json") else self._contract
@@ -175,7 +181,8 @@ class AsyncValidation(transformers.TrainerCallback):
         with self._blocks():
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             self._mine.add(state.global_step)
-            complete(checkpoint, self._tokenizer, self._contract)
+            said = {key: one for key, one in self._contract.items() if getattr(self._run.encoder, key, None) is None}
+            complete(checkpoint, self._tokenizer, said)  # nothing that the command line states: another watcher may look now
             if not self._settings.every:
                 self._make_way()
                 self._announced.add(state.global_step, checkpoint, state.epoch)
@@ -255,7 +262,7 @@ class AsyncValidation(transformers.TrainerCallback):
         return held[0]
 
     def _finish(self, args: Any, state: Any, control: Any, parts: Mapping[str, Any]) -> None:
-        began, is_over = time.monotonic(), False
+        began, is_over, self._is_ending = time.monotonic(), False, True
         while not is_over:
             self._next_look = 0.0
             self._deliver(args, state, control, parts)
@@ -285,17 +292,22 @@ class AsyncValidation(transformers.TrainerCallback):
             return []
         self._next_look = time.monotonic() + LOOK_EVERY_S
         self._is_dead()
-        results = []
+        results, overtaken = [], []
         for identity, report in self._announced.settled(self._child.latest):
             step, snapshot = identity.step, self._announced.waiting[identity.step].snapshot
             if report.status != "done":
-                log.warning("validation: none of step %d: %s", step, report.error)
+                if is_expected(report):
+                    overtaken.append(str(step))
+                else:
+                    log.warning("validation: no result of step %d: %s", step, report.error)
                 results.append(Result(step=step, epoch=identity.epoch, metrics={}))
             else:
                 results.append(self._result(args, report, step, identity.epoch))
                 if results[-1].is_best and snapshot is not None:
                     self._best.keep(snapshot.folder)
             self._announced.remove(step)
+        if overtaken:
+            log.info("validation: overtaken by a newer checkpoint, and skipped: step %s", ", ".join(overtaken))
         if results:
             self._rotate(args, state)
         return results
@@ -332,7 +344,14 @@ class AsyncValidation(transformers.TrainerCallback):
         self._waited_s += time.monotonic() - began
 
     def _is_dead(self) -> bool:
-        return self._child is None or not self._child.check()
+        """Whether no further result can come. Raises SetupError for wrong settings, but not once the training is over."""
+        try:
+            return self._child is None or not self._child.check()
+        except SetupError as error:
+            if not self._is_ending:
+                raise
+            log.error("validation: %s", error)
+            return True
 
     def _rotate(self, args: Any, state: Any) -> None:
         steps = sorted(step for step in self._mine if (Path(args.output_dir) / f"checkpoint-{step}").is_dir())
@@ -345,8 +364,9 @@ class AsyncValidation(transformers.TrainerCallback):
             self._mine.discard(step)
 
     def _check_loaded(self, state: Any, model: Any) -> None:
-        known = self._announced.identities.get(state.best_global_step)
-        check_loaded(unwrapped(model), Path(state.best_model_checkpoint), known.weights_sha256 if known else "")
+        known, place = self._announced.identities.get(state.best_global_step), Path(state.best_model_checkpoint)
+        is_same_file = known is not None and (self._settings.every is None or place.name.startswith("best-"))
+        check_loaded(unwrapped(model), place, known.weights_sha256 if known is not None and is_same_file else "")
 
     @contextlib.contextmanager
     def _blocks(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from dr_validate.errors import LedgerLost
 from dr_validate.ledger.findings import Findings
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.stages import TrackerRun
+from dr_validate.tracker.command import OnBest
 from dr_validate.tracker.jsonl import JsonlTracker
 
 FIRST_PAUSE_S = 2.0  # after a failed round; doubled each time
@@ -42,18 +43,25 @@ class Delivery:
             find=self._find,
         )
         name = type(self.run.tracker).__module__.rpartition(".")[2]
-        self._thread = DeliveryThread(Round(name, tracker, self))
-        self._thread.start()
+        self._threads = [DeliveryThread(Round(name, tracker, self))]
+        watch = self.run.watch
+        if watch.on_best:
+            command = OnBest(command=watch.on_best, spec=self.names["spec"], timeout_s=watch.on_best_timeout_s)
+            self._threads.append(DeliveryThread(Round("on_best", command, self)))
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.deliver()
-        self._thread.close(self.run.watch.exit_timeout_s)
+        for thread in self._threads:
+            thread.close(self.run.watch.exit_timeout_s)
 
     def deliver(self) -> None:
         """Append what the JSONL file lacks, and wake the thread that serves the tracker. Never waits for a server."""
         self._file.go()
-        self._thread.wake()
+        for thread in self._threads:
+            thread.wake()
 
     def undelivered(self, name: str) -> list[tuple[int, Any]]:
         """Ids and Reports that tracker `name` is not known to have."""

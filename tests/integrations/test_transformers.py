@@ -1,5 +1,6 @@
 """A transformers Trainer with a watcher beside it: real processes, tiny models."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from transformers import AutoModel, EarlyStoppingCallback
 
 from dr_validate.integrations.transformers import AsyncValidation
 from tests.integrations.tiny import STATED, Hold, learner, offline, same_weights, saved_steps, told
-from tests.processes import wait_for
+from tests.processes import LIMIT_S, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +43,8 @@ def test_the_best_of_the_whole_collection_is_loaded_and_the_losses_are_those_of_
 ) -> None:
     losses, values = expected
     trainer = learner(bert, harder, tmp_path / "out")
-    AsyncValidation([*STATED, f"dataset.path={harder}"], backpressure="all").attach(trainer)
+    command = f'watch.on_best="cat > {tmp_path}/told"'
+    AsyncValidation([*STATED, f"dataset.path={harder}", command], backpressure="all").attach(trainer)
     trainer.train()
     assert trainer.losses == losses  # to the bit
     assert told(trainer.state) == pytest.approx(values, abs=1e-6)
@@ -51,6 +53,7 @@ def test_the_best_of_the_whole_collection_is_loaded_and_the_losses_are_those_of_
     assert trainer.state.best_global_step == best
     assert trainer.state.best_metric == pytest.approx(values[best])
     assert same_weights(trainer.model, str(tmp_path / "alone" / f"checkpoint-{best}"))
+    assert json.loads((tmp_path / "told").read_text())["checkpoint"]["step"] == best
 
 
 def test_a_slow_watcher_costs_no_checkpoint_and_early_stopping_stops_where_a_replay_does(
@@ -115,7 +118,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 from dr_validate.integrations.transformers import AsyncValidation
 from tests.integrations.tiny import STATED, Hold, learner
-from tests.processes import wait_for
+from tests.processes import LIMIT_S, wait_for
 torch.set_num_threads(1)
 start, collection, out = map(Path, sys.argv[1:])
 bert = AutoModel.from_pretrained(str(start), add_pooling_layer=False), AutoTokenizer.from_pretrained(str(start))
@@ -152,3 +155,17 @@ def replay(values: dict[int, float], times: int) -> int:
         if worse == times:
             return step
     raise AssertionError("it does not stop")
+
+
+def test_a_watcher_that_runs_already_is_used_and_not_stopped(bert: Any, harder: Path, tmp_path: Path, dr_validate: Any) -> None:
+    out = tmp_path / "out"
+    given = [*STATED, f"dataset.path={harder}", f"state_dir={tmp_path / 'state'}"]
+    with dr_validate.start(*given, f"source.path={out}", "watch.poll_s=0.3", stderr=subprocess.DEVNULL) as running:
+        wait_for(lambda: any((tmp_path / "state" / "claims").glob("*.lock")))
+        trainer = learner(bert, harder, out, max_steps=20)
+        AsyncValidation(given, backpressure="all").attach(trainer)
+        trainer.train()
+        assert sorted(told(trainer.state)) == [10, 20]
+        assert running.poll() is None
+        running.send_signal(signal.SIGTERM)
+        running.communicate(timeout=LIMIT_S)
