@@ -157,7 +157,8 @@ def test_a_native_class_whose_config_keeps_its_code_is_loaded_where_that_is_stat
     tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    config = transformers.CONFIG_MAPPING["nomic_bert"](vocab_size=300, pad_token_id=1, **sizes)
+    family: Any = transformers.CONFIG_MAPPING["nomic_bert"]
+    config = family(vocab_size=300, pad_token_id=1, **sizes)
     torch.manual_seed(3)
     model: Any = transformers.AutoModel.from_config(config)
     folder = tmp_path / "nomic"
