@@ -49,7 +49,7 @@ def test_every_setting_that_can_change_tokens_changes_the_key_and_no_other_does(
     (folder / "tokenizer.json").write_text(json.dumps(content))
     fields = {field.name for field in dataclasses.fields(AutoEncoder)}
     # Which weights are read, and by which config.json, leaves tokens alone: they come from the tokenizer's files.
-    assert fields == OTHERS.keys() | {"base_model", "config", "weights_prefix"}, (
+    assert fields == OTHERS.keys() | {"base_model", "config", "weights_prefix", "native"}, (
         "a new field: does it change the tokens of a text?"
     )
     usual = tokenizer(bert).key

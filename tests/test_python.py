@@ -1,0 +1,89 @@
+"""What notebooks use: the table of Reports, and one checkpoint evaluated in this process; the README's example is run."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import dr_validate
+from dr_validate import evaluate, reports
+from dr_validate.errors import CheckpointError, ConfigError, SetupError
+from dr_validate.ledger.ledger import Ledger
+from dr_validate.values import Estimate, Report
+from tests.tracker.test_jsonl import report
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+AT = "2026-11-21T03:15:10Z"
+STATED = {"pooling": "mean", "normalize": True}
+
+
+def recorded(state_dir: Path, made: list[Report]) -> Path:
+    """A ledger of these Reports, of the sampled spec s1 and the full corpus s0."""
+    state_dir.mkdir(parents=True)
+    with Ledger(state_dir / "ledger.db") as ledger:
+        for spec in ("s0", "s1"):
+            ledger.register_spec(spec, {"full_spec": "s0"}, AT)
+        for one in made:
+            if one.status == "done":
+                ledger.begin(one.checkpoint, one.spec, AT)
+            ledger.finish(one)
+    return state_dir
+
+
+def test_the_table_has_values_as_now_known_with_their_intervals(tmp_path: Path) -> None:
+    first = replace(report(100), notes={"estimate": {"sample": "m"}}, corpus={"documents": 200, "encoded": 20})
+    revised = {"s1": {"m": {first.checkpoint.digest: {"mrr@10": [0.2, 0.1, 0.25, 0.05, 0.29]}}}}["s1"]
+    later = replace(report(200, at="2026-11-21T04:15:10Z"), notes={"estimate": {"sample": "m", "earlier": revised}})
+    full = replace(report(100, spec="s0"), metrics={"mrr@10": Estimate(value=0.22, low=0.22, high=0.22, naive=0.22)})
+    table = reports(recorded(tmp_path / "state", [first, later, full, report(300, error="broken")]))
+    rows = {(row.spec, row.step): row for row in table.itertuples()}
+    assert list(rows) == [("s0", 100), ("s1", 100), ("s1", 200), ("s1", 300)]
+    one = rows["s1", 100]
+    assert (one.metric, one.value, one.low, one.high, one.as_reported) == ("mrr@10", 0.2, 0.1, 0.25, 0.3)
+    assert (one.population_low, one.population_high, one.encoded, one.is_full) == (0.05, 0.29, 20, False)
+    assert (rows["s0", 100].value, rows["s0", 100].is_full) == (0.22, True)
+    assert (rows["s1", 300].status, rows["s1", 300].error, math.isnan(rows["s1", 300].value)) == ("skipped", "broken", True)
+
+
+def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r"state_dir: .*nowhere holds no ledger\.db"):
+        reports(tmp_path / "nowhere")
+
+
+def test_what_is_not_offered_is_an_attribute_error() -> None:
+    assert not hasattr(dr_validate, "anything")
+
+
+def test_the_example_of_the_readme_runs(
+    tmp_path: Path, collection: Path, write_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path / "output" / "checkpoint-500", step=500)
+    collection.rename(tmp_path / "nq")
+    recorded(tmp_path / ".dr_validate", [report(500)])
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    names: dict[str, object] = {}
+    exec(example, names)
+    found = names["report"]
+    assert isinstance(found, Report)
+    assert (found.checkpoint.name, found.checkpoint.step, found.dataset) == ("checkpoint-500", 500, "nq")
+    estimate = found.metrics["mrr@10"]
+    assert estimate.low <= estimate.value <= estimate.high <= estimate.naive
+    full = evaluate("output/checkpoint-500", {"choice": "beir", "path": "nq"}, encoder=STATED).metrics["mrr@10"]
+    assert full.low == full.value == full.high == full.naive
+    assert not (tmp_path / ".dr_validate" / "reports.jsonl").exists()  # nothing is recorded
+
+
+def test_mistakes_are_named_before_anything_is_loaded(tmp_path: Path, collection: Path) -> None:
+    with pytest.raises(ConfigError, match="dataset"):
+        evaluate(tmp_path / "x", "nothing_like_this")
+    with pytest.raises(ConfigError, match=r"settings: there is no key 'devise'"):
+        evaluate(tmp_path / "x", collection, settings={"devise": "cpu"})
+    with pytest.raises(ConfigError, match="fractoin"):
+        evaluate(tmp_path / "x", collection, {"choice": "random", "fractoin": 0.1})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"empty: not the folder of one complete checkpoint"):
+        evaluate(tmp_path / "empty", collection, encoder=STATED)
