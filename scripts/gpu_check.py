@@ -153,7 +153,7 @@ def one_at_a_time(folder: Path, texts: list[str], pooling: str, device: str) -> 
     import transformers
 
     load: Any = transformers.AutoModel.from_pretrained
-    model = load(str(folder), dtype=torch.float32, attn_implementation="sdpa").to(device).eval()
+    model = load(str(folder), dtype=torch.float32).to(device).eval()
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(folder))
     vectors = []
     with torch.inference_mode():
