@@ -25,9 +25,11 @@ SECRET_WORDS = ("api_key", "apikey", "password", "secret", "auth_token", "access
 
 @component
 class ReportSettings:
-    """`task=report`: where the page goes, `report.html` in the state_dir unless said otherwise."""
+    """`task=report`: where the page goes, `report.html` in the state_dir unless said otherwise, and how often it is written
+    anew while a watcher runs (seconds; 0: once)."""
 
     out: UserPath | None = None
+    every_s: float = Field(default=0, ge=0)
 
 
 @component

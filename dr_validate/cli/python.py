@@ -8,7 +8,7 @@ from typing import Any
 from dr_validate.config import build, conf_dir
 from dr_validate.errors import CheckpointError, ConfigError, SetupError
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.revised import as_reported, lag_s, population_of
+from dr_validate.ledger.revised import EstimateDetails, lag_s
 from dr_validate.values import Report
 
 Choice = str | Path | Mapping[str, Any]
@@ -64,7 +64,8 @@ def _lines(report: Report, *, is_full: bool) -> Iterator[dict[str, Any]]:
         "lag_s": lag_s(report),
     }
     for name, estimate in report.metrics.items():
-        at_first, ends = as_reported(report, name), population_of(report, name)
+        details = EstimateDetails.of(report)
+        at_first, ends = details.as_reported.get(name), details.population.get(name)
         yield {
             **common,
             "metric": name,

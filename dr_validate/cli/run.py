@@ -157,11 +157,22 @@ def _answer(config: Mapping[str, Any]) -> int | None:
 
         return examine(config)
     if task == "report":
-        from dr_validate.report.write import write_report
-
-        write_report(state_dir_of(config), report_settings(config))
-        return 0
+        return show_report(config)
     return None
+
+
+def show_report(config: Mapping[str, Any]) -> int:
+    """Write the page once, or until no watcher works in the state_dir, or a signal ends it."""
+    from dr_validate.cli.status import is_at_work
+    from dr_validate.report.write import write_report
+
+    state_dir, wanted, wish_to_stop = state_dir_of(config), report_settings(config), threading.Event()
+    with stop_on_signals(wish_to_stop):
+        while wanted.every_s and is_at_work(state_dir) and not wish_to_stop.is_set():
+            write_report(state_dir, wanted, refresh=True)
+            wish_to_stop.wait(wanted.every_s)
+    write_report(state_dir, wanted)
+    return 0
 
 
 def _run_in_sweep(config: DictConfig, folder: Path, job: Any) -> int:

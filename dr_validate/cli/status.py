@@ -16,6 +16,15 @@ from dr_validate.watcher.lock import holder
 from dr_validate.watcher.polling import source_key
 
 
+def is_at_work(state_dir: Path) -> bool:
+    """Whether a watcher works on any spec in `state_dir`."""
+    path = state_dir / "ledger.db"
+    if not path.is_file():
+        return False
+    with Ledger(path, read_only=True) as ledger:
+        return any(holder(state_dir, spec) is not None for spec in ledger.specs())
+
+
 def show_status(config: Mapping[str, Any]) -> int:
     """Print a table per spec. Returns the exit code: 0."""
     state_dir = state_dir_of(config)

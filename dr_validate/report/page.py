@@ -50,10 +50,10 @@ class Part:
     documents: Mapping[str, str] = field(default_factory=dict)
 
 
-def page(parts: Sequence[Part], state_dir: str) -> str:
+def page(parts: Sequence[Part], state_dir: str, every_s: float = 0) -> str:
     """One self-contained HTML file that is XML, too: no server, no network, no script needed to read it.
 
-    The same ledger gives the same page, byte for byte.
+    The same ledger gives the same page, byte for byte. `every_s`: after so many seconds a browser loads it again; 0: never.
     """
     ends = [report.at for part in parts for strategy in part.section.strategies for report in strategy.reports]
     latest = f", as of {max(ends)}" if ends else ""
@@ -67,6 +67,7 @@ def page(parts: Sequence[Part], state_dir: str) -> str:
         el("meta", charset="utf-8"),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("meta", name="color-scheme", content="light dark"),
+        el("meta", http_equiv="refresh", content=f"{every_s:g}") if every_s else None,
         el("title", TITLE),
         el("style", Markup((HERE / "page.css").read_text(encoding="utf-8"))),
     ]

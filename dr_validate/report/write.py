@@ -1,32 +1,42 @@
 """`task=report`: from the ledger of a state_dir to one page to look at. Reads only; starts nothing."""
 
+import csv
+import io
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from dr_validate.config import ReportSettings
 from dr_validate.errors import SetupError
 from dr_validate.files import write_atomically
 from dr_validate.ledger.ledger import Ledger
+from dr_validate.ledger.revised import EstimateDetails
 from dr_validate.report.gather import Section, gather
 from dr_validate.report.page import NOTHING_YET, Part, page
 from dr_validate.report.queries import document_texts, movement, query_texts, top_of
 from dr_validate.report.verdict import verdict
 
 PAGE = "report.html"
+COLUMNS = (
+    *("dataset", "training_run", "strategy", "spec", "checkpoint", "step", "metric"),
+    *("value", "low", "high", "naive", "as_reported"),  # the last one only where the value has moved since
+)
 log = logging.getLogger(__name__)
 
 
-def write_report(state_dir: Path, settings: ReportSettings) -> Path:
-    """Write the page, log the verdicts and where it is; returns the path.
+def write_report(state_dir: Path, settings: ReportSettings, *, refresh: bool = False) -> Path:
+    """Write the page, and the numbers that it draws beside it (`.csv`); log the verdicts and where it is; returns the path.
 
-    Raises SetupError where there is no ledger, and for a path that cannot be written.
+    `refresh`: browsers load it again every `settings.every_s`. Raises SetupError where there is no ledger, and for a path that
+    cannot be written.
     """
     with Ledger(state_dir / "ledger.db", read_only=True) as ledger:
         sections = gather(ledger)
     parts = [_part(section, state_dir) for section in sections]
     path = settings.out or state_dir / PAGE
     try:
-        write_atomically(path, page(parts, str(state_dir)))
+        write_atomically(path.with_suffix(".csv"), numbers(sections))
+        write_atomically(path, page(parts, str(state_dir), settings.every_s if refresh else 0))
     except OSError as error:
         raise SetupError(
             f"report.out: {path} cannot be written ({error.strerror}); set report.out to a file elsewhere"
@@ -37,6 +47,27 @@ def write_report(state_dir: Path, settings: ReportSettings) -> Path:
         log.info("%s", NOTHING_YET)
     log.info("report: %s", path)
     return path
+
+
+def numbers(sections: Sequence[Section]) -> str:
+    """A line for each point of the curves: values as now known, with their intervals."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for section in sections:
+        for strategy in section.strategies:
+            for report in strategy.done:
+                for metric, known in report.metrics.items():
+                    place = (section.dataset, section.run, strategy.name, strategy.spec, report.checkpoint.label)
+                    values = (
+                        known.value,
+                        known.low,
+                        known.high,
+                        known.naive,
+                        EstimateDetails.of(report).as_reported.get(metric),
+                    )
+                    writer.writerow([*place, report.checkpoint.step, metric, *values])
+    return text.getvalue()
 
 
 def _part(section: Section, state_dir: Path) -> Part:

@@ -1,11 +1,13 @@
 """`task=report` as a user calls it, and the page in a real browser."""
 
+import csv
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from dr_validate.cli.run import show_report
 from dr_validate.config import ReportSettings
 from dr_validate.report.write import write_report
+from dr_validate.watcher.lock import claim
 from tests.factories import CommandLine
 from tests.processes import LIMIT_S
 from tests.report.training import Training, within
@@ -49,6 +53,35 @@ addEventListener("message", function (event) {
   document.body.append(told);
 });
 </script>WIDTHS</body></html>"""
+
+
+def test_the_numbers_that_are_drawn_are_beside_the_page(filled: Training, tmp_path: Path) -> None:
+    page = write_report(filled.state_dir, ReportSettings(out=tmp_path / "own.html"))
+    rows = list(csv.DictReader((tmp_path / "own.csv").read_text().splitlines()))
+    full = [row for row in rows if row["strategy"] == "full corpus" and row["metric"] == "mrr@10"]
+    assert [float(row["value"]) for row in full] == [0.21, 0.33, 0.31]
+    (one,) = [row for row in rows if row["strategy"] != "full corpus" and row["metric"] == "mrr@10" and row["step"] == "200"]
+    assert float(one["low"]) < float(one["value"]) == 0.35 < float(one["high"]) and one["dataset"] == "vaswani"
+    assert 'http-equiv="refresh"' not in page.read_text()
+
+
+def test_the_page_is_written_anew_while_a_watcher_works(filled: Training) -> None:
+    page, (spec, *_) = filled.state_dir / "report.html", filled.ledger.specs()
+    began, seen = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with claim(filled.state_dir, spec, "2026-11-21T03:15:10Z"):
+            began.set()
+            while not seen.is_set():
+                if page.is_file() and '<meta http-equiv="refresh" content="0.05"/>' in page.read_text():
+                    seen.set()
+
+    watcher = threading.Thread(target=work, daemon=True)
+    watcher.start()
+    assert began.wait(LIMIT_S)
+    assert show_report({"state_dir": str(filled.state_dir), "report": {"every_s": 0.05}}) == 0
+    assert seen.is_set()
+    assert 'http-equiv="refresh"' not in page.read_text()  # once nobody works any more
 
 
 @pytest.fixture
