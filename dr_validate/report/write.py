@@ -59,7 +59,8 @@ def numbers(sections: Sequence[Section]) -> str:
             for report in strategy.done:
                 for metric, known in report.metrics.items():
                     place = (section.dataset, section.run, strategy.name, strategy.spec, report.checkpoint.label)
-                    values = (
+                    first = EstimateDetails.of(report).as_reported.get(metric)
+                    values = (known.value, known.low, known.high, known.naive, first)
                         known.value,
                         known.low,
                         known.high,
