@@ -9,6 +9,7 @@ code 1 if one failed. Models are random and made here: nothing is downloaded.
 
 import argparse
 import contextlib
+import functools
 import inspect
 import json
 import os
@@ -92,7 +93,7 @@ def versions(check: Check) -> None:
     ):
         torch.set_float32_matmul_precision(precision)
         left = torch.ones(number, number, dtype=dtype, device=check.device)
-        say("versions", rate=name, tflops=2 * number**3 / seconds(check, lambda left=left: left @ left) / 1e12)
+        say("versions", rate=name, tflops=2 * number**3 / seconds(check, functools.partial(torch.matmul, left, left)) / 1e12)
     torch.set_float32_matmul_precision("highest")
     rows, columns = check.size(6980, 64), check.size(8192, 64)
     left, right = (torch.ones(count, 768, dtype=torch.float64, device=check.device) for count in (rows, columns))
@@ -175,7 +176,8 @@ def architectures(check: Check) -> None:
         folder = model_folder(check, kind)
         expected = one_at_a_time(folder, texts, pooling, check.device)
         for dtype in ("bfloat16", "float16", "float32"):
-            encoder = AutoEncoder(pooling=pooling, normalize=True, dtype=dtype)  # type: ignore[arg-type]  # its Literal
+            options: Any = {"pooling": pooling, "normalize": True, "dtype": dtype}
+            encoder = AutoEncoder(**options)
             try:
                 with encoder.load(folder, check.device) as model:
                     block = model.tokenizer("document").tokenize(texts)
@@ -278,7 +280,7 @@ def speed(check: Check) -> None:
         options: Any = {"pooling": "mean", "normalize": True, "dtype": dtype, "max_tokens_per_batch": tokens}
         with AutoEncoder(**options).load(folder, check.device) as model:
             block = model.tokenizer("document").tokenize(texts)
-            took = seconds(check, lambda model=model, block=block: model.encode(block, "document"), check.size(2, 1))
+            took = seconds(check, functools.partial(model.encode, block, "document"), check.size(2, 1))
             rate = 2 * parameters * len(block.ids) / took / 1e12
             facts = {"dtype": dtype, "tokens_a_batch": tokens, "way": model.contract["batches"]}
             say("speed", **facts, passages_a_second=number / took, tflops_of_products=rate)
@@ -335,7 +337,7 @@ def whole(check: Check) -> None:
     (collection / "qrels").mkdir(parents=True)
     texts, questions = texts_of(number, 5), texts_of(queries, 6, 8)
     for name, letter, rows in (("corpus", "d", texts), ("queries", "q", questions)):
-        lines = (json.dumps({"_id": f"{letter}{n}", "title": "", "text": text}) for n, text in enumerate(rows))
+        lines = [json.dumps({"_id": f"{letter}{n}", "title": "", "text": text}) for n, text in enumerate(rows)]
         (collection / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     lines = [f"q{n}\td{n}\t1" for n in range(queries)]
     (collection / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n", encoding="utf-8")
