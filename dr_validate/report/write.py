@@ -61,12 +61,6 @@ def numbers(sections: Sequence[Section]) -> str:
                     place = (section.dataset, section.run, strategy.name, strategy.spec, report.checkpoint.label)
                     first = EstimateDetails.of(report).as_reported.get(metric)
                     values = (known.value, known.low, known.high, known.naive, first)
-                        known.value,
-                        known.low,
-                        known.high,
-                        known.naive,
-                        EstimateDetails.of(report).as_reported.get(metric),
-                    )
                     writer.writerow([*place, report.checkpoint.step, metric, *values])
     return text.getvalue()
 

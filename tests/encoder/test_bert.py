@@ -49,13 +49,11 @@ def test_which_checkpoints_are_loaded_without_transformers(make_model: Callable[
     assert is_ours(make_model(name)) == usual
 
 
-def test_a_checkpoint_saved_with_its_training_head_is_the_model_inside(bert: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_checkpoint_saved_with_its_training_head_is_the_model_inside(bert: Path) -> None:
     expected = theirs(bert, TEXTS)
     weights = {f"bert.{name}": value for name, value in load_file(bert / "model.safetensors").items()}
     save_file({**weights, "cls.predictions.bias": torch.zeros(300)}, bert / "model.safetensors", metadata={"format": "pt"})
-    with caplog.at_level("INFO"):
-        assert is_ours(bert)
-    assert "1 weights that encoding does not use, such as cls.predictions.bias" in caplog.text
+    assert is_ours(bert)
     assert np.abs(ours(bert, TEXTS) - expected).max() < 1e-5 * np.abs(expected).max()
 
 
