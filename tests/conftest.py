@@ -23,7 +23,8 @@ SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 # or in that of the helpers it calls.
 TESTS = Path(__file__).parent
 SLOW_FOLDERS = ("command", "encoder", "engine", "index", "integrations", "scenario", "scripts", "wandb_server")
-SLOW_PATHS = [*(TESTS / name for name in SLOW_FOLDERS), TESTS / "cli" / "test_doctor.py"]
+SLOW_MODULES = ("cli/test_doctor.py",)
+SLOW_PATHS = [TESTS / name for name in (*SLOW_FOLDERS, *SLOW_MODULES)]
 SLOW_FIXTURES = {"dr_validate", "sdk", "write_checkpoint", "minilm", "server", "logged", "open_pipeline", "small_disk"}
 SLOW_NAMES = {"subprocess", "multiprocessing", "torch", "transformers", "wandb"}
 KEPT_OUT = {"torch", "wandb"}

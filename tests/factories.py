@@ -155,3 +155,12 @@ def valued_report(step: int, spec: str, estimate: Estimate | None) -> Report:
         corpus={"encoded": 1078},
         seconds={"total": 2.4},
     )
+
+
+def told(
+    step: int = 500, spec: str = "s1", name: str = "", at: str = "2026-11-21T03:15:10Z", error: str | None = None
+) -> Report:
+    """As a tracker is told of it: done, or skipped for this reason, with a name that ASCII has no letters for."""
+    made = report(step, "skipped" if error else "done", spec, error, name)
+    metrics = {} if error else {"mrr@10": Estimate(value=0.3, low=0.0, high=0.3, naive=0.3)}
+    return replace(made, checkpoint=replace(made.checkpoint, uri="größe"), at=at, metrics=metrics)

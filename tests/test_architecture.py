@@ -1,6 +1,7 @@
 """The shape of the code is a test: who may import whom, how long things may get, what must not be imported early."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,3 +145,10 @@ def test_any_exception_is_caught_only_at_the_borders() -> None:
     for path in FILES:
         if "except Exception" in path.read_text():
             assert path.name in borders, path.name
+
+
+def test_no_test_imports_another_tests_file() -> None:
+    tests = Path(__file__).parent
+    for path in tests.rglob("*.py"):
+        found = re.findall(r"^from tests\.(?:\w+\.)*(?:test_\w+|conftest) import", path.read_text(), re.M)
+        assert not found, f"{path.relative_to(tests)}: {found}; what tests share is in factories.py or beside them"

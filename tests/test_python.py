@@ -13,7 +13,7 @@ from dr_validate import evaluate, reports
 from dr_validate.errors import CheckpointError, ConfigError, SetupError
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.values import Estimate, Report
-from tests.tracker.test_jsonl import report
+from tests.factories import told as report
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 AT = "2026-11-21T03:15:10Z"
@@ -77,6 +77,7 @@ def test_the_example_of_the_readme_runs(
     assert not (tmp_path / ".dr_validate" / "reports.jsonl").exists()  # nothing is recorded
 
 
+@pytest.mark.slow
 def test_mistakes_are_named_before_anything_is_loaded(tmp_path: Path, collection: Path) -> None:
     with pytest.raises(ConfigError, match="dataset"):
         evaluate(tmp_path / "x", "nothing_like_this")

@@ -11,7 +11,7 @@ import torch
 from dr_validate.encoder.auto import AutoEncoder
 from dr_validate.encoder.forward import LARGEST_CHECKED_WINDOW
 from dr_validate.values import Float32
-from tests.encoder.conftest import save_model, small_config
+from tests.encoder.models import save_model, small_config
 
 Pooling = Literal["cls", "mean", "max", "last", "weighted_mean"]
 FAMILIES = {  # and how their texts go through them

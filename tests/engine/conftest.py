@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -11,37 +10,12 @@ from omegaconf import OmegaConf
 
 from dr_validate.config import build, conf_dir
 from dr_validate.devices import label, resolve_devices
-from dr_validate.errors import Preempted
 from dr_validate.values import Checkpoint
 from dr_validate.worker.pipeline import Pipeline
 from dr_validate.worker.team import WorkerTeam
+from tests.engine.controls import checkpoint_of
 
 STATED = ["dataset=beir", "tracker=none", "encoder.pooling=mean", "encoder.normalize=true", "source.path=unused"]
-
-
-@dataclass
-class Unhurried:
-    """A control that never stops anything."""
-
-    seen: list[tuple[str, int, int]] = field(default_factory=list)
-
-    def check(self) -> None:
-        pass
-
-    def progress(self, phase: str, done: int, total: int) -> None:
-        self.seen.append((phase, done, total))
-
-
-class GivesWay(Unhurried):
-    """Lets some slices through."""
-
-    def __init__(self, slices: int) -> None:
-        super().__init__()
-        self.slices = slices
-
-    def check(self) -> None:
-        if len(self.seen) >= self.slices:
-            raise Preempted
 
 
 @pytest.fixture
@@ -80,9 +54,3 @@ def checkpoints(
 
     yield written
     gc.unfreeze()
-
-
-def checkpoint_of(step: int) -> Checkpoint:
-    name = f"checkpoint-{step}"
-    digest, at = f"sha256:{step:04x}", "2026-11-21T03:12:00Z"
-    return Checkpoint(name=name, version=name, digest=digest, step=step, step_from="name", created_at=at, uri=name)

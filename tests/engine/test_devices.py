@@ -14,7 +14,7 @@ from dr_validate.devices import check_devices, resolve_devices
 from dr_validate.errors import CheckpointError, DeviceFailure, Preempted, SetupError
 from dr_validate.values import Checkpoint
 from dr_validate.worker.pipeline import Pipeline
-from tests.engine.conftest import GivesWay, Unhurried, checkpoint_of
+from tests.engine.controls import GivesWay, Unhurried, checkpoint_of
 from tests.processes import LIMIT_S, wait_for
 
 OpenPipeline = Callable[..., Pipeline]

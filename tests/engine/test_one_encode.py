@@ -11,7 +11,7 @@ import pytest
 from dr_validate.errors import Preempted
 from dr_validate.values import Checkpoint, Report
 from dr_validate.worker.pipeline import Pipeline
-from tests.engine.conftest import GivesWay, Unhurried
+from tests.engine.controls import GivesWay, Unhurried
 
 OpenPipeline = Callable[..., Pipeline]
 Checkpoints = Callable[[int], Sequence[tuple[Checkpoint, Path]]]

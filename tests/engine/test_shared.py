@@ -21,7 +21,7 @@ from dr_validate.index.torch import TorchIndex
 from dr_validate.messages import Answer, Message, read_message, write_message
 from dr_validate.stages import Ranked, Workload
 from dr_validate.values import TopK
-from tests.engine.test_local import (
+from tests.engine.by_hand import (
     NUM_DOCUMENTS,
     NUM_QUERIES,
     KillAfter,

@@ -133,7 +133,7 @@ def assert_log(watcher: Watcher) -> None:
     said = watcher.said
     assert KEY not in said and "Traceback" not in said
     lines = [line.split(maxsplit=3) for line in said.splitlines() if " WARNING " in line or " ERROR " in line]
-    told = [text for *_, text in lines]
+    told = [text for *_, text in lines if not text.startswith("sampler.fraction=")]  # the collection is small
     assert len([text for text in told if text.startswith("source:") and "trying again in" in text]) == 1, said
     assert said.count("source: in reach again") == 1
     trackers = [text for text in told if text.startswith("tracker wandb:")]

@@ -10,31 +10,9 @@ import pytest
 
 from dr_validate.ledger.report_json import report_from_json, report_to_json
 from dr_validate.tracker.jsonl import JsonlTracker
-from dr_validate.values import Checkpoint, Estimate, Report
+from dr_validate.values import Report
+from tests.factories import told as report
 from tests.processes import LIMIT_S
-
-
-def report(
-    step: int = 500, spec: str = "s1", name: str = "", at: str = "2026-11-21T03:15:10Z", error: str | None = None
-) -> Report:
-    return Report(
-        checkpoint=Checkpoint(
-            name=name or f"checkpoint-{step}",
-            version="v3",
-            digest=f"sha256:{step:04x}",
-            step=step,
-            step_from="folder name",
-            created_at="2026-11-21T03:12:00Z",
-            uri="größe",
-        ),
-        dataset="vaswani",
-        sampler="random",
-        spec=spec,
-        status="skipped" if error else "done",
-        at=at,
-        error=error,
-        metrics={} if error else {"mrr@10": Estimate(value=0.3, low=0.0, high=0.3, naive=0.3)},
-    )
 
 
 @pytest.fixture
@@ -101,8 +79,8 @@ def test_several_processes_share_the_file(path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_jsonl import report
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from tests.factories import told as report
 from dr_validate.tracker.jsonl import JsonlTracker
 for step in range(30):
     JsonlTracker(path=Path(sys.argv[1])).deliver(report(step, spec=sys.argv[2]), [])

@@ -9,7 +9,7 @@ import pytest
 from dr_validate.tracker.rows import STEP, row
 from dr_validate.tracker.tensorboard import EventFiles, TensorboardTracker
 from dr_validate.values import Report
-from tests.tracker.test_jsonl import report
+from tests.factories import told as report
 
 pytest.importorskip("tensorboard", reason="tensorboard is not installed")
 

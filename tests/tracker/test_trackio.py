@@ -8,7 +8,7 @@ import pytest
 from dr_validate.tracker.rows import REPORT, STEP, row
 from dr_validate.tracker.trackio import TrackioRuns, TrackioTracker
 from dr_validate.values import Report
-from tests.tracker.test_jsonl import report
+from tests.factories import told as report
 
 
 def started(state_dir: Path, project: str) -> TrackioRuns:

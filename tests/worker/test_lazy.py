@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 from dr_validate.stages import Model
 from dr_validate.worker.encoding import LazyModel
-from tests.engine.test_local import SumOfEmbeddings
+from tests.engine.by_hand import SumOfEmbeddings
 
 
 def test_a_model_is_loaded_once_and_says_so_and_only_if_it_is_needed() -> None:
