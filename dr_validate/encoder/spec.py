@@ -56,9 +56,10 @@ class Head:
 
     def describe(self) -> str:
         """Short words for the Report."""
+        origin = f" of {self.weights_prefix}*" if self.weights_prefix else ""
         if self.kind == "dense":
-            return f"dense {self.in_features}->{self.out_features} {self.activation}"
-        return self.kind
+            return f"dense {self.in_features}->{self.out_features} {self.activation}{origin}"
+        return f"{self.kind}{origin}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
