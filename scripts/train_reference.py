@@ -133,7 +133,7 @@ def topics(vectors: Any, number: int, seed: int) -> list[int]:
     return [int(cluster) for cluster in nearest[:, 0]]
 
 
-class TasBatches(DefaultBatchSampler):  # type: ignore[misc]
+class TasBatches(DefaultBatchSampler):  # type: ignore[misc]  # sentence-transformers is untyped here
     """Batches of places in `rows`, a query at most once in each: one topic, margins balanced; another draw each epoch."""
 
     def __init__(self, dataset: Any, batch_size: int, drop_last: bool, **more: Any) -> None:
@@ -169,7 +169,7 @@ class TasBatches(DefaultBatchSampler):  # type: ignore[misc]
             yield [chance.choice(chance.choice(self.bins[query])) for query in batch]
 
 
-class TasTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
+class TasTrainer(SentenceTransformerTrainer):  # type: ignore[misc]  # as above
     """With batches of `topics`: the pairs, and the cluster of each query; None for random ones.
 
     Not as an argument: those are saved with each checkpoint, and all pairs with them.

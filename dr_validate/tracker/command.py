@@ -45,7 +45,11 @@ class OnBest:
 
     def _run(self, report: Report) -> None:
         text = json.dumps(report_to_json(report), ensure_ascii=False, allow_nan=False)
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        pipes = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.PIPE,
+        }  # mypy knows no options by name
         with subprocess.Popen(["/bin/sh", "-c", self.command], start_new_session=True, text=True, **pipes) as process:  # type: ignore[call-overload]
             try:
                 _, said = process.communicate(text, timeout=self.timeout_s)

@@ -9,7 +9,7 @@ import pytest
 from dr_validate.dataset.ir_datasets import IrDatasetsDataset
 from dr_validate.errors import DatasetError
 
-ir_datasets = pytest.importorskip("ir_datasets")
+ir_datasets = pytest.importorskip("ir_datasets", reason="ir_datasets is not installed")
 
 
 @dataclass(frozen=True)

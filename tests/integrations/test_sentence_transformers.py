@@ -24,7 +24,7 @@ def test_its_trainer_gets_the_key_it_asks_for_and_loads_the_best_and_its_evaluat
     from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-    class Never(InformationRetrievalEvaluator):  # type: ignore[misc]
+    class Never(InformationRetrievalEvaluator):  # type: ignore[misc]  # untyped here
         def __call__(self, *args: Any, **more: Any) -> Any:
             raise AssertionError("it blocks the training")
 

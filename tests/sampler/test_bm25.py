@@ -66,7 +66,7 @@ def test_a_damaged_cache_is_rebuilt(small: TestSet, tmp_path: Path, damage: str,
 
 
 def test_a_collection_that_came_as_token_ids_is_searched_by_them(small: TestSet, tmp_path: Path) -> None:
-    class TokenCorpus(type(small.corpus)):  # type: ignore[misc]  # the class lives in conftest.py, which is no module to import
+    class TokenCorpus(type(small.corpus)):  # type: ignore[misc]  # a class that is known by its object
         def texts(self, ordinals: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[list[int]]:
             return [[int(word[4:]) for word in text.split()] for text in super().texts(ordinals)]
 

@@ -28,7 +28,7 @@ def test_copies_of_another_source_are_not_its_own(tmp_path: Path) -> None:
     with polled(tmp_path, Source(100)) as made:
         made.until(lambda: made.copies() == [100])
     other = Source()
-    other.identity = lambda: {"source": "another"}  # type: ignore[method-assign]
+    other.identity = lambda: {"source": "another"}  # type: ignore[method-assign]  # of this one source only
     with polled(tmp_path, other) as made:
         made.poll()
         assert made.exist() == []
