@@ -1,9 +1,9 @@
 """The exact indexes against a reference that is too simple to be wrong, on vectors full of ties."""
 
 import sys
-from pathlib import Path
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
