@@ -69,7 +69,8 @@ def compose(overrides: Sequence[str]) -> Run:
     config = OmegaConf.to_container(OmegaConf.create(done.stdout), resolve=True)
     assert isinstance(config, dict)
     run = build({str(key): value for key, value in config.items()})
-    run.dataset.check()
+    for one in run.collections:
+        one.dataset.check()
     return run
 
 
@@ -193,7 +194,10 @@ class WatcherChild:
         with Ledger(self.state_dir / "ledger.db", read_only=True) as ledger:
             described = ledger.specs()
         held = [spec for spec in described if (holder(self.state_dir, spec) or {}).get("pid", 0) == self.pid]
-        found = min(held, key=lambda spec: bool(described[spec].get("baseline")), default=None)
+        # Of a suite the mean, which nobody but its watcher has.
+        found = min(
+            held, key=lambda spec: (bool(described[spec].get("baseline")), "members" not in described[spec]), default=None
+        )
         before, self._candidate = self._candidate, found
         return found if found == before else None
 
