@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from dr_validate.component import UserPath, component
 from dr_validate.devices import check_devices
-from dr_validate.errors import ConfigError, DrValidateError
+from dr_validate.errors import ConfigError, DrValidateError, SetupError
 from dr_validate.files import expanded
 from dr_validate.metrics.names import deepest_cutoff, parse
 from dr_validate.metrics.ranx import RanxMetrics
@@ -201,6 +201,25 @@ def _chosen(stage: str, keys: Mapping[str, Any], place: str, problems: list[str]
         return others
     found: Any = OmegaConf.load(files[choice])
     return {"_target_": str(found["_target_"]), **others}
+
+
+def check_datasets(run: Run) -> None:
+    """Raise SetupError with everything that is not at its place in any of the collections; nothing is read."""
+    problems = []
+    for name, one in run.members.items() or [("", run)]:
+        try:
+            one.dataset.check()
+        except SetupError as error:
+            problems.append(of_member(name, str(error)) if name else str(error))
+    if problems:
+        raise SetupError("\n".join(problems))
+
+
+def of_member(name: str, message: str) -> str:
+    """What was said of a member of a suite, with its keys in place of those that a run of it alone has."""
+    place = f"dataset.members.{name}"
+    told = re.sub(r"(?<![\w./-])dataset\.(?=[a-z_]+\b)", f"{place}.", message)
+    return told if told.startswith(place) else f"{place}: {told}"
 
 
 def keys_of(stage: str, config: Mapping[str, Any]) -> frozenset[str] | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dr_validate.config import NotGiven, Run, build, metrics_of
+from dr_validate.config import NotGiven, Run, build, check_datasets, metrics_of
 from dr_validate.devices import Device
 from dr_validate.errors import ConfigError, DatasetError, DrValidateError, SetupError
 from dr_validate.files import give_home
@@ -66,8 +66,7 @@ def check_start(run: Run) -> None:
     """What the doctor looks at, as far as that takes no time, no server and no torch. Raises SetupError with all problems."""
     give_home(run.settings.state_dir)
     checks: list[Check | Callable[[Run], None]] = [_packages, _search, _disk]
-    checks += [lambda run: run.tracker.check(), lambda run: run.source.check()]
-    checks += [lambda run, one=one: one.dataset.check() for one in run.collections]
+    checks += [lambda run: run.tracker.check(), lambda run: run.source.check(), check_datasets]
     problems = _problems(run, checks)
     if problems and run.settings.device not in ("auto", "cpu"):
         problems = [*_problems(run, [_device]), *problems]  # takes torch, which without a problem the worker asks first

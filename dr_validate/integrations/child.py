@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dr_validate.config import Run, build
+from dr_validate.config import Run, build, check_datasets
 from dr_validate.errors import DrValidateError, SetupError
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.process import die_with_parent
@@ -69,8 +69,7 @@ def compose(overrides: Sequence[str]) -> Run:
     config = OmegaConf.to_container(OmegaConf.create(done.stdout), resolve=True)
     assert isinstance(config, dict)
     run = build({str(key): value for key, value in config.items()})
-    for one in run.collections:
-        one.dataset.check()
+    check_datasets(run)
     return run
 
 
@@ -85,6 +84,7 @@ class WatcherChild:
         self._places, log_file = [place.resolve() for place in places], places[0] / ".dr_validate" / "watcher.log"
         self.state_dir, self.log_file = run.settings.state_dir.absolute(), log_file
         self.latest: tuple[Report, ...] = ()
+        self.by_collection: dict[str, list[Report]] = {}  # of a suite, by digest: those of its collections that are done
         self.version = 0  # counts changes of `latest`
         self.spec: str | None = None
         self._command = [sys.executable, "-m", "dr_validate.integrations.child", str(os.getpid()), *overrides]
@@ -185,9 +185,17 @@ class WatcherChild:
         if size == self._seen:
             return
         with Ledger(self.state_dir / "ledger.db", read_only=True) as ledger:
-            self.latest = tuple(ledger.reports(self.spec))
+            latest = tuple(ledger.reports(self.spec))
+            done = [one for spec in self._members(ledger) for one in ledger.reports(spec) if one.metrics]
+        by_collection: dict[str, list[Report]] = {}
+        for one in done:
+            by_collection.setdefault(one.checkpoint.digest, []).append(one)
+        self.by_collection, self.latest = by_collection, latest
         self._seen = size
         self.version += 1
+
+    def _members(self, ledger: Ledger) -> Iterable[str]:
+        return dict(ledger.specs().get(self.spec or "", {}).get("members", {})).values()
 
     def _own_spec(self) -> str | None:
         """The spec that the watcher has claimed for good: for a baseline it holds another one for a while."""

@@ -113,7 +113,7 @@ class AsyncValidation(transformers.TrainerCallback):
         self._command = complete_overrides(self._overrides, self._settings, places, base_model(trainer.model))
         self._run: Run = compose(self._command)
         self._state_dir = self._run.settings.state_dir.absolute()
-        self._keys = keys_for(trainer.args, self._run.settings.metrics)
+        self._keys = keys_for(trainer.args, self._run.settings.metrics, tuple(self._run.members))
         self._metric = chosen(trainer.args, self._keys)
         stated = {key: getattr(self._run.encoder, key, None) for key in CONTRACT_KEYS}
         said = tevatron_contract(unwrapped(trainer.model)) | {key: one for key, one in stated.items() if one is not None}
@@ -316,7 +316,17 @@ class AsyncValidation(transformers.TrainerCallback):
         assert self._best is not None
         is_best = args.metric_for_best_model is not None and self._best.offer(report, step)
         value = float(report.metrics[self._metric].value)
-        return Result(step=step, epoch=epoch, metrics=values_of(report, self._keys), value=value, is_best=is_best)
+        metrics = {**self._of_collections(report), **values_of(report, self._keys)}
+        return Result(step=step, epoch=epoch, metrics=metrics, value=value, is_best=is_best)
+
+    def _of_collections(self, report: Report) -> dict[str, float]:
+        """Of a suite the values on each collection."""
+        assert self._child is not None
+        metrics = self._run.settings.metrics
+        found: dict[str, float] = {}
+        for one in self._child.by_collection.get(report.checkpoint.digest, []):
+            found |= values_of(one, {metric: f"eval_{one.dataset}_{metric}" for metric in metrics})
+        return found
 
     def _snapshot(self, state: Any, *, wait: bool) -> None:
         assert self._snapshots is not None

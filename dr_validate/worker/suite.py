@@ -1,12 +1,11 @@
 """The collections of a run, one pipeline each. They take turns with a checkpoint, whose weights are loaded once for all."""
 
 import contextlib
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dr_validate.config import Run
+from dr_validate.config import Run, of_member
 from dr_validate.errors import SetupError
 from dr_validate.stages import Control, Encoder, Model
 from dr_validate.values import Checkpoint, Report
@@ -65,7 +64,7 @@ class Suite:
             try:
                 pipeline.open()
             except SetupError as error:
-                problems.append(_of_member(name, str(error)))
+                problems.append(of_member(name, str(error)))
         if problems:
             raise SetupError("\n".join(problems))
         self._refuse_doubles()
@@ -105,10 +104,3 @@ class Suite:
                 if (other := first.setdefault((what, key), name)) != name:
                     keys = f"dataset.members.{other} and dataset.members.{name}"
                     raise SetupError(f"{keys} {what} ({key}): each collection may be in a suite once; leave one out")
-
-
-def _of_member(name: str, message: str) -> str:
-    """With the keys of the member in place of those that a run of it alone would have."""
-    place = f"dataset.members.{name}"
-    told = re.sub(r"(?<![\w./-])(dataset)\.(?=[a-z_]+\b)", f"{place}.", message)
-    return told if told.startswith(place) else f"{place}: {told}"
