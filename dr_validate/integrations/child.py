@@ -92,7 +92,7 @@ class WatcherChild:
         self._exit_s = run.watch.exit_timeout_s + STOP_S
         self._process: subprocess.Popen[bytes] | None = None
         self._starts, self._starts_of = 0, -1
-        self._is_foreign = False
+        self._is_foreign, self._is_suite = False, bool(run.members)
         self._closing = threading.Event()
         self._candidate: str | None = None
         self._seen = -1  # size of reports.jsonl when the ledger was read
@@ -128,6 +128,11 @@ class WatcherChild:
                 raise SetupError(
                     f"state_dir: {self.state_dir} is in use by process {claimed[2]}, which watches {watched} and will not see "
                     "this training; set another state_dir"
+                )
+            if self._is_suite and not self._is_of_suite(claimed[1]):
+                raise SetupError(
+                    f"state_dir: {self.state_dir} is in use by process {claimed[2]}, which validates one collection of "
+                    "the suite alone; wait for it, stop it, or set another state_dir"
                 )
             self.spec, self._is_foreign, self._process = claimed[1], True, None
             log.info("validation: a watcher that runs already on %s is used (spec %s)", self.state_dir, self.spec)
@@ -193,6 +198,10 @@ class WatcherChild:
         self.by_collection, self.latest = by_collection, latest
         self._seen = size
         self.version += 1
+
+    def _is_of_suite(self, spec: str) -> bool:
+        with Ledger(self.state_dir / "ledger.db", read_only=True) as ledger:
+            return "members" in ledger.specs().get(spec, {})
 
     def _members(self, ledger: Ledger) -> Iterable[str]:
         return dict(ledger.specs().get(self.spec or "", {}).get("members", {})).values()

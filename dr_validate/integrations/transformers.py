@@ -241,7 +241,8 @@ class AsyncValidation(transformers.TrainerCallback):
             self._trainer.callback_handler.on_log(args, past, control, dict(row))
             self._trainer.callback_handler.on_evaluate(args, past, control, dict(row))
             control.should_log, control.should_save = wishes
-            if type(scheduler).__name__ in ("ReduceLROnPlateau", "GreedyLR"):
+            is_whole = self._keys[self._metric] in result.metrics  # of a suite, on all collections
+            if is_whole and type(scheduler).__name__ in ("ReduceLROnPlateau", "GreedyLR"):
                 scheduler.step(result.value)
         if result.is_best:  # after on_evaluate: early stopping compares with what was the best before
             self._credit(args, state, result.step, result.value)
@@ -300,7 +301,7 @@ class AsyncValidation(transformers.TrainerCallback):
                     overtaken.append(str(step))
                 else:
                     log.warning("validation: no result of step %d: %s", step, report.error)
-                results.append(Result(step=step, epoch=identity.epoch, metrics={}))
+                results.append(Result(step=step, epoch=identity.epoch, metrics=self._of_collections(report)))
             else:
                 results.append(self._result(args, report, step, identity.epoch))
                 if results[-1].is_best and snapshot is not None:
@@ -320,7 +321,7 @@ class AsyncValidation(transformers.TrainerCallback):
         return Result(step=step, epoch=epoch, metrics=metrics, value=value, is_best=is_best)
 
     def _of_collections(self, report: Report) -> dict[str, float]:
-        """Of a suite the values on each collection."""
+        """Of a suite the values on each collection that did not fail."""
         assert self._child is not None
         metrics = self._run.settings.metrics
         found: dict[str, float] = {}

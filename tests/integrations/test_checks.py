@@ -84,6 +84,14 @@ def test_results_have_the_names_that_the_trainer_asks_for(wanted: str | None, ke
     assert keys_for(SimpleNamespace(metric_for_best_model=wanted), ["ndcg@10", "hit_rate@1"]) == keys
 
 
+def test_of_a_suite_the_mean_decides_whatever_it_is_called() -> None:
+    suite, metrics = ("nq", "fiqa"), ["ndcg@10"]
+    for wanted, key in ((None, "eval_mean_ndcg@10"), ("mean_ndcg@10", "eval_mean_ndcg@10"), ("ndcg@10", "eval_ndcg@10")):
+        assert keys_for(SimpleNamespace(metric_for_best_model=wanted), metrics, suite) == {"ndcg@10": key}
+    with pytest.raises(ConfigError, match="got 'eval_nq_ndcg@10', of nq alone; of a suite the mean decides: set mean_ndcg@10"):
+        keys_for(SimpleNamespace(metric_for_best_model="eval_nq_ndcg@10"), metrics, suite)
+
+
 def test_a_metric_that_is_not_computed_is_refused() -> None:
     with pytest.raises(ConfigError, match="got 'loss', but what is computed is ndcg@10"):
         keys_for(SimpleNamespace(metric_for_best_model="loss"), ["ndcg@10"])
