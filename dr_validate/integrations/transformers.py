@@ -7,7 +7,8 @@ log_history, reporters, early stopping, schedulers and the choice of the best, a
 Ranks: results are read by rank 0 and sent to the others, every RANKS_EVERY steps and at saves, by broadcast_object_list.
 DistributedDataParallel: saves and snapshots work so. FSDP, DeepSpeed: saves, if they hold whole weights; snapshots
 are refused, as their weights are in parts. Tests have one process on a processor; two processes of DDP on a processor were
-tried by hand. Nothing here has run on a GPU, with FSDP or with DeepSpeed: none could be had.
+tried by hand. On a GPU scripts/gpu_check.py has tried snapshots and a training beside its watcher (scripts/GPU.md); several
+GPUs, FSDP and DeepSpeed were never tried.
 """
 
 import contextlib
