@@ -180,9 +180,12 @@ class Model(Protocol):
 class Encoder(Protocol):
     """From a checkpoint folder to a Model."""
 
-    def load(self, folder: Path, device: str) -> AbstractContextManager[Model]:
+    def load(self, folder: Path, device: str, weights_of: Model | None = None) -> AbstractContextManager[Model]:
         """Read the contract, load the weights, free them on exit. Raises CheckpointError where the folder or what is stated
-        about it cannot work; never guesses pooling or normalisation, never runs code or pickles from the folder."""
+        about it cannot work; never guesses pooling or normalisation, never runs code or pickles from the folder.
+
+        `weights_of`: a model of the same folder, loaded by an encoder that differs in lengths and prefixes alone, which
+        outlives this one: its weights are used. Only a suite whose collections state their own asks for that."""
         ...
 
     def read(self, folder: Path) -> Mapping[str, Any]:
@@ -378,7 +381,10 @@ class Tracker(Protocol):
         config: Mapping[str, Any],
         find: Callable[[str], Any] = ...,
     ) -> TrackerRun:
-        """The deliveries of one run of the watcher; no server is asked before the first. `find`: see `ledger.findings`."""
+        """The deliveries of one run of the watcher; no server is asked before the first. `find`: see `ledger.findings`.
+
+        Of a suite the arguments speak of the mean; `config["collections"]` says what each collection is called (dataset,
+        sampler, spec, full_spec ...), whose Reports come beside it."""
         ...
 
     def log_sweep(self, sweep: Any) -> str:

@@ -184,7 +184,7 @@ def _section(full_spec: str, run: str, described: Mapping[str, Mapping[str, Any]
 
     return Section(
         key=f"{full_spec}-{run}",
-        title=dataset,
+        title=f"mean of {len(members)} collections" if (members := description.get("members")) else dataset,
         dataset=dataset,
         run=run,
         documents=description.get("documents"),

@@ -15,7 +15,7 @@ from dr_validate.errors import SetupError
 from dr_validate.files import write_atomically
 from dr_validate.ledger.findings import Find, find_nothing
 from dr_validate.ledger.strategies import Sweep
-from dr_validate.tracker.rows import STEP, report_id, row
+from dr_validate.tracker.rows import STEP, report_id, row, suite_of
 from dr_validate.values import Report
 
 
@@ -48,7 +48,8 @@ class TensorboardTracker:
     ) -> "EventFiles":
         """See WandbTracker.start."""
         folder = self.dir or state_dir / "tensorboard"
-        return EventFiles(folder=folder, training_run=training_run, spec=spec, name=f"{dataset}-{sampler}-{spec}")
+        of_suite = suite_of(config)
+        return EventFiles(folder=folder, training_run=training_run, spec=spec, name=f"{dataset}-{sampler}-{spec}", **of_suite)
 
     def log_sweep(self, sweep: Sweep) -> str:
         """See WandbTracker.log_sweep; its table is in sweep.csv alone."""
@@ -61,6 +62,8 @@ class EventFiles:
 
     folder: Path
     training_run: str  # of checkpoints that name none
+    whole: str = ""  # of a suite the mean: see `rows.row`
+    members: tuple[str, ...] = ()  # specs of a suite's collections
     spec: str
     name: str
 
@@ -77,7 +80,7 @@ class EventFiles:
         if folder.is_dir() and any(folder.glob(f"events.out.tfevents.*.{key}")):
             return
         known = [other for other in history if self._training_run(other) == training_run]
-        numbers = row(report, known, is_baseline=report.spec != self.spec)
+        numbers = row(report, known, is_baseline=report.spec not in (self.spec, *self.members), whole=self.whole)
         # Readers go through the files in the order of their names, and never back.
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / f"events.out.tfevents.{time.time_ns():020d}.{key}", _events(numbers, _at(report)))

@@ -15,7 +15,7 @@ from dr_validate.component import component
 from dr_validate.errors import Outage, SetupError
 from dr_validate.ledger.findings import Find, find_nothing
 from dr_validate.ledger.strategies import Sweep
-from dr_validate.tracker.rows import REPORT, STEP, allowed, report_id, row
+from dr_validate.tracker.rows import REPORT, STEP, allowed, report_id, row, suite_of
 from dr_validate.values import Report
 
 CONFIG_KEYS = ("dataset", "sampler", "spec", "documents", "encoded", "queries", "metrics", "top_k", "seed")
@@ -51,7 +51,8 @@ class TrackioTracker:
         """See WandbTracker.start."""
         name = f"{dataset}-{sampler}-{spec}"
         told = allowed(config, CONFIG_KEYS)
-        return TrackioRuns(project=self.project, training_run=training_run, spec=spec, name=name, config=told)
+        of_suite = suite_of(config)
+        return TrackioRuns(project=self.project, training_run=training_run, spec=spec, name=name, config=told, **of_suite)
 
     def log_sweep(self, sweep: Sweep) -> str:
         """See WandbTracker.log_sweep; its table is in sweep.csv alone."""
@@ -64,6 +65,8 @@ class TrackioRuns:
 
     project: str
     training_run: str  # of checkpoints that name none
+    whole: str = ""  # of a suite the mean: see `rows.row`
+    members: tuple[str, ...] = ()  # specs of a suite's collections
     spec: str
     name: str
     config: Mapping[str, Any]
@@ -78,7 +81,7 @@ class TrackioRuns:
         training_run = self._training_run(report)
         name, key = f"{training_run} {self.name}", report_id(report)
         known = [other for other in history if self._training_run(other) == training_run]
-        numbers = row(report, known, is_baseline=report.spec != self.spec)
+        numbers = row(report, known, is_baseline=report.spec not in (self.spec, *self.members), whole=self.whole)
         with _silent():
             import trackio
 

@@ -26,7 +26,7 @@ from dr_validate.values import Report
 
 CONFIG_KEYS = (
     *("dataset", "sampler", "spec", "full_spec", "documents", "encoded", "queries", "dataset_fingerprint"),
-    *("sample_fingerprint", "metrics", "top_k", "seed", "device"),
+    *("sample_fingerprint", "metrics", "top_k", "seed", "device", "members"),
 )
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,7 @@ class WandbTracker:
             sampler=sampler,
             config=allowed(config, CONFIG_KEYS),
             find=find,
+            collections=config.get("collections", ()),
         )
         return WandbRuns(plan)
 

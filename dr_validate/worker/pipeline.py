@@ -17,7 +17,7 @@ from dr_validate.sampler.full import FullSampler
 from dr_validate.stages import Control, Ranked
 from dr_validate.values import Checkpoint, Float64, Ranking, Report, Sample, Scores, TestSet
 from dr_validate.worker import results
-from dr_validate.worker.encoding import CheckpointEncoding, Encoding
+from dr_validate.worker.encoding import CheckpointEncoding, Encoding, Load
 from dr_validate.worker.estimates import Estimates
 from dr_validate.worker.samples import Samples, SpecSample
 from dr_validate.worker.team import WorkerTeam
@@ -29,11 +29,13 @@ log = logging.getLogger(__name__)
 class Pipeline:
     """`open()` once, then `validate()` per checkpoint; nothing that two checkpoints share is done twice."""
 
-    def __init__(self, run: Run, device: str, team: WorkerTeam | None = None) -> None:
-        """`team`: the processes that do the work where `device` names several; this one only deals and merges."""
+    def __init__(self, run: Run, device: str, team: WorkerTeam | None = None, load: Load | None = None) -> None:
+        """`team`: the processes that do the work where `device` names several; this one only deals and merges. `load`: as
+        `Encoding` has it."""
         self.run = run
         self.device = device
         self.team = team
+        self._load = load
         self.state_dir = run.settings.state_dir
         self.metrics = RanxMetrics(names=run.settings.metrics)
         self._warm_up = threading.Thread(target=self.metrics.warm_up, name="metrics-warm-up", daemon=True)
@@ -59,7 +61,7 @@ class Pipeline:
         self.test_set: TestSet = self.run.dataset.open(self.state_dir / "datasets")
         self.metrics.check(self.test_set.qrels, self.test_set.name)
         self.samples = Samples(self.run, self.test_set, FullSampler())
-        self.encoding = Encoding(self.run, self.device, self.test_set)
+        self.encoding = Encoding(self.run, self.device, self.test_set, self._load)
 
     def validate(self, checkpoint: Checkpoint, folder: Path, *, full: bool, control: Control) -> Report:
         """Encode, search, score, report. `full` encodes the whole corpus whatever the sampler says (a baseline)."""

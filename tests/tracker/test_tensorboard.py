@@ -47,6 +47,20 @@ def test_rows_are_scalars_over_the_training_step_each_report_once(tmp_path: Path
     assert len(list(folder.iterdir())) == len(reports)
 
 
+def test_all_collections_of_a_suite_and_their_mean_are_one_run(tmp_path: Path) -> None:
+    config = {"dataset": "mean", "collections": [{"spec": "a-s", "full_spec": "a-f"}, {"spec": "b-s", "full_spec": "b-f"}]}
+    names: dict[str, Any] = {"training_run": "ours", "spec": "s1", "dataset": "mean", "sampler": "random"}
+    tracker = TensorboardTracker().start(state_dir=tmp_path, config=config, **names)
+    for dataset, spec in (("a", "a-s"), ("b", "b-s"), ("a", "a-f"), ("mean", "s1"), ("mean", "full")):
+        one = dataclasses.replace(report(500, spec=spec), dataset=dataset, seconds={"total": 2.0})
+        tracker.deliver(one, [one])
+    found = scalars(tmp_path / "tensorboard" / "ours" / "mean-random-s1")
+    for key in ("val/a/mrr@10", "val/b/mrr@10", "full/a/mrr@10", "val/mean/mrr@10", "full/mean/mrr@10", "lag/steps"):
+        assert len(found[key]) == 1, key
+    costs = {"cost/a/total_s", "cost/b/total_s", "cost/a/full_total_s", "cost/total_s", "cost/full_total_s"}
+    assert {key for key in found if key.startswith("cost/")} == costs
+
+
 def test_checkpoints_of_another_training_have_a_run_of_their_own(tmp_path: Path) -> None:
     one = report(500)
     other = dataclasses.replace(one, checkpoint=dataclasses.replace(one.checkpoint, training_run="theirs"))
