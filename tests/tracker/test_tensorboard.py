@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 
+from dr_validate.stages import TrackerRun
 from dr_validate.tracker.rows import STEP, row
-from dr_validate.tracker.tensorboard import EventFiles, TensorboardTracker
+from dr_validate.tracker.tensorboard import TensorboardTracker
 from dr_validate.values import Report
 from tests.factories import told as report
 
-pytest.importorskip("tensorboard", reason="tensorboard is not installed")
 
-
-def started(state_dir: Path) -> EventFiles:
+def started(state_dir: Path) -> TrackerRun:
     names: dict[str, Any] = {"training_run": "ours/run 1", "spec": "s1", "dataset": "vaswani", "sampler": "random"}
     return TensorboardTracker().start(state_dir=state_dir, config={}, **names)
 
