@@ -67,7 +67,6 @@ def test_on_a_sample_the_interval_is_that_of_the_estimate_of_both_together_which
     ((overlay,),) = overlays(training.sections(), training.state_dir)
     assert [one.value for one in overlay.differences] == pytest.approx([0.25, 0.1])  # of the values that the page shows
     assert [one.interval for one in overlay.differences] == [pytest.approx((0.15, 0.35)), pytest.approx((0.0, 0.2), abs=1e-9)]
-    assert f"{overlay.differences[0].value:.2f}" == "0.25"
 
 
 def test_without_that_estimate_both_errors_and_the_choice_of_queries_count(training: Training) -> None:
@@ -97,8 +96,8 @@ def test_each_of_three_trainings_is_held_against_the_first(training: Training) -
     for run, value in (("a", 0.1), ("b", 0.2), ("c", 0.4)):
         training.done(100, exact(value), FULL, run, name=f"{run}-100")
     ((overlay,),) = overlays(training.sections(), training.state_dir)
-    found = {one.training: (one.value, one.interval) for one in overlay.differences}
-    assert found == {"b": (pytest.approx(0.1), None), "c": (pytest.approx(0.3), None)}  # no values of queries: no interval
+    assert [(one.training, one.interval) for one in overlay.differences] == [("b", None), ("c", None)]  # no values of queries
+    assert [one.value for one in overlay.differences] == pytest.approx([0.1, 0.3])
     assert "with no interval known" in overlay.sentences[0]
 
 
