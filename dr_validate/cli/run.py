@@ -21,7 +21,7 @@ from dr_validate.cli import sweep
 from dr_validate.cli.doctor import check_start
 from dr_validate.cli.help import offer_help
 from dr_validate.cli.overrides import NEVER_ENDS, NOT_COMPOSED, explain, explain_grammar, explain_sweep, for_every_job
-from dr_validate.config import Run, build, conf_dir, report_settings, state_dir_of
+from dr_validate.config import Run, build, conf_dir, report_settings, state_dir_of, tracker_of
 from dr_validate.errors import ConfigError, DrValidateError, SetupError
 from dr_validate.process import printable, say_error, set_up_logging, standard_output, stop_on_signals
 
@@ -158,6 +158,11 @@ def _answer(config: Mapping[str, Any]) -> int | None:
         return examine(config)
     if task == "report":
         return show_report(config)
+    if task == "dashboard":
+        from dr_validate.tracker.dashboard import save_dashboard
+
+        save_dashboard(state_dir_of(config), tracker_of(config))
+        return 0
     return None
 
 
