@@ -21,6 +21,7 @@ from dr_validate.report.scales import around
 from dr_validate.report.words import count, has_interval, interval, is_bound, number, signed, with_interval
 from dr_validate.values import Report
 
+WORDS = {1: "higher", -1: "lower", 0: "not told apart"}  # by the sign of a difference
 LEAST_QUERIES = 10  # for an interval, as for queries that moved
 UNNAMED = "the training without a name"
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class Overlay:
 
 def overlays(sections: Sequence[Section], state_dir: Path) -> list[list[Overlay]]:
     """For each collection with several trainings an overlay for each strategy that they share, that with most steps in common
-    first. `sections` as `gather` gives them."""
+    first, the full corpus before a sample. `sections` as `gather` gives them."""
     by_full_spec: dict[str, list[Section]] = {}
     for section in sections:
         by_full_spec.setdefault(section.full_spec, []).append(section)
@@ -86,7 +87,7 @@ def overlays(sections: Sequence[Section], state_dir: Path) -> list[list[Overlay]
             if len(trainings) > 1:
                 made.append(_overlay(same[0], (spec, names[spec]), trainings, state_dir))
         if made:
-            found.append(sorted(made, key=lambda overlay: (-len(overlay.differences), overlay.spec == same[0].full_spec)))
+            found.append(sorted(made, key=lambda overlay: (-len(overlay.differences), overlay.spec != same[0].full_spec)))
     return found
 
 
@@ -149,8 +150,8 @@ def _sentence(training: str, first: str, metric: str, found: Sequence[TrainingDi
     if not found:
         return f"{training} and {first} have no step in common whose {metric} is known on both sides."
     begin = f"{training} against {first}, {metric}: of {count(len(found), 'step')} in common"
-    ends = ((1, "higher"), (-1, "lower"), (0, "not told apart"))
-    counts = [f"{sum(one.sign == sign for one in found):,} {word}" for sign, word in ends]
+    signs = [one.sign for one in found]
+    counts = [f"{signs.count(sign):,} {word}" for sign, word in WORDS.items() if sign in signs]
     last = found[-1]
     reach = f" {interval(*last.interval, 3)}" if last.interval else ", with no interval known"
     return f"{begin} {', '.join(counts)}; at the last, step {last.step:,}, {signed(last.value, 3)}{reach}."
@@ -163,6 +164,10 @@ def overlay_charts(overlay: Overlay) -> Markup:
         (name, join(plot.line([(1, 7), (27, 7)], f"line {_class(place)}"), _mark(place, (14, 7))))
         for place, name in enumerate(overlay.trainings)
     ]
+    if any(
+        has_interval(report.metrics[name]) for done in overlay.trainings.values() for report in done for name in overlay.metrics
+    ):
+        entries.append(("95% interval", plot.band([(1, 2), (27, 2)], [(1, 12), (27, 12)], "band")))
     return join(plot.legend(entries), plot.charts(*figures, _differences_chart(overlay)))
 
 
@@ -227,19 +232,21 @@ def differences_table(overlay: Overlay) -> Markup:
     """A row for each step and training; nothing where no step is in common."""
     if not overlay.differences:
         return Markup("")
-    first, metric = next(iter(overlay.trainings)), overlay.metrics[0]
-    names = ("step", "training", metric, first, "difference", "95% interval", "")
-    columns = [Column(name=name, number=name not in ("training", "")) for name in names]
-    words = {1: "higher", -1: "lower", 0: "not told apart"}
+    (first, *others), metric = overlay.trainings, overlay.metrics[0]
+    values = [Column(name=name, group=metric) for name in (others[0] if len(others) == 1 else "value", first)]
+    columns = [
+        *(Column(name="step"), Column(name="training", number=False), *values, Column(name="difference", group=metric)),
+        *(Column(name="95% interval", group=metric), Column(name="", number=False)),
+    ]
     rows = [
         [
             numeric(one.step, f"{one.step:,}"),
-            text(one.training, "name"),
+            text(one.training if len(others) > 1 else None, "name"),
             numeric(one.report.metrics[metric].value, number(one.report.metrics[metric].value)),
             numeric(one.first.metrics[metric].value, number(one.first.metrics[metric].value)),
             numeric(one.value, signed(one.value), "value"),
             numeric(one.interval[0], interval(*one.interval)) if one.interval else EMPTY,
-            text(words[one.sign]) if one.interval else EMPTY,
+            text(WORDS[one.sign]) if one.interval else EMPTY,
         ]
         for one in overlay.differences
     ]

@@ -53,7 +53,7 @@ def test_on_the_full_corpus_a_difference_is_paired_by_query(training: Training) 
     assert clear.interval == pytest.approx((clear.value - reach, clear.value + reach)) and clear.sign == 1
     assert unclear.value == pytest.approx(0) and unclear.interval is not None and unclear.sign == 0
     assert overlay.sentences == [
-        "second against first, mrr@10: of 2 steps in common 1 higher, 0 lower, 1 not told apart; at the last, step 200, "
+        "second against first, mrr@10: of 2 steps in common 1 higher, 1 not told apart; at the last, step 200, "
         f"0.000 [\u2212{unclear.interval[1]:.3f}, {unclear.interval[1]:.3f}]."
     ]
 
