@@ -18,6 +18,8 @@ from dr_validate.tracker.rows import STEP
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
 
+NAME = re.compile(r"events\.out\.tfevents\.(\d+)\.(\d+)\.\w+$")  # when it was written, the step, the Report
+
 
 @component
 class TensorboardTracker(LocalTracker):
@@ -34,9 +36,11 @@ class TensorboardTracker(LocalTracker):
     def write(self, told: Row, state_dir: Path, config: Mapping[str, Any]) -> None:
         """One event file for each Report, named after it, so that it is there once and whole, or not."""
         folder = (self.dir or state_dir / "tensorboard") / _plain(told.training_run) / _plain(told.name)
-        known = sorted(_Written.of(path) for path in folder.glob("events.out.tfevents.*"))
-        if any(one.key == told.key for one in known):
+        if folder.is_dir() and any(folder.glob(f"events.out.tfevents.*.{told.key}")):
             return
+        known = sorted(
+            _Written(int(name[1]), int(name[2]), path) for path in folder.glob("*") if (name := NAME.match(path.name))
+        )
         folder.mkdir(parents=True, exist_ok=True)
         # Readers go through the files in the order of their names, and never back.
         time_ns = max(time.time_ns(), *(one.time_ns + 1 for one in known), 0)
@@ -56,17 +60,11 @@ class TensorboardTracker(LocalTracker):
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Written:
-    """An event file of ours: when it was written, and of which step and Report its own row is."""
+    """An event file of ours: when it was written, and of which step its own row is."""
 
     time_ns: int
     step: int
-    key: str
     path: Path
-
-    @classmethod
-    def of(cls, path: Path) -> "_Written":
-        *_, time_ns, step, key = path.name.split(".")
-        return cls(int(time_ns), int(step), key, path)
 
     def row(self) -> "Event":
         """Its own row is the last one of its step; those of later steps were told again."""

@@ -64,10 +64,13 @@ def test_rows_are_scalars_over_the_training_step_each_report_once(tmp_path: Path
 @pytest.mark.parametrize("order", list(permutations((100, 200, 300))))
 def test_reports_that_come_out_of_order_are_all_shown_once_by_ascending_step(tmp_path: Path, order: tuple[int, ...]) -> None:
     reports = [report(step, at=f"2026-11-21T03:15:{number:02}Z") for number, step in enumerate(order)]
+    folder = tmp_path / "tensorboard" / "ours-run-1" / "vaswani-random-s1"
+    folder.mkdir(parents=True)
+    (folder / "events.out.tfevents.1764200000.machine").touch()  # somebody else's
     baselines = [report(step, "full") for step in (200, 100)]
     for one in [*reports, *baselines]:
         started(tmp_path).deliver(one, reports)
-    found = scalars(tmp_path / "tensorboard" / "ours-run-1" / "vaswani-random-s1")
+    found = scalars(folder)
     assert [step for step, _ in found["val/vaswani/mrr@10"]] == [100, 200, 300]
     assert [step for step, _ in found["full/vaswani/mrr@10"]] == [100, 200]
 
