@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 
 from dr_validate.component import UserPath, component
-from dr_validate.devices import check_devices
+from dr_validate.devices import check_device
 from dr_validate.errors import ConfigError, DrValidateError
 from dr_validate.metrics.names import deepest_cutoff, parse
 from dr_validate.metrics.ranx import RanxMetrics
@@ -55,7 +55,7 @@ class Settings:
     """The values that stages share."""
 
     task: Literal["validate", "status", "doctor", "report"] = "validate"
-    device: Annotated[str | tuple[str, ...], BeforeValidator(check_devices)] = "auto"  # several share each checkpoint
+    device: Annotated[str, BeforeValidator(check_device)] = "auto"
     state_dir: UserPath = Path(".dr_validate")
     seed: int = Field(default=13, ge=0)
     top_k: int = Field(default=100, ge=1)

@@ -35,6 +35,7 @@ def row(report: Report, history: Sequence[Report], *, is_baseline: bool) -> dict
         numbers |= {f"fidelity/{report.dataset}/{name}": value for name, value in parts.items()}
     numbers |= {f"{cost}{name}_s": report.seconds.get(name) for name in ("encode", "total")}
     numbers[f"{cost}documents"] = report.corpus.get("encoded")
+    numbers |= {f"{cost}{name}": number for name, number in _of_workers(report).items()}
     if not is_baseline:
         # What was known when this Report came, not when it is delivered: a row is the same after an outage.
         before = (other.checkpoint.step for other in history if other.at < report.at)
@@ -42,6 +43,17 @@ def row(report: Report, history: Sequence[Report], *, is_baseline: bool) -> dict
         numbers["lag/steps"] = max(newest, report.checkpoint.step) - report.checkpoint.step
         numbers["lag/seconds"] = lag_s(report)
     return {key: value for key, value in numbers.items() if value is not None}
+
+
+def _of_workers(report: Report) -> dict[str, float]:
+    """How many there were elsewhere, how often one was lost, and what they did in a second (`engine=ray`)."""
+    workers = report.notes.get("workers") or ()
+    speeds = [worker["slices"] / worker["busy_s"] for worker in workers if worker["busy_s"]]
+    if not speeds:
+        return {}
+    lost = sum(worker["lost"] for worker in workers)
+    numbers = {"workers": len(speeds), "workers_lost": lost, "slices_per_s": sum(speeds)}
+    return {**numbers, "slowest_worker_slices_per_s": min(speeds)}
 
 
 def report_id(report: Report) -> str:

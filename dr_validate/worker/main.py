@@ -65,15 +65,10 @@ def _open_pipeline(config: Mapping[str, Any]) -> Any:
 def _build_pipeline(config: Mapping[str, Any]) -> Any:
     """Raises SetupError for devices that are not there: said before minutes of BM25."""
     from dr_validate.config import build
-    from dr_validate.devices import hold, label, resolve_devices
     from dr_validate.worker.pipeline import Pipeline
-    from dr_validate.worker.team import WorkerTeam
 
     run = build(config)
-    devices = resolve_devices(run.settings.device)
-    if len(devices) == 1:
-        hold(devices[0].place)
-    return Pipeline(run, label(devices), WorkerTeam(config, devices) if len(devices) > 1 else None)
+    return Pipeline(run, run.engine.find_device(run.settings.device))
 
 
 def _validate(pipeline: Any, request: Mapping[str, Any], control: "_WorkerControl") -> dict[str, Any]:
