@@ -1,6 +1,5 @@
 """The process that holds the device.
 
 `main`: its requests and answers; `pipeline`: the story of one checkpoint; `samples`, `baselines`: what is ranked;
-`encoding`, `token_cache`: a checkpoint at hand; `estimates`: from a ranking to corrected metrics; `results`: files. `team`,
-`share`: devices.
+`encoding`, `token_cache`: a checkpoint at hand; `estimates`: from a ranking to corrected metrics; `results`: files.
 """
