@@ -303,7 +303,14 @@ def test_whatever_its_libraries_do_with_a_tokenizer_is_the_fault_of_the_checkpoi
 
 
 @pytest.mark.parametrize(
-    "changes", [{"intermediate_size": "64"}, {"num_hidden_layers": 1.5}, {"layer_norm_eps": -1}, {"num_attention_heads": 0}]
+    "changes",
+    [
+        {"intermediate_size": "64"},
+        {"num_hidden_layers": 1.5},
+        {"layer_norm_eps": -1},
+        {"num_attention_heads": 0},
+        {"vocab_size": -5},
+    ],
 )
 def test_a_configuration_with_wrong_types_is_refused_wherever_the_tokenizer_comes_from(
     bert: Path, tmp_path: Path, changes: dict[str, Any]
