@@ -318,7 +318,8 @@ def test_a_configuration_with_wrong_types_is_refused_wherever_the_tokenizer_come
     words = shutil.copytree(bert, tmp_path / "words")
     edit(bert / "config.json", **changes)
     assert str(bert) in refusal(bert)
-    assert next(iter(changes)) in refusal(bert, tokenizer=words) or "zero" in refusal(bert, tokenizer=words)
+    said = refusal(bert, tokenizer=words)
+    assert any(word in said for word in (next(iter(changes)), "zero", "num_embeddings")), said
 
 
 def test_a_dtype_that_nobody_knows_is_refused(bert: Path) -> None:
