@@ -1,8 +1,10 @@
 """BM25 over the whole corpus: what a pool can start from when there is no other run."""
 
 import logging
+import math
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,10 +20,13 @@ from dr_validate.values import Float32, Float64, Int64, TestSet
 
 log = logging.getLogger(__name__)
 Int32 = NDArray[np.int32]
+_Hits = tuple[dict[Any, float], float, Sequence[Any]]  # weights of a query's terms, the mean length of documents, texts
 
-SETTINGS = {"method": "lucene", "k1": 0.9, "b": 0.4, "tokenizer": 2}  # tokenizer: change it when `_terms` changes
+K1, B = 0.9, 0.4
+SETTINGS = {"method": "lucene", "k1": K1, "b": B, "tokenizer": 2}  # tokenizer: change it when `_terms` changes
 DOCUMENTS_AT_ONCE = 10_000
-FEW = 50_000  # documents: processes would take longer to start
+FEW = 50_000  # documents or hits: processes would take longer to start
+SEEN = 200_000  # documents that tell how common a word is
 # Thai and Lao; Myanmar, Khmer; kana, Han (with its extensions), half-width kana: scripts without spaces between words, marks
 # included, which `\w` would not match.
 _UNSPACED = (
@@ -53,6 +58,46 @@ def bm25_run(test_set: TestSet, depth: int) -> Run:
     if without := len(test_set.query_ids) - len(np.unique(run.rows)):
         log.warning("BM25 finds nothing for %d of %d queries of %s", without, len(test_set.query_ids), test_set.name)
     return run
+
+
+def ordered(run: Run, test_set: TestSet) -> Run:
+    """A run without an order, in BM25's: no index is needed for the hits of a query alone.
+
+    How common a term is, SEEN documents tell, the first by `id_hash`; of a smaller corpus all do, and this is BM25 itself.
+    """
+    corpus = test_set.corpus
+    seen = np.sort(np.argsort(corpus.id_hash, kind="stable")[:SEEN])
+    having: Counter[Any] = Counter()
+    length = 0
+    for start in range(0, len(seen), DOCUMENTS_AT_ONCE):
+        for text in corpus.texts(seen[start : start + DOCUMENTS_AT_ONCE]):
+            terms = _terms(text)
+            having.update(set(terms))
+            length += len(terms)
+
+    def parts() -> Iterator[_Hits]:
+        for row, text in enumerate(test_set.query_texts):
+            first, last = np.searchsorted(run.rows, [row, row + 1])
+            wanted = Counter(_terms(text))
+            weights = {t: n * math.log(1 + (len(seen) - having[t] + 0.5) / (having[t] + 0.5)) for t, n in wanted.items()}
+            yield weights, length / len(seen), corpus.texts(run.documents[first:last])
+
+    log.info("the hits of %d queries have no order: BM25 ranks them", len(np.unique(run.rows)))
+    count = cores() if len(run.rows) > FEW else 1
+    scores = list(map(_scored, parts()) if count < 2 else in_processes(_scored, parts(), count))
+    return ranked(run.rows, run.documents, np.concatenate(scores), test_set)
+
+
+def _scored(part: "_Hits") -> Float64:
+    """Scores of the texts of one query's hits."""
+    weights, mean_length, texts = part
+    scores = []
+    for text in texts:
+        terms = _terms(text)
+        norm = K1 * (1 - B + B * len(terms) / mean_length)
+        counts = Counter(term for term in terms if term in weights)
+        scores.append(sum(weights[term] * count / (count + norm) for term, count in counts.items()))
+    return np.array(scores, dtype=np.float64)
 
 
 def _hits(test_set: TestSet, depth: int) -> tuple[Int64, Int64, Float64]:

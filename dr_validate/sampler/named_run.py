@@ -27,12 +27,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedRun:
-    """`name`: `bm25`, `shipped` (the collection's own run, `bm25` where it has none), `ranxhub:ID` or the path of a TREC or
-    MS MARCO run; errors begin with `key`, which names it."""
+    """`name`: `bm25`, `shipped` (the collection's own run, in BM25's order if it has none, such as MS MARCO's top1000.dev, and
+    `bm25` where there is no run), `ranxhub:ID` or the path of a TREC or MS MARCO run; errors begin with `key`, which names it.
+    """
 
     name: str
     key: str
     bm25_depth: int = BM25_DEPTH
+    by_bm25: bool = False  # in its order, where the run has none
 
     def of(self, test_set: TestSet) -> "NamedRun":
         """What `shipped` is for this test set; any other as it is."""
@@ -40,7 +42,7 @@ class NamedRun:
             return self
         if test_set.shipped_run is None:
             log.info("%s has no run of its own: the pool is of BM25's", test_set.name)
-        return replace(self, name=str(test_set.shipped_run or BM25))
+        return replace(self, name=str(test_set.shipped_run or BM25), by_bm25=test_set.shipped_run is not None)
 
     def read(self, test_set: TestSet, cache: Path) -> Run:
         """The run, matched with the test set; `cache` keeps it. Raises SetupError where it cannot be had."""
@@ -63,12 +65,14 @@ class NamedRun:
         path = self._path()
         if path is not None:
             state = path.stat()
-            return f"sha256:{_digest(path, state.st_size, state.st_mtime_ns, state.st_ino)}"
+            content = f"sha256:{_digest(path, state.st_size, state.st_mtime_ns, state.st_ino)}"
+            return {"run": content, "order": bm25.SETTINGS} if self.by_bm25 else content
         return {**bm25.SETTINGS, "depth": self.bm25_depth} if self.name == BM25 else self.name
 
     def _made(self, test_set: TestSet) -> Run:
         if (path := self._path()) is not None:
-            return match(read_file(path), test_set, self.name)
+            run = match(read_file(path), test_set, self.name)
+            return bm25.ordered(run, test_set) if self.by_bm25 and not run.ranks.any() else run
         if self.name == BM25:
             return bm25.bm25_run(test_set, self.bm25_depth)
         return match(read_ranxhub(self.name.removeprefix(RANXHUB)), test_set, self.name)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from dr_validate.errors import SetupError
-from dr_validate.sampler.bm25 import bm25_run
+from dr_validate.sampler.bm25 import bm25_run, ordered
+from dr_validate.sampler.runs import Run
 from dr_validate.values import TestSet
 from tests.sampler.in_memory import build
 
@@ -110,6 +111,18 @@ def test_bm25_on_vaswani_is_as_good_as_bm25_is(vaswani: TestSet) -> None:
     assert 0.36 < np.mean(values) < 0.42  # without stemming; chance would be near 0
 
 
+def test_hits_without_an_order_get_that_of_bm25(small: TestSet) -> None:
+    expected = bm25_run(small, 20)
+    mixed = np.random.default_rng(3).permutation(len(expected.rows))
+    order = np.argsort(expected.rows[mixed], kind="stable")
+    unordered = Run(
+        rows=expected.rows[mixed][order], documents=expected.documents[mixed][order], ranks=np.zeros(len(mixed), dtype=np.int64)
+    )
+    found = ordered(unordered, small)
+    for name in ("rows", "documents", "ranks"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
 def test_several_processes_find_what_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     words = np.random.default_rng(1).integers(0, 300, (500, 8))
     documents = {f"d{n}": " ".join(f"w{word}" for word in row) for n, row in enumerate(words)}
@@ -120,5 +133,7 @@ def test_several_processes_find_what_one_does(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("dr_validate.sampler.bm25.DOCUMENTS_AT_ONCE", 60)
     monkeypatch.setattr("dr_validate.sampler.bm25.cores", lambda: 2)
     together = bm25_run(test_set, 20)
+    again = ordered(alone, test_set)
     for name in ("rows", "documents", "ranks"):
         np.testing.assert_array_equal(getattr(together, name), getattr(alone, name))
+        np.testing.assert_array_equal(getattr(again, name), getattr(alone, name))
