@@ -58,7 +58,7 @@ class Watch:
 class Settings:
     """The values that stages share."""
 
-    task: Literal["validate", "status", "doctor", "report"] = "validate"
+    task: Literal["validate", "status", "doctor", "report", "dashboard"] = "validate"
     device: Annotated[str | tuple[str, ...], BeforeValidator(check_devices)] = "auto"  # several share each checkpoint
     state_dir: UserPath = Path(".dr_validate")
     seed: int = Field(default=13, ge=0)
@@ -345,6 +345,15 @@ def report_settings(config: Mapping[str, Any]) -> ReportSettings:
     if settings is None:
         raise ConfigError(problems)
     return settings
+
+
+def tracker_of(config: Mapping[str, Any]) -> Tracker:
+    """The tracker alone. Raises ConfigError; what else may be wrong with a configuration is no matter."""
+    problems: list[str] = []
+    tracker: Tracker | None = _build_stage("tracker", config, problems)
+    if tracker is None:
+        raise ConfigError(problems)
+    return tracker
 
 
 def source_if_any(config: Mapping[str, Any]) -> Source | None:

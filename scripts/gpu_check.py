@@ -302,6 +302,33 @@ def speed(check: Check) -> None:
                     if check.on_gpu:
                         torch.cuda.synchronize()
                 say("speed", profile=by_kind(found, "self_device_time_total" if check.on_gpu else "self_cpu_time_total"))
+    beside_sentence_transformers(check, folder, texts)
+
+
+def beside_sentence_transformers(check: Check, folder: Path, texts: list[str]) -> None:
+    """Texts to vectors in the memory of the host, tokenizing included, here and there; and how far the vectors are apart."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    from dr_validate.encoder.auto import AutoEncoder
+
+    dtype: Any = "bfloat16"
+    found: dict[str, Any] = {}
+    theirs = SentenceTransformer(str(folder), device=check.device, model_kwargs={"dtype": torch.bfloat16})  # mean pooling
+
+    def their_vectors() -> None:
+        found["theirs"] = theirs.encode(texts, batch_size=128, normalize_embeddings=True, show_progress_bar=False)
+
+    with AutoEncoder(pooling="mean", normalize=True, dtype=dtype).load(folder, check.device) as model:
+
+        def our_vectors() -> None:
+            vectors = model.encode(model.tokenizer("document").tokenize(texts), "document")
+            found["ours"] = torch.as_tensor(vectors).cpu().numpy()
+
+        rates = [len(texts) / seconds(check, work, check.size(2, 1)) for work in (our_vectors, their_vectors)]
+    facts = {"passages_a_second": rates[0], "sentence_transformers": rates[1], "times_as_fast": rates[0] / rates[1]}
+    difference = float(np.abs(found["ours"] - np.asarray(found["theirs"], dtype=np.float32)).max())
+    say("speed", texts_to_vectors="this project, tokenizing included", **facts, largest_difference=difference)
 
 
 def by_kind(found: Any, field: str) -> dict[str, float]:

@@ -29,7 +29,7 @@ from dr_validate.cli.overrides import (
     for_every_job,
     for_members,
 )
-from dr_validate.config import Run, build, conf_dir, report_settings, state_dir_of
+from dr_validate.config import Run, build, conf_dir, report_settings, state_dir_of, tracker_of
 from dr_validate.errors import ConfigError, DrValidateError, SetupError
 from dr_validate.process import printable, say_error, set_up_logging, standard_output, stop_on_signals
 
@@ -167,6 +167,11 @@ def _answer(config: Mapping[str, Any]) -> int | None:
         return examine(config)
     if task == "report":
         return show_report(config)
+    if task == "dashboard":
+        from dr_validate.tracker.dashboard import save_dashboard
+
+        save_dashboard(state_dir_of(config), tracker_of(config))
+        return 0
     return None
 
 

@@ -47,6 +47,12 @@ def row(report: Report, history: Sequence[Report], *, is_baseline: bool, whole: 
     return {key: value for key, value in numbers.items() if value is not None}
 
 
+def of_training(report: Report, history: Sequence[Report], otherwise: str) -> tuple[str, list[Report]]:
+    """The training run of a Report, `otherwise` where its checkpoint names none, and what `history` has of the same one."""
+    mine = report.checkpoint.training_run or otherwise
+    return mine, [other for other in history if (other.checkpoint.training_run or otherwise) == mine]
+
+
 def report_id(report: Report) -> str:
     """The same for the same Report in every process, and another for every other one."""
     # Two names of the same weights are skipped in the same second: the name and the reason tell them apart.
