@@ -78,6 +78,7 @@ def test_killed_three_times_every_report_and_row_is_there_once_with_the_values_o
     assert sorted((row["dataset"], row["step"]) for row in table(server, "checkpoints")) == sorted(
         (name, step) for name in (*NAMES, "mean") for step in STEPS
     )
+    assert {one.collection for one in server.artifacts(type="dataset")} == {f"dataset-{name}" for name in NAMES}
     assert {row["step"] for name in NAMES for row in table(server, f"queries{name}")} == {300}
     assert "mean of collections, mrr@10 by training step" in last.stdout
     assert "mrr@10 by collection and training step" in last.stdout
