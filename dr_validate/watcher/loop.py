@@ -9,7 +9,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -32,7 +32,9 @@ from dr_validate.watcher.progress import Progress
 from dr_validate.watcher.stall import StallLimit
 from dr_validate.watcher.worker_process import WorkerClient
 
+TIME_IS_UP = 3  # exit code: watch.max_hours is over, and the next start goes on
 STOP_FILE_EVERY_S = 1.0
+SECONDS_OF_AN_HOUR = 3600.0
 NOTE_EVERY_S = 10.0  # what `task=status` says of what is done now is as old as this
 PLACE_KEYS = ("path", "entity", "project", "artifact", "run")
 log = logging.getLogger(__name__)
@@ -40,7 +42,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a run leaves behind: under which specs the ledger holds its Reports, the exit code, whether the user stopped it."""
+    """What a run leaves behind: under which specs the ledger holds its Reports, the exit code, whether the user stopped it.
+
+    `stopped` is false where watch.max_hours did.
+    """
 
     target: Target | None
     exit_code: int
@@ -53,18 +58,46 @@ def watch(run: Run) -> Outcome:
     stop = threading.Event()
     worker = WorkerClient(run.raw, hub=not getattr(run.dataset, "is_here", True))
     ledger = Ledger(state_dir / "ledger.db", may_wait=until_stopped(stop, run.watch.exit_timeout_s / 2))
+    time_is_up = threading.Event()
     try:
-        with stop_on_signals(stop), ledger, contextlib.ExitStack() as stack:
+        with (
+            stop_on_signals(stop),
+            ledger,
+            _stopped_after(run.watch.max_hours, stop, time_is_up),
+            contextlib.ExitStack() as stack,
+        ):
             stack.callback(worker.close)
             watcher = _Watcher(run, ledger, worker, stop)
             stack.enter_context(watcher.poller)  # copies are taken while the worker makes ready, which may take an hour
             names = {**worker.start(watcher.tick_of_start), "training_run": run.source.training_run}
             stack.enter_context(claim(state_dir, names["spec"], now()))
-            return watcher.run_until_done(names)
+            outcome = watcher.run_until_done(names)
+            return Outcome(target=outcome.target, exit_code=TIME_IS_UP) if time_is_up.is_set() else outcome
     except TimedOut as error:  # of the start: later it costs an attempt
         raise SetupError(f"the worker did not get ready: {error}") from error
     except Stopped:  # before the loop, or while another process has the ledger locked
-        return Outcome(target=None, exit_code=0, stopped=True)
+        is_up = time_is_up.is_set()
+        return Outcome(target=None, exit_code=TIME_IS_UP if is_up else 0, stopped=not is_up)
+
+
+@contextlib.contextmanager
+def _stopped_after(hours: float, stop: threading.Event, time_is_up: threading.Event) -> Iterator[None]:
+    """Stop after so many hours, unless the block has ended or been stopped by then."""
+
+    def end() -> None:
+        if not stop.is_set():
+            log.info("watch.max_hours=%g is over: stopping; the next start goes on", hours)
+            time_is_up.set()
+            stop.set()
+
+    timer = threading.Timer(hours * SECONDS_OF_AN_HOUR, end)
+    timer.daemon = True
+    if hours:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Watcher:
