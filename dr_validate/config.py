@@ -3,8 +3,9 @@
 import dataclasses
 import importlib
 import importlib.metadata
+import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,8 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from dr_validate.component import UserPath, component
 from dr_validate.devices import check_device
-from dr_validate.errors import ConfigError, DrValidateError
+from dr_validate.errors import ConfigError, DrValidateError, SetupError
+from dr_validate.files import expanded
 from dr_validate.metrics.names import deepest_cutoff, parse
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.stages import Dataset, Encoder, Engine, Fidelity, Index, Sampler, Source, Store, Tracker
@@ -20,6 +22,8 @@ from dr_validate.stages import Dataset, Encoder, Engine, Fidelity, Index, Sample
 STAGES = ("source", "store", "dataset", "encoder", "sampler", "engine", "index", "fidelity", "tracker")
 REQUIRED = "required, no default"
 PLUGINS = "dr_validate.plugins"  # the group of entry points by which an installed package offers its classes
+MEAN = "mean"  # of the collections of a suite: what its Reports have in place of the name of one
+TEXT_KEYS = ("query_prefix", "document_prefix", "query_max_length", "document_max_length")  # a collection may have its own
 SECRET_WORDS = ("api_key", "apikey", "password", "secret", "auth_token", "access_token")
 
 
@@ -55,7 +59,7 @@ class Watch:
 class Settings:
     """The values that stages share."""
 
-    task: Literal["validate", "status", "doctor", "report"] = "validate"
+    task: Literal["validate", "status", "doctor", "report", "dashboard"] = "validate"
     device: Annotated[str, BeforeValidator(check_device)] = "auto"
     state_dir: UserPath = Path(".dr_validate")
     seed: int = Field(default=13, ge=0)
@@ -68,7 +72,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Everything a process needs to validate; `raw` is the plain configuration it was built from."""
+    """Everything a process needs to validate; `raw` is the plain configuration it was built from.
+
+    `members`: of dataset=suite by name, each the run that validates this collection alone.
+    """
 
     settings: Settings
     watch: Watch
@@ -82,6 +89,12 @@ class Run:
     fidelity: Fidelity
     tracker: Tracker
     raw: Mapping[str, Any]
+    members: Mapping[str, "Run"] = field(default_factory=dict)
+
+    @property
+    def collections(self) -> tuple["Run", ...]:
+        """What is validated for each checkpoint: the members of a suite, else this run."""
+        return tuple(self.members.values()) or (self,)
 
 
 def conf_dir() -> Path:
@@ -116,11 +129,98 @@ def build(config: Mapping[str, Any], optional: Collection[str] = ()) -> Run:
     _construct(ReportSettings, "report", config.get("report") or {}, problems)
     shared = {key: value for key, value in config.items() if key not in (*STAGES, "watch", "report")}
     settings = _construct(Settings, "", shared, problems)
+    members = _members(config, built["dataset"], problems)
     if settings is not None:
         problems.extend(_metric_problems(settings, _plugins(config)))
     if problems or settings is None:
         raise ConfigError(problems)
-    return Run(settings=settings, raw=config, **built)
+    run = Run(settings=settings, raw=config, **built)
+    if members and built["engine"].is_elsewhere:
+        raise ConfigError(["engine: got ray, but the collections of a suite share one device; set engine=local"])
+    return dataclasses.replace(run, members={name: dataclasses.replace(run, **parts) for name, parts in members.items()})
+
+
+def _members(config: Mapping[str, Any], suite: Any, problems: list[str]) -> dict[str, dict[str, Any]]:
+    """What the runs of a suite's members have of their own, by name; none where `suite` is another data set."""
+    given = getattr(suite, "members", None)
+    if given is not None and not given:
+        problems.append(f"dataset.members: {REQUIRED}; name the collections: dataset.members.NAME=FOLDER for each of them")
+    found = {}
+    for name, keys in (given or {}).items():
+        own: list[str] = []
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", str(name)) or name == MEAN:
+            own.append(f"dataset.members: got the name {name!r}, expected letters, digits and ._+-, and not {MEAN!r}")
+        raw = _member_config(config, suite, str(name), keys, own)
+        if not own:
+            place = f"dataset.members.{name}"
+            stated = [stage for stage in ("encoder", "sampler") if raw[stage] != config.get(stage)]
+            parts = {stage: _build_stage(stage, raw, own, f"{place}.{stage}") for stage in stated}
+            found[str(name)] = {"raw": raw, "dataset": _build_stage("dataset", raw, own, place), **parts}
+        problems.extend(own)
+    return found
+
+
+def _member_config(config: Mapping[str, Any], suite: Any, name: str, given: Any, problems: list[str]) -> dict[str, Any]:
+    """The configuration that would validate this member alone."""
+    place = f"dataset.members.{name}"
+    keys: dict[str, Any] | None = {"path": given} if isinstance(given, str) else None
+    keys = dict(given) if isinstance(given, Mapping) else keys
+    if keys is None:
+        problems.append(f"{place}: expected a folder, or keys such as {place}.path=FOLDER (got {given!r})")
+        return {}
+    encoder, sampler = keys.pop("encoder", None) or {}, keys.pop("sampler", None) or {}
+    sampler = {"choice": sampler} if isinstance(sampler, str) else sampler
+    for key in encoder if isinstance(encoder, Mapping) else ["encoder"]:
+        if key not in TEXT_KEYS:
+            problems.append(
+                f"{place}.encoder.{key}: a collection may have its own {', '.join(TEXT_KEYS)}; all else is in encoder"
+            )
+    if not isinstance(sampler, Mapping):
+        problems.append(f"{place}.sampler: expected a choice, or keys such as {place}.sampler.fraction=0.1 (got {sampler!r})")
+    if problems:
+        return {}
+    dataset = _chosen("dataset", {"choice": "beir", **keys}, place, problems)
+    if isinstance(suite.path, Path) and isinstance(dataset.get("path"), str):
+        dataset["path"] = str(suite.path / expanded(dataset["path"]))
+    if "name" in (keys_of("dataset", {**config, "dataset": dataset}) or ()):
+        dataset = {"name": name, **dataset}
+    chosen = _chosen("sampler", sampler, f"{place}.sampler", problems) if "choice" in sampler else None
+    sampling = chosen or {**(config.get("sampler") or {}), **sampler}
+    return {**config, "dataset": dataset, "encoder": {**(config.get("encoder") or {}), **encoder}, "sampler": sampling}
+
+
+def _chosen(stage: str, keys: Mapping[str, Any], place: str, problems: list[str]) -> dict[str, Any]:
+    """Keys with the class that their `choice` names, if they do not name one themselves."""
+    from omegaconf import OmegaConf  # what only a suite takes
+
+    others = {key: value for key, value in keys.items() if key != "choice"}
+    if "_target_" in keys:
+        return others
+    files = {file.stem: file for file in sorted((conf_dir() / stage).glob("*.yaml")) if file.stem != "suite"}
+    if (choice := str(keys["choice"])) not in files:
+        problems.append(f"{place}.choice: got {choice!r}, expected one of {', '.join(files)}")
+        return others
+    found: Any = OmegaConf.load(files[choice])
+    return {"_target_": str(found["_target_"]), **others}
+
+
+def check_datasets(run: Run) -> None:
+    """Raise SetupError with everything that is not at its place in any of the collections; nothing is read."""
+    problems = []
+    for name, one in run.members.items() or [("", run)]:
+        try:
+            one.dataset.check()
+        except SetupError as error:
+            problems.append(of_member(name, str(error)) if name else str(error))
+    if problems:
+        raise SetupError("\n".join(problems))
+
+
+def of_member(name: str, message: str) -> str:
+    """What was said of a member of a suite, with its keys in place of those that a run of it alone has."""
+    place = f"dataset.members.{name}"
+    told = re.sub(r"(?<![\w./-])dataset\.(?=[a-z_]+\b)", f"{place}.", message)
+    return told if told.startswith(place) else f"{place}: {told}"
 
 
 def keys_of(stage: str, config: Mapping[str, Any]) -> frozenset[str] | None:
@@ -136,11 +236,11 @@ def _give_config(source: Source | None, config: Mapping[str, Any]) -> None:
         object.__setattr__(source, "needs_config", False)  # components are frozen, and this is no key of theirs
 
 
-def _build_stage(stage: str, config: Mapping[str, Any], problems: list[str]) -> Any:
+def _build_stage(stage: str, config: Mapping[str, Any], problems: list[str], place: str = "") -> Any:
     cls = _class_of(stage, config, problems)
     if cls is None:
         return None
-    return _construct(cls, stage, {key: value for key, value in config[stage].items() if key != "_target_"}, problems)
+    return _construct(cls, place or stage, {key: value for key, value in config[stage].items() if key != "_target_"}, problems)
 
 
 def _class_of(stage: str, config: Mapping[str, Any], problems: list[str]) -> Any:
@@ -246,6 +346,15 @@ def report_settings(config: Mapping[str, Any]) -> ReportSettings:
     if settings is None:
         raise ConfigError(problems)
     return settings
+
+
+def tracker_of(config: Mapping[str, Any]) -> Tracker:
+    """The tracker alone. Raises ConfigError; what else may be wrong with a configuration is no matter."""
+    problems: list[str] = []
+    tracker: Tracker | None = _build_stage("tracker", config, problems)
+    if tracker is None:
+        raise ConfigError(problems)
+    return tracker
 
 
 def source_if_any(config: Mapping[str, Any]) -> Source | None:

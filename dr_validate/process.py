@@ -12,12 +12,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
+Part = TypeVar("Part")
+Result = TypeVar("Result")
 log = logging.getLogger(__name__)
+MOST_PROCESSES = 16  # one reads and hands out what these work on
 PR_SET_PDEATHSIG = 1  # of Linux
+TIME_IS_UP = 3  # exit code: watch.max_hours is over, and the next start goes on
 LOG_WIDTH = 110  # characters, where standard output is not a terminal
 _IN_ASCII = str.maketrans("█━─┃│┡╇┩┏┳┓└┴┘├┼┤…\u2212\u2013\u00d7\u00b7\u2019", "#=-||++++++++++++.--x.'") | {0xB1: "+/-"}
 # Control characters, the separators of lines and of directions of Unicode, halves of surrogate pairs.
@@ -153,6 +158,26 @@ def die_with_parent(number: signal.Signals) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
+@contextlib.contextmanager
+def stopped_after(hours: float, stop: threading.Event, time_is_up: threading.Event) -> Iterator[None]:
+    """Set `stop` and `time_is_up` after so many hours (0: never), unless the block has ended or `stop` is set by then."""
+
+    def end() -> None:
+        if not stop.is_set():
+            log.info("watch.max_hours=%g is over: stopping; the next start goes on", hours)
+            time_is_up.set()
+            stop.set()
+
+    timer = threading.Timer(hours * 3600, end)
+    timer.daemon = True
+    if hours:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def until_stopped(stop: threading.Event, grace_s: float) -> Callable[[], bool]:
     """A function that is true until `grace_s` after it first found `stop` set."""
     end = float("inf")
@@ -175,6 +200,38 @@ def live_and_die_with_parent() -> None:
         die_with_parent(signal.SIGKILL)
         with contextlib.suppress(OSError):  # /proc may be hidden, or read-only
             Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+def cores() -> int:
+    """That this process may use, at most MOST_PROCESSES."""
+    return min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+
+
+def in_processes(
+    work: Callable[[Part], Result], parts: Iterable[Part], count: int, begin: Callable[..., None] | None = None, *given: Any
+) -> Iterator[Result]:
+    """`work` of each part, in order, done by `count` processes that first call `begin(*given)`; both are functions of modules.
+
+    At most twice as many parts as processes are on their way. Raises BrokenProcessPool where one of them was ended.
+    """
+    import multiprocessing
+    from concurrent.futures import Future, ProcessPoolExecutor
+
+    context = multiprocessing.get_context("spawn")  # a fork would take the threads of this process for its own
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(begin, given)) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for part in parts:
+            waiting.append(pool.submit(work, part))
+            if len(waiting) >= 2 * count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _begin(begin: Callable[..., None] | None, given: tuple[Any, ...]) -> None:
+    live_and_die_with_parent()
+    if begin is not None:
+        begin(*given)
 
 
 def how_it_ended(code: int) -> str:

@@ -179,9 +179,12 @@ class Model(Protocol):
 class Encoder(Protocol):
     """From a checkpoint folder to a Model."""
 
-    def load(self, folder: Path, device: str) -> AbstractContextManager[Model]:
+    def load(self, folder: Path, device: str, weights_of: Model | None = None) -> AbstractContextManager[Model]:
         """Read the contract, load the weights, free them on exit. Raises CheckpointError where the folder or what is stated
-        about it cannot work; never guesses pooling or normalisation, never runs code or pickles from the folder."""
+        about it cannot work; never guesses pooling or normalisation, never runs code or pickles from the folder.
+
+        `weights_of`: a model of the same folder, loaded by an encoder that differs in lengths and prefixes alone, which
+        outlives this one: its weights are used. Only a suite whose collections state their own asks for that."""
         ...
 
     def read(self, folder: Path) -> Mapping[str, Any]:
@@ -308,7 +311,9 @@ class Ranker(Protocol):
 
 
 class Engine(Protocol):
-    """Where rankings are made: on one device in this process, or on many elsewhere."""
+    """Where rankings are made: on one device in this process, or on many elsewhere (`is_elsewhere`)."""
+
+    is_elsewhere: ClassVar[bool]
 
     def find_device(self, wanted: str) -> str:
         """From the `device` key to what models are loaded on. Raises SetupError naming what there is."""
@@ -325,7 +330,6 @@ class Metrics(Protocol):
 
     def warm_up(self) -> None:
         """Compile or import what `score` needs; runs in a thread beside the encoding."""
-        ...
 
     def score(self, ranking: Ranking, qrels: Qrels) -> Scores: ...
 
@@ -335,15 +339,12 @@ class Fidelity(Protocol):
 
     def runs_in(self, mode: str) -> bool:
         """Whether full-corpus baselines are computed in this watch.mode."""
-        ...
 
     def wants_baseline(self, place: int) -> bool:
         """Whether the validated checkpoint at this place (0 is the first by step) is to have a baseline."""
-        ...
 
     def compare(self, sampled: Sequence[Report], full: Sequence[Report], metric: str) -> Agreement | None:
         """Over the checkpoints (by digest) that are done in both; None under two of them."""
-        ...
 
 
 class TrackerRun(Protocol):
@@ -352,21 +353,17 @@ class TrackerRun(Protocol):
     @property
     def is_remote(self) -> bool:
         """Whether there is a server where Reports arrive, or do not."""
-        ...
 
     def deliver(self, report: Report, history: Sequence[Report]) -> None:
         """Deliver one Report; `history` holds all Reports of its spec so far, this one included. Any exception means: later.
         What was delivered already is no error and changes nothing."""
-        ...
 
     def settle(self, report: Report) -> bool:
         """Do what a delivered Report still needs and may take long; whether it is known to have arrived for good. Asked until
         it has, once more after `close`, and `deliver` comes first again after a restart."""
-        ...
 
     def close(self, timeout_s: float) -> None:
         """Flush and end within about `timeout_s`."""
-        ...
 
 
 class Tracker(Protocol):
@@ -374,11 +371,9 @@ class Tracker(Protocol):
 
     def examine(self) -> str:
         """What `task=doctor` says. Raises SetupError where nothing could be delivered."""
-        ...
 
     def check(self) -> None:
         """Raise SetupError where a package or key is missing; no server is asked."""
-        ...
 
     def start(
         self,
@@ -391,9 +386,10 @@ class Tracker(Protocol):
         config: Mapping[str, Any],
         find: Callable[[str], Any] = ...,
     ) -> TrackerRun:
-        """The deliveries of one run of the watcher; no server is asked before the first. `find`: see `ledger.findings`."""
-        ...
+        """The deliveries of one run of the watcher; no server is asked before the first. `find`: see `ledger.findings`.
+
+        Of a suite the arguments speak of the mean; `config["collections"]` says what each collection is called (dataset,
+        sampler, spec, full_spec ...), whose Reports come beside it."""
 
     def log_sweep(self, sweep: Any) -> str:
         """Log the table of a sweep (see `ledger.strategies`); where it went. Raises Outage or SetupError."""
-        ...

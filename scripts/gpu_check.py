@@ -1,6 +1,6 @@
-"""Whether dr_validate is right and fast on a GPU: six steps, each in a process of its own with its own limit of time.
+"""Whether dr_validate is right and fast on a GPU: seven steps, each in a process of its own with its own limit of time.
 
-    python scripts/gpu_check.py                        # at most 8 minutes on one GPU; writes scripts/GPU.md
+    python scripts/gpu_check.py                        # at most 9 minutes on one GPU; writes scripts/GPU.md
     python scripts/gpu_check.py --device cpu --tiny    # the same code on small inputs; writes nothing
 
 Every result is one line of JSON, written as it is known; a step that fails, or is out of time, does not stop the next. Exit
@@ -12,8 +12,10 @@ import contextlib
 import functools
 import inspect
 import json
+import logging
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +31,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 WORDS = [f"w{number}" for number in range(5000)]
+MOST_LETTERS = 160  # of one value in the table
 STATED = ("encoder.pooling=mean", "encoder.normalize=true")
 
 
@@ -82,6 +85,10 @@ def versions(check: Check) -> None:
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
+    with contextlib.suppress(ImportError, RuntimeError, OSError):  # faiss-gpu raises these where a library of CUDA is missing
+        import faiss
+
+        found["faiss"] = f"{faiss.__version__}, {'GPU' if hasattr(faiss, 'StandardGpuResources') else 'CPU'} build"
     card = torch.cuda.get_device_name() if check.on_gpu else platform.processor() or "CPU"
     say("versions", card=card, python=platform.python_version(), torch=torch.__version__, **found)
     say("versions", varlen_attn=str(inspect.signature(varlen_attn)))
@@ -273,18 +280,20 @@ def speed(check: Check) -> None:
     folder, number = model_folder(check, "Bert", base=True), check.size(8192, 48)
     texts = texts_of(number)
     parameters = check.size(12, 2) * 12 * check.size(768, 32) ** 2
-    for dtype, tokens in [
-        *(("bfloat16", check.size(2**power, 2 ** (power - 6))) for power in (14, 15, 16, 17)),
-        ("float32", check.size(2**15, 2**9)),
+    mpnet = model_folder(check, "MPNet", base=True)  # of the same size, and always padded
+    for path, dtype, tokens in [
+        *((folder, "bfloat16", check.size(2**power, 2 ** (power - 6))) for power in (14, 15, 16, 17)),
+        (mpnet, "bfloat16", check.size(2**15, 2**9)),
+        (folder, "float32", check.size(2**15, 2**9)),
     ]:
         options: Any = {"pooling": "mean", "normalize": True, "dtype": dtype, "max_tokens_per_batch": tokens}
-        with AutoEncoder(**options).load(folder, check.device) as model:
+        with AutoEncoder(**options).load(path, check.device) as model:
             block = model.tokenizer("document").tokenize(texts)
             took = seconds(check, functools.partial(model.encode, block, "document"), check.size(2, 1))
             rate = 2 * parameters * len(block.ids) / took / 1e12
-            facts = {"dtype": dtype, "tokens_a_batch": tokens, "way": model.contract["batches"]}
+            facts = {"model": path.parent.name, "dtype": dtype, "tokens_a_batch": tokens, "way": model.contract["batches"]}
             say("speed", **facts, passages_a_second=number / took, tflops_of_products=rate)
-            if dtype == "bfloat16" and tokens == check.size(2**15, 2**9):
+            if path is folder and dtype == "bfloat16" and tokens == check.size(2**15, 2**9):
                 from torch.profiler import ProfilerActivity, profile
 
                 kinds = [ProfilerActivity.CUDA] if check.on_gpu else [ProfilerActivity.CPU]
@@ -293,6 +302,33 @@ def speed(check: Check) -> None:
                     if check.on_gpu:
                         torch.cuda.synchronize()
                 say("speed", profile=by_kind(found, "self_device_time_total" if check.on_gpu else "self_cpu_time_total"))
+    beside_sentence_transformers(check, folder, texts)
+
+
+def beside_sentence_transformers(check: Check, folder: Path, texts: list[str]) -> None:
+    """Texts to vectors in the memory of the host, tokenizing included, here and there; and how far the vectors are apart."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    from dr_validate.encoder.auto import AutoEncoder
+
+    dtype: Any = "bfloat16"
+    found: dict[str, Any] = {}
+    theirs = SentenceTransformer(str(folder), device=check.device, model_kwargs={"dtype": torch.bfloat16})  # mean pooling
+
+    def their_vectors() -> None:
+        found["theirs"] = theirs.encode(texts, batch_size=128, normalize_embeddings=True, show_progress_bar=False)
+
+    with AutoEncoder(pooling="mean", normalize=True, dtype=dtype).load(folder, check.device) as model:
+
+        def our_vectors() -> None:
+            vectors = model.encode(model.tokenizer("document").tokenize(texts), "document")
+            found["ours"] = torch.as_tensor(vectors).cpu().numpy()
+
+        rates = [len(texts) / seconds(check, work, check.size(2, 1)) for work in (our_vectors, their_vectors)]
+    facts = {"passages_a_second": rates[0], "sentence_transformers": rates[1], "times_as_fast": rates[0] / rates[1]}
+    difference = float(np.abs(found["ours"] - np.asarray(found["theirs"], dtype=np.float32)).max())
+    say("speed", texts_to_vectors="this project, tokenizing included", **facts, largest_difference=difference)
 
 
 def by_kind(found: Any, field: str) -> dict[str, float]:
@@ -322,6 +358,9 @@ class Busy:
         self._over.set()
         self._thread.join()
 
+    def share(self) -> float | None:
+        return float(np.mean(self.seen)) / 100 if self.seen else None
+
     def _watch(self) -> None:
         command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
         while not self._over.wait(0.5):
@@ -329,35 +368,87 @@ class Busy:
                 self.seen.append(int(subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.split()[0]))
 
 
-def whole(check: Check) -> None:
-    """Step 6: the command on a generated collection; then killed in the middle, and the same ranking after all."""
-    number, queries = check.size(88_000, 400), check.size(6_980, 20)
-    source = model_folder(check, "Bert", base=True).parent
-    collection = check.folder / "collection"
-    (collection / "qrels").mkdir(parents=True)
-    texts, questions = texts_of(number, 5), texts_of(queries, 6, 8)
+def beir(folder: Path, texts: list[str], questions: list[str]) -> None:
+    """A collection in which text n answers question n."""
+    (folder / "qrels").mkdir(parents=True)
     for name, letter, rows in (("corpus", "d", texts), ("queries", "q", questions)):
         lines = [json.dumps({"_id": f"{letter}{n}", "title": "", "text": text}) for n, text in enumerate(rows)]
-        (collection / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    lines = [f"q{n}\td{n}\t1" for n in range(queries)]
-    (collection / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n", encoding="utf-8")
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = [f"q{n}\td{n}\t1" for n in range(len(questions))]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n", encoding="utf-8")
 
-    def command(state: str) -> list[str]:
+
+def alone(check: Check, collection: Path, checkpoint: Path) -> dict[str, float]:
+    """Seconds that the device needs for the documents of a collection when nothing else is done, tokens being there."""
+    import torch
+
+    from dr_validate.encoder.auto import AutoEncoder
+    from dr_validate.index.flat import FlatIndex
+    from dr_validate.index.torch import TorchIndex
+
+    texts = [json.loads(line)["text"] for line in (collection / "corpus.jsonl").read_text().splitlines()]
+    dtype: Any = "bfloat16"
+    with AutoEncoder(pooling="mean", normalize=True, dtype=dtype).load(checkpoint, check.device) as model:
+        blocks = [model.tokenizer("document").tokenize(texts[start : start + 8192]) for start in range(0, len(texts), 8192)]
+        queries = torch.rand(check.size(6980, 20), model.dim, device=check.device)
+        vectors = [torch.as_tensor(model.encode(block, "document")) for block in blocks]
+
+        def encode() -> None:
+            for block in blocks:
+                model.encode(block, "document")
+
+        def search(index: Any) -> None:
+            opened = index.open(queries, 100, np.arange(len(texts)), check.device)
+            for number, block in enumerate(vectors):
+                opened.add(block, np.arange(number * 8192, number * 8192 + len(block)))
+
+        spent = {
+            name: seconds(check, functools.partial(search, index), 1)
+            for name, index in (("torch", TorchIndex()), ("flat", FlatIndex()))
+        }
+        return {"encode": seconds(check, encode, 1), **spent}
+
+
+def whole(check: Check) -> None:
+    """Step 6: the command on a generated collection; then killed in the middle, and the same ranking after all."""
+    from safetensors.torch import load_file, save_file
+
+    number, queries = check.size(88_000, 400), check.size(6_980, 20)
+    source = check.folder / "trained"
+    for step in (1, 2, 3):
+        shutil.copytree(model_folder(check, "Bert", base=True), source / f"checkpoint-{step}")
+        file = source / f"checkpoint-{step}" / "model.safetensors"
+        save_file({name: one * (1 + step / 100) for name, one in load_file(file).items()}, file, {"format": "pt"})
+    collection = check.folder / "collection"
+    beir(collection, texts_of(number, 5), texts_of(queries, 6, 8))
+
+    def command(state: str, path: Path = source) -> list[str]:
         return [
-            *(sys.executable, "-m", "dr_validate", f"source.path={source}", "dataset=beir", f"dataset.path={collection}"),
+            *(
+                sys.executable,
+                "-m",
+                "dr_validate",
+                f"source.path={path}",
+                "source.name=whole",
+                "dataset=beir",
+                f"dataset.path={collection}",
+            ),
             *("sampler=full", "tracker=none", "watch.mode=once", f"device={check.device}", "encoder.dtype=bfloat16"),
             *("write_ranking=true", f"state_dir={check.folder / state}", "engine.save_every_s=1", *STATED),
             *(("engine.slice_documents=32",) if check.tiny else ()),
         ]
 
-    def result(state: str) -> tuple[Mapping[str, Any], str]:
-        (ranked,) = (check.folder / state / "rankings").rglob("*.trec")
-        return json.loads((check.folder / state / "reports.jsonl").read_text().splitlines()[-1]), ranked.read_text()
+    def reports(state: str) -> list[Mapping[str, Any]]:
+        return [json.loads(line) for line in (check.folder / state / "reports.jsonl").read_text().splitlines()]
+
+    def rankings(state: str) -> list[str]:
+        return [path.read_text() for path in sorted((check.folder / state / "rankings").rglob("*.trec"))]
 
     with Busy() as busy:
         subprocess.run(command("undisturbed"), check=True, stdout=subprocess.DEVNULL)
-    report, expected = result("undisturbed")
-    say("whole", seconds=report["seconds"], gpu_busy=float(np.mean(busy.seen)) / 100 if busy.seen else None)
+    first, *_, last = reports("undisturbed")
+    say("whole", first_checkpoint=first["seconds"], gpu_busy_start_and_all=busy.share())
+    say("whole", third_checkpoint=last["seconds"], device_needs=alone(check, collection, source / "checkpoint-3"))
     victim = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, start_new_session=True)
     while victim.poll() is None and not list((check.folder / "killed").glob("progress/*.npz")):
         time.sleep(0.05)
@@ -366,9 +457,129 @@ def whole(check: Check) -> None:
     victim.wait()
     was_in_the_middle = not (check.folder / "killed" / "rankings").is_dir()
     subprocess.run(command("killed"), check=True, stdout=subprocess.DEVNULL)
-    report, ranked = result("killed")
-    again = report["corpus"]["encoded_now"]
-    say("whole", killed_in_the_middle=was_in_the_middle, encoded_after_the_kill=again, of=number, right=ranked == expected)
+    again, right = reports("killed")[0]["corpus"]["encoded_now"], rankings("killed") == rankings("undisturbed")
+    say("whole", killed_in_the_middle=was_in_the_middle, encoded_after_the_kill=again, of=number, right=right)
+
+
+def snapshots(check: Check) -> None:
+    """Milliseconds on the training's thread for a snapshot and for a save; the snapshot holds the weights of its step."""
+    import torch
+    import transformers
+    from safetensors.torch import load_file
+
+    from dr_validate.integrations.snapshots import Snapshots
+
+    path = model_folder(check, "Bert", base=True)
+    load: Any = transformers.AutoModel.from_pretrained
+    model, tokenizer = load(str(path)).to(check.device), transformers.AutoTokenizer.from_pretrained(str(path))
+    taking = Snapshots(model, check.folder / "snapshots", tokenizer, {"pooling": "mean", "normalize": True})
+    rows = tokenizer(texts_of(check.size(64, 4)), padding=True, return_tensors="pt").to(check.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    took: dict[str, list[float]] = {"snapshot": [], "save": []}
+    right = True
+
+    def learn() -> None:
+        model(**rows).last_hidden_state.square().mean().backward()
+        taking.before_weights_change()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for step in range(1, check.size(8, 3)):
+        learn()
+        expected = {name: one.detach().clone() for name, one in model.state_dict().items()}
+        if check.on_gpu:
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        taken = taking.take(step, wait=True)
+        took["snapshot"].append(time.perf_counter() - began)
+        learn()  # the weights change while the copy is under way
+        assert taken is not None
+        taken.written.wait()
+        assert taken.folder is not None
+        found = load_file(taken.folder / "model.safetensors")
+        right &= bool(found) and all(torch.equal(one, expected[name].cpu()) for name, one in found.items())
+        taking.remove(taken)
+        began = time.perf_counter()
+        model.save_pretrained(check.folder / "saved")
+        took["save"].append(time.perf_counter() - began)
+    facts = {f"{name}_ms": 1e3 * float(np.median(times)) for name, times in took.items()}
+    parameters = sum(one.numel() for one in model.parameters())
+    say("trainer", parameters=parameters, **facts, of="the training's thread, median", right=right)
+
+
+def training(check: Check) -> None:
+    """A transformers Trainer alone, with a watcher on the same device, and alone again: seconds a step and losses."""
+    import torch
+    import transformers
+
+    from dr_validate.integrations.transformers import AsyncValidation
+
+    logging.basicConfig(level=logging.ERROR)
+    path, collection, number = model_folder(check, "Bert"), check.folder / "learned", check.size(2000, 40)
+    texts, questions = texts_of(number, 8), [" ".join(text.split()[:6]) for text in texts_of(number, 8)]
+    beir(collection, texts, questions[: check.size(200, 10)])
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(path))
+    losses: list[float] = []
+
+    def embed(model: Any, words: list[str]) -> Any:
+        batch = tokenizer(words, padding=True, truncation=True, return_tensors="pt").to(check.device)
+        return torch.nn.functional.normalize(model(**batch).last_hidden_state[:, 0], dim=-1)
+
+    class Learner(transformers.Trainer):
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+            queries, documents = embed(model, inputs["query"]), embed(model, inputs["text"])
+            loss = torch.nn.functional.cross_entropy(queries @ documents.T / 0.05, torch.arange(len(queries)).to(check.device))
+            losses.append(float(loss.detach()))
+            return loss
+
+    def run(name: str, validated: bool) -> tuple[list[float], float, dict[str, Any]]:
+        losses.clear()
+        load: Any = transformers.AutoModel.from_pretrained
+        steps = check.size(300, 20)
+        given: dict[str, Any] = {
+            "max_steps": steps,
+            "save_steps": steps // 5,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "seed": 5,
+        }
+        given |= {"per_device_train_batch_size": 8, "remove_unused_columns": False, "use_cpu": not check.on_gpu}
+        if validated:
+            given |= {"eval_strategy": "steps", "eval_steps": steps // 5, "metric_for_best_model": "mrr@10"}
+        rows = [{"query": query, "text": text} for query, text in zip(questions, texts, strict=True)]
+        learner = Learner(
+            model=load(str(path)),
+            args=transformers.TrainingArguments(output_dir=str(check.folder / name), **given),
+            train_dataset=rows,
+            eval_dataset=rows[:1],
+            data_collator=lambda found: {side: [row[side] for row in found] for side in ("query", "text")},
+            processing_class=tokenizer,
+        )
+        if validated:
+            options = ["dataset=beir", f"dataset.path={collection}", "tracker=none", "metrics=[mrr@10]", *STATED]
+            AsyncValidation([*options, "fidelity.baseline=off", f"device={check.device}"], backpressure="all").attach(learner)
+        began = time.perf_counter()
+        learner.train()
+        took = time.perf_counter() - began
+        history = learner.state.log_history
+        told = {f"{row['step']}": row["eval_mrr@10"] for row in history if "eval_mrr@10" in row}
+        ended = next((row for row in history if "validation_blocked_s" in row), {})
+        waited, blocked = float(ended.get("validation_waited_s", 0)), float(ended.get("validation_blocked_s", 0))
+        facts = {"blocked_s": blocked, "of_these_waited_at_the_end_s": waited, "results": told}
+        return list(losses), (took - waited) / steps, facts
+
+    first, alone, _ = run("alone", validated=False)
+    losses_beside, beside, facts = run("validated", validated=True)
+    again, alone_again, _ = run("again", validated=False)
+    equal = {"losses_as_alone": losses_beside == first, "alone_twice_equal": again == first}
+    times = {"alone_s_a_step": alone, "validated_s_a_step": beside, "alone_again_s_a_step": alone_again}
+    say("trainer", **times, **facts, **equal, right=len(facts["results"]) == 5 and (losses_beside == first or again != first))
+
+
+def trainer(check: Check) -> None:
+    """Step 7: the trainer's side."""
+    snapshots(check)
+    training(check)
 
 
 STEPS: Mapping[str, tuple[Callable[[Check], None], int]] = {
@@ -377,7 +588,8 @@ STEPS: Mapping[str, tuple[Callable[[Check], None], int]] = {
     "ranking": (ranking, 60 + 20),
     "memory": (memory, 30 + 20),
     "speed": (speed, 120),
-    "whole": (whole, 110),
+    "whole": (whole, 130),
+    "trainer": (trainer, 90),
 }
 
 
@@ -428,8 +640,14 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def _words(line: Mapping[str, Any]) -> str:
-    facts = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in line.items() if key != "step"}
-    return "; ".join(f"{key} {value}" for key, value in facts.items()).replace("|", "\\|").replace("\n", " ")
+    facts = "; ".join(f"{key} {_short(value)}" for key, value in line.items() if key != "step")
+    return facts.replace("|", "\\|").replace("\n", " ")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_short(one)}" for key, one in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)[:MOST_LETTERS]
 
 
 if __name__ == "__main__":

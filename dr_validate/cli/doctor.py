@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dr_validate.config import NotGiven, Run, build, metrics_of
+from dr_validate.config import NotGiven, Run, build, check_datasets, metrics_of
 from dr_validate.errors import ConfigError, DatasetError, DrValidateError, SetupError
 from dr_validate.files import give_home, network_disk
 from dr_validate.process import new_console
@@ -65,7 +65,7 @@ def check_start(run: Run) -> None:
     """What the doctor looks at, as far as that takes no time, no server and no torch. Raises SetupError with all problems."""
     give_home(run.settings.state_dir)
     checks: list[Check | Callable[[Run], None]] = [_packages, _search, _disk]
-    checks += [lambda run: run.tracker.check(), lambda run: run.source.check(), lambda run: run.dataset.check()]
+    checks += [lambda run: run.tracker.check(), lambda run: run.source.check(), check_datasets]
     problems = _problems(run, checks)
     if problems and run.settings.device not in ("auto", "cpu"):
         problems = [*_problems(run, [_device]), *problems]  # takes torch, which without a problem the worker asks first
@@ -101,23 +101,30 @@ def sample_problems(configs: Sequence[Mapping[str, Any]]) -> list[str]:
             run = build(config)
         except ConfigError:
             continue
-        key = f"{run.settings.state_dir} {run.dataset!r}"
-        try:
-            if key not in test_sets:
-                test_sets[key] = None  # in case that it cannot be opened
-                if getattr(run.dataset, "is_here", True):
-                    test_sets[key] = run.dataset.open(run.settings.state_dir / "datasets")
-            if (test_set := test_sets[key]) is not None:
-                run.sampler.check(test_set)
-        except (DatasetError, OSError):
-            continue
-        except SetupError as error:
-            found.append(str(error))
+        for one in run.collections:
+            found += _sample_problems(one, test_sets)
     return list(dict.fromkeys(found))
 
 
+def _sample_problems(run: Run, test_sets: dict[str, TestSet | None]) -> list[str]:
+    key = f"{run.settings.state_dir} {run.dataset!r}"
+    try:
+        if key not in test_sets:
+            test_sets[key] = None  # in case that it cannot be opened
+            if getattr(run.dataset, "is_here", True):
+                test_sets[key] = run.dataset.open(run.settings.state_dir / "datasets")
+        if (test_set := test_sets[key]) is not None:
+            run.sampler.check(test_set)
+    except (DatasetError, OSError):
+        pass
+    except SetupError as error:
+        return [str(error)]
+    return []
+
+
 def _packages(run: Run) -> str:
-    places = {type(part).__module__.rpartition(".")[2] for part in (run.source, run.tracker, run.dataset)}
+    parts = (run.source, run.tracker, *(one.dataset for one in run.collections))
+    places = {type(part).__module__.rpartition(".")[2] for part in parts}
     wanted = (*PACKAGES, *(package for package, choice in NEEDED_BY.items() if choice in places))
     found, missing = [], []
     for name in wanted:
@@ -214,6 +221,10 @@ def _one_side(tower: Mapping[str, Any]) -> str:
 
 
 def _dataset(run: Run) -> str:
+    return "; ".join(map(_one_dataset, run.collections))
+
+
+def _one_dataset(run: Run) -> str:
     test_set = run.dataset.open(run.settings.state_dir / "datasets")
     metrics_of(run.settings).check(test_set.qrels, test_set.name)
     documents, queries = len(test_set.corpus), len(test_set.query_ids)

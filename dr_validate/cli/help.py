@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from dr_validate.config import conf_dir
 
 RESOLVER = "documented_keys"  # in hydra.help.template of conf/config.yaml
-LINE = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?: (?P<value>[^#]*?))?(?:\s+#\s*(?P<comment>.*))?$")
+LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.+-]+):(?: (?P<value>[^#]*?))?(?:\s+#\s*(?P<comment>.*))?$")
 
 
 def offer_help() -> None:

@@ -137,6 +137,11 @@ def _jobs(asked: Any) -> Sequence[Sequence[str]]:
     return [list(job) for job in itertools.product(*values)]
 
 
+def for_members(arguments: Sequence[str]) -> list[str]:
+    """With the keys of a suite's members (dataset.members.NAME=...) as additions: their names are in no YAML file."""
+    return [f"++{one}" if one.startswith("dataset.members.") else one for one in arguments]
+
+
 def for_every_job(arguments: Sequence[str]) -> list[str]:
     """The command line of a sweep over choices (sampler=a,b), with the keys of that group (sampler.fraction=0.1) as additions:
     Hydra first composes them beside the default choice, which need not have them. `jobs_as_run` takes that back."""
@@ -221,7 +226,7 @@ class _Swept:
             if mine is None or not _is_value(self._parsed[text]):
                 kept.append(text)
             elif key in mine:
-                kept.append(text.removeprefix("++"))
+                kept.append(text if text.startswith("++dataset.members.") else text.removeprefix("++"))
             else:
                 (left_out if key in self._known(stage) else kept).append(text)
         for stage, mine in self._keys[choices].items():  # what a named experiment (+run=NAME) has set for another choice

@@ -20,8 +20,16 @@ from omegaconf import DictConfig, OmegaConf
 from dr_validate.cli import sweep
 from dr_validate.cli.doctor import check_start
 from dr_validate.cli.help import offer_help
-from dr_validate.cli.overrides import NEVER_ENDS, NOT_COMPOSED, explain, explain_grammar, explain_sweep, for_every_job
-from dr_validate.config import Run, build, conf_dir, report_settings, state_dir_of
+from dr_validate.cli.overrides import (
+    NEVER_ENDS,
+    NOT_COMPOSED,
+    explain,
+    explain_grammar,
+    explain_sweep,
+    for_every_job,
+    for_members,
+)
+from dr_validate.config import Run, build, conf_dir, report_settings, state_dir_of, tracker_of
 from dr_validate.errors import ConfigError, DrValidateError, SetupError
 from dr_validate.process import printable, say_error, set_up_logging, standard_output, stop_on_signals
 
@@ -54,6 +62,7 @@ def main() -> None:
         sys.stdout.write(f"dr_validate {_version()}\n")
         return
     set_up_logging()
+    sys.argv[1:] = for_members(sys.argv[1:])
     if mistake := explain_grammar(sys.argv[1:]) or explain_sweep(sys.argv[1:]):
         say_error(mistake)
         sys.exit(SETUP_IS_WRONG)
@@ -158,6 +167,11 @@ def _answer(config: Mapping[str, Any]) -> int | None:
         return examine(config)
     if task == "report":
         return show_report(config)
+    if task == "dashboard":
+        from dr_validate.tracker.dashboard import save_dashboard
+
+        save_dashboard(state_dir_of(config), tracker_of(config))
+        return 0
     return None
 
 

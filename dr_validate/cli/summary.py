@@ -1,6 +1,6 @@
 """The table at the end of a run, from the ledger: what each checkpoint was worth, and how far the sample was off."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from dr_validate.values import Report
 from dr_validate.watcher.loop import Outcome
 
 BAR_CHARACTERS = 18
+MOST_STEPS = 5  # of a table with a column for each
 
 
 def show_outcome(run: Run, outcome: Outcome) -> None:
@@ -22,8 +23,12 @@ def show_outcome(run: Run, outcome: Outcome) -> None:
     with Ledger(state_dir / "ledger.db") as ledger:
         as_reported, full = ledger.reports(outcome.target.spec), ledger.reports(outcome.target.full_spec)
         sampled = ledger.refined(outcome.target.spec)
+        members = ledger.specs().get(outcome.target.spec, {}).get("members", {})
+        collections = {name: ledger.refined(spec) for name, spec in members.items()}
     console = new_console()
     console.print(outcome_table(sampled, full, metric))
+    if collections:
+        console.print(collections_table(collections, sampled, metric))
     is_sampled = outcome.target.spec != outcome.target.full_spec
     if is_sampled and (agreement := run.fidelity.compare(sampled, full, metric)):
         tau = "undefined" if agreement.kendall_tau is None else f"{agreement.kendall_tau:.2f}"
@@ -51,8 +56,9 @@ def outcome_table(sampled: Sequence[Report], full: Sequence[Report], metric: str
     reports = {(r.checkpoint.training_run, r.checkpoint.label): r for r in sorted(sampled, key=lambda r: r.at)}.values()
     has_several = len({report.checkpoint.training_run for report in reports}) > 1
     highest = max((r.metrics[metric].value for r in reports if r.status == "done"), default=0.0)
-    table = Table(title=f"{metric} by training step", title_justify="left", show_edge=False)
-    compared = ("sampled", "95% interval", "full", "difference") if is_sampled else ("full",)
+    of_mean = "mean of collections, " if (is_mean := any("collections" in report.notes for report in sampled)) else ""
+    table = Table(title=f"{of_mean}{metric} by training step", title_justify="left", show_edge=False)
+    compared = ("sampled", "95% interval", "full", "difference") if is_sampled else ("full", "95% interval")[: 1 + is_mean]
     if has_several:
         table.add_column("training")
     for name in ("step", *compared, "documents", "seconds"):
@@ -63,6 +69,31 @@ def outcome_table(sampled: Sequence[Report], full: Sequence[Report], metric: str
         training = [report.checkpoint.training_run] if has_several else []
         table.add_row(*training, str(report.checkpoint.step), *values, *_cost_and_bar(report, metric, highest))
     return table
+
+
+def collections_table(collections: Mapping[str, Sequence[Report]], means: Sequence[Report], metric: str) -> Any:
+    """A rich table with a row for each collection of a suite: the last steps, and that with the best mean."""
+    from rich.table import Table
+
+    values = {report.checkpoint.step: report.metrics[metric].value for report in means if report.status == "done"}
+    known = sorted({report.checkpoint.step for reports in collections.values() for report in reports})
+    best = max(values, key=lambda step: (values[step], -step), default=None)
+    steps = sorted({*known[-MOST_STEPS:], *([] if best is None else [best])})
+    table = Table(title=f"{metric} by collection and training step", title_justify="left", show_edge=False)
+    table.add_column("collection", overflow="fold")
+    for step in steps:
+        table.add_column(f"{step} (best mean)" if step == best and len(steps) > 1 else str(step), justify="right")
+    for name, reports in collections.items():
+        latest = {report.checkpoint.step: report for report in sorted(reports, key=lambda report: report.at)}
+        shown = [_value_or_status(latest.get(step), metric) for step in steps]
+        table.add_row(name, *shown)
+    return table
+
+
+def _value_or_status(report: Report | None, metric: str) -> str:
+    if report is None:
+        return ""
+    return f"{report.metrics[metric].value:.4f}" if report.status == "done" else report.status
 
 
 def _compared(report: Report, full: float | None, metric: str) -> list[str]:

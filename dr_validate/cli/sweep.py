@@ -55,7 +55,7 @@ class JobRecord:
     exit_code: int | None = None
     error: str | None = None
     stopped: bool = False
-    target: Mapping[str, str] | None = None
+    target: Mapping[str, Any] | None = None
     config: Mapping[str, Any] | None = None
 
     def save(self, folder: Path) -> None:

@@ -8,14 +8,10 @@ answer stand in its text, next to each other. Its title does not count.
 
 import functools
 import itertools
-import multiprocessing
-import os
 import re
 import unicodedata
 from array import array
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -23,13 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dr_validate.errors import DatasetError
-from dr_validate.process import live_and_die_with_parent
+from dr_validate.process import MOST_PROCESSES, cores, in_processes
 from dr_validate.values import Int64
 
 RULES_VERSION = 1  # of what is judged relevant
 AT_ONCE = 2_000  # texts that a process is handed
 FEW = 20_000  # are matched here: processes would take longer to start
-MOST_PROCESSES = 16  # one reads and hands out what these match
 _OF_ASCII = re.compile(r"[0-9a-z]+|[!-/:-@\[-`{-~]")
 Int32 = NDArray[np.int32]
 Matches = tuple[Int64, Int32]  # how many texts answer each question, and the ordinals of those of the first, the second ...
@@ -86,14 +81,12 @@ def match(texts: Iterable[str], answers: Sequence[Sequence[str]], processes: int
     stream = iter(texts)
     first = list(itertools.islice(stream, FEW))
     chunks = itertools.chain(_chunked(iter(first)), _chunked(stream))
-    count = min(len(os.sched_getaffinity(0)) if processes is None else processes, MOST_PROCESSES)
+    count = min(cores() if processes is None else processes, MOST_PROCESSES)
     if count < 2 or (processes is None and len(first) < FEW):
         matcher = Matcher(answers)
         return _by_question((_rows_of(matcher, chunk) for chunk in chunks), len(answers))
-    context = multiprocessing.get_context("spawn")  # a fork would take the threads of this process for its own
     try:
-        with ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(answers,)) as pool:
-            return _by_question(_in_order(pool, chunks, 2 * count), len(answers))
+        return _by_question(in_processes(_find, chunks, count, _begin, answers), len(answers))
     except BrokenProcessPool as error:
         raise DatasetError("a process that looks for answers in the corpus was ended; is there too little memory?") from error
 
@@ -101,17 +94,6 @@ def match(texts: Iterable[str], answers: Sequence[Sequence[str]], processes: int
 def _chunked(stream: Iterator[str]) -> Iterator[list[str]]:
     while chunk := list(itertools.islice(stream, AT_ONCE)):
         yield chunk
-
-
-def _in_order(pool: ProcessPoolExecutor, chunks: Iterable[list[str]], most: int) -> Iterator[tuple[int, bytes, bytes]]:
-    """What the processes find, chunk by chunk; at most so many chunks are on their way."""
-    waiting: deque[Future[tuple[int, bytes, bytes]]] = deque()
-    for chunk in chunks:
-        waiting.append(pool.submit(_find, chunk))
-        if len(waiting) >= most:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _by_question(parts: Iterable[tuple[int, bytes, bytes]], num_questions: int) -> Matches:
@@ -137,7 +119,6 @@ def _rows_of(matcher: Matcher, texts: Sequence[str]) -> tuple[int, bytes, bytes]
 
 def _begin(answers: Sequence[Sequence[str]]) -> None:
     global _matcher
-    live_and_die_with_parent()
     _matcher = Matcher(answers)
 
 

@@ -118,7 +118,7 @@ def _attend_alike(query: Tensor, key: Tensor, value: Tensor, *, rule: Rule) -> T
 def _attend_fused(states: tuple[Tensor, Tensor, Tensor], layout: Packing, rule: Rule) -> Tensor:
     """The same by torch's flash attention with variable lengths, called so that every torch since 2.11 takes it.
 
-    `enable_gqa` came with 2.12 and is passed only where there are fewer heads of keys. Has never run on a GPU.
+    `enable_gqa` came with 2.12 and is passed only where there are fewer heads of keys.
     """
     from torch.nn.attention.varlen import varlen_attn
 

@@ -57,20 +57,26 @@ class AutoEncoder:
     max_tokens_per_batch: int | None = Field(default=None, ge=1)
 
     @contextlib.contextmanager
-    def load(self, folder: Path, device: str) -> Iterator[Model]:
-        """The model in `folder` on `device`, freed on exit. Raises CheckpointError or ConfigError before any weight is read."""
+    def load(self, folder: Path, device: str, weights_of: Model | None = None) -> Iterator[Model]:
+        """See `Encoder.load`. Raises CheckpointError or ConfigError before any weight is read."""
         contract = self._contract(folder)
         from dr_validate.encoder.transformer import TransformerModel
 
         budget = self.max_tokens_per_batch or (CPU_TOKENS if device == "cpu" else GPU_TOKENS)
         with _one_thread():
-            model = TransformerModel(contract, dtype=self.dtype, device=device, append_eos=self.append_eos, max_tokens=budget)
-        log.debug("loaded %s on %s: %s", folder.name, device, model.contract)
+            assert weights_of is None or isinstance(weights_of, TransformerModel), (
+                "weights are shared between models of one kind"
+            )
+            stated: dict[str, Any] = {"dtype": self.dtype, "append_eos": self.append_eos, "max_tokens": budget}
+            model = TransformerModel(contract, device=device, weights_of=weights_of, **stated)
+        if weights_of is None:
+            log.debug("loaded %s on %s: %s", folder.name, device, model.contract)
         try:
             yield model
         finally:
             model.close()
-            _free(device)
+            if weights_of is None:
+                _free(device)
 
     def read(self, folder: Path) -> Mapping[str, Any]:
         """See `Encoder.read`: of what is stated only its effect counts, and files by their content."""

@@ -21,12 +21,22 @@ from dr_validate.values import Side, TokenBlock
 class TransformerModel:
     """Both sides of a checkpoint on one device; towers with the same weights share them."""
 
-    def __init__(self, contract: Contract, *, dtype: str, device: str, append_eos: bool | None, max_tokens: int) -> None:
+    def __init__(
+        self,
+        contract: Contract,
+        *,
+        dtype: str,
+        device: str,
+        append_eos: bool | None,
+        max_tokens: int,
+        weights_of: "TransformerModel | None" = None,
+    ) -> None:
         self._contract: dict[str, Any] = {"dtype": dtype, "append_eos": append_eos} | contract.describe()
         if device == "cpu":
             keep_heap()
         self._towers: dict[Side, LoadedTower] = {}
-        chosen: dict[tuple[object, ...], Chosen] = {}
+        self._chosen: dict[tuple[object, ...], Chosen]
+        chosen = self._chosen = {} if weights_of is None else dict(weights_of._chosen)
         for side in _SIDES:
             tower = contract.tower(side)
             place = (tower.weights, tower.adapter, tower.weights_prefix)
@@ -58,6 +68,7 @@ class TransformerModel:
     def close(self) -> None:
         """Let go of the weights, whoever still holds the model."""
         self._towers.clear()
+        self._chosen.clear()
 
     def encode(self, tokens: TokenBlock, side: Side) -> Tensor:
         """(len(tokens), dim) float32 on the device, in the order given; a text without any token is the zero vector."""

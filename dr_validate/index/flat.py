@@ -34,7 +34,7 @@ def import_faiss() -> Any:
     """The module. Raises SetupError where it is not installed: neither of its two packages can be a base dependency."""
     try:
         import faiss
-    except ImportError as error:
+    except (ImportError, RuntimeError, OSError) as error:  # faiss-gpu raises the latter where a library of CUDA is missing
         raise SetupError(
             f"index: faiss cannot be imported ({error}); {WAY_OUT}, or set index=torch, which gives the ranking of index=flat"
         ) from error
@@ -53,9 +53,9 @@ def gpu_resources(faiss: Any) -> Any:
 
 
 @functools.cache
-def say_once(message: str) -> None:
+def say_once(message: str, level: int = logging.INFO) -> None:
     """Log it the first time in this process, not for every checkpoint."""
-    log.info("%s", message)
+    log.log(level, "%s", message)
 
 
 @component
@@ -68,7 +68,7 @@ class FlatIndex:
         try:
             faiss = import_faiss()
         except SetupError as error:
-            log.log(logging.WARNING if has_faiss() else logging.DEBUG, "%s: index=torch searches", error)
+            say_once(f"{error}: index=torch searches", logging.WARNING if has_faiss() else logging.DEBUG)
             return TorchIndex().open(queries, top_k, tie_rank, device)
         from dr_validate.index.topk import MARGIN, RunningTopK
 
@@ -92,7 +92,7 @@ class FlatIndex:
 
 
 class _Knn:
-    """`topk.Library`. `knn_gpu` has never run here: no GPU could be had."""
+    """`topk.Library`."""
 
     def __init__(self, faiss: Any, queries: "Tensor | Float32", device: str) -> None:
         import torch

@@ -6,6 +6,7 @@ import math
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,15 @@ def is_better(report: Report, best: Report, metric: str, state_dir: Path, min_co
         low, high = between["population"]
         gain, error = float(between["value"]), (high - low) / 2 / Z95
     else:
-        mine, theirs = (read_query_values(state_dir, one, metric) for one in (report, best))
-        changes = [mine[query] - theirs[query] for query in mine.keys() & theirs.keys()]
-        if len(changes) < 2:
-            return False
-        gain, error = statistics.fmean(changes), statistics.stdev(changes) / math.sqrt(len(changes))
+        gains, errors = [], []
+        for spec in dict(report.notes.get("collections") or {"": report.spec}).values():  # of a mean each counts the same
+            mine, theirs = (read_query_values(state_dir, replace(one, spec=spec), metric) for one in (report, best))
+            changes = [mine[query] - theirs[query] for query in mine.keys() & theirs.keys()]
+            if len(changes) < 2:
+                return False
+            gains.append(statistics.fmean(changes))
+            errors.append(statistics.stdev(changes) / math.sqrt(len(changes)))
+        gain, error = statistics.fmean(gains), math.hypot(*errors) / len(errors)
     return gain > statistics.NormalDist().inv_cdf(min_confidence) * error and gain > 0
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dr_validate.config import MEAN
 from dr_validate.errors import ConfigError
 from dr_validate.integrations.child import set_of
 from dr_validate.integrations.publish import unwrapped
@@ -152,18 +153,26 @@ def visible_device(device: str | None) -> tuple[str, str | None]:
     return "cuda:0", number
 
 
-def keys_for(args: Any, metrics: Sequence[str]) -> dict[str, str]:
+def keys_for(args: Any, metrics: Sequence[str], collections: Sequence[str] = ()) -> dict[str, str]:
     """Metric -> the trainer's key of it: `eval_<metric>`, or with the words between that metric_for_best_model has
-    (sentence-transformers: `eval_<evaluator>_<similarity>_<metric>`). Raises ConfigError for one that is not computed."""
+    (sentence-transformers: `eval_<evaluator>_<similarity>_<metric>`); of several `collections` that of the mean, `eval_mean_
+    <metric>` unless it says otherwise. Raises ConfigError for one that is not computed."""
     wanted = args.metric_for_best_model
     if wanted is None:
-        return {metric: f"eval_{metric}" for metric in metrics}
+        return {metric: f"eval_{MEAN}_{metric}" if collections else f"eval_{metric}" for metric in metrics}
     name = wanted.removeprefix("eval_")
     theirs = {metric: metric.replace("hit_rate@", "accuracy@") for metric in metrics}  # as sentence-transformers calls it
     for metric, their in theirs.items():
         for known in (metric, their):
             if name == known or name.endswith(f"_{known}"):
                 before = name.removesuffix(known)
+                if (own := before.removesuffix("_")) in collections:
+                    raise ConfigError(
+                        [
+                            f"metric_for_best_model: got {wanted!r}, of {own} alone; of a suite the mean decides: set "
+                            f"{MEAN}_{known}"
+                        ]
+                    )
                 return {one: f"eval_{before}{theirs[one] if before else one}" for one in metrics} | {metric: f"eval_{name}"}
     raise ConfigError(
         [

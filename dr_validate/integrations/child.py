@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dr_validate.config import Run, build
+from dr_validate.config import Run, build, check_datasets
 from dr_validate.errors import DrValidateError, SetupError
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.process import die_with_parent
@@ -69,7 +69,7 @@ def compose(overrides: Sequence[str]) -> Run:
     config = OmegaConf.to_container(OmegaConf.create(done.stdout), resolve=True)
     assert isinstance(config, dict)
     run = build({str(key): value for key, value in config.items()})
-    run.dataset.check()
+    check_datasets(run)
     return run
 
 
@@ -84,6 +84,7 @@ class WatcherChild:
         self._places, log_file = [place.resolve() for place in places], places[0] / ".dr_validate" / "watcher.log"
         self.state_dir, self.log_file = run.settings.state_dir.absolute(), log_file
         self.latest: tuple[Report, ...] = ()
+        self.by_collection: dict[str, list[Report]] = {}  # of a suite, by digest: those of its collections that are done
         self.version = 0  # counts changes of `latest`
         self.spec: str | None = None
         self._command = [sys.executable, "-m", "dr_validate.integrations.child", str(os.getpid()), *overrides]
@@ -91,7 +92,7 @@ class WatcherChild:
         self._exit_s = run.watch.exit_timeout_s + STOP_S
         self._process: subprocess.Popen[bytes] | None = None
         self._starts, self._starts_of = 0, -1
-        self._is_foreign = False
+        self._is_foreign, self._is_suite = False, bool(run.members)
         self._closing = threading.Event()
         self._candidate: str | None = None
         self._seen = -1  # size of reports.jsonl when the ledger was read
@@ -127,6 +128,11 @@ class WatcherChild:
                 raise SetupError(
                     f"state_dir: {self.state_dir} is in use by process {claimed[2]}, which watches {watched} and will not see "
                     "this training; set another state_dir"
+                )
+            if self._is_suite and not self._is_of_suite(claimed[1]):
+                raise SetupError(
+                    f"state_dir: {self.state_dir} is in use by process {claimed[2]}, which validates one collection of "
+                    "the suite alone; wait for it, stop it, or set another state_dir"
                 )
             self.spec, self._is_foreign, self._process = claimed[1], True, None
             log.info("validation: a watcher that runs already on %s is used (spec %s)", self.state_dir, self.spec)
@@ -184,16 +190,31 @@ class WatcherChild:
         if size == self._seen:
             return
         with Ledger(self.state_dir / "ledger.db", read_only=True) as ledger:
-            self.latest = tuple(ledger.reports(self.spec))
+            latest = tuple(ledger.reports(self.spec))
+            done = [one for spec in self._members(ledger) for one in ledger.reports(spec) if one.metrics]
+        by_collection: dict[str, list[Report]] = {}
+        for one in done:
+            by_collection.setdefault(one.checkpoint.digest, []).append(one)
+        self.by_collection, self.latest = by_collection, latest
         self._seen = size
         self.version += 1
+
+    def _is_of_suite(self, spec: str) -> bool:
+        with Ledger(self.state_dir / "ledger.db", read_only=True) as ledger:
+            return "members" in ledger.specs().get(spec, {})
+
+    def _members(self, ledger: Ledger) -> Iterable[str]:
+        return dict(ledger.specs().get(self.spec or "", {}).get("members", {})).values()
 
     def _own_spec(self) -> str | None:
         """The spec that the watcher has claimed for good: for a baseline it holds another one for a while."""
         with Ledger(self.state_dir / "ledger.db", read_only=True) as ledger:
             described = ledger.specs()
         held = [spec for spec in described if (holder(self.state_dir, spec) or {}).get("pid", 0) == self.pid]
-        found = min(held, key=lambda spec: bool(described[spec].get("baseline")), default=None)
+        # Of a suite the mean, which nobody but its watcher has.
+        found = min(
+            held, key=lambda spec: (bool(described[spec].get("baseline")), "members" not in described[spec]), default=None
+        )
         before, self._candidate = self._candidate, found
         return found if found == before else None
 

@@ -7,7 +7,8 @@ log_history, reporters, early stopping, schedulers and the choice of the best, a
 Ranks: results are read by rank 0 and sent to the others, every RANKS_EVERY steps and at saves, by broadcast_object_list.
 DistributedDataParallel: saves and snapshots work so. FSDP, DeepSpeed: saves, if they hold whole weights; snapshots
 are refused, as their weights are in parts. Tests have one process on a processor; two processes of DDP on a processor were
-tried by hand. Nothing here has run on a GPU, with FSDP or with DeepSpeed: none could be had.
+tried by hand. On a GPU scripts/gpu_check.py has tried snapshots and a training beside its watcher (scripts/GPU.md); several
+GPUs, FSDP and DeepSpeed were never tried.
 """
 
 import contextlib
@@ -113,7 +114,7 @@ class AsyncValidation(transformers.TrainerCallback):
         self._command = complete_overrides(self._overrides, self._settings, places, base_model(trainer.model))
         self._run: Run = compose(self._command)
         self._state_dir = self._run.settings.state_dir.absolute()
-        self._keys = keys_for(trainer.args, self._run.settings.metrics)
+        self._keys = keys_for(trainer.args, self._run.settings.metrics, tuple(self._run.members))
         self._metric = chosen(trainer.args, self._keys)
         stated = {key: getattr(self._run.encoder, key, None) for key in CONTRACT_KEYS}
         said = tevatron_contract(unwrapped(trainer.model)) | {key: one for key, one in stated.items() if one is not None}
@@ -241,7 +242,8 @@ class AsyncValidation(transformers.TrainerCallback):
             self._trainer.callback_handler.on_log(args, past, control, dict(row))
             self._trainer.callback_handler.on_evaluate(args, past, control, dict(row))
             control.should_log, control.should_save = wishes
-            if type(scheduler).__name__ in ("ReduceLROnPlateau", "GreedyLR"):
+            is_whole = self._keys[self._metric] in result.metrics  # of a suite, on all collections
+            if is_whole and type(scheduler).__name__ in ("ReduceLROnPlateau", "GreedyLR"):
                 scheduler.step(result.value)
         if result.is_best:  # after on_evaluate: early stopping compares with what was the best before
             self._credit(args, state, result.step, result.value)
@@ -300,7 +302,7 @@ class AsyncValidation(transformers.TrainerCallback):
                     overtaken.append(str(step))
                 else:
                     log.warning("validation: no result of step %d: %s", step, report.error)
-                results.append(Result(step=step, epoch=identity.epoch, metrics={}))
+                results.append(Result(step=step, epoch=identity.epoch, metrics=self._of_collections(report)))
             else:
                 results.append(self._result(args, report, step, identity.epoch))
                 if results[-1].is_best and snapshot is not None:
@@ -316,7 +318,17 @@ class AsyncValidation(transformers.TrainerCallback):
         assert self._best is not None
         is_best = args.metric_for_best_model is not None and self._best.offer(report, step)
         value = float(report.metrics[self._metric].value)
-        return Result(step=step, epoch=epoch, metrics=values_of(report, self._keys), value=value, is_best=is_best)
+        metrics = {**self._of_collections(report), **values_of(report, self._keys)}
+        return Result(step=step, epoch=epoch, metrics=metrics, value=value, is_best=is_best)
+
+    def _of_collections(self, report: Report) -> dict[str, float]:
+        """Of a suite the values on each collection that did not fail."""
+        assert self._child is not None
+        metrics = self._run.settings.metrics
+        found: dict[str, float] = {}
+        for one in self._child.by_collection.get(report.checkpoint.digest, []):
+            found |= values_of(one, {metric: f"eval_{one.dataset}_{metric}" for metric in metrics})
+        return found
 
     def _snapshot(self, state: Any, *, wait: bool) -> None:
         assert self._snapshots is not None

@@ -1,10 +1,12 @@
 """What a Report says between the lines: the evidence of its estimates, and how long it was on its way."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, TypeAlias
 
+from dr_validate.config import MEAN
 from dr_validate.values import Estimate, Report
 
 # How the reason of a skip begins where nothing is lost by it.
@@ -122,8 +124,9 @@ def _with(known: Report, metrics: Mapping[str, Sequence[float]]) -> Report:
     for name, (value, low, high, *population) in metrics.items():
         if name in moved:
             naive = moved[name].naive
+            most = math.inf if known.dataset == MEAN else naive  # the interval of a mean is for other queries, too
             at_first.setdefault(name, moved[name].value)
-            moved[name] = Estimate(value=min(value, naive), low=min(low, naive), high=min(high, naive), naive=naive)
+            moved[name] = Estimate(value=min(value, naive), low=min(low, naive), high=min(high, most), naive=naive)
             ranges.pop(name, None)
             if _is_interval(population):
                 ranges[name] = (population[0], population[1])

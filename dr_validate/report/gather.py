@@ -66,6 +66,7 @@ class Section:
     the most telling strategy first."""
 
     key: str
+    full_spec: str  # which sections of one collection, encoder setting and list of metrics have in common
     title: str
     dataset: str
     run: str
@@ -184,7 +185,8 @@ def _section(full_spec: str, run: str, described: Mapping[str, Mapping[str, Any]
 
     return Section(
         key=f"{full_spec}-{run}",
-        title=dataset,
+        full_spec=full_spec,
+        title=f"mean of {len(members)} collections" if (members := description.get("members")) else dataset,
         dataset=dataset,
         run=run,
         documents=description.get("documents"),

@@ -13,6 +13,7 @@ from dr_validate.report.markup import Markup, el, join
 from dr_validate.report.plot import charts
 from dr_validate.report.queries import Movement, Top
 from dr_validate.report.tables import checkpoints_table, other_metrics_table, queries_table, strategies_table
+from dr_validate.report.trainings import Overlay, differences_table, overlay_charts
 from dr_validate.report.verdict import Verdict
 from dr_validate.report.words import count, listed, with_interval
 
@@ -26,6 +27,10 @@ MEANINGS = (
 LEARNT = (
     "Sampled values are as the latest report sees them: corrected with all checkpoints and with what full-corpus baselines "
     "of others show, never with the checkpoint\u2019s own baseline."
+)
+COMPARED = (
+    "Trainings: the same queries and documents on both sides; a difference is of values as they are known now, its 95% "
+    "interval, each for itself, where it would be for other queries like these."
 )
 COLUMNS = (
     "95% interval: where the full-corpus value of these queries lies; any queries: the same for other queries like these; "
@@ -50,7 +55,7 @@ class Part:
     documents: Mapping[str, str] = field(default_factory=dict)
 
 
-def page(parts: Sequence[Part], state_dir: str, every_s: float = 0) -> str:
+def page(parts: Sequence[Part], state_dir: str, every_s: float = 0, overlays: Sequence[Sequence[Overlay]] = ()) -> str:
     """One self-contained HTML file that is XML, too: no server, no network, no script needed to read it.
 
     The same ledger gives the same page, byte for byte. `every_s`: after so many seconds a browser loads it again; 0: never.
@@ -59,9 +64,10 @@ def page(parts: Sequence[Part], state_dir: str, every_s: float = 0) -> str:
     latest = f", as of {max(ends)}" if ends else ""
     body = [
         el("header", el("h1", TITLE), el("p", f"{state_dir}{latest}", class_="facts")),
-        _contents(parts),
+        _contents(parts, overlays),
+        *(_trainings(shared, number) for number, shared in enumerate(overlays, 1)),
         *(_section(part, number) for number, part in enumerate(parts, 1)),
-        _notes(parts) if parts else _nothing_yet(state_dir),
+        _notes(parts, overlays) if parts else _nothing_yet(state_dir),
     ]
     head = [
         el("meta", charset="utf-8"),
@@ -85,10 +91,14 @@ def _nothing_yet(state_dir: str) -> Markup:
     return el("section", el("h2", NOTHING_YET), el("p", told), el("pre", commands))
 
 
-def _contents(parts: Sequence[Part]) -> Markup | None:
+def _contents(parts: Sequence[Part], overlays: Sequence[Sequence[Overlay]]) -> Markup | None:
     if len(parts) < 2:
         return None
     rows = [
+        el("li", el("a", _title(shared), href=f"#trainings-{number}"), f": {' and '.join(shared[0].trainings)}")
+        for number, shared in enumerate(overlays, 1)
+    ]
+    rows += [
         el("li", el("a", part.section.title, href=f"#part-{number}"), _in_short(part.section))
         for number, part in enumerate(parts, 1)
     ]
@@ -102,12 +112,31 @@ def _in_short(section: Section) -> str:
     return f": step {best.checkpoint.step:,}, {metric} {with_interval(best.metrics[metric])}"
 
 
-def _notes(parts: Sequence[Part]) -> Markup:
+def _title(shared: Sequence[Overlay]) -> str:
+    return f"{shared[0].dataset}, {len(shared[0].trainings)} trainings"
+
+
+def _trainings(shared: Sequence[Overlay], number: int) -> Markup:
+    """The strategy with most steps in common at once, the others on demand."""
+    drawn = [
+        join(
+            el("ul", *(el("li", sentence) for sentence in overlay.sentences), class_="verdict"),
+            overlay_charts(overlay),
+            differences_table(overlay),
+        )
+        for overlay in shared
+    ]
+    others = [_folded(overlay.strategy, content) for overlay, content in zip(shared[1:], drawn[1:], strict=True)]
+    facts = el("p", f"{shared[0].strategy}, the same queries at the same steps", class_="facts")
+    return el("section", el("h2", _title(shared)), facts, drawn[0], *others, id=f"trainings-{number}")
+
+
+def _notes(parts: Sequence[Part], overlays: Sequence[Sequence[Overlay]]) -> Markup:
     """What words in the tables mean, once for all of them."""
     sampled = [(part.section, strategy) for part in parts for strategy in part.section.sampled]
     compared = any(section.metric and section.comparison(strategy, section.metric) for section, strategy in sampled)
     told = any(EstimateDetails.of(report).baselines for _, strategy in sampled for report in strategy.done)
-    notes = [MEANINGS] * compared + [LEARNT] * told + [COLUMNS]
+    notes = [MEANINGS] * compared + [LEARNT] * told + [COMPARED] * bool(overlays) + [COLUMNS]
     return el("footer", *(el("p", note, class_="note") for note in notes))
 
 

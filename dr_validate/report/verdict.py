@@ -46,7 +46,14 @@ def verdict(section: Section, movement: Movement | None = None) -> Verdict:
         return Verdict(headline="No checkpoint is validated yet.", sentences=tuple(_troubles(section)))
     done = [report for report in judge.done if metric in report.metrics]
     parts = [*_rivals(done, best, metric), *_course(done, best, metric, movement), *_moved(movement, section)]
-    sentences = (*parts, *_fidelity(section, metric), *_cost(section), *_troubles(section), *_warnings(section))
+    sentences = (
+        *_mean(judge, best, metric),
+        *parts,
+        *_fidelity(section, metric),
+        *_cost(section),
+        *_troubles(section),
+        *_warnings(section),
+    )
     return Verdict(headline=_headline(section, judge, best, metric), sentences=sentences)
 
 
@@ -57,6 +64,16 @@ def _headline(section: Section, judge: Strategy, best: Report, metric: str) -> s
     if len(judge.done) == 1:
         return f"One checkpoint so far: step {step:,}, {value}{exact}."
     return f"Best of {len(judge.done):,} checkpoints: step {step:,} ({value}{exact})."
+
+
+def _mean(judge: Strategy, best: Report, metric: str) -> list[str]:
+    """Of a suite: what the value is the mean of."""
+    members = list(judge.description.get("members") or ())
+    if not members:
+        return []
+    told = f"Its collections ({listed(members)}) count the same"
+    interval = "; its interval is for other queries like theirs" if has_interval(best.metrics[metric]) else ""
+    return [f"{told}{interval}."]
 
 
 def _rivals(done: list[Report], best: Report, metric: str) -> list[str]:

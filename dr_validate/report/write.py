@@ -14,6 +14,7 @@ from dr_validate.ledger.revised import EstimateDetails
 from dr_validate.report.gather import Section, gather
 from dr_validate.report.page import NOTHING_YET, Part, page
 from dr_validate.report.queries import document_texts, movement, query_texts, top_of
+from dr_validate.report.trainings import Overlay, overlays
 from dr_validate.report.verdict import verdict
 
 PAGE = "report.html"
@@ -21,28 +22,36 @@ COLUMNS = (
     *("dataset", "training_run", "strategy", "spec", "checkpoint", "step", "metric"),
     *("value", "low", "high", "naive", "as_reported"),  # the last one only where the value has moved since
 )
+DIFFERENCES = (
+    *("dataset", "strategy", "spec", "metric", "step", "training_run", "checkpoint", "value"),
+    *("first_training_run", "first_checkpoint", "first_value", "difference", "low", "high"),
+)
 log = logging.getLogger(__name__)
 
 
 def write_report(state_dir: Path, settings: ReportSettings, *, refresh: bool = False) -> Path:
-    """Write the page, and the numbers that it draws beside it (`.csv`); log the verdicts and where it is; returns the path.
+    """Write the page, and the numbers that it draws beside it (`.csv`; `.differences.csv` of trainings); log the verdicts and
+    where it is; returns the path.
 
     `refresh`: browsers load it again every `settings.every_s`. Raises SetupError where there is no ledger, and for a path that
     cannot be written.
     """
     with Ledger(state_dir / "ledger.db", read_only=True) as ledger:
         sections = gather(ledger)
-    parts = [_part(section, state_dir) for section in sections]
+    parts, shared = [_part(section, state_dir) for section in sections], overlays(sections, state_dir)
     path = settings.out or state_dir / PAGE
     try:
         write_atomically(path.with_suffix(".csv"), numbers(sections))
-        write_atomically(path, page(parts, str(state_dir), settings.every_s if refresh else 0))
+        write_atomically(path.with_suffix(".differences.csv"), differences(shared))
+        write_atomically(path, page(parts, str(state_dir), settings.every_s if refresh else 0, shared))
     except OSError as error:
         raise SetupError(
             f"report.out: {path} cannot be written ({error.strerror}); set report.out to a file elsewhere"
         ) from error
     for part in parts:
         log.info("%s: %s", part.section.title, part.verdict.text)
+    for overlay in (same[0] for same in shared):
+        log.info("%s, %s: %s", overlay.dataset, overlay.strategy, " ".join(overlay.sentences))
     if not parts:
         log.info("%s", NOTHING_YET)
     log.info("report: %s", path)
@@ -62,6 +71,21 @@ def numbers(sections: Sequence[Section]) -> str:
                     first = EstimateDetails.of(report).as_reported.get(metric)
                     values = (known.value, known.low, known.high, known.naive, first)
                     writer.writerow([*place, report.checkpoint.step, metric, *values])
+    return text.getvalue()
+
+
+def differences(shared: Sequence[Sequence[Overlay]]) -> str:
+    """A line for each difference of two trainings that is drawn; the head alone where there are none."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(DIFFERENCES)
+    for overlay in (overlay for same in shared for overlay in same):
+        first = next(iter(overlay.trainings))
+        for one in overlay.differences:
+            metric, sides = overlay.metrics[0], ((one.training, one.report), (first, one.first))
+            which = [cell for run, r in sides for cell in (run, r.checkpoint.label, r.metrics[metric].value)]
+            place = (overlay.dataset, overlay.strategy, overlay.spec, metric, one.step)
+            writer.writerow([*place, *which, one.value, *(one.interval or ("", ""))])
     return text.getvalue()
 
 

@@ -1,26 +1,27 @@
-"""BM25 over the whole corpus, made once per test set: what a pool can start from when there is no other run."""
+"""BM25 over the whole corpus: what a pool can start from when there is no other run."""
 
-import gzip
 import logging
 import re
-import zlib
 from array import array
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dr_validate.component import fingerprint
 from dr_validate.errors import SetupError
-from dr_validate.files import atomic_file
-from dr_validate.sampler.runs import Run, match, read_file
-from dr_validate.values import Float32, Int64, TestSet
+from dr_validate.process import cores, in_processes
+from dr_validate.sampler.runs import Run, ranked
+from dr_validate.values import Float32, Float64, Int64, TestSet
 
 log = logging.getLogger(__name__)
+Int32 = NDArray[np.int32]
 
 SETTINGS = {"method": "lucene", "k1": 0.9, "b": 0.4, "tokenizer": 2}  # tokenizer: change it when `_terms` changes
 DOCUMENTS_AT_ONCE = 10_000
+FEW = 50_000  # documents: processes would take longer to start
 # Thai and Lao; Myanmar, Khmer; kana, Han (with its extensions), half-width kana: scripts without spaces between words, marks
 # included, which `\w` would not match.
 _UNSPACED = (
@@ -39,33 +40,23 @@ _ENGLISH = (
 _STOP_WORDS = frozenset(_ENGLISH.split())
 
 
-def bm25_run(test_set: TestSet, depth: int, cache: Path) -> Run:
-    """The top `depth` of each query, from `cache` where it is there; documents without a common term are not hits."""
-    key = fingerprint({"test_set": test_set.fingerprint, "depth": depth, **SETTINGS})
-    path = cache / f"bm25-{key}.trec.gz"
-    if path.exists():
-        try:
-            return _matched(path, test_set)
-        except (OSError, EOFError, zlib.error, UnicodeDecodeError, SetupError) as error:
-            log.warning("%s is damaged (%s): BM25 is computed again", path, error)
+def bm25_run(test_set: TestSet, depth: int) -> Run:
+    """The top `depth` of each query; documents without a common term are not hits. Raises SetupError where there are none.
+
+    Memory: 4 bytes for each word of the corpus, and what bm25s needs to index them, some 40 for each word of each document.
+    """
     log.info("BM25 over %d documents of %s starts", len(test_set.corpus), test_set.name)
-    with atomic_file(path) as stream, gzip.GzipFile(fileobj=stream, mode="wb", compresslevel=1, mtime=0, filename="") as file:
-        for query_id, document_id, rank, score in _hits(test_set, depth):
-            file.write(f"{query_id}\tQ0\t{document_id}\t{rank}\t{score}\tbm25\n".encode())
-        if not file.tell():
-            raise SetupError(f"bm25 finds no term of any query in the documents of {test_set.name}; give another run")
-    log.info("BM25 is kept in %s", path)
-    return _matched(path, test_set)
-
-
-def _matched(path: Path, test_set: TestSet) -> Run:
-    run = match(read_file(path), test_set, "bm25")
+    rows, documents, scores = _hits(test_set, depth)
+    if not len(rows):
+        raise SetupError(f"bm25 finds no term of any query in the documents of {test_set.name}; give another run")
+    run = ranked(rows, documents, scores, test_set)
     if without := len(test_set.query_ids) - len(np.unique(run.rows)):
         log.warning("BM25 finds nothing for %d of %d queries of %s", without, len(test_set.query_ids), test_set.name)
     return run
 
 
-def _hits(test_set: TestSet, depth: int) -> Iterator[tuple[str, str, int, str]]:
+def _hits(test_set: TestSet, depth: int) -> tuple[Int64, Int64, Float64]:
+    """Rows of queries, ordinals and scores."""
     import bm25s
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets DEBUG for itself
@@ -76,12 +67,16 @@ def _hits(test_set: TestSet, depth: int) -> Iterator[tuple[str, str, int, str]]:
     tokens.describe(test_set.name)
     retriever = bm25s.BM25(method=SETTINGS["method"], k1=SETTINGS["k1"], b=SETTINGS["b"])
     retriever.index(tokens, create_empty_token=False, show_progress=False)
-    for row, query_id in enumerate(test_set.query_ids):
-        terms = [tokens.vocab[term] for term in _terms(test_set.query_texts[row]) if term in tokens.vocab]
-        scores = retriever.get_scores_from_ids(terms)
+
+    def search(text: Any) -> tuple[Int64, Float64]:
+        scores = retriever.get_scores_from_ids([tokens.vocab[term] for term in _terms(text) if term in tokens.vocab])
         best = _best(scores, test_set.corpus.tie_rank, depth)
-        for rank, (document, ordinal) in enumerate(zip(test_set.corpus.ids(best), best, strict=True), start=1):
-            yield query_id, document, rank, repr(float(scores[ordinal]))
+        return best, scores[best].astype(np.float64)
+
+    with ThreadPoolExecutor(cores()) as pool:  # numpy does most of it, and lets others compute meanwhile
+        found = list(pool.map(search, test_set.query_texts))
+    rows = np.repeat(np.arange(len(found)), [len(documents) for documents, _ in found])
+    return rows, np.concatenate([one for one, _ in found]), np.concatenate([one for _, one in found])
 
 
 def _best(scores: Float32, tie_rank: Int64, depth: int) -> Int64:
@@ -102,10 +97,16 @@ class _Tokens:
         self._flat = array("i")
         self._offsets = array("q", [0])
         corpus = test_set.corpus
-        for start in range(0, len(corpus), DOCUMENTS_AT_ONCE):
-            for text in corpus.texts(np.arange(start, min(start + DOCUMENTS_AT_ONCE, len(corpus)))):
-                self._flat.extend(self.vocab.setdefault(term, len(self.vocab)) for term in _terms(text))
-                self._offsets.append(len(self._flat))
+        starts = range(0, len(corpus), DOCUMENTS_AT_ONCE)
+        parts = (corpus.texts(np.arange(start, min(start + DOCUMENTS_AT_ONCE, len(corpus)))) for start in starts)
+        count = cores() if len(corpus) > FEW else 1
+        try:
+            for terms, flat, lengths in map(_words_of, parts) if count < 2 else in_processes(_words_of, parts, count):
+                numbers = np.array([self.vocab.setdefault(term, len(self.vocab)) for term in terms], dtype=np.int32)
+                self._flat.frombytes(numbers[flat].tobytes())
+                self._offsets.frombytes((self._offsets[-1] + np.cumsum(lengths)).tobytes())
+        except BrokenProcessPool as error:
+            raise SetupError("a process that reads words for BM25 was ended; is there too little memory?") from error
 
     def describe(self, name: str) -> None:
         """Say where the text has no spaces: its terms are pairs of characters then, or whole sentences, which find nothing."""
@@ -133,6 +134,17 @@ class _Tokens:
     def __iter__(self) -> Iterator[list[int]]:
         for place in range(len(self)):
             yield self._flat[self._offsets[place] : self._offsets[place + 1]].tolist()
+
+
+def _words_of(texts: Sequence[str] | Sequence[list[int]]) -> tuple[list[Any], Int32, Int64]:
+    """Terms of some texts, each once, as they come; the number among these of every word; and how many words each text has."""
+    terms: dict[Any, int] = {}
+    flat, lengths = array("i"), []
+    for text in texts:
+        before = len(flat)
+        flat.extend(terms.setdefault(term, len(terms)) for term in _terms(text))
+        lengths.append(len(flat) - before)
+    return list(terms), np.array(flat, dtype=np.int32), np.array(lengths, dtype=np.int64)
 
 
 def _terms(text: str | list[int]) -> Sequence[str] | Sequence[int]:

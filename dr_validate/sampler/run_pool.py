@@ -20,8 +20,9 @@ DEFAULT_DEPTH = 100
 
 @component
 class RunPoolSampler:
-    """`run`: the path of a TREC or MS MARCO run, `ranxhub:ID`, or `bm25` (built in). The pool is its top `depth` per query,
-    or as deep as `fraction` of the whole corpus allows, judged documents included; one of the two, a depth of 100 if neither.
+    """`run`: the path of a TREC or MS MARCO run, `ranxhub:ID`, `bm25` (built in), or `shipped`: the collection's own, such as
+    MS MARCO's top1000.dev, else `bm25`. The pool is its top `depth` per query, or as deep as `fraction` of the whole corpus
+    allows, judged documents included; one of the two, a depth of 100 if neither.
 
     A pool is no random draw: nothing is known about what is not in it. `bm25_depth` (1000 if not set) is how deep the built-in
     run goes. Of a run without an order (MS MARCO's `top1000.dev.tsv`) `depth` takes that many hits of a query, the highest ids,
@@ -51,7 +52,7 @@ class RunPoolSampler:
         With `fraction`, the seed decides which documents of the last, partial depth come in.
         """
         self.check(test_set)
-        run = self._run.read(test_set, cache)
+        run = self._run.of(test_set).read(test_set, cache)
         return self.draw_from(candidates([run if self.fraction else run.first(self._depth)], test_set), test_set, seed)
 
     def draw_from(self, pool: Candidates, test_set: TestSet, seed: int) -> Sample:
@@ -67,7 +68,7 @@ class RunPoolSampler:
                     "run %s ends before the budget: %d documents fewer than sampler.fraction", self.run, room - len(chosen)
                 )
         log.info("run pool of %s: %d judged and %d other documents", test_set.name, len(test_set.judged), len(chosen))
-        return sample_of(test_set, chosen, 1.0, {**self.fingerprint(), "seed": seed})
+        return sample_of(test_set, chosen, 1.0, {**self._fingerprint(self._run.of(test_set)), "seed": seed})
 
     def check(self, test_set: TestSet) -> None:
         """See `Sampler.check`."""
@@ -76,8 +77,11 @@ class RunPoolSampler:
 
     def fingerprint(self) -> Mapping[str, Any]:
         """JSON values for the spec; of a file its content counts, not its place. Raises SetupError if there is no such file."""
+        return self._fingerprint(self._run)
+
+    def _fingerprint(self, run: NamedRun) -> Mapping[str, Any]:
         limit = {"depth": self._depth} if self.fraction is None else {"fraction": self.fraction}
-        return {"sampler": "run_pool", "run": self._run.content(), **limit}
+        return {"sampler": "run_pool", "run": run.content(), **limit}
 
     @property
     def _depth(self) -> int:

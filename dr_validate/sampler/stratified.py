@@ -1,7 +1,7 @@
 """The judged documents and a pool for certain, and a simple random sample of the rest."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -21,7 +21,7 @@ from dr_validate.sampler.design import (
     sample_of,
 )
 from dr_validate.sampler.fusion import Candidates, candidates
-from dr_validate.sampler.named_run import NamedRun
+from dr_validate.sampler.named_run import NamedRun, resolved
 from dr_validate.values import Sample, TestSet
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,8 @@ class StratifiedSampler:
     """`fraction` of the whole corpus: the judged documents for certain, then `pool_share` of what is left for the pool, for
     certain, the remainder for a simple random sample of all other documents.
 
-    Pool order fuses the runs of `pool`: `bm25` (built in, 1000 deep), paths of TREC or MS MARCO runs, `ranxhub:ID`. Strata
+    Pool order fuses the runs of `pool`: `bm25` (built in, 1000 deep), `shipped` (the collection's own, such as MS MARCO's
+    top1000.dev, else `bm25`), paths of TREC or MS MARCO runs, `ranxhub:ID`. Strata
     depend on the runs alone, the seed only draws within them, and the inclusion probability of a document is exactly n/N of
     its stratum. For equal seed, runs and share, the sample of a smaller fraction lies within that of a larger one.
     """
@@ -51,10 +52,14 @@ class StratifiedSampler:
         """See `Sampler.draw`. Raises SetupError for a run that cannot be read and for a fraction that leaves fewer than 40
         documents for the rest, naming the smallest one that works."""
         self.check(test_set)  # before minutes of BM25
-        return self.draw_from(candidates([run.read(test_set, cache) for run in self._named], test_set), test_set, seed)
+        runs = resolved(self._named, test_set)
+        return self._draw_from(candidates([run.read(test_set, cache) for run in runs], test_set), runs, test_set, seed)
 
     def draw_from(self, found: Candidates, test_set: TestSet, seed: int) -> Sample:
         """`draw` with the candidates of `pool` as they were found before: for whoever draws many times."""
+        return self._draw_from(found, resolved(self._named, test_set), test_set, seed)
+
+    def _draw_from(self, found: Candidates, runs: Sequence[NamedRun], test_set: TestSet, seed: int) -> Sample:
         population = _population(test_set, len(found.documents))
         strata = divide(num_documents(test_set, self.fraction), population, self.pool_share)
         if strata is None:
@@ -63,13 +68,13 @@ class StratifiedSampler:
         if strata.pool == population.candidates and strata.rest_drawn < strata.rest:
             log.warning(
                 "the runs %s end in the pool, after %d documents that are not judged: the room left goes to the rest",
-                *(", ".join(self.pool), population.candidates),
+                *(", ".join(run.name for run in runs), population.candidates),
             )
         # The hash orders equal ranks, not the numbers that draw: who is in a stratum must not depend on those.
         pool = found.best(strata.pool, test_set.corpus.id_hash[found.documents])
         rest = drawn(others(test_set, pool), strata.rest_drawn, test_set, seed)
         inclusion = np.repeat([1.0, strata.rest_inclusion], [len(pool), len(rest)])
-        return sample_of(test_set, np.concatenate([pool, rest]), inclusion, {**self.fingerprint(), "seed": seed})
+        return sample_of(test_set, np.concatenate([pool, rest]), inclusion, {**self._fingerprint(runs), "seed": seed})
 
     def check(self, test_set: TestSet) -> None:
         """See `Sampler.check`."""
@@ -78,12 +83,11 @@ class StratifiedSampler:
 
     def fingerprint(self) -> Mapping[str, Any]:
         """JSON values of the draw; of a file its content counts, not its place. Raises SetupError if there is no such file."""
-        return {
-            "sampler": "stratified",
-            "fraction": self.fraction,
-            "pool": [run.content() for run in self._named],
-            "pool_share": self.pool_share,
-        }
+        return self._fingerprint(self._named)
+
+    def _fingerprint(self, runs: Sequence[NamedRun]) -> Mapping[str, Any]:
+        pool = [run.content() for run in runs]
+        return {"sampler": "stratified", "fraction": self.fraction, "pool": pool, "pool_share": self.pool_share}
 
     @property
     def _named(self) -> list[NamedRun]:

@@ -1,5 +1,5 @@
-"""Where Reports go: `wandb`, `jsonl`, `none`.
+"""Where Reports go: `wandb`, `tensorboard`, `trackio`, `jsonl`, `none`; `local`: what all but the first share.
 
 `validation_run`, `run_target`, `summary_run`: W&B runs; `rows`, `tables`, `lineage`: what they hold; `session`: the SDK;
-`arrivals`: what the server is known to have.
+`arrivals`: what the server is known to have; `dashboard`: a saved view of them.
 """

@@ -12,13 +12,14 @@ from dr_validate.component import component
 from dr_validate.ledger.report_json import report_to_json
 from dr_validate.ledger.revised import refined
 from dr_validate.process import how_it_ended
+from dr_validate.tracker.local import LocalRun
 from dr_validate.values import Report
 
 log = logging.getLogger(__name__)
 
 
 @component
-class OnBest:
+class OnBest(LocalRun):
     """Runs `command` (of a shell) with the Report as JSON on its standard input, if that has the best first metric of its spec
     by all that is known then. Once for each Report; one that fails, or takes longer than `timeout_s`, is not run again."""
 
@@ -26,22 +27,10 @@ class OnBest:
     spec: str
     timeout_s: float
 
-    @property
-    def is_remote(self) -> bool:
-        """See `TrackerRun.is_remote`."""
-        return False
-
     def deliver(self, report: Report, history: Sequence[Report]) -> None:
         """Run it, and wait for its end: to be called in a thread of its own."""
         if report.spec == self.spec and _is_best(report, history):
             self._run(report)
-
-    def settle(self, report: Report) -> bool:
-        """It has run."""
-        return True
-
-    def close(self, timeout_s: float) -> None:
-        """What still runs ends by its own time limit."""
 
     def _run(self, report: Report) -> None:
         text = json.dumps(report_to_json(report), ensure_ascii=False, allow_nan=False)

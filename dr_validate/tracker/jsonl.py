@@ -10,21 +10,17 @@ from typing import Any
 from dr_validate.component import component
 from dr_validate.files import locked
 from dr_validate.ledger.report_json import report_to_json
+from dr_validate.tracker.local import LocalRun
 from dr_validate.values import Report
 
 log = logging.getLogger(__name__)
 
 
 @component
-class JsonlTracker:
+class JsonlTracker(LocalRun):
     """Appends under a lock on the file itself, so jobs of several specs can share it."""
 
     path: Path
-
-    @property
-    def is_remote(self) -> bool:
-        """See `TrackerRun.is_remote`."""
-        return False
 
     def deliver(self, report: Report, history: Sequence[Report]) -> None:
         """Append a line, durably, unless it is there: the process may have died between the line and its receipt."""
@@ -34,13 +30,6 @@ class JsonlTracker:
             content = self._repaired(stream.fileno())
             if not _holds(content, written):
                 _append(stream.fileno(), line, len(content))
-
-    def settle(self, report: Report) -> bool:
-        """A line that was appended is there for good."""
-        return True
-
-    def close(self, timeout_s: float) -> None:
-        """Nothing is open between two deliveries."""
 
     def _repaired(self, handle: int) -> bytes:
         """The content, ending in whole lines: what a killed process left of its last line is cut off."""

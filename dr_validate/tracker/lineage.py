@@ -30,7 +30,7 @@ class Lineage:
         self._tries: Counter[str] = Counter()
         self._has_inputs = False
         self._refused_alias = False
-        self._best: Any = None  # the Report whose version has the alias
+        self._best: dict[str, str] = {}  # by data set the Report whose version has the alias
 
     def record(self, report: Report, history: Sequence[Report]) -> None:
         """Record the edges of one Report; given up, with a warning, after MAX_TRIES that the server answered.
@@ -57,24 +57,30 @@ class Lineage:
             version = self._run.use_artifact(name)
             best = best_of(history, self._first_metric()) if self._plan.alias_best else None
             if best and report_id(best) == key:
-                self._move_alias(version)
-            elif best and report_id(best) != self._best:  # what has come since may have made an earlier one the best
-                self._move_alias(api(self._plan.timeout_s).artifact(best.checkpoint.uri.removeprefix(SCHEME)))
-            self._best = report_id(best) if best else self._best
+                self._move_alias(version, best.dataset)
+            elif best and report_id(best) != self._best.get(
+                best.dataset
+            ):  # what has come since may have made an earlier one the best
+                self._move_alias(api(self._plan.timeout_s).artifact(best.checkpoint.uri.removeprefix(SCHEME)), best.dataset)
+            self._best |= {best.dataset: report_id(best)} if best else {}
         except failures() as error:
             if "not found" not in str(error):
                 raise
             log.info("wandb: %s is there no more, so nothing leads from it to its report", name)
 
     def _log_inputs(self) -> None:
-        plan, config = self._plan, self._plan.config
+        for config in self._plan.collections or (self._plan.config,):
+            self._log_inputs_of({**self._plan.config, **config})
+
+    def _log_inputs_of(self, config: Mapping[str, Any]) -> None:
+        plan, dataset = self._plan, config.get("dataset", self._plan.dataset)
         about = {key: config[key] for key in DATASET_KEYS if key in config}
-        self._send(_artifact(f"dataset-{plan.dataset}", "dataset", about, content=about), is_input=True)
+        self._send(_artifact(f"dataset-{dataset}", "dataset", about, content=about), is_input=True)
         sample = config.get("sample_fingerprint")
         path = plan.state_dir / "samples" / f"{sample}.parquet"
         if sample and path.is_file():  # there is none for a full corpus
             about = {key: config[key] for key in SAMPLE_KEYS if key in config}
-            manifest = _artifact(f"sample-{plan.dataset}-{plan.sampler}", "sample", about)
+            manifest = _artifact(f"sample-{dataset}-{config.get('sampler', plan.sampler)}", "sample", about)
             manifest.add_file(str(path), name="sample.parquet")
             self._send(manifest, is_input=True)
 
@@ -85,8 +91,11 @@ class Lineage:
             del content["checkpoint"]["uri"]  # a path of this machine
         values = {name: estimate.value for name, estimate in report.metrics.items()}
         about = {"step": checkpoint.step, "status": report.status, "sampler": report.sampler, "metrics": values}
-        alias = f"{'' if report.spec == self._plan.spec else 'full-'}step-{checkpoint.step}"
-        self._send(_artifact(f"report-{self._run.id}", "validation", about, content=content), alias=alias)
+        alias = f"{'' if report.spec in self._plan.sampled else 'full-'}step-{checkpoint.step}"
+        name = (
+            f"report-{self._run.id}" if self._plan.whole in ("", report.dataset) else f"report-{self._run.id}-{report.dataset}"
+        )
+        self._send(_artifact(name, "validation", about, content=content), alias=alias)
 
     def _send(self, artifact: "wandb.Artifact", *, alias: str = "", is_input: bool = False) -> None:
         logged = self._run.log_artifact(artifact, aliases=[alias] if alias else None)
@@ -95,8 +104,8 @@ class Lineage:
             if is_input:
                 self._run.use_artifact(logged)
 
-    def _move_alias(self, version: "wandb.Artifact") -> None:
-        alias = re.sub(r"[/:]", "_", f"best-{self._plan.dataset}-{self._first_metric()}")
+    def _move_alias(self, version: "wandb.Artifact", dataset: str) -> None:
+        alias = re.sub(r"[/:]", "_", f"best-{dataset}-{self._first_metric()}")
         try:
             if alias not in version.aliases:
                 version.aliases.append(alias)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from dr_validate.component import fingerprint
 from dr_validate.ledger.revised import lag_s
@@ -15,13 +16,15 @@ PREFIXES = (SAMPLED, BASELINE, "fidelity", "cost", "lag", "status")
 HIGHER_IS_BETTER = (SAMPLED, BASELINE)
 
 
-def row(report: Report, history: Sequence[Report], *, is_baseline: bool) -> dict[str, float]:
+def row(report: Report, history: Sequence[Report], *, is_baseline: bool, whole: str = "") -> dict[str, float]:
     """Keys and numbers of one Report. `history` tells how far the training was when it came; a baseline of a sampled
-    spec has its values under `full/` and its costs under `cost/full_`, so that no curve mixes the two."""
-    prefix, cost = (BASELINE, "cost/full_") if is_baseline else (SAMPLED, "cost/")
+    spec has its values under `full/` and its costs under `cost/full_`, so that no curve mixes the two. `whole`: of a suite,
+    what the Reports of the mean have for a dataset; costs and ends of the others are told apart by theirs, as values are."""
+    part = "" if whole in ("", report.dataset) else f"{report.dataset}/"
+    prefix, cost = (BASELINE, f"cost/{part}full_") if is_baseline else (SAMPLED, f"cost/{part}")
     numbers: dict[str, float | None] = {STEP: report.checkpoint.step}
     if report.status != "done":
-        return {STEP: report.checkpoint.step, f"status/{report.status}": 1}
+        return {STEP: report.checkpoint.step, f"status/{part}{report.status}": 1}
     for name, estimate in report.metrics.items():
         key = f"{prefix}/{report.dataset}/{name}"
         numbers |= {
@@ -36,13 +39,19 @@ def row(report: Report, history: Sequence[Report], *, is_baseline: bool) -> dict
     numbers |= {f"{cost}{name}_s": report.seconds.get(name) for name in ("encode", "total")}
     numbers[f"{cost}documents"] = report.corpus.get("encoded")
     numbers |= {f"{cost}{name}": number for name, number in _of_workers(report).items()}
-    if not is_baseline:
+    if not is_baseline and not part:
         # What was known when this Report came, not when it is delivered: a row is the same after an outage.
         before = (other.checkpoint.step for other in history if other.at < report.at)
         newest = max(before, default=report.checkpoint.step)
         numbers["lag/steps"] = max(newest, report.checkpoint.step) - report.checkpoint.step
         numbers["lag/seconds"] = lag_s(report)
     return {key: value for key, value in numbers.items() if value is not None}
+
+
+def of_training(report: Report, history: Sequence[Report], otherwise: str) -> tuple[str, list[Report]]:
+    """The training run of a Report, `otherwise` where its checkpoint names none, and what `history` has of the same one."""
+    mine = report.checkpoint.training_run or otherwise
+    return mine, [other for other in history if (other.checkpoint.training_run or otherwise) == mine]
 
 
 def _of_workers(report: Report) -> dict[str, float]:
@@ -67,3 +76,9 @@ def report_id(report: Report) -> str:
 def allowed(config: Mapping[str, object], keys: Sequence[str]) -> dict[str, object]:
     """What may leave this machine of a configuration: the named keys, nothing else."""
     return {key: config[key] for key in keys if key in config}
+
+
+def suite_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a tracker keeps to make rows of a suite: `whole` of `row`, and the specs of its `members`."""
+    collections = config.get("collections", ())
+    return {"whole": config["dataset"] if collections else "", "members": tuple(str(names["spec"]) for names in collections)}

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,17 @@ class Plan:
     sampler: str
     config: Mapping[str, Any]
     find: Find = find_nothing
+    collections: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def sampled(self) -> set[str]:
+        """Specs whose Reports are no baselines."""
+        return {self.spec, *(names["spec"] for names in self.collections)}
+
+    @property
+    def whole(self) -> str:
+        """See `rows.row`."""
+        return self.dataset if self.collections else ""
 
     def run_id(self, training_run: str) -> str:
         """The same for the same training run and spec: a restart resumes it."""

@@ -1,28 +1,31 @@
 """TensorBoard: the rows of W&B as scalars over the training step, a run for each training run and spec."""
 
-import importlib.util
 import io
 import re
+import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dr_validate.component import UserPath, component
-from dr_validate.errors import SetupError
 from dr_validate.files import write_atomically
-from dr_validate.ledger.findings import Find, find_nothing
-from dr_validate.ledger.strategies import Sweep
-from dr_validate.tracker.rows import STEP, report_id, row
-from dr_validate.values import Report
+from dr_validate.tracker.local import LocalTracker, Row
+from dr_validate.tracker.rows import STEP
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+NAME = re.compile(r"events\.out\.tfevents\.(\d+)\.(\d+)\.\w+$")  # when it was written, the step, the Report
 
 
 @component
-class TensorboardTracker:
+class TensorboardTracker(LocalTracker):
     """Writes event files under `dir`; null: tensorboard/ in state_dir. Nothing leaves this machine, no torch is imported."""
 
+    package = "tensorboard"
     dir: UserPath | None = None
 
     def examine(self) -> str:
@@ -30,67 +33,42 @@ class TensorboardTracker:
         self.check()
         return f"tensorboard, event files in {self.dir or 'state_dir/tensorboard'}"
 
-    def check(self) -> None:
-        """See WandbTracker.check."""
-        if importlib.util.find_spec("tensorboard") is None:
-            raise SetupError("tracker: tensorboard is not installed; pip install tensorboard, or set tracker=none")
-
-    def start(
-        self,
-        *,
-        state_dir: Path,
-        training_run: str,
-        spec: str,
-        dataset: str,
-        sampler: str,
-        config: Mapping[str, Any],
-        find: Find = find_nothing,
-    ) -> "EventFiles":
-        """See WandbTracker.start."""
-        folder = self.dir or state_dir / "tensorboard"
-        return EventFiles(folder=folder, training_run=training_run, spec=spec, name=f"{dataset}-{sampler}-{spec}")
-
-    def log_sweep(self, sweep: Sweep) -> str:
-        """See WandbTracker.log_sweep; its table is in sweep.csv alone."""
-        return ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EventFiles:
-    """The event files of one watcher: one for each Report, named after it, so that it is there once and whole, or not."""
-
-    folder: Path
-    training_run: str  # of checkpoints that name none
-    spec: str
-    name: str
-
-    @property
-    def is_remote(self) -> bool:
-        """See `TrackerRun.is_remote`."""
-        return False
-
-    def deliver(self, report: Report, history: Sequence[Report]) -> None:
-        """Write one Report's numbers, at the checkpoint's training step, unless they are there."""
-        training_run = self._training_run(report)
-        folder = self.folder / _plain(training_run) / _plain(self.name)
-        key = report_id(report)
-        if folder.is_dir() and any(folder.glob(f"events.out.tfevents.*.{key}")):
+    def write(self, told: Row, state_dir: Path, config: Mapping[str, Any]) -> None:
+        """One event file for each Report, named after it, so that it is there once and whole, or not."""
+        folder = (self.dir or state_dir / "tensorboard") / _plain(told.training_run) / _plain(told.name)
+        if folder.is_dir() and any(folder.glob(f"events.out.tfevents.*.{told.key}")):
             return
-        known = [other for other in history if self._training_run(other) == training_run]
-        numbers = row(report, known, is_baseline=report.spec != self.spec)
-        # Readers go through the files in the order of their names, and never back.
+        known = sorted(
+            _Written(int(name[1]), int(name[2]), path) for path in folder.glob("*") if (name := NAME.match(path.name))
+        )
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / f"events.out.tfevents.{time.time_ns():020d}.{key}", _events(numbers, _at(report)))
+        # Readers go through the files in the order of their names, and never back.
+        time_ns = max(time.time_ns(), *(one.time_ns + 1 for one in known), 0)
+        mine = _event(told)
+        path = folder / f"events.out.tfevents.{time_ns:020d}.{mine.step}.{told.key}"
+        again = {one: one.row() for one in known if one.step >= mine.step}
+        tags = {value.tag for value in mine.summary.value}
+        if not any(row.step > mine.step and tags & {value.tag for value in row.summary.value} for row in again.values()):
+            write_atomically(path, _file([mine]))
+            return
+        # What comes after a later step, in a value of the same name, makes TensorBoard forget that step: so it is told again.
+        rows = sorted([*again.values(), mine], key=lambda row: row.step)  # of equal steps the newest last
+        write_atomically(path, _file(rows, starts_at=mine.step))
+        for one, row in again.items():  # which may have been telling others again
+            write_atomically(one.path, _file([row]))
 
-    def settle(self, report: Report) -> bool:
-        """A file that was written is there for good."""
-        return True
 
-    def close(self, timeout_s: float) -> None:
-        """Nothing is open between two deliveries."""
+@dataclass(frozen=True, slots=True, order=True)
+class _Written:
+    """An event file of ours: when it was written, and of which step its own row is."""
 
-    def _training_run(self, report: Report) -> str:
-        return report.checkpoint.training_run or self.training_run
+    time_ns: int
+    step: int
+    path: Path
+
+    def row(self) -> "Event":
+        """Its own row is the last one of its step; those of later steps were told again."""
+        return [event for event in _events(self.path.read_bytes()) if event.HasField("summary") and event.step == self.step][-1]
 
 
 def _plain(name: str) -> str:
@@ -98,22 +76,43 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip(".-") or "training"
 
 
-def _at(report: Report) -> float:
-    try:
-        return datetime.fromisoformat(report.at).timestamp()
-    except ValueError:
-        return time.time()
-
-
-def _events(numbers: Mapping[str, float], at: float) -> bytes:
-    """An event file: its version, then one event with a scalar for each number."""
+def _event(told: Row) -> "Event":
+    """A scalar for each number."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
+
+    try:
+        at = datetime.fromisoformat(told.at).timestamp()
+    except ValueError:
+        at = time.time()
+    values = [Summary.Value(tag=key, simple_value=value) for key, value in told.numbers.items() if key != STEP]
+    return Event(wall_time=at, step=int(told.numbers[STEP]), summary=Summary(value=values))
+
+
+def _file(rows: "Sequence[Event]", starts_at: int | None = None) -> bytes:
+    """An event file: its version, then one event for each row. `starts_at`: what was told of this step and later ones, before
+    this file, is void."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    values = [Summary.Value(tag=key, simple_value=value) for key, value in numbers.items() if key != STEP]
+    at = rows[0].wall_time
+    events = [Event(wall_time=at, file_version="brain.Event:2")]
+    if starts_at is not None:
+        # Twice: the first start that a reader meets voids nothing.
+        events += [Event(wall_time=at, step=starts_at, session_log=SessionLog(status=SessionLog.START))] * 2
     stream = io.BytesIO()
     writer = RecordWriter(stream)
-    writer.write(Event(wall_time=at, file_version="brain.Event:2").SerializeToString())
-    writer.write(Event(wall_time=at, step=int(numbers[STEP]), summary=Summary(value=values)).SerializeToString())
+    for event in [*events, *rows]:
+        writer.write(event.SerializeToString())
     return stream.getvalue()
+
+
+def _events(content: bytes) -> "Iterator[Event]":
+    """Of a file: each record is its length, a checksum of that, the event, and a checksum."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    place = 0
+    while place < len(content):
+        (size,) = struct.unpack_from("<Q", content, place)
+        yield Event.FromString(content[place + 12 : place + 12 + size])
+        place += 16 + size

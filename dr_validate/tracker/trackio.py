@@ -2,29 +2,26 @@
 
 import contextlib
 import importlib.metadata
-import importlib.util
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from dr_validate.component import component
-from dr_validate.errors import Outage, SetupError
-from dr_validate.ledger.findings import Find, find_nothing
-from dr_validate.ledger.strategies import Sweep
-from dr_validate.tracker.rows import REPORT, STEP, allowed, report_id, row
-from dr_validate.values import Report
+from dr_validate.errors import Outage
+from dr_validate.tracker.local import LocalTracker, Row
+from dr_validate.tracker.rows import REPORT, STEP, allowed
 
 CONFIG_KEYS = ("dataset", "sampler", "spec", "documents", "encoded", "queries", "metrics", "top_k", "seed")
 
 
 @component
-class TrackioTracker:
+class TrackioTracker(LocalTracker):
     """Logs to `project` in TRACKIO_DIR, a folder on this machine; nothing leaves it. `trackio show` is its dashboard."""
 
+    package = "trackio"
     project: str = Field(default="dr_validate", pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$")
 
     def examine(self) -> str:
@@ -32,74 +29,20 @@ class TrackioTracker:
         self.check()
         return f"trackio {importlib.metadata.version('trackio')}, project {self.project}"
 
-    def check(self) -> None:
-        """See WandbTracker.check."""
-        if importlib.util.find_spec("trackio") is None:
-            raise SetupError("tracker: trackio is not installed; pip install trackio, or set tracker=none")
-
-    def start(
-        self,
-        *,
-        state_dir: Path,
-        training_run: str,
-        spec: str,
-        dataset: str,
-        sampler: str,
-        config: Mapping[str, Any],
-        find: Find = find_nothing,
-    ) -> "TrackioRuns":
-        """See WandbTracker.start."""
-        name = f"{dataset}-{sampler}-{spec}"
-        told = allowed(config, CONFIG_KEYS)
-        return TrackioRuns(project=self.project, training_run=training_run, spec=spec, name=name, config=told)
-
-    def log_sweep(self, sweep: Sweep) -> str:
-        """See WandbTracker.log_sweep; its table is in sweep.csv alone."""
-        return ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrackioRuns:
-    """The runs of one watcher. Each delivery opens its run, asks it what it has, and closes it: nothing waits in between."""
-
-    project: str
-    training_run: str  # of checkpoints that name none
-    spec: str
-    name: str
-    config: Mapping[str, Any]
-
-    @property
-    def is_remote(self) -> bool:
-        """See `TrackerRun.is_remote`."""
-        return False
-
-    def deliver(self, report: Report, history: Sequence[Report]) -> None:
-        """Log one row at the checkpoint's training step, unless it is there."""
-        training_run = self._training_run(report)
-        name, key = f"{training_run} {self.name}", report_id(report)
-        known = [other for other in history if self._training_run(other) == training_run]
-        numbers = row(report, known, is_baseline=report.spec != self.spec)
+    def write(self, told: Row, state_dir: Path, config: Mapping[str, Any]) -> None:
+        """Open the run, ask it what it has, log the row at the checkpoint's training step, and close it: nothing waits."""
+        name = f"{told.training_run} {told.name}"
         with _silent():
             import trackio
 
-            if _has(self.project, name, key):
+            if _has(self.project, name, told.key):
                 return
-            own = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False, "config": dict(self.config)}
-            run = trackio.init(project=self.project, name=name, group=training_run, resume="allow", **own)
-            run.log({**numbers, REPORT: key}, step=int(numbers[STEP]))
+            own = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False, "config": allowed(config, CONFIG_KEYS)}
+            run = trackio.init(project=self.project, name=name, group=told.training_run, resume="allow", **own)
+            run.log({**told.numbers, REPORT: told.key}, step=int(told.numbers[STEP]))
             trackio.finish()
-            if not _has(self.project, name, key):  # which it only warns of
+            if not _has(self.project, name, told.key):  # which it only warns of
                 raise Outage("trackio has not written the row to its database")
-
-    def settle(self, report: Report) -> bool:
-        """A row that was logged is in Trackio's database."""
-        return True
-
-    def close(self, timeout_s: float) -> None:
-        """Nothing is open between two deliveries."""
-
-    def _training_run(self, report: Report) -> str:
-        return report.checkpoint.training_run or self.training_run
 
 
 def _has(project: str, name: str, key: str) -> bool:

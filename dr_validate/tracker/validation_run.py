@@ -51,8 +51,8 @@ class ValidationRun:
             return
         run = self._opened()
         if key not in self._rows:
-            is_baseline = report.spec != self._plan.spec
-            self._target.log(run, {**row(report, history, is_baseline=is_baseline), REPORT: key})
+            told = row(report, history, is_baseline=self._is_baseline(report.spec), whole=self._plan.whole)
+            self._target.log(run, {**told, REPORT: key})
             self._summarize(run, report.spec)
             self._rows.log(key)
             self._is_told = False
@@ -147,16 +147,20 @@ class ValidationRun:
             log.info("wandb: %d reports were there already", len(self._rows.arrived))
 
     def _summarize(self, run: "wandb.Run", spec: str) -> None:
-        is_sampled = spec == self._plan.spec
-        history = self._revised() if is_sampled else self._histories[spec]
-        self._target.summarize(run, history, SAMPLED if is_sampled else BASELINE)
+        is_baseline = self._is_baseline(spec)
+        history = self._histories[spec] if is_baseline else self._revised()
+        self._target.summarize(run, history, BASELINE if is_baseline else SAMPLED)
+
+    def _is_baseline(self, spec: str) -> bool:
+        return spec not in self._plan.sampled
 
     def _revised(self) -> Sequence[Report]:
         """The sampled Reports, as the latest Report or baseline sees them."""
-        return refined(self._histories.get(self._plan.spec, ()), self._baselines())
+        sampled = [one for spec, history in self._histories.items() if not self._is_baseline(spec) for one in history]
+        return refined(sampled, self._baselines())
 
     def _baselines(self) -> list[Report]:
-        return [report for spec, history in self._histories.items() if spec != self._plan.spec for report in history]
+        return [report for spec, history in self._histories.items() if self._is_baseline(spec) for report in history]
 
     def _tell(self, run: "wandb.Run") -> None:
         """The newest verdict and values stand in the summary, and the charts are those of now."""
@@ -191,7 +195,7 @@ class ValidationRun:
         metric = str(next(iter(self._plan.config.get("metrics", ())), ""))
         tables = {
             "checkpoints": checkpoints_table(sampled),
-            "queries": queries_table(sampled, metric, self._plan.state_dir),
+            "queries": queries_table([one for one in sampled if one.spec == self._plan.spec], metric, self._plan.state_dir),
             **self._found.tables,
         }
         if filled := {f"tables/{name}": table for name, table in tables.items() if table.rows}:

@@ -17,7 +17,7 @@ from dr_validate.errors import SetupError
 from dr_validate.ledger.findings import Find, find_nothing
 from dr_validate.ledger.strategies import Sweep
 from dr_validate.tracker.arrivals import Lost
-from dr_validate.tracker.rows import allowed
+from dr_validate.tracker.rows import allowed, of_training
 from dr_validate.tracker.run_target import RunTarget
 from dr_validate.tracker.session import Plan, abandon, failures, has_died, is_offline, require_key, user_name
 from dr_validate.tracker.summary_run import SummaryRun
@@ -26,7 +26,7 @@ from dr_validate.values import Report
 
 CONFIG_KEYS = (
     *("dataset", "sampler", "spec", "full_spec", "documents", "encoded", "queries", "dataset_fingerprint"),
-    *("sample_fingerprint", "metrics", "top_k", "seed", "device"),
+    *("sample_fingerprint", "metrics", "top_k", "seed", "device", "members"),
 )
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,7 @@ class WandbTracker:
             sampler=sampler,
             config=allowed(config, CONFIG_KEYS),
             find=find,
+            collections=config.get("collections", ()),
         )
         return WandbRuns(plan)
 
@@ -121,13 +122,13 @@ class WandbRuns:
             log.warning("wandb: its process has died; opening the runs again to see what has arrived")
             abandon()
             self._runs.clear()
-        training_run = self._training_run(report)
+        training_run, known = of_training(report, history, self._plan.training_run)
         run = self._runs.get(training_run)
         if run is None:
             target = RunTarget(self._plan, training_run, report.checkpoint.group)
             run = self._runs[training_run] = ValidationRun(self._plan, target, training_run)
         try:
-            run.deliver(report, [other for other in history if self._training_run(other) == training_run])
+            run.deliver(report, known)
         except failures():
             if not run.is_open:
                 # W&B's process holds on to a run that it could not open ("run ID ... is in use"), for as long as it lives.
@@ -137,7 +138,7 @@ class WandbRuns:
 
     def settle(self, report: Report) -> bool:
         """Record its lineage, and say whether the server is known to have all of it."""
-        training_run = self._training_run(report)
+        training_run, _ = of_training(report, (), self._plan.training_run)
         run = self._runs.get(training_run)
         try:
             return run is not None and run.settle(report)
@@ -167,9 +168,6 @@ class WandbRuns:
     def run_id(self, training_run: str = "") -> str:
         """Of the W&B run for a training run; empty means that of the source."""
         return self._plan.run_id(training_run or self._plan.training_run)
-
-    def _training_run(self, report: Report) -> str:
-        return report.checkpoint.training_run or self._plan.training_run
 
     def _close(self, run: ValidationRun, end: float) -> None:
         try:

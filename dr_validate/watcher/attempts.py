@@ -3,16 +3,19 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from dr_validate.config import Run
+from dr_validate.config import MEAN, Run
 from dr_validate.errors import CheckpointDeleted, CheckpointError, Interrupted, NotStated, Outage, SetupError, TimedOut
 from dr_validate.files import interruptible, is_disk_full, is_read_only
 from dr_validate.ledger.ledger import Attempt, Ledger
+from dr_validate.ledger.made import command_line
 from dr_validate.ledger.revised import STALE, EstimateDetails, refined
 from dr_validate.process import printable
 from dr_validate.values import Checkpoint, Incomplete, Listing, Report
+from dr_validate.watcher.lock import Claimed, claim
 from dr_validate.watcher.polling import SourcePoller
 from dr_validate.watcher.worker_process import Tick, WorkerClient
 
@@ -24,13 +27,30 @@ MOST_TOLD = 3
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Under which spec a checkpoint is validated: the sample's, or the full corpus' (a baseline)."""
+    """Under which spec a checkpoint is validated: the sample's, or the full corpus' (a baseline); `collection`: of a suite,
+    which one."""
 
     dataset: str
     sampler: str
     spec: str
     sampled_spec: str
     full_spec: str
+    collection: int | None = None
+
+    @classmethod
+    def of(cls, names: Mapping[str, Any], collection: int | None = None) -> "Target":
+        """The sample's, from what `Pipeline.describe` or `mean_names` says."""
+        about = {"dataset": names["dataset"], "sampler": names["sampler"], "collection": collection}
+        return cls(**about, spec=names["spec"], sampled_spec=names["spec"], full_spec=names["full_spec"])
+
+    def label(self, checkpoint: Checkpoint) -> str:
+        """How messages name the checkpoint, and of a suite the collection."""
+        return checkpoint.label if self.collection is None else f"{checkpoint.label} on {self.dataset}"
+
+    @property
+    def baseline(self) -> "Target":
+        """The full corpus of the same collection."""
+        return dataclasses.replace(self, spec=self.full_spec)
 
     @property
     def is_baseline(self) -> bool:
@@ -45,8 +65,9 @@ class Attempts:
         self._is_known_training = False
         self._skipped: set[tuple[str, ...]] = set()  # told in this process; the ledger keeps each skip once, ever
 
-    def validate(self, checkpoint: Checkpoint, target: Target, tick: Tick) -> Report | None:
-        """Try once. Returns the final Report (done, failed for good, or skipped as gone), or None if it may be tried again.
+    def validate(self, checkpoint: Checkpoint, target: Target, tick: Tick, *, more: bool = False) -> Report | None:
+        """Try once; `more` collections of the checkpoint follow at once. Returns the final Report (done, failed for good, or
+        skipped as gone), or None if it may be tried again.
 
         Raises Interrupted and SetupError after giving the attempt back: it does not count. What is not stated about the
         encoder is the run's mistake, until a checkpoint has been validated without it.
@@ -55,9 +76,9 @@ class Attempts:
         try:
             if attempt.interruptions > MAX_INTERRUPTIONS_PER_ATTEMPT * self.run.watch.max_attempts:
                 raise CheckpointError(f"interrupted {attempt.interruptions} times: does it bring the whole process down?")
-            report = self._run(checkpoint, target, tick)
+            report = self._run(checkpoint, target, tick, more)
         except Outage as error:  # nobody's fault: later, and no attempt less
-            log.info("%s: %s", checkpoint.label, error)
+            log.info("%s: %s", target.label(checkpoint), error)
             self.ledger.release(checkpoint.digest, target.spec)
             return None
         except CheckpointDeleted as error:
@@ -80,7 +101,7 @@ class Attempts:
                 raise
             log.debug("attempt failed", exc_info=True)
             return self._retry(checkpoint, target, str(error) or type(error).__name__, attempt)
-        return self._finish(dataclasses.replace(report, at=self.now(), attempts=attempt.attempts), target)
+        return self.finish(dataclasses.replace(report, attempts=attempt.attempts), target)
 
     def skip(self, checkpoint: Checkpoint, target: Target, reason: str) -> None:
         """Report that a checkpoint will not be validated, once per reason."""
@@ -88,16 +109,17 @@ class Attempts:
         if key not in self._skipped:
             self._skipped.add(key)
             self.ledger.finish(self._empty(checkpoint, target, "skipped", reason, 1))
-            log.info("skipped %s: %s", checkpoint.label, reason)
+            if target.collection is None:  # of a suite the mean is told
+                log.info("skipped %s: %s", checkpoint.label, reason)
 
-    def refuse_another_training(self, listing: Listing, target: Target) -> None:
+    def refuse_another_training(self, listing: Listing, *targets: Target) -> None:
         """Raise SetupError where checkpoints of another folder stand in the ledger, both trainings without a name: their rows
         would mix. The same training in a folder that was moved or renamed shows by its digests."""
         here = [one for one in listing.checkpoints if not one.training_run and one.uri.startswith("/")]
         if not here or self._is_known_training:
             return
         self._is_known_training = True
-        settled = self.ledger.reports(target.spec, ("done", "failed"))
+        settled = [one for target in targets for one in self.ledger.reports(target.spec, ("done", "failed"))]
         known = [report.checkpoint for report in settled if not report.checkpoint.training_run]
         places = [{Path(one.uri).parent.resolve() for one in found} for found in (known, here)]
         if not known or places[0] & places[1] or _is_same_training(known, here):
@@ -136,7 +158,7 @@ class Attempts:
         """Whether the encoder as configured has done for any checkpoint, so that another's lack is its own."""
         return any("done" in self.ledger.settled(spec).values() for spec in (target.spec, target.sampled_spec))
 
-    def _run(self, checkpoint: Checkpoint, target: Target, tick: Tick) -> Report:
+    def _run(self, checkpoint: Checkpoint, target: Target, tick: Tick, more: bool) -> Report:
         if (failure := self.poller.failure(checkpoint)) is not None:
             raise failure
         state_dir = self.run.settings.state_dir
@@ -145,12 +167,15 @@ class Attempts:
                 folder = stack.enter_context(self.run.store.lease(checkpoint.digest, state_dir))
             weights_sha256 = self.run.store.weights_sha256(checkpoint.digest, state_dir)
             checkpoint = dataclasses.replace(checkpoint, weights_sha256=weights_sha256)
-            report = self.worker.validate(checkpoint, Path(folder), full=target.is_baseline, tick=tick)
+            which: dict[str, Any] = {} if target.collection is None else {"collection": target.collection, "more": more}
+            report = self.worker.validate(checkpoint, Path(folder), full=target.is_baseline, tick=tick, **which)
         download = self.poller.fetch_seconds(checkpoint)
         total = report.seconds["total"] + download
         return dataclasses.replace(report, seconds={"download": download, **report.seconds, "total": total})
 
-    def _finish(self, report: Report, target: Target) -> Report:
+    def finish(self, report: Report, target: Target) -> Report:
+        """Record a final Report, now; returns it with its agreement."""
+        report = dataclasses.replace(report, at=self.now())
         sampled, full = self.ledger.reports(target.sampled_spec), self.ledger.reports(target.full_spec)
         before = refined(sampled, full)
         (full if target.is_baseline else sampled).append(report)
@@ -159,10 +184,15 @@ class Attempts:
             agreement = self.run.fidelity.compare(now, full, self.run.settings.metrics[0])
             report = dataclasses.replace(report, agreement=agreement)
         self.ledger.finish(report)
+        if report.status != "done":
+            log.error("failed %s: %s", target.label(report.checkpoint), report.error)
+            return report
         metric, estimate = next(iter(report.metrics.items()))
+        done = "baseline of" if target.is_baseline else "validated"
+        done = f"mean, {done}" if report.dataset == MEAN and target.collection is None else done
         log.info(
             "%s %s: %s %.4f (%d documents, %.1f s)",
-            *("baseline of" if target.is_baseline else "validated", report.checkpoint.label, metric, estimate.value),
+            *(done, target.label(report.checkpoint), metric, estimate.value),
             *(report.corpus["encoded"], report.seconds["total"]),
         )
         if words := _revisions(before, now, metric):
@@ -172,14 +202,14 @@ class Attempts:
     def _fail(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report:
         report = self._empty(checkpoint, target, "failed", error, attempt.attempts)
         self.ledger.finish(report)
-        log.error("failed %s: %s", checkpoint.label, error)
+        log.error("failed %s: %s", target.label(checkpoint), error)
         return report
 
     def _gone(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report:
         self.ledger.release(checkpoint.digest, target.spec)  # nothing was tried; and only what waits can be skipped
         report = self._empty(checkpoint, target, "skipped", error, attempt.attempts)
         self.ledger.finish(report)
-        log.info("skipped %s: %s", checkpoint.label, error)
+        log.info("skipped %s: %s", target.label(checkpoint), error)
         return report
 
     def _retry(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report | None:
@@ -187,7 +217,7 @@ class Attempts:
         if attempt.attempts >= limit:
             return self._fail(checkpoint, target, f"{error} (attempt {attempt.attempts} of {limit})", attempt)
         self.ledger.retry_later(checkpoint.digest, target.spec, printable(error, keep="\n"), self.now())
-        log.warning("%s: %s (attempt %d of %d; will try again)", checkpoint.label, error, attempt.attempts, limit)
+        log.warning("%s: %s (attempt %d of %d; will try again)", target.label(checkpoint), error, attempt.attempts, limit)
         return None
 
     def _empty(self, checkpoint: Checkpoint, target: Target, status: str, error: str, attempts: int) -> Report:
@@ -230,6 +260,26 @@ def _is_same_training(known: Sequence[Checkpoint], here: Sequence[Checkpoint]) -
     if any(one.name in digests and one.digest not in digests[one.name] for one in here):
         return False
     return bool({one.digest for one in known} & {one.digest for one in here})
+
+
+def open_books(run: Run, ledger: Ledger, described: Mapping[Target, Mapping[str, Any]], at: str) -> None:
+    """Of targets and what the ledger is to say of them: nothing is running yet, and failures are tried again, or named."""
+    for target, names in described.items():
+        ledger.end_interrupted(target.spec)  # what a killed watcher was doing
+        if target.baseline != target:
+            with contextlib.suppress(Claimed), claim(run.settings.state_dir, target.full_spec, at):
+                ledger.end_interrupted(target.full_spec)
+        for one in {target, target.baseline}:
+            baseline = {"baseline": one.is_baseline, "sampler": "full" if one.is_baseline else target.sampler}
+            ledger.register_spec(one.spec, {**names, "spec": one.spec, **baseline, "command": command_line()}, at)
+    specs = {spec for target in described for spec in (target.spec, target.full_spec)}
+    retry_or_name(ledger, specs, retry=run.watch.retry_failed)
+    for target, names in described.items():
+        log.info(
+            "validating on %s: %s, %d queries, %d of %d documents (sampler %s, spec %s)",
+            *(names["device"], names["dataset"], names["queries"], names["encoded"], names["documents"]),
+            *(target.sampler, target.spec),
+        )
 
 
 def retry_or_name(ledger: Ledger, specs: set[str], *, retry: bool) -> None:

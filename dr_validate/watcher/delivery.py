@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dr_validate.config import Run
@@ -26,12 +26,21 @@ log = logging.getLogger(__name__)
 class Delivery:
     """The trackers of one run and what they have not seen yet; `with` closes them within watch.exit_timeout_s."""
 
-    def __init__(self, run: Run, ledger: Ledger, names: Mapping[str, Any], now: Callable[[], str]) -> None:
-        self.run, self.ledger, self.names, self.now = run, ledger, names, now
+    def __init__(
+        self,
+        run: Run,
+        ledger: Ledger,
+        names: Mapping[str, Any],
+        now: Callable[[], str],
+        collections: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """`names`: of the mean where there are several `collections`, whose Reports go to the same places."""
+        self.run, self.ledger, self.names, self.collections, self.now = run, ledger, names, collections, now
 
     def __enter__(self) -> "Delivery":
         settings = self.run.settings
-        self._specs = [self.names["spec"], self.names["full_spec"]]
+        whole = (self.names, *self.collections)
+        self._specs = list(dict.fromkeys(names[key] for names in whole for key in ("spec", "full_spec")))
         self._file = Round("jsonl", JsonlTracker(path=settings.state_dir / "reports.jsonl"), self)
         tracker = self.run.tracker.start(
             state_dir=settings.state_dir,
@@ -39,7 +48,8 @@ class Delivery:
             spec=self.names["spec"],
             dataset=self.names["dataset"],
             sampler=self.names["sampler"],
-            config=_uploadable(self.run, self.names),
+            config=_uploadable(self.run, self.names)
+            | ({"collections": [_told(names) for names in self.collections]} if self.collections else {}),
             find=self._find,
         )
         name = type(self.run.tracker).__module__.rpartition(".")[2]
@@ -191,12 +201,16 @@ class DeliveryThread:
 
 def _uploadable(run: Run, names: Mapping[str, Any]) -> dict[str, Any]:
     """The allow-list: nothing else of the configuration leaves this machine."""
-    about = ("dataset", "sampler", "spec", "full_spec", "documents", "encoded", "queries")
-    keys = (*about, "dataset_fingerprint", "sample_fingerprint")
     settings = run.settings
-    return {key: names[key] for key in keys if key in names} | {
+    return _told(names) | {
         "metrics": list(settings.metrics),
         "top_k": settings.top_k,
         "seed": settings.seed,
         "device": names["device"],
     }
+
+
+def _told(names: Mapping[str, Any]) -> dict[str, Any]:
+    about = ("dataset", "sampler", "spec", "full_spec", "documents", "encoded", "queries")
+    keys = (*about, "dataset_fingerprint", "sample_fingerprint", "members")
+    return {key: names[key] for key in keys if key in names}

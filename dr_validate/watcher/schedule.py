@@ -2,8 +2,19 @@
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 from dr_validate.values import Checkpoint, Incomplete, Listing, Status
+
+
+class UnderSpec(Protocol):
+    """What a checkpoint is validated for: see `attempts.Target`."""
+
+    @property
+    def spec(self) -> str: ...
+
+
+T = TypeVar("T", bound=UnderSpec)
 
 
 def same_weights(listing: Listing) -> list[tuple[Checkpoint, Checkpoint]]:
@@ -64,10 +75,24 @@ def missing_baselines(
     return missing[::-1] if order == "newest_first" else missing
 
 
-def due(checkpoints: Sequence[Checkpoint], not_before: Mapping[str, float], moment: float) -> list[Checkpoint]:
-    """Fresh ones first, then those whose failed attempt may be repeated by now."""
-    fresh = [c for c in checkpoints if c.digest not in not_before]
-    return fresh + [c for c in checkpoints if not_before.get(c.digest, moment + 1) <= moment]
+def together(work: Sequence[tuple[Checkpoint, T]], listing: Listing, order: str, begun: str) -> list[tuple[Checkpoint, T]]:
+    """In order, all collections of a checkpoint after each other; that with the digest `begun` first."""
+    places = {checkpoint.digest: place for place, checkpoint in enumerate(unique(listing))}
+    sign = -1 if order == "newest_first" else 1
+    return sorted(work, key=lambda one: (one[0].digest != begun, sign * places[one[0].digest]))
+
+
+def due(
+    work: Sequence[tuple[Checkpoint, T]], not_before: Mapping[tuple[str, str], float], moment: float
+) -> list[tuple[Checkpoint, T]]:
+    """Fresh ones first, then those whose failed attempt may be repeated by now; `not_before` by digest and spec."""
+    fresh = [one for one in work if key_of(one) not in not_before]
+    return fresh + [one for one in work if not_before.get(key_of(one), moment + 1) <= moment]
+
+
+def key_of(one: tuple[Checkpoint, UnderSpec]) -> tuple[str, str]:
+    """Digest and spec."""
+    return one[0].digest, one[1].spec
 
 
 def _place(checkpoint: Checkpoint) -> tuple[int, str]:

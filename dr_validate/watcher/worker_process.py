@@ -59,15 +59,19 @@ class WorkerClient:
         self._send(self._config)
         return dict(self._answer("ready", tick))
 
-    def validate(self, checkpoint: Checkpoint, folder: Path, *, full: bool, tick: Tick) -> Report:
-        """Have one checkpoint validated; an Interrupted from `tick` stops the worker, which keeps what it has encoded.
+    def validate(
+        self, checkpoint: Checkpoint, folder: Path, *, full: bool, tick: Tick, collection: int = 0, more: bool = False
+    ) -> Report:
+        """Have one checkpoint validated on a `collection`, by its number in the suite; whether `more` of them follow at once.
 
+        An Interrupted from `tick` stops the worker, which keeps what it has encoded.
         Raises what the worker met: CheckpointError, SetupError, Interrupted, DiskFull, or WorkerFailure for anything else.
         """
         if self._process is None:
             self.start(tick)
         self._request += 1
-        self._send({"validate": asdict(checkpoint), "folder": str(folder), "full": full, "request": self._request})
+        which = {"collection": collection, "full": full, "more": more}
+        self._send({"validate": asdict(checkpoint), "folder": str(folder), "request": self._request, **which})
         return report_from_json(self._answer("report", tick))
 
     def close(self) -> None:

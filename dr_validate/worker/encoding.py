@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dr_validate.component import fingerprint
 from dr_validate.config import Run
 from dr_validate.files import write_atomically
-from dr_validate.stages import Model, TextBlocks, Tokenizer, Workload
+from dr_validate.stages import Encoder, Model, TextBlocks, Tokenizer, Workload
 from dr_validate.store.kept import NothingKept
 from dr_validate.values import Float32, Sample, Side, TestSet, TokenBlock
 from dr_validate.worker.samples import SpecSample
@@ -22,6 +22,8 @@ from dr_validate.worker.token_cache import TokenCache
 if TYPE_CHECKING:
     from torch import Tensor
 
+Load = Callable[[Encoder, str, Path, str], AbstractContextManager[Model]]
+"""From encoder, digest, folder and device to the loaded model."""
 SIDES: tuple[Side, Side] = ("query", "document")
 
 
@@ -116,7 +118,9 @@ class CheckpointEncoding:
 class Encoding:
     """Opens the checkpoints of a run; what they share, tokens above all, stays between them."""
 
-    def __init__(self, run: Run, device: str, test_set: TestSet) -> None:
+    def __init__(self, run: Run, device: str, test_set: TestSet, load: Load | None = None) -> None:
+        """`load`: instead of the encoder's own."""
+        self._load = load
         self._run, self._device, self._test_set = run, device, test_set
         self._state_dir = run.settings.state_dir
         self._tokens = TokenCache(self._state_dir / "tokens")
@@ -135,6 +139,8 @@ class Encoding:
         without `keep` no vector is read or kept."""
 
         def load() -> AbstractContextManager[Model]:
+            if self._load is not None:
+                return self._load(self._run.encoder, digest, folder, self._device)
             model: AbstractContextManager[Model] = self._run.encoder.load(folder, self._device)
             return model
 

@@ -1,10 +1,10 @@
 """The process that holds the device: `python -m dr_validate.worker.main`, started and steered by `worker_client`.
 
 It speaks JSON lines on its standard streams. In: the configuration, then, one at a time, requests
-`{"validate": checkpoint, "folder": ..., "full": ..., "request": n}`, and while one runs perhaps
-`{"interrupt": "preempted" | "stopped" | "timed_out", "request": n}`. Out: `{"ready": ...}`, `{"progress": ...}`, then
-`{"report": ...}` or `{"error": {"kind": ..., "message": ...}}` for each request. A crash of the device, the driver or a
-library ends this process and costs one attempt; the watcher lives on.
+`{"validate": checkpoint, "folder": ..., "collection": ..., "full": ..., "more": ..., "request": n}` (see `Suite.validate`),
+and while one runs perhaps `{"interrupt": "preempted" | "stopped" | "timed_out", "request": n}`. Out: `{"ready": ...}`,
+`{"progress": ...}`, then `{"report": ...}` or `{"error": {"kind": ..., "message": ...}}` for each request. A crash of the
+device, the driver or a library ends this process and costs one attempt; the watcher lives on.
 """
 
 import contextlib
@@ -40,44 +40,45 @@ def main() -> None:
     control = _WorkerControl(channel)
     threading.Thread(target=_read_requests, args=(requests, control), daemon=True).start()
     with errors_to(channel.send) as failed:
-        pipeline = _open_pipeline(config)
-        channel.send({"ready": pipeline.describe()})
+        suite = _open_suite(config)
+        channel.send({"ready": suite.describe()})
     while not failed and (request := requests.get()) is not None:
         control.request = request["request"]
         with errors_to(channel.send):
-            channel.send({"report": _validate(pipeline, request, control)})
+            channel.send({"report": _validate(suite, request, control)})
     if not failed:
-        pipeline.close()
+        suite.close()
     channel.stream.close()
 
 
-def _open_pipeline(config: Mapping[str, Any]) -> Any:
+def _open_suite(config: Mapping[str, Any]) -> Any:
     with what_stays():
-        pipeline = _build_pipeline(config)
+        suite = _build_suite(config)
     try:
-        pipeline.open()
+        suite.open()
     except SetupError:
-        pipeline.close()
+        suite.close()
         raise
-    return pipeline
+    return suite
 
 
-def _build_pipeline(config: Mapping[str, Any]) -> Any:
+def _build_suite(config: Mapping[str, Any]) -> Any:
     """Raises SetupError for devices that are not there: said before minutes of BM25."""
     from dr_validate.config import build
-    from dr_validate.worker.pipeline import Pipeline
+    from dr_validate.worker.suite import Suite
 
     run = build(config)
-    return Pipeline(run, run.engine.find_device(run.settings.device))
+    return Suite(run, run.engine.find_device(run.settings.device))
 
 
-def _validate(pipeline: Any, request: Mapping[str, Any], control: "_WorkerControl") -> dict[str, Any]:
+def _validate(suite: Any, request: Mapping[str, Any], control: "_WorkerControl") -> dict[str, Any]:
     from dr_validate.ledger.report_json import report_to_json
     from dr_validate.values import Checkpoint
 
     checkpoint = Checkpoint(**request["validate"])
     control.check()
-    report = pipeline.validate(checkpoint, Path(request["folder"]), full=request["full"], control=control)
+    which = {name: request[name] for name in ("collection", "full", "more")}
+    report = suite.validate(checkpoint, Path(request["folder"]), **which, control=control)
     return report_to_json(report)
 
 

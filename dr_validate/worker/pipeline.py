@@ -21,7 +21,7 @@ from dr_validate.sampler.full import FullSampler
 from dr_validate.stages import Control, Ranked, Ranker
 from dr_validate.values import Checkpoint, Float64, Ranking, Report, Sample, Scores, TestSet
 from dr_validate.worker import results
-from dr_validate.worker.encoding import CheckpointEncoding, Encoding
+from dr_validate.worker.encoding import CheckpointEncoding, Encoding, Load
 from dr_validate.worker.estimates import Estimates
 from dr_validate.worker.samples import Samples, SpecSample
 
@@ -34,10 +34,11 @@ class Pipeline:
 
     ranker: Ranker
 
-    def __init__(self, run: Run, device: str) -> None:
-        """`device`: see `Engine.find_device`."""
+    def __init__(self, run: Run, device: str, load: Load | None = None) -> None:
+        """`device`: see `Engine.find_device`. `load`: as `Encoding` has it."""
         self.run = run
         self.device = device
+        self._load = load
         self._opened = contextlib.ExitStack()
         self.state_dir = run.settings.state_dir
         self.metrics = RanxMetrics(names=run.settings.metrics)
@@ -59,7 +60,7 @@ class Pipeline:
         self.test_set: TestSet = self.run.dataset.open(self.state_dir / "datasets")
         self.metrics.check(self.test_set.qrels, self.test_set.name)
         self.samples = Samples(self.run, self.test_set, FullSampler())
-        self.encoding = Encoding(self.run, self.device, self.test_set)
+        self.encoding = Encoding(self.run, self.device, self.test_set, self._load)
 
     def validate(self, checkpoint: Checkpoint, folder: Path, *, full: bool, control: Control) -> Report:
         """Encode, search, score, report. `full` encodes the whole corpus whatever the sampler says (a baseline)."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from dr_validate.cli.summary import outcome_table
+from dr_validate.cli.summary import collections_table, outcome_table
 from dr_validate.values import Estimate, Report
 from tests.factories import valued_report as report
 
@@ -47,3 +47,23 @@ def test_two_trainings_in_one_state_dir_do_not_hide_each_other() -> None:
     lines = shown(both, [])
     assert any(line.startswith("training step sampled") for line in lines)
     assert [line.split()[:3] for line in lines if line[:2] in ("A ", "B ")] == [["A", "100", "0.5000"], ["B", "100", "0.2500"]]
+
+
+def test_a_mean_has_an_interval_and_each_collection_a_row() -> None:
+    wide = Estimate(value=0.25, low=0.125, high=0.375, naive=0.25)
+    means = [replace(report(100 * n, "m", wide if n != 3 else exactly(0.5)), notes={"collections": {}}) for n in range(1, 9)]
+    lines = shown(means, means)
+    assert lines[0] == "mean of collections, mrr@10 by training step"
+    assert lines[1] == "step full 95% interval documents seconds full, to scale"
+    assert lines[3].startswith("100 0.2500 0.1250 to 0.3750 1,078 ")
+    collections = {
+        "a": [report(100 * n, "a", exactly(n / 16)) for n in range(1, 9)],
+        "b": [report(100 * n, "b", exactly(n / 32) if n < 8 else None) for n in range(1, 9)],
+    }
+    console = Console(width=110)
+    with console.capture() as capture:
+        console.print(collections_table(collections, means, "mrr@10"))
+    lines = [" ".join(line.replace("│", " ").replace("┃", " ").split()) for line in capture.get().splitlines()]
+    assert lines[1] == "collection 300 (best mean) 400 500 600 700 800"
+    assert lines[3] == "a 0.1875 0.2500 0.3125 0.3750 0.4375 0.5000"
+    assert lines[4] == "b 0.0938 0.1250 0.1562 0.1875 0.2188 skipped"

@@ -44,6 +44,13 @@ def test_the_small_files_are_preferred(msmarco: Path, cache: Path) -> None:
     assert MsmarcoDataset(path=msmarco).open(cache).query_texts == ("small", "smaller")
 
 
+def test_a_run_beside_the_files_is_the_collections_own_for_its_own_queries(msmarco: Path, cache: Path) -> None:
+    assert MsmarcoDataset(path=msmarco).open(cache).shipped_run is None
+    zipped(run := msmarco / "top1000.dev.tsv.gz", "7\t1\tfirst query\tein Stück\n")
+    assert MsmarcoDataset(path=msmarco).open(cache).shipped_run == run
+    assert MsmarcoDataset(path=msmarco, queries=msmarco / "queries.dev.tsv").open(cache).shipped_run is None
+
+
 def test_a_passage_without_a_tab_is_named(msmarco: Path, cache: Path) -> None:
     own = msmarco / "own.tsv"
     own.write_text("0\ta\n1 b\n")

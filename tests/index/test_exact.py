@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,3 +150,17 @@ def test_a_missing_faiss_is_an_error_of_the_factory_that_names_the_ways_out(monk
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(SetupError, match=r"dr_validate\[cpu\].*dr_validate\[gpu\].*index=torch"):
         FactoryIndex(spec="Flat").open(np.zeros((1, 2), dtype=np.float32), 1, np.arange(1), "cpu")
+
+
+def test_a_faiss_that_fails_while_it_is_imported_leaves_the_search_to_torch_and_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """faiss-gpu without the libraries of CUDA raises RuntimeError, not ImportError."""
+    (tmp_path / "faiss.py").write_text("raise RuntimeError('faiss-gpu installed but nvidia-cuda-runtime-cu12 is missing')\n")
+    monkeypatch.delitem(sys.modules, "faiss", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    query, documents = np.array([[1.0, 0.0]], dtype=np.float32), np.array([[0.5, 1.0], [2.0, 0.0]], dtype=np.float32)
+    for _ in range(2):
+        assert search(FlatIndex(), query, documents, np.array([1, 0]), (2, [])).documents.tolist() == [[1, 0]]
+    (said,) = [record.message for record in caplog.records if "nvidia-cuda-runtime-cu12 is missing" in record.message]
+    assert "index=torch searches" in said

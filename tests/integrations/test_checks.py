@@ -4,6 +4,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from dr_validate.errors import ConfigError, SetupError
@@ -84,6 +86,14 @@ def test_results_have_the_names_that_the_trainer_asks_for(wanted: str | None, ke
     assert keys_for(SimpleNamespace(metric_for_best_model=wanted), ["ndcg@10", "hit_rate@1"]) == keys
 
 
+def test_of_a_suite_the_mean_decides_whatever_it_is_called() -> None:
+    suite, metrics = ("nq", "fiqa"), ["ndcg@10"]
+    for wanted, key in ((None, "eval_mean_ndcg@10"), ("mean_ndcg@10", "eval_mean_ndcg@10"), ("ndcg@10", "eval_ndcg@10")):
+        assert keys_for(SimpleNamespace(metric_for_best_model=wanted), metrics, suite) == {"ndcg@10": key}
+    with pytest.raises(ConfigError, match="got 'eval_nq_ndcg@10', of nq alone; of a suite the mean decides: set mean_ndcg@10"):
+        keys_for(SimpleNamespace(metric_for_best_model="eval_nq_ndcg@10"), metrics, suite)
+
+
 def test_a_metric_that_is_not_computed_is_refused() -> None:
     with pytest.raises(ConfigError, match="got 'loss', but what is computed is ndcg@10"):
         keys_for(SimpleNamespace(metric_for_best_model="loss"), ["ndcg@10"])
@@ -105,6 +115,20 @@ def test_better_may_be_asked_to_be_sure(tmp_path: Path) -> None:
     assert [is_better(one, best, "mrr@10", tmp_path, 0.95) for one in (sure, unsure)] == [True, False]
     assert [is_better(one, best, "mrr@10", tmp_path, None) for one in (sure, unsure)] == [True, True]
     assert not is_better(best, sure, "mrr@10", tmp_path, None)
+
+
+def test_of_a_mean_the_queries_of_each_collection_are_held_against_their_own(tmp_path: Path) -> None:
+    notes: Any = {"collections": {"a": "a-f", "b": "b-f"}}
+    best, better = report(0.5, digest="sha256:b", **notes), report(0.55, digest="sha256:c", **notes)
+    values = {"a-f": [[0.25, 0.5, 0.75], [0.375, 0.5, 0.875]], "b-f": [[0.5, 0.5], [0.5, 0.5625]]}
+    for spec, columns in values.items():
+        for one, column in zip((best, better), columns, strict=True):
+            path = tmp_path / "queries" / spec / f"{one.checkpoint.digest.replace(':', '-')}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            table = {"query_id": [str(n) for n in range(len(column))], "metric": ["mrr@10"] * len(column), "value": column}
+            pyarrow.parquet.write_table(pyarrow.table(table), path)
+    # Mean changes 1/12 and 1/32, standard errors 1/24 and 1/32: together 0.0573 with 0.0260, which is 2.2 of them.
+    assert [is_better(better, best, "mrr@10", tmp_path, sure) for sure in (0.95, 0.98, 0.99)] == [True, True, False]
 
 
 def test_the_watcher_takes_no_part_in_the_training() -> None:

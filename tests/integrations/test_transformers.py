@@ -12,6 +12,7 @@ import pytest
 from transformers import AutoModel, EarlyStoppingCallback
 
 from dr_validate.integrations.transformers import AsyncValidation
+from tests.factories import write_collection
 from tests.integrations.tiny import STATED, Hold, learner, offline, same_weights, saved_steps, told
 from tests.processes import LIMIT_S, wait_for
 
@@ -155,6 +156,21 @@ def replay(values: dict[int, float], times: int) -> int:
         if worse == times:
             return step
     raise AssertionError("it does not stop")
+
+
+def test_of_several_collections_the_mean_chooses_and_each_is_told(bert: Any, harder: Path, tmp_path: Path) -> None:
+    other = write_collection(tmp_path / "other", 60)
+    trainer = learner(bert, harder, tmp_path / "out", metric_for_best_model="mean_mrr@10", max_steps=30)
+    members = [f"dataset.members.harder={harder}", f"dataset.members.other={other}"]
+    AsyncValidation(["dataset=suite", *members, *STATED[1:]], backpressure="all").attach(trainer)
+    trainer.train()
+    means, of_harder, of_other = (told(trainer.state, f"eval_{name}_mrr@10") for name in ("mean", "harder", "other"))
+    assert sorted(means) == sorted(of_harder) == sorted(of_other) == [10, 20, 30]
+    assert means == pytest.approx({step: (of_harder[step] + of_other[step]) / 2 for step in means})
+    assert trainer.state.best_global_step == best_of(means)
+    assert trainer.state.best_metric == pytest.approx(means[best_of(means)])
+    (row,) = [row for row in trainer.state.log_history if row["step"] == 20 and "eval_mean_mrr@10" in row]
+    assert row["eval_mean_mrr@10_low"] < row["eval_mean_mrr@10"] < row["eval_mean_mrr@10_high"]
 
 
 def test_a_watcher_that_runs_already_is_used_and_not_stopped(bert: Any, harder: Path, tmp_path: Path, dr_validate: Any) -> None:

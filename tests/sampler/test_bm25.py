@@ -1,4 +1,3 @@
-import gzip
 import logging
 import math
 from dataclasses import replace
@@ -27,8 +26,8 @@ def bm25_by_hand(test_set: TestSet, query: str) -> np.ndarray[tuple[int], np.dty
     return scores
 
 
-def test_every_query_gets_the_best_by_the_formula_with_ties_by_descending_id(small: TestSet, tmp_path: Path) -> None:
-    run = bm25_run(small, 20, tmp_path)
+def test_every_query_gets_the_best_by_the_formula_with_ties_by_descending_id(small: TestSet) -> None:
+    run = bm25_run(small, 20)
     for row in range(6):
         scores = bm25_by_hand(small, str(small.query_texts[row])).round(5)
         expected = np.lexsort((small.corpus.tie_rank, -scores))[:20]
@@ -36,44 +35,20 @@ def test_every_query_gets_the_best_by_the_formula_with_ties_by_descending_id(sma
         np.testing.assert_array_equal(run.ranks[run.rows == row], np.arange(np.count_nonzero(run.rows == row)))
 
 
-def test_the_order_of_the_corpus_plays_no_part(small: TestSet, reordered: TestSet, tmp_path: Path) -> None:
-    first, second = bm25_run(small, 20, tmp_path / "a"), bm25_run(reordered, 20, tmp_path / "b")
+def test_the_order_of_the_corpus_plays_no_part(small: TestSet, reordered: TestSet) -> None:
+    first, second = bm25_run(small, 20), bm25_run(reordered, 20)
     assert small.corpus.ids(first.documents) == reordered.corpus.ids(second.documents)
 
 
-def test_the_run_is_computed_once_and_read_back_the_same(small: TestSet, tmp_path: Path) -> None:
-    first = bm25_run(small, 20, tmp_path)
-    (path,) = tmp_path.iterdir()
-    written = path.stat().st_mtime_ns
-    again = bm25_run(small, 20, tmp_path)
-    assert path.stat().st_mtime_ns == written
-    np.testing.assert_array_equal(again.documents, first.documents)
-    bm25_run(replace(small, fingerprint="another"), 20, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-@pytest.mark.parametrize("damage", ["truncated", "empty", "not gzip", "another text"])
-def test_a_damaged_cache_is_rebuilt(small: TestSet, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
-    first = bm25_run(small, 20, tmp_path)
-    (path,) = tmp_path.iterdir()
-    good = path.read_bytes()
-    other = {"truncated": good[:-30], "empty": b"", "not gzip": b"q0 d1 1\n", "another text": gzip.compress(b"hello\n")}
-    path.write_bytes(other[damage])
-    again = bm25_run(small, 20, tmp_path)
-    np.testing.assert_array_equal(again.documents, first.documents)
-    assert path.read_bytes() == good
-    assert f"{path} is damaged" in caplog.text
-
-
-def test_a_collection_that_came_as_token_ids_is_searched_by_them(small: TestSet, tmp_path: Path) -> None:
+def test_a_collection_that_came_as_token_ids_is_searched_by_them(small: TestSet) -> None:
     class TokenCorpus(type(small.corpus)):  # type: ignore[misc]  # a class that is known by its object
         def texts(self, ordinals: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[list[int]]:
             return [[int(word[4:]) for word in text.split()] for text in super().texts(ordinals)]
 
     queries = [[int(word[4:]) for word in str(text).split()] for text in small.query_texts]
     corpus = TokenCorpus(small.corpus.ids(np.arange(200)), small.corpus.texts(np.arange(200)))
-    found = bm25_run(replace(small, corpus=corpus, query_texts=queries, fingerprint="tokens"), 20, tmp_path)
-    expected = bm25_run(small, 20, tmp_path)
+    found = bm25_run(replace(small, corpus=corpus, query_texts=queries, fingerprint="tokens"), 20)
+    expected = bm25_run(small, 20)
     np.testing.assert_array_equal(found.documents, expected.documents)
 
 
@@ -92,12 +67,12 @@ UNSPACED = {
 
 @pytest.mark.parametrize("script", UNSPACED)
 def test_text_without_spaces_is_searched_by_pairs_of_characters_which_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, script: str
+    caplog: pytest.LogCaptureFixture, script: str
 ) -> None:
     caplog.set_level(logging.INFO)
     other, document, query = UNSPACED[script]
     test_set = build({"other": other, "one": document}, {"q": query}, {"q": {"one": 1}})
-    run = bm25_run(test_set, 10, tmp_path)
+    run = bm25_run(test_set, 10)
     assert run.documents.tolist()[0] == 1
     assert "is written without spaces between words: BM25 searches it by pairs of characters" in caplog.text
 
@@ -105,30 +80,25 @@ def test_text_without_spaces_is_searched_by_pairs_of_characters_which_is_said(
 def test_words_of_several_scripts_in_one_text_are_all_found(tmp_path: Path) -> None:
     documents = {"a": "BM25の検索 system", "b": "検 alone", "c": "nothing"}
     for query, expected in {"system": [0], "検索": [0], "bm25": [0], "検": [1], "alone 検索": [0, 1]}.items():
-        run = bm25_run(build(documents, {"q": query}, {"q": {"c": 1}}), 10, tmp_path)
+        run = bm25_run(build(documents, {"q": query}, {"q": {"c": 1}}), 10)
         assert sorted(run.documents.tolist()) == expected
 
 
-def test_words_that_no_language_has_are_said_to_be_text_without_spaces(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_words_that_no_language_has_are_said_to_be_text_without_spaces(caplog: pytest.LogCaptureFixture) -> None:
     documents = {"a": "thisisatextwithoutanyspacesinit", "b": "andthisisanotheronewithoutspaces"}
-    bm25_run(build(documents, {"q": documents["a"]}, {"q": {"a": 1}}), 10, tmp_path)
+    bm25_run(build(documents, {"q": documents["a"]}, {"q": {"a": 1}}), 10)
     assert "words of small have 32 letters on average: it seems to be text without spaces" in caplog.text
 
 
-def test_queries_that_find_nothing_are_counted_and_all_of_them_are_an_error(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    bm25_run(build({"a": "some words"}, {"q": "words", "r": "others"}, {"q": {"a": 1}, "r": {"a": 1}}), 10, tmp_path)
+def test_queries_that_find_nothing_are_counted_and_all_of_them_are_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    bm25_run(build({"a": "some words"}, {"q": "words", "r": "others"}, {"q": {"a": 1}, "r": {"a": 1}}), 10)
     assert "BM25 finds nothing for 1 of 2 queries of small" in caplog.text
     with pytest.raises(SetupError, match="bm25 finds no term of any query in the documents of small; give another run"):
-        bm25_run(build({"a": "some words"}, {"r": "others"}, {"r": {"a": 1}}), 10, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 1
+        bm25_run(build({"a": "some words"}, {"r": "others"}, {"r": {"a": 1}}), 10)
 
 
-def test_bm25_on_vaswani_is_as_good_as_bm25_is(vaswani: TestSet, tmp_path: Path) -> None:
-    run = bm25_run(vaswani, 1000, tmp_path)
+def test_bm25_on_vaswani_is_as_good_as_bm25_is(vaswani: TestSet) -> None:
+    run = bm25_run(vaswani, 1000)
     values = []
     for row in range(len(vaswani.query_ids)):
         documents, gains = vaswani.qrels.row(row)
@@ -138,3 +108,17 @@ def test_bm25_on_vaswani_is_as_good_as_bm25_is(vaswani: TestSet, tmp_path: Path)
         discounts = 1 / np.log2(np.arange(2, 12))
         values.append((hits * discounts[: len(top)]).sum() / discounts[:ideal].sum())
     assert 0.36 < np.mean(values) < 0.42  # without stemming; chance would be near 0
+
+
+def test_several_processes_find_what_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = np.random.default_rng(1).integers(0, 300, (500, 8))
+    documents = {f"d{n}": " ".join(f"w{word}" for word in row) for n, row in enumerate(words)}
+    queries = {f"q{n}": " ".join(f"w{word}" for word in row) for n, row in enumerate(words[:5])}
+    test_set = build(documents, queries, {query: {"d0": 1} for query in queries})
+    alone = bm25_run(test_set, 20)
+    monkeypatch.setattr("dr_validate.sampler.bm25.FEW", 100)
+    monkeypatch.setattr("dr_validate.sampler.bm25.DOCUMENTS_AT_ONCE", 60)
+    monkeypatch.setattr("dr_validate.sampler.bm25.cores", lambda: 2)
+    together = bm25_run(test_set, 20)
+    for name in ("rows", "documents", "ranks"):
+        np.testing.assert_array_equal(getattr(together, name), getattr(alone, name))

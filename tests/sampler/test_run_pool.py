@@ -13,6 +13,7 @@ from dr_validate.errors import SetupError
 from dr_validate.sampler.fusion import candidates
 from dr_validate.sampler.named_run import NamedRun
 from dr_validate.sampler.run_pool import RunPoolSampler
+from dr_validate.sampler.stratified import StratifiedSampler
 from dr_validate.values import Sample, TestSet
 
 WriteRun = Callable[[str, str], Path]
@@ -236,7 +237,9 @@ def test_a_run_that_cannot_be_read_is_named(small: TestSet, tmp_path: Path, name
 def test_a_missing_run_is_an_error_that_names_the_choices(small: TestSet, tmp_path: Path) -> None:
     sampler = RunPoolSampler(run=str(tmp_path / "absent.trec"))
     for call in (sampler.fingerprint, lambda: sampler.draw(small, 13, tmp_path)):
-        with pytest.raises(SetupError, match=r"absent\.trec', which is no file; give the path of a run, ranxhub:ID or bm25"):
+        with pytest.raises(
+            SetupError, match=r"absent\.trec', which is no file; give the path of a run, ranxhub:ID, shipped or bm25"
+        ):
             call()
 
 
@@ -273,3 +276,53 @@ def test_a_ranxhub_run_without_a_network_is_an_error_that_names_the_way_out(
     with pytest.raises(SetupError, match="sampler.run: ranxhub:msmarco-passage/bm25 cannot be loaded .* give its path instead"):
         sampler.draw(small, 13, tmp_path)
     assert sampler.fingerprint()["run"] == "ranxhub:msmarco-passage/bm25"
+
+
+def test_a_run_is_made_once_and_read_back_the_same(small: TestSet, tmp_path: Path) -> None:
+    first = NamedRun(name="bm25", key="pool").read(small, tmp_path)
+    (path,) = tmp_path.iterdir()
+    written = path.stat().st_mtime_ns
+    again = NamedRun(name="bm25", key="pool").read(small, tmp_path)
+    assert path.stat().st_mtime_ns == written
+    for name in ("rows", "documents", "ranks"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
+    NamedRun(name="bm25", key="pool").read(replace(small, fingerprint="another"), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "another file", "one bit"])
+def test_a_kept_run_that_is_damaged_is_made_again(
+    small: TestSet, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = NamedRun(name="bm25", key="pool").read(small, tmp_path)
+    (path,) = tmp_path.iterdir()
+    good = path.read_bytes()
+    place = good.index(b"documents.npy") + 300
+    flipped = good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :]
+    path.write_bytes({"truncated": good[:-30], "empty": b"", "another file": b"q0 d1 1\n", "one bit": flipped}[damage])
+    again = NamedRun(name="bm25", key="pool").read(small, tmp_path)
+    np.testing.assert_array_equal(again.documents, first.documents)
+    assert f"{path} is damaged" in caplog.text
+    np.testing.assert_array_equal(NamedRun(name="bm25", key="pool").read(small, tmp_path).documents, first.documents)
+
+
+def test_shipped_is_the_run_of_the_collection_and_bm25_where_there_is_none(small: TestSet, tmp_path: Path) -> None:
+    path = tmp_path / "top1000.dev.tsv"
+    rows = [
+        f"{query}\t{document}\twhat is this\tit is that, says 1 of 2"
+        for query in small.query_ids
+        for document in small.corpus.ids(np.arange(30, 90))
+    ]
+    path.write_text("\n".join(rows) + "\n")
+    with_run = replace(small, shipped_run=path)
+
+    def run_pool(run: str, test_set: TestSet) -> str:
+        return RunPoolSampler(run=run, fraction=0.8).draw(test_set, 3, tmp_path / "cache").fingerprint
+
+    def stratified(run: str, test_set: TestSet) -> str:
+        return StratifiedSampler(pool=(run,), fraction=0.8).draw(test_set, 3, tmp_path / "cache").fingerprint
+
+    for drawn in (run_pool, stratified):
+        assert drawn("shipped", with_run) == drawn(str(path), small) != drawn("bm25", small) == drawn("shipped", small)
+    both = StratifiedSampler(fraction=0.8, pool=("shipped", "bm25")).draw(small, 3, tmp_path / "cache")
+    assert both.fingerprint == stratified("bm25", small)

@@ -39,7 +39,7 @@ def by_inclusion(test_set: TestSet, sample: Sample) -> list[tuple[str, float]]:
 
 
 def pool_order(test_set: TestSet, cache: Path) -> list[int]:
-    found = candidates([bm25_run(test_set, 1000, cache)], test_set)
+    found = candidates([bm25_run(test_set, 1000)], test_set)
     return [int(ordinal) for ordinal in found.best(600, test_set.corpus.id_hash[found.documents])]
 
 
@@ -133,7 +133,7 @@ def test_the_smallest_fraction_that_works_is_named(medium: TestSet, cache: Path,
 
 def test_a_run_that_cannot_be_read_is_named_with_its_key(medium: TestSet, cache: Path, write_run: WriteRun) -> None:
     with pytest.raises(
-        SetupError, match=r"^sampler\.pool: got 'absent', which is no file; give the path of a run, ranxhub:ID or"
+        SetupError, match=r"^sampler\.pool: got 'absent', which is no file; give the path of a run, ranxhub:ID, shipped or"
     ):
         StratifiedSampler(fraction=0.4, pool=("bm25", "absent")).draw(medium, 13, cache)
     other = str(write_run("other", "x Q0 y 1 1 t\n"))

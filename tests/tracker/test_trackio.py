@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
+from dr_validate.stages import TrackerRun
 from dr_validate.tracker.rows import REPORT, STEP, row
-from dr_validate.tracker.trackio import TrackioRuns, TrackioTracker
+from dr_validate.tracker.trackio import TrackioTracker
 from dr_validate.values import Report
 from tests.factories import told as report
 
 
-def started(state_dir: Path, project: str) -> TrackioRuns:
+def started(state_dir: Path, project: str) -> TrackerRun:
     names: dict[str, Any] = {"training_run": "ours/run 1", "spec": "s1", "dataset": "vaswani", "sampler": "random"}
     return TrackioTracker(project=project).start(state_dir=state_dir, config={"seed": 13, "secret": "x"}, **names)
 
@@ -20,7 +21,6 @@ def test_rows_are_logged_over_the_training_step_each_report_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when the package is first imported
-    pytest.importorskip("trackio", reason="trackio is not installed")
     from trackio.sqlite_storage import SQLiteStorage
 
     project = tmp_path.name.replace("_", "-")

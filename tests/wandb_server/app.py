@@ -15,7 +15,7 @@ from tests.wandb_server.graphql import execute
 from tests.wandb_server.graphql_parse import GraphQLError, parse
 from tests.wandb_server.nodes import Context
 from tests.wandb_server.queries import root
-from tests.wandb_server.records import Artifact, Run
+from tests.wandb_server.records import Artifact, Run, View
 from tests.wandb_server.request_log import Request, RequestLog
 from tests.wandb_server.run_nodes import run_key
 from tests.wandb_server.store import Store
@@ -123,9 +123,21 @@ class App:
             self.log.capturing = order["on"]
         elif do in ("delete_version", "purge"):
             self._damage(do, order)
+        elif do == "edit_view":
+            self._edit_view(order)
         elif do != "status":
             return refusal(400, f"cannot do {do!r}")
         return Answer(200, json.dumps({"faults_met": self.faults.num_taken, "faults_left": self.faults.left}).encode())
+
+    def _edit_view(self, order: Mapping[str, Any]) -> None:
+        with self.store.transaction():
+            view = self.store.by_id(View, order["view"])
+            assert view is not None, order
+            if order["spec"] is None:
+                self.store.delete(view)
+            else:
+                view.spec = order["spec"]
+                self.store.put(view)
 
     def delete_version(self, name: str) -> None:
         """Delete the version that is `collection:vN`, wherever it is, if it is there still."""

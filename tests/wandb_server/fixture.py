@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from tests.processes import LIMIT_S
 from tests.wandb_server.faults import Action, Fault
-from tests.wandb_server.records import Artifact, Collection, Run
+from tests.wandb_server.records import Artifact, Collection, Run, View
 from tests.wandb_server.request_log import Entry, read_log
 from tests.wandb_server.store import Store, json_text
 from tests.wandb_server.views import ArtifactView, RunView, json_of
@@ -160,6 +160,10 @@ class ServerHandle:
         """The content is gone while the version is still listed."""
         self.control("purge", artifact=artifact.id, file=file)
 
+    def edit_view(self, view: View, spec: str | None) -> None:
+        """As if somebody had changed it, or with None deleted it."""
+        self.control("edit_view", view=view.id, spec=spec)
+
     def capture(self, on: bool = True) -> None:
         self._capture = on
         self.control("capture", on=on)
@@ -190,6 +194,10 @@ class ServerHandle:
     def run(self, name: str) -> RunView:
         """By the SDK's run id."""
         return next(view for view in self.runs() if view.id == name)
+
+    def views(self) -> list[View]:
+        """Saved views in the order in which they were made."""
+        return self.store().all(View)
 
     def artifacts(self, type: str = "*", collection: str = "*") -> list[ArtifactView]:
         """Committed versions in the order in which they were made."""

@@ -8,7 +8,7 @@ from typing import Any
 from tests.wandb_server import artifact_changes, artifact_edits, run_changes
 from tests.wandb_server.artifact_nodes import artifact_node, collection_node, find_membership, membership_node, users
 from tests.wandb_server.nodes import Arguments, Context, Node, connection, matches, ordered, project_info, project_key
-from tests.wandb_server.records import Artifact, Collection, Project, Run
+from tests.wandb_server.records import Artifact, Collection, Project, Run, View
 from tests.wandb_server.run_nodes import USER, run_field, run_key, run_node
 
 VIEWER = {**USER, "entity": "tester", "email": "tester@localhost", "admin": False, "flags": "{}", "deletedAt": None}
@@ -48,6 +48,7 @@ def root(ctx: Context, shared: bool) -> Node:
         "linkArtifact": lambda a: artifact_edits.link_artifact(ctx, a),
         "unlinkArtifact": lambda a: artifact_edits.unlink_artifact(ctx, a),
         "useArtifact": lambda a: artifact_edits.use_artifact(ctx, a),
+        "upsertView": lambda a: run_changes.upsert_view(ctx, a),
         "createCustomChart": lambda _: {"chart": {"id": "Y2hhcnQ="}},
     }
 
@@ -63,6 +64,7 @@ def _project(ctx: Context, arguments: Arguments) -> Node | None:
         "run": lambda a: _run(ctx, project, a["name"]),
         "bucket": lambda a: _run(ctx, project, a["name"]),
         "runs": lambda a: connection([_with_artifacts(ctx, run) for run in _runs(ctx, project, a)], a),
+        "allViews": lambda a: connection(_views(ctx, project, a), a),
         "runCount": lambda a: len(_runs(ctx, project, a)),
         "artifact": lambda a: _member(ctx, project, a["name"], "artifact"),
         "artifactCollectionMembership": lambda a: _member(ctx, project, a["name"], ""),
@@ -84,6 +86,12 @@ def _runs(ctx: Context, project: Project, arguments: Arguments) -> list[Run]:
     kept = [run for run in runs if matches(wanted, partial(run_field, run))]
     order = arguments.get("order")
     return ordered(kept, order, lambda run: partial(run_field, run)) if order else kept
+
+
+def _views(ctx: Context, project: Project, arguments: Arguments) -> list[Node]:
+    mine = [view for view in ctx.store.all(View) if (view.entity, view.project) == (project.entity, project.name)]
+    named = [view for view in mine if arguments.get("viewName") in (None, view.name)]
+    return [{"id": view.id, "name": view.name, "displayName": view.display_name, "spec": view.spec} for view in named]
 
 
 def _run(ctx: Context, project: Project, name: str) -> Node | None:

@@ -54,6 +54,18 @@ class Run(Record):
 
 
 @dataclass(kw_only=True)
+class View(Record):
+    """A saved view of a project; `name` is what its address holds, `spec` the JSON text that says what it shows."""
+
+    entity: str
+    project: str
+    name: str
+    display_name: str = ""
+    type: str = ""
+    spec: str = "{}"
+
+
+@dataclass(kw_only=True)
 class Collection(Record):
     """A sequence (where versions are made) or a portfolio (where versions are linked)."""
 

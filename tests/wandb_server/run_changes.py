@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.wandb_server.graphql_parse import GraphQLError
 from tests.wandb_server.nodes import Arguments, Context, Node, ensure_project
-from tests.wandb_server.records import Run, now
+from tests.wandb_server.records import Run, View, now
 from tests.wandb_server.run_nodes import EVENTS, HISTORY, LOG, run_blob, run_key, run_node
 from tests.wandb_server.store import Store
 
@@ -34,6 +34,20 @@ def upsert_bucket(ctx: Context, arguments: Arguments, shared: bool) -> Node:
         run.state = given["state"]
     ctx.store.put(run)
     return {"bucket": run_node(ctx, run), "inserted": inserted}
+
+
+def upsert_view(ctx: Context, arguments: Arguments) -> Node:
+    """Make a saved view, or change the one with this id."""
+    given = arguments["input"]
+    ensure_project(ctx.store, given["entityName"], given["projectName"])
+    known = ctx.store.by_id(View, given.get("id"))
+    if known is None and given.get("id"):
+        raise GraphQLError(f"view {given['id']} not found")
+    place = (given["entityName"], given["projectName"], given["name"])
+    view = known or View(key="/".join(place), entity=place[0], project=place[1], name=place[2])
+    view.display_name, view.type, view.spec = given["displayName"], given["type"], given["spec"]
+    ctx.store.put(view)
+    return {"view": {"id": view.id, "name": view.name}, "inserted": known is None}
 
 
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

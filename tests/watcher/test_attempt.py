@@ -38,12 +38,13 @@ from dr_validate.errors import (
 from dr_validate.fidelity.against_full import AgainstFull
 from dr_validate.files import disk_words, is_disk_full
 from dr_validate.ledger.ledger import Ledger
+from dr_validate.process import TIME_IS_UP
 from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.tracker.none import NoTracker
 from dr_validate.values import Checkpoint, Estimate, Listing, Report
 from dr_validate.watcher import schedule
 from dr_validate.watcher.attempts import Attempts, Target
-from dr_validate.watcher.loop import TIME_IS_UP, watch
+from dr_validate.watcher.loop import watch
 from dr_validate.watcher.polling import Needs, SourcePoller
 from dr_validate.watcher.stall import Activity, StallLimit, activity_of
 from dr_validate.watcher.worker_process import DiskFull, Tick, WorkerClient, WorkerFailure

@@ -4,6 +4,7 @@ import dataclasses
 
 from dr_validate.values import Checkpoint, Incomplete, Listing, Status
 from dr_validate.watcher import schedule
+from dr_validate.watcher.attempts import Target
 
 
 def checkpoint(step: int, digest: str | None = None, name: str | None = None) -> Checkpoint:
@@ -52,8 +53,10 @@ def test_stale_are_those_that_wait_behind_a_newer_one() -> None:
 
 
 def test_a_failed_attempt_comes_after_the_fresh_ones_and_not_before_its_time() -> None:
-    ready = schedule.due(LISTING.checkpoints, {"sha256:100": 5.0, "sha256:200": 50.0}, moment=10.0)
-    assert [c.step for c in ready] == [300, 400, 100]
+    target = Target(dataset="d", sampler="full", spec="s", sampled_spec="s", full_spec="s")
+    times = {("sha256:100", "s"): 5.0, ("sha256:200", "s"): 50.0, ("sha256:300", "of another collection"): 50.0}
+    ready = schedule.due([(c, target) for c in LISTING.checkpoints], times, moment=10.0)
+    assert [c.step for c, _ in ready] == [300, 400, 100]
 
 
 def test_baselines_go_to_validated_checkpoints_that_lack_one() -> None:

@@ -54,10 +54,10 @@ class _Encoder:
         self._encoder, self._meter = encoder, meter
 
     @contextlib.contextmanager
-    def load(self, folder: Path, device: str) -> Iterator[Model]:
+    def load(self, folder: Path, device: str, weights_of: Model | None = None) -> Iterator[Model]:
         with contextlib.ExitStack() as stack:
             with self._meter.phase("load"):
-                model = stack.enter_context(self._encoder.load(folder, device))
+                model = stack.enter_context(self._encoder.load(folder, device, weights_of))
             yield _Model(model, self._meter)
 
     def read(self, folder: Path) -> Mapping[str, Any]:

@@ -1,0 +1,253 @@
+"""The trainings of a state_dir over one another: their curves, and how far they are apart at the same steps, query by query."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dr_validate.ledger.per_query import read_query_values
+from dr_validate.ledger.revised import EstimateDetails
+from dr_validate.report import plot
+from dr_validate.report.comparison import Z_95
+from dr_validate.report.costs import COLOURS, SHAPES
+from dr_validate.report.curves import MANY_POINTS, unit_range
+from dr_validate.report.gather import Section
+from dr_validate.report.grid import EMPTY, Column, numeric, table, text
+from dr_validate.report.markup import Markup, el, join
+from dr_validate.report.scales import around
+from dr_validate.report.words import count, has_interval, interval, is_bound, number, signed, with_interval
+from dr_validate.values import Report
+
+WORDS = {1: "higher", -1: "lower", 0: "not told apart"}  # by the sign of a difference
+LEAST_QUERIES = 10  # for an interval, as for queries that moved
+UNNAMED = "the training without a name"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingDifference:
+    """`report` minus `first` (of two trainings, at one step) in the first metric, as both are known now.
+
+    `interval`: 95%, for other queries like these; None where it is not known.
+    """
+
+    training: str  # of `report`
+    report: Report
+    first: Report
+    value: float
+    interval: tuple[float, float] | None
+
+    @property
+    def step(self) -> int:
+        return self.report.checkpoint.step
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval leaves 0 out, else 0."""
+        low, high = self.interval or (0.0, 0.0)
+        return (low > 0) - (high < 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlay:
+    """Trainings under one spec: the same queries, the same documents. `trainings`: done Reports by name, by ascending step; the
+    first is what the others are held against."""
+
+    dataset: str
+    strategy: str
+    spec: str
+    metrics: tuple[str, ...]
+    trainings: Mapping[str, Sequence[Report]]
+    differences: Sequence[TrainingDifference]
+
+    @property
+    def sentences(self) -> list[str]:
+        """How each training does against the first."""
+        first, *others = self.trainings
+        mine = {other: [one for one in self.differences if one.training == other] for other in others}
+        return [_sentence(other, first, self.metrics[0], mine[other]) for other in others]
+
+
+def overlays(sections: Sequence[Section], state_dir: Path) -> list[list[Overlay]]:
+    """For each collection with several trainings an overlay for each strategy that they share, that with most steps in common
+    first, the full corpus before a sample. `sections` as `gather` gives them."""
+    by_full_spec: dict[str, list[Section]] = {}
+    for section in sections:
+        by_full_spec.setdefault(section.full_spec, []).append(section)
+    found = []
+    for same in by_full_spec.values():
+        done = {section.run or UNNAMED: {one.spec: one.done for one in section.strategies if one.done} for section in same}
+        names = {one.spec: one.name for section in reversed(same) for one in section.strategies}
+        made = []
+        for spec in names:
+            trainings = {run: by_spec[spec] for run, by_spec in done.items() if spec in by_spec}
+            if len(trainings) > 1:
+                made.append(_overlay(same[0], (spec, names[spec]), trainings, state_dir))
+        if made:
+            found.append(sorted(made, key=lambda overlay: (-len(overlay.differences), overlay.spec != same[0].full_spec)))
+    return found
+
+
+def _overlay(
+    section: Section, strategy: tuple[str, str], trainings: Mapping[str, Sequence[Report]], state_dir: Path
+) -> Overlay:
+    metrics = tuple(name for name in section.metrics if all(name in r.metrics for done in trainings.values() for r in done))
+    first, *others = ({report.checkpoint.step: report for report in done} for done in trainings.values())
+    differences = [
+        made
+        for training, theirs in zip(list(trainings)[1:], others, strict=True)
+        for step, report in theirs.items()
+        if step in first and metrics and (made := _difference(training, report, first[step], metrics[0], state_dir))
+    ]
+    spec, name = strategy
+    return Overlay(
+        dataset=section.dataset, strategy=name, spec=spec, metrics=metrics, trainings=trainings, differences=differences
+    )
+
+
+def _difference(training: str, report: Report, first: Report, metric: str, state_dir: Path) -> TrainingDifference | None:
+    """None of upper bounds, which say nothing of a difference."""
+    if is_bound(report.metrics[metric]) or is_bound(first.metrics[metric]):
+        return None
+    value = report.metrics[metric].value - first.metrics[metric].value
+    reach = _as_estimated(report, first, metric)
+    if reach is None:
+        reach = _query_by_query(report, first, metric, state_dir)
+    ends = None if reach is None else (value - reach, value + reach)
+    return TrainingDifference(training=training, report=report, first=first, value=value, interval=ends)
+
+
+def _as_estimated(report: Report, first: Report, metric: str) -> float | None:
+    """Half the 95% interval by the estimate of both together, whose errors are mostly the same; by the later of the two."""
+    for one, other in sorted(((report, first), (first, report)), key=lambda pair: pair[0].at, reverse=True):
+        details = EstimateDetails.of(one)
+        found = details.differences.get(other.checkpoint.digest) if details.metric == metric else None
+        if isinstance(found, dict) and "population" in found:
+            low, high = found["population"]
+            return float(high - low) / 2
+    return None
+
+
+def _query_by_query(report: Report, first: Report, metric: str, state_dir: Path) -> float | None:
+    """The same from the values of each query, and as if the errors of two samples had nothing in common, which is too much."""
+    try:
+        mine, theirs = (read_query_values(state_dir, one, metric) for one in (report, first))
+    except OSError as error:
+        log.warning("%s; the page compares the trainings without it", error)
+        return None
+    changes = np.array([mine[query] - theirs[query] for query in mine if query in theirs])
+    if len(changes) < LEAST_QUERIES:
+        return None
+    known = [one.metrics[metric] for one in (report, first)]
+    of_samples = sum(((estimate.high - estimate.low) / 2) ** 2 for estimate in known)
+    return math.sqrt(of_samples + Z_95**2 * float(changes.var(ddof=1)) / len(changes))
+
+
+def _sentence(training: str, first: str, metric: str, found: Sequence[TrainingDifference]) -> str:
+    if not found:
+        return f"{training} and {first} have no step in common whose {metric} is known on both sides."
+    begin = f"{training} against {first}, {metric}: of {count(len(found), 'step')} in common"
+    signs = [one.sign for one in found]
+    counts = [f"{signs.count(sign):,} {word}" for sign, word in WORDS.items() if sign in signs]
+    last = found[-1]
+    reach = f" {interval(*last.interval, 3)}" if last.interval else ", with no interval known"
+    return f"{begin} {', '.join(counts)}; at the last, step {last.step:,}, {signed(last.value, 3)}{reach}."
+
+
+def overlay_charts(overlay: Overlay) -> Markup:
+    """All metrics over the steps, and the difference of the first one, under one legend."""
+    figures = [_steps_chart(overlay, metric) for metric in overlay.metrics]
+    entries = [
+        (name, join(plot.line([(1, 7), (27, 7)], f"line {_class(place)}"), _mark(place, (14, 7))))
+        for place, name in enumerate(overlay.trainings)
+    ]
+    if any(
+        has_interval(report.metrics[name]) for done in overlay.trainings.values() for report in done for name in overlay.metrics
+    ):
+        entries.append(("95% interval", plot.band([(1, 2), (27, 2)], [(1, 12), (27, 12)], "band")))
+    return join(plot.legend(entries), plot.charts(*figures, _differences_chart(overlay)))
+
+
+def _class(place: int) -> str:
+    return f"series-{place % COLOURS}"
+
+
+def _mark(place: int, at: plot.Place, size: float = 3.5) -> Markup:
+    return el("g", plot.shape(SHAPES[place % len(SHAPES)], at, size), class_=f"{_class(place)} point")
+
+
+def _steps_chart(overlay: Overlay, metric: str) -> Markup:
+    every = [report for done in overlay.trainings.values() for report in done]
+    estimates = [report.metrics[metric] for report in every]
+    ends = [end for estimate in estimates if has_interval(estimate) for end in (estimate.low, estimate.high)]
+    on = plot.frame(
+        around([report.checkpoint.step for report in every], least=10),
+        unit_range([*(estimate.value for estimate in estimates), *ends]),
+    )
+    marks: list[Markup] = []
+    for place, (name, done) in enumerate(overlay.trainings.items()):
+        known = [(on.x(report.checkpoint.step), report.metrics[metric]) for report in done]
+        sure = [(x, estimate) for x, estimate in known if has_interval(estimate)]
+        upper, lower = ([(x, on.y(getattr(estimate, end))) for x, estimate in sure] for end in ("high", "low"))
+        marks += [
+            plot.band(upper, lower, f"band {_class(place)}"),
+            plot.line([(x, on.y(estimate.value)) for x, estimate in known], f"line {_class(place)}"),
+        ]
+        for report, (x, estimate) in zip(done, known, strict=True):
+            told = f"{name}, step {report.checkpoint.step:,}: {metric} {with_interval(estimate, 4)}"
+            marks.append(_point(told, place, (x, on.y(estimate.value)), len(done)))
+    return plot.chart(on, plot.Labels(title=metric, x="training step", y=metric), *marks)
+
+
+def _point(told: str, place: int, at: plot.Place, how_many: int, *bars: Markup) -> Markup:
+    size = 3.5 if how_many <= MANY_POINTS else 2.2
+    return plot.titled(told, *bars, plot.shape(SHAPES[place % len(SHAPES)], at, size), class_=f"{_class(place)} point")
+
+
+def _differences_chart(overlay: Overlay) -> Markup:
+    found = overlay.differences
+    if not found:
+        return Markup("")
+    first, places = next(iter(overlay.trainings)), {name: place for place, name in enumerate(overlay.trainings)}
+    on = plot.frame(
+        around([one.step for one in found], least=10),
+        around([0.0, *(end for one in found for end in (one.value, *(one.interval or ())))], least=0.01),
+    )
+    left, right = plot.LEFT, plot.WIDTH - plot.RIGHT
+    marks = [plot.line([(left, on.y(0.0)), (right, on.y(0.0))], "diagonal")]
+    for one in found:
+        x = on.x(one.step)
+        bars = [plot.upright(x, on.y(one.interval[0]), on.y(one.interval[1]))] if one.interval else []
+        reach = f" {interval(*one.interval)}" if one.interval else ""
+        told = f"{one.training} minus {first}, step {one.step:,}: {signed(one.value)}{reach}"
+        marks.append(_point(told, places[one.training], (x, on.y(one.value)), len(found), *bars))
+    title = f"{overlay.metrics[0]}, difference from {first}"
+    return plot.chart(on, plot.Labels(title=title, x="training step", y="difference"), *marks)
+
+
+def differences_table(overlay: Overlay) -> Markup:
+    """A row for each step and training; nothing where no step is in common."""
+    if not overlay.differences:
+        return Markup("")
+    (first, *others), metric = overlay.trainings, overlay.metrics[0]
+    values = [Column(name=name, group=metric) for name in (others[0] if len(others) == 1 else "value", first)]
+    columns = [
+        *(Column(name="step"), Column(name="training", number=False), *values, Column(name="difference", group=metric)),
+        *(Column(name="95% interval", group=metric), Column(name="", number=False)),
+    ]
+    rows = [
+        [
+            numeric(one.step, f"{one.step:,}"),
+            text(one.training if len(others) > 1 else None, "name"),
+            numeric(one.report.metrics[metric].value, number(one.report.metrics[metric].value)),
+            numeric(one.first.metrics[metric].value, number(one.first.metrics[metric].value)),
+            numeric(one.value, signed(one.value), "value"),
+            numeric(one.interval[0], interval(*one.interval)) if one.interval else EMPTY,
+            text(WORDS[one.sign]) if one.interval else EMPTY,
+        ]
+        for one in overlay.differences
+    ]
+    return table(columns, rows, f"Differences from {first}, {overlay.strategy}")
