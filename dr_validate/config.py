@@ -49,6 +49,7 @@ class Watch:
     stall_timeout_s: float | None = Field(default=3600, ge=0)  # without any progress, in an attempt or at the start
     skip: Literal["never", "stale"] = "never"
     stop_file: UserPath | None = None  # follow until this file exists and nothing is left to do
+    max_hours: float = Field(default=0, ge=0)  # of this process, which then stops as after SIGTERM, with exit code 3
     exit_timeout_s: float = Field(default=20, gt=0)
     on_best: str | None = None  # command of a shell, with the Report on its standard input
     on_best_timeout_s: float = Field(default=600, gt=0)

@@ -19,6 +19,8 @@ from dr_validate.errors import SetupError
 
 CHUNK_BYTES = 1 << 20
 FICLONE = 0x40049409  # ioctl of Linux: let two files share their blocks until one of them is written to
+MOUNTS = Path("/proc/self/mounts")
+NETWORK_DISKS = r"nfs\d?|lustre|gpfs|beegfs|ceph|cifs|smb\w*|afs|9p|fuse\.(sshfs|glusterfs|ceph\w*|beegfs|juicefs)"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 SHARD = re.compile(r"model-\d{1,9}-of-(\d{1,9})\.safetensors")
 _check: contextvars.ContextVar[Callable[[], None] | None] = contextvars.ContextVar("check", default=None)
@@ -232,6 +234,21 @@ def is_read_only(error: BaseException) -> bool:
         code = getattr(error, "sqlite_errorcode", None)
         return code is not None and code & 0xFF == sqlite3.SQLITE_READONLY
     return isinstance(error, OSError) and error.errno == errno.EROFS
+
+
+def network_disk(path: Path) -> str:
+    """The kind of file system that `path` is on, where other machines have it as well (`nfs4`, `lustre`); else ""."""
+    found: tuple[str, str] = ("", "")
+    try:
+        lines = MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # no Linux
+        return ""
+    for line in lines:
+        place, kind = line.split()[1:3]
+        place = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), place)
+        if path.resolve().is_relative_to(place) and len(place) >= len(found[0]):
+            found = place, kind
+    return found[1] if re.fullmatch(NETWORK_DISKS, found[1]) else ""
 
 
 def disk_words(error: BaseException, folder: Path) -> str:

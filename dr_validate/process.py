@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 MOST_PROCESSES = 16  # one reads and hands out what these work on
 PR_SET_PDEATHSIG = 1  # of Linux
+TIME_IS_UP = 3  # exit code: watch.max_hours is over, and the next start goes on
 LOG_WIDTH = 110  # characters, where standard output is not a terminal
 _IN_ASCII = str.maketrans("█━─┃│┡╇┩┏┳┓└┴┘├┼┤…\u2212\u2013\u00d7\u00b7\u2019", "#=-||++++++++++++.--x.'") | {0xB1: "+/-"}
 # Control characters, the separators of lines and of directions of Unicode, halves of surrogate pairs.
@@ -155,6 +156,26 @@ def die_with_parent(number: signal.Signals) -> None:
     """Have the kernel send this process a signal when the thread that started it ends, however that happens (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+
+
+@contextlib.contextmanager
+def stopped_after(hours: float, stop: threading.Event, time_is_up: threading.Event) -> Iterator[None]:
+    """Set `stop` and `time_is_up` after so many hours (0: never), unless the block has ended or `stop` is set by then."""
+
+    def end() -> None:
+        if not stop.is_set():
+            log.info("watch.max_hours=%g is over: stopping; the next start goes on", hours)
+            time_is_up.set()
+            stop.set()
+
+    timer = threading.Timer(hours * 3600, end)
+    timer.daemon = True
+    if hours:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def until_stopped(stop: threading.Event, grace_s: float) -> Callable[[], bool]:

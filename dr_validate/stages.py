@@ -330,7 +330,6 @@ class Metrics(Protocol):
 
     def warm_up(self) -> None:
         """Compile or import what `score` needs; runs in a thread beside the encoding."""
-        ...
 
     def score(self, ranking: Ranking, qrels: Qrels) -> Scores: ...
 
@@ -340,15 +339,12 @@ class Fidelity(Protocol):
 
     def runs_in(self, mode: str) -> bool:
         """Whether full-corpus baselines are computed in this watch.mode."""
-        ...
 
     def wants_baseline(self, place: int) -> bool:
         """Whether the validated checkpoint at this place (0 is the first by step) is to have a baseline."""
-        ...
 
     def compare(self, sampled: Sequence[Report], full: Sequence[Report], metric: str) -> Agreement | None:
         """Over the checkpoints (by digest) that are done in both; None under two of them."""
-        ...
 
 
 class TrackerRun(Protocol):
@@ -357,21 +353,17 @@ class TrackerRun(Protocol):
     @property
     def is_remote(self) -> bool:
         """Whether there is a server where Reports arrive, or do not."""
-        ...
 
     def deliver(self, report: Report, history: Sequence[Report]) -> None:
         """Deliver one Report; `history` holds all Reports of its spec so far, this one included. Any exception means: later.
         What was delivered already is no error and changes nothing."""
-        ...
 
     def settle(self, report: Report) -> bool:
         """Do what a delivered Report still needs and may take long; whether it is known to have arrived for good. Asked until
         it has, once more after `close`, and `deliver` comes first again after a restart."""
-        ...
 
     def close(self, timeout_s: float) -> None:
         """Flush and end within about `timeout_s`."""
-        ...
 
 
 class Tracker(Protocol):
@@ -379,11 +371,9 @@ class Tracker(Protocol):
 
     def examine(self) -> str:
         """What `task=doctor` says. Raises SetupError where nothing could be delivered."""
-        ...
 
     def check(self) -> None:
         """Raise SetupError where a package or key is missing; no server is asked."""
-        ...
 
     def start(
         self,
@@ -400,8 +390,6 @@ class Tracker(Protocol):
 
         Of a suite the arguments speak of the mean; `config["collections"]` says what each collection is called (dataset,
         sampler, spec, full_spec ...), whose Reports come beside it."""
-        ...
 
     def log_sweep(self, sweep: Any) -> str:
         """Log the table of a sweep (see `ledger.strategies`); where it went. Raises Outage or SetupError."""
-        ...

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from pydantic_core import PydanticUndefined
 
@@ -99,6 +100,16 @@ def test_the_msmarco_run_takes_a_device() -> None:
     assert built("+run=msmarco", "device=cuda:1").settings.device == "cuda:1"
     with pytest.raises(ConfigError, match="device: expected one device, .* several are engine=ray engine.workers=2"):
         built("+run=msmarco", "device=[cuda:0,cuda:1]")
+
+
+def test_a_sweep_on_slurm_has_a_launcher_of_its_own() -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        config = compose("config", ["dataset=pydoc", "hydra/launcher=slurm"], return_hydra_config=True)
+    launcher = config.hydra.launcher
+    assert launcher._target_.endswith(".SlurmLauncher")
+    assert (launcher.nodes, launcher.tasks_per_node, launcher.timeout_min) == (1, 1, 240)
+    assert explain_sweep(["-m", "+run=msmarco", "source.project=x", "seed=1,2", "hydra/launcher=slurm"]) is None
 
 
 def test_the_first_choices_are_the_documented_defaults() -> None:

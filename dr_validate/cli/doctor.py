@@ -13,7 +13,7 @@ from typing import Any
 
 from dr_validate.config import NotGiven, Run, build, check_datasets, metrics_of
 from dr_validate.errors import ConfigError, DatasetError, DrValidateError, SetupError
-from dr_validate.files import give_home
+from dr_validate.files import give_home, network_disk
 from dr_validate.process import new_console
 from dr_validate.values import TestSet
 
@@ -73,6 +73,8 @@ def check_start(run: Run) -> None:
         raise SetupError("\n".join(problems))
     if remark := run.index.check():
         log.info("%s", remark)
+    if remark := _network_disk(run.settings.state_dir):
+        log.warning("%s", remark)
 
 
 def _problems(run: Run, checks: Sequence[Callable[[Run], Any]]) -> list[str]:
@@ -164,9 +166,20 @@ def _disk(run: Run) -> str:
             f"state_dir {state_dir}: cannot be written ({error.strerror}); set state_dir to a folder that can"
         ) from None
     free = shutil.disk_usage(state_dir).free / 2**30
+    remark = f"; {said}" if (said := _network_disk(state_dir)) else ""
     if free < LOW_ON_SPACE_GIB:
         raise LowOnSpace(f"state_dir {state_dir}: {free:.1f} GiB free; checkpoints are copied there, free some space")
-    return f"{state_dir}: writable, {free:.0f} GiB free; kept vectors: {run.store.describe_vectors(state_dir)}"
+    return f"{state_dir}: writable, {free:.0f} GiB free; kept vectors: {run.store.describe_vectors(state_dir)}{remark}"
+
+
+def _network_disk(state_dir: Path) -> str:
+    """What may go wrong on a disk that other machines have as well, "" for any other."""
+    if not (kind := network_disk(state_dir)):
+        return ""
+    return (
+        f"CAREFUL: state_dir is on {kind}: its ledger (SQLite) and locks are safe for one machine at a time there, and only if "
+        "locks work; never let two machines use it at once, or set state_dir to a disk of this machine"
+    )
 
 
 def _tracker(run: Run) -> str:

@@ -138,8 +138,10 @@ def _jobs(asked: Any) -> Sequence[Sequence[str]]:
 
 
 def for_members(arguments: Sequence[str]) -> list[str]:
-    """With the keys of a suite's members (dataset.members.NAME=...) as additions: their names are in no YAML file."""
-    return [f"++{one}" if one.startswith("dataset.members.") else one for one in arguments]
+    """With the keys of a suite's members as additions, since their names are in no YAML file, and dataset.members.NAME=FOLDER
+    as the `path` of that member, beside which others of its keys may stand."""
+    typed = [re.sub(r"^(dataset\.members\.[^.=]+)=(?![\[{])", r"\1.path=", one) for one in arguments]
+    return [f"++{one}" if one.startswith("dataset.members.") else one for one in typed]
 
 
 def for_every_job(arguments: Sequence[str]) -> list[str]:

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Console entry; exit codes as in the README: 0 done, 1 a checkpoint failed for good in `once`, 2 setup is wrong;
-    130 after a second SIGINT.
+    3 watch.max_hours is over; 130 after a second SIGINT.
 
     A sweep ends with the worst code of its jobs.
     """

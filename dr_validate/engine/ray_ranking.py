@@ -7,7 +7,6 @@ used.
 
 import contextlib
 import logging
-import socket
 import statistics
 import time
 from collections import deque
@@ -21,10 +20,10 @@ from dr_validate.devices import is_out_of_memory
 from dr_validate.engine.local import slice_size
 from dr_validate.engine.merge import merge, ranking_of
 from dr_validate.engine.progress import Progress
-from dr_validate.engine.ray_worker import Elsewhere, FolderMissing, Handed, Job, files_of
+from dr_validate.engine.ray_worker import Elsewhere, FolderMissing, Handed, Job, files_of, machine
 from dr_validate.engine.ray_workers import Call, Wanted, Worker, Workers
 from dr_validate.engine.slices import Dealer, Slice, cut
-from dr_validate.errors import DeviceFailure, DrValidateError, Interrupted
+from dr_validate.errors import DrValidateError, Interrupted
 from dr_validate.files import is_disk_full, is_read_only
 from dr_validate.stages import Control, Index, Model, Ranked, Workload
 from dr_validate.values import Float32
@@ -32,6 +31,7 @@ from dr_validate.values import Float32
 LOOK_EVERY_S = 0.1
 SETTLE_S = 5.0  # for the last tops when told to stop; the watcher kills a process that takes thrice as long
 SILENT_S, SILENT = 300.0, 50.0  # at least, and times the usual duration of a slice: then a worker is replaced
+SAY_SO_EVERY_S = 60.0
 LATE = 2.0  # times the usual duration of a slice: then others do it as well
 MERGING_SHARE = 0.1  # of the time of this process: with so many workers that it would be more, tops come less often
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class RayRanker:
         """See `Ranker.rank`. Raises what any worker raises of a checkpoint, and DeviceFailure when all are lost for good."""
         assert isinstance(workload.elsewhere, Elsewhere), "nobody says how other processes come to this work"
         self._jobs += 1
-        job = Job(number=self._jobs, elsewhere=workload.elsewhere, index=index, host=socket.gethostname())
+        job = Job(number=self._jobs, elsewhere=workload.elsewhere, index=index, machine=machine())
         ranking = _Ranking(self, job, workload, control)
         try:
             return ranking.run()
@@ -82,10 +82,14 @@ class _Ranking:
         self._dealer = Dealer(piece for piece in self._slices if piece.start not in covered)
         self._durations: deque[float] = deque(maxlen=99)
         self._copied: set[int] = set()
+        self._finished = set(covered)  # also what is only with its worker
+        self._count = self._progress.count(covered)  # documents in those
+        self._num_needed = len(workload.ordinals) - self._count
         self._saved_at, self._num_saved = time.monotonic(), len(unfinished.done)
+        self._alone_since = time.monotonic()
         for worker in ranker.workers.all:
             worker.finished, worker.handed, worker.is_new = [], [], True
-            worker.busy_s, worker.num_slices, worker.num_lost = 0.0, 0, 0
+            worker.busy_s, worker.num_slices, worker.num_lost, worker.losses = 0.0, 0, 0, 0
             worker.handed_at = time.monotonic()
 
     def run(self) -> Ranked:
@@ -94,6 +98,7 @@ class _Ranking:
                 self._control.check()
                 self._workers.tend()
                 self._replace_silent()
+                self._say_if_nobody_is_there()
                 for worker in self._workers.all:
                     if worker.where and worker.call is None and worker.actor is not None:
                         self._deal(worker)
@@ -147,6 +152,15 @@ class _Ranking:
                     return piece
         return None
 
+    def _say_if_nobody_is_there(self) -> None:
+        now = time.monotonic()
+        if any(worker.where for worker in self._workers.all):
+            self._alone_since = now
+        elif now - self._alone_since >= SAY_SO_EVERY_S:
+            self._alone_since = now
+            needs = ", ".join(f"{number:g} {name}" for name, number in self._wanted.resources.items())
+            log.warning("waiting for workers: none of %d is there yet, each needs %s", len(self._workers.all), needs)
+
     def _replace_silent(self) -> None:
         """A process that hangs holds its device for ever; one that begins may have much to load."""
         if not self._durations:
@@ -159,6 +173,8 @@ class _Ranking:
 
     def _lose(self, worker: Worker, call: Call, reason: BaseException) -> None:
         gone = [piece for piece in self._uncovered(worker) if piece.start not in self._copied]
+        self._finished -= {piece.start for piece in gone}
+        self._count -= sum(map(len, gone))
         self._back(worker, call, gone)
         self._workers.lose(worker, reason)
 
@@ -210,11 +226,12 @@ class _Ranking:
             worker.busy_s += took_s
             worker.num_slices += 1
             worker.finished.append(call.piece)
+            if call.piece.start not in self._finished:
+                self._finished.add(call.piece.start)
+                self._count += len(call.piece)
         if isinstance(answer, Handed):
             self._merge(worker, answer)
-        finished = {piece.start for one in self._workers.all for piece in one.finished}
-        count = self._progress.count(self._covered | finished)
-        self._control.progress("encoding", count, len(self._workload.ordinals))
+        self._control.progress("encoding", self._count, len(self._workload.ordinals))
 
     def _take_queries(self, piece: Slice, vectors: Float32) -> None:
         import ray
@@ -243,13 +260,13 @@ class _Ranking:
     def _settle(self) -> None:
         """Have what is finished handed over, as far as that takes no time."""
         end = time.monotonic() + SETTLE_S
-        while self._sent is not None and time.monotonic() < end:
+        while time.monotonic() < end:
             for worker in self._workers.all:
-                if worker.actor is not None and worker.call is None and self._uncovered(worker):
+                if self._sent is not None and worker.actor is not None and worker.call is None and self._uncovered(worker):
                     self._ask(worker, "top", None, self._sent)
             if not any(worker.call is not None and worker.call.job == self._job.number for worker in self._workers.all):
                 return
-            with contextlib.suppress(DrValidateError, DeviceFailure, OSError):  # the next call meets it again
+            with contextlib.suppress(DrValidateError, RuntimeError, OSError):  # the next call meets it again
                 self._listen()
 
     def _ranked(self) -> Ranked:
@@ -261,7 +278,7 @@ class _Ranking:
             log.info("%s: %d slices, %.2f/s, lost %d times", worker.name, worker.num_slices, speed, worker.num_lost)
         return Ranked(
             ranking=ranking_of(self._top, self._workload),
-            encoded_now=sum(one.encoded_now for one in handed),
+            encoded_now=min(sum(one.encoded_now for one in handed), self._num_needed),  # what two did, was needed once
             # The mean: what devices do at the same time takes as long as one of them.
             seconds={phase: sum(one.seconds[phase] for one in handed) / max(1, len(busy)) for phase in handed[0].seconds},
             contract=handed[-1].contract,

@@ -68,7 +68,7 @@ class Job:
     number: int
     elsewhere: Elsewhere
     index: Index
-    host: str  # whose kept vectors are used: locks and appended files are for processes of one machine
+    machine: str  # whose kept vectors are used: locks and appended files are for processes of one machine
     files: Mapping[str, Any] = field(default_factory=dict)  # where the folder is not seen: (reference, SHA-256) by name
 
 
@@ -148,8 +148,8 @@ class RayWorker:
         if self._share is None or self._number != job.number:
             self.end()
             folder = self._stack.enter_context(_folder(job))
-            keep = socket.gethostname() == job.host
-            self._opened: Opened = self._stack.enter_context(job.elsewhere.open(folder, self._device, keep=keep))
+            opened = job.elsewhere.open(folder, self._device, keep=machine() == job.machine)
+            self._opened: Opened = self._stack.enter_context(opened)
             self._share = Share(self._opened.model, self._opened.workload, job.index, self._device)
             self._stack.enter_context(contextlib.closing(self._share))
             self._number, self._is_open = job.number, False
@@ -193,6 +193,12 @@ def _receive(files: Mapping[str, Any], folder: Path) -> None:
             if sha256_of_file(path) != digest:
                 raise OSError(f"{name} of {folder.name} came damaged to {socket.gethostname()}")
     log.info("%s came to %s in %.1f s", folder.name, socket.gethostname(), time.monotonic() - began)
+
+
+def machine() -> str:
+    """Another one on every machine, whatever they are called."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()} {boot.read_text().strip() if boot.exists() else ''}"
 
 
 def environment_of(threads: int) -> Mapping[str, str]:

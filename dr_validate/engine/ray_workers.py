@@ -142,8 +142,6 @@ class Workers:
         if worker.losses >= MOST_LOSSES:
             log.error("%s is given up: lost %d times without finishing anything", worker.name, worker.losses)
             if all(one.losses >= MOST_LOSSES for one in self.all):
-                for one in self.all:
-                    one.losses = 0  # the next attempt tries again
                 raise DeviceFailure(f"all workers were lost again and again, last {worker.name}: {words}")
 
     def _new_actor(self) -> Any:

@@ -44,15 +44,17 @@ class Dealer:
     def __init__(self, slices: Iterable[Slice]) -> None:
         self._untouched: deque[deque[Slice]] = deque(_by_block(slices))
         self._own: dict[Hashable, deque[Slice]] = {}
+        self._left = sum(map(len, self._untouched))
 
     def __len__(self) -> int:
-        return sum(map(len, (*self._untouched, *self._own.values())))
+        return self._left
 
     def next(self, worker: Hashable) -> Slice | None:
         """What this worker is to do next; None when nothing is left."""
         own = self._own.setdefault(worker, deque())
         if not own and self._untouched:
             own.extend(self._untouched.popleft())
+        self._left -= self._left > 0
         if own:
             return own.popleft()
         richest = max(self._own.values(), key=len)
@@ -60,12 +62,14 @@ class Dealer:
 
     def following(self, worker: Hashable) -> Slice | None:
         """What it would be given after that, as far as can be known."""
-        blocks = [block for block in (self._own.get(worker), *self._untouched) if block]
-        return blocks[0][0] if blocks else None
+        block = self._own.get(worker) or (self._untouched[0] if self._untouched else ())
+        return block[0] if block else None
 
     def give_back(self, worker: Hashable, slices: Iterable[Slice]) -> None:
         """This worker is gone: what it had not begun, and `slices`, are for others, before all else."""
-        mine = [*self._own.pop(worker, ()), *slices]
+        begun = list(slices)
+        self._left += len(begun)
+        mine = [*self._own.pop(worker, ()), *begun]
         self._untouched.extendleft(reversed(_by_block(sorted(mine, key=lambda piece: piece.start))))
 
 

@@ -2,18 +2,16 @@
 
 import hashlib
 import logging
-import math
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dr_validate.errors import SetupError
 from dr_validate.files import sha256_of_file
 from dr_validate.integrations.announced import Identity
-from dr_validate.ledger.per_query import read_query_values
+from dr_validate.ledger.per_query import paired_change
 from dr_validate.source.walk import wanted_files
 from dr_validate.values import Report
 
@@ -79,15 +77,10 @@ def is_better(report: Report, best: Report, metric: str, state_dir: Path, min_co
         low, high = between["population"]
         gain, error = float(between["value"]), (high - low) / 2 / Z95
     else:
-        gains, errors = [], []
-        for spec in dict(report.notes.get("collections") or {"": report.spec}).values():  # of a mean each counts the same
-            mine, theirs = (read_query_values(state_dir, replace(one, spec=spec), metric) for one in (report, best))
-            changes = [mine[query] - theirs[query] for query in mine.keys() & theirs.keys()]
-            if len(changes) < 2:
-                return False
-            gains.append(statistics.fmean(changes))
-            errors.append(statistics.stdev(changes) / math.sqrt(len(changes)))
-        gain, error = statistics.fmean(gains), math.hypot(*errors) / len(errors)
+        found = paired_change(state_dir, report, best, metric)
+        if found is None:
+            return False
+        gain, error, _ = found
     return gain > statistics.NormalDist().inv_cdf(min_confidence) * error and gain > 0
 
 

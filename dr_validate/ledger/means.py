@@ -30,7 +30,7 @@ def mean_names(collections: Sequence[Mapping[str, Any]], made: Mapping[str, Any]
         "dataset": MEAN,
         "dataset_fingerprint": all_of("dataset_fingerprint"),
         **{key: sum(names[key] for names in collections) for key in SUMS},
-        "sampler": samplers.pop() if len(samplers) == 1 else "several",
+        "sampler": samplers.pop() if len(samplers) == 1 else "several samplers",
         "sample_fingerprint": all_of("sample_fingerprint"),
         "spec": all_of("spec"),
         "full_spec": all_of("full_spec"),

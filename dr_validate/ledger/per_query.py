@@ -1,7 +1,9 @@
 """What is kept of each query beside the ledger: values of a metric (moved with their mean), first documents, text."""
 
+import math
+import statistics
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,24 @@ def read_query_values(state_dir: Path, report: Report, metric: str) -> dict[str,
         naive, estimate = table.column("naive").to_numpy().astype(np.float64), report.metrics[metric]
         value = moved(value, naive, was, estimate.value, estimate.naive)
     return {query: each for query, each in zip(ids, value.tolist(), strict=True) if each == each}
+
+
+def paired_change(state_dir: Path, report: Report, other: Report, metric: str) -> tuple[float, float, int] | None:
+    """The mean change of a query from `other` to `report`, its standard error, and the number of queries; of two means of a
+    suite within each collection, which counts the same. None where one has fewer than two queries. Raises as
+    `read_query_values`."""
+    specs = list(dict(report.notes.get("collections") or {}).values())
+    pairs = [[replace(one, spec=spec, notes={}) for one in (report, other)] for spec in specs] or [[report, other]]
+    means, errors, number = [], [], 0
+    for pair in pairs:
+        mine, theirs = (read_query_values(state_dir, one, metric) for one in pair)
+        changes = [mine[query] - theirs[query] for query in mine.keys() & theirs.keys()]
+        if len(changes) < 2:
+            return None
+        means.append(statistics.fmean(changes))
+        errors.append(statistics.stdev(changes) / math.sqrt(len(changes)))
+        number += len(changes)
+    return statistics.fmean(means), math.hypot(*errors) / len(errors), number
 
 
 def read_top(state_dir: Path, report: Report, queries: Collection[str]) -> dict[str, list[Retrieved]]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from dr_validate.config import MEAN
 from dr_validate.values import Estimate, Report
 
 # How the reason of a skip begins where nothing is lost by it.
@@ -124,7 +123,7 @@ def _with(known: Report, metrics: Mapping[str, Sequence[float]]) -> Report:
     for name, (value, low, high, *population) in metrics.items():
         if name in moved:
             naive = moved[name].naive
-            most = math.inf if known.dataset == MEAN else naive  # the interval of a mean is for other queries, too
+            most = math.inf if "collections" in known.notes else naive  # the interval of a mean is for other queries, too
             at_first.setdefault(name, moved[name].value)
             moved[name] = Estimate(value=min(value, naive), low=min(low, naive), high=min(high, most), naive=naive)
             ranges.pop(name, None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dr_validate.report.words import count, has_interval, listed, number
-from dr_validate.values import Estimate, Float64, Report
+from dr_validate.values import Float64, Report
 
 LEAST_FOR_INTERVAL = 5  # the variance below is not defined for four
 Z_95 = 1.959964
@@ -46,7 +46,7 @@ def compare(sampled: Sequence[Report], full: Sequence[Report], metric: str) -> C
     y = np.array([report.metrics[metric].value for _, report in pairs])
     chosen = min(np.flatnonzero(x == x.max()), key=lambda place: float(y[place]))
     tau = kendall_tau_b(x, y)
-    held = [holds(report.metrics[metric], exact.metrics[metric].value) for report, exact in pairs]
+    held = [holds(report, metric, exact.metrics[metric].value) for report, exact in pairs]
     return Comparison(
         metric=metric,
         checkpoints=len(pairs),
@@ -108,8 +108,12 @@ def paired(sampled: Sequence[Report], full: Sequence[Report], metric: str) -> li
     return [(report, exact[report.checkpoint.digest]) for report in both]
 
 
-def holds(estimate: Estimate, value: float) -> bool | None:
-    """Whether the interval of a sampled value holds that of the full corpus; None where there is no interval."""
+def holds(report: Report, metric: str, value: float) -> bool | None:
+    """Whether the interval of a sampled value holds that of the full corpus; None where there is no interval for these
+    queries: the mean of a suite has one for others, which is wider."""
+    if "collections" in report.notes:
+        return None
+    estimate = report.metrics[metric]
     return estimate.low <= value <= estimate.high if has_interval(estimate) else None
 
 

@@ -63,7 +63,7 @@ def pairs_table(section: Section, strategies: Sequence[Strategy]) -> Table:
                 estimate, value = report.metrics[metric], exact.metrics[metric].value
                 made: list[Cell] = [report.checkpoint.step, report.checkpoint.label, metric]
                 known = [estimate.value, estimate.low, estimate.high, estimate.naive, value, estimate.value - value]
-                rows.append([*made, *known, holds(estimate, value)])
+                rows.append([*made, *known, holds(report, metric, value)])
     return Table(columns=PAIRS, rows=rows)
 
 

@@ -12,7 +12,7 @@ from dr_validate.report.making import making
 from dr_validate.report.markup import Markup, el, join
 from dr_validate.report.plot import charts
 from dr_validate.report.queries import Movement, Top
-from dr_validate.report.tables import checkpoints_table, other_metrics_table, queries_table, strategies_table
+from dr_validate.report.tables import checkpoints_table, collections_table, other_metrics_table, queries_table, strategies_table
 from dr_validate.report.trainings import Overlay, differences_table, overlay_charts
 from dr_validate.report.verdict import Verdict
 from dr_validate.report.words import count, listed, with_interval
@@ -35,7 +35,7 @@ COMPARED = (
 COLUMNS = (
     "95% interval: where the full-corpus value of these queries lies; any queries: the same for other queries like these; "
     "naive: as if the sample were the corpus; \u2264: an upper bound; outranking: sampled documents above a relevant one; lag: "
-    "from the checkpoint to its report."
+    "from the checkpoint to its report. Of a mean over collections both intervals are for other queries like these."
 )
 HERE = Path(__file__).parent
 
@@ -66,7 +66,7 @@ def page(parts: Sequence[Part], state_dir: str, every_s: float = 0, overlays: Se
         el("header", el("h1", TITLE), el("p", f"{state_dir}{latest}", class_="facts")),
         _contents(parts, overlays),
         *(_trainings(shared, number) for number, shared in enumerate(overlays, 1)),
-        *(_section(part, number) for number, part in enumerate(parts, 1)),
+        *(_section(part, number, [one.section for one in parts]) for number, part in enumerate(parts, 1)),
         _notes(parts, overlays) if parts else _nothing_yet(state_dir),
     ]
     head = [
@@ -140,7 +140,7 @@ def _notes(parts: Sequence[Part], overlays: Sequence[Sequence[Overlay]]) -> Mark
     return el("footer", *(el("p", note, class_="note") for note in notes))
 
 
-def _section(part: Part, number: int) -> Markup:
+def _section(part: Part, number: int, sections: Sequence[Section]) -> Markup:
     section = part.section
     sizes = ((section.documents, "document"), (section.queries, "query"))
     facts = [count(how_many, noun) for how_many, noun in sizes if how_many]
@@ -154,6 +154,7 @@ def _section(part: Part, number: int) -> Markup:
         _each_strategy(
             "Over the training", section, section.strategies if not section.sampled else section.sampled, steps_charts
         ),
+        _by_collection(section, sections),
         _each_strategy("Sampled against full corpus", section, section.sampled, scatter_charts),
         _strategies(section),
         _queries(part),
@@ -161,6 +162,15 @@ def _section(part: Part, number: int) -> Markup:
         making(section),
         id=f"part-{number}",
     )
+
+
+def _by_collection(section: Section, sections: Sequence[Section]) -> Markup | None:
+    """Of a mean the values that it is the mean of."""
+    shown = next((strategy for strategy in section.strategies if strategy.description.get("members")), None)
+    if shown is None:
+        return None
+    strategies = {one.spec: one for other in sections if other.run == section.run for one in other.strategies}
+    return join(el("h3", "By collection"), collections_table(section, shown, strategies))
 
 
 def _each_strategy(

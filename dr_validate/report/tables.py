@@ -13,6 +13,8 @@ from dr_validate.report.queries import Movement, Top
 from dr_validate.report.words import duration, has_interval, interval, is_bound, number, percent, shortened, signed
 from dr_validate.values import Estimate, Report
 
+MOST_STEPS = 8  # of a table with a column for each
+
 
 def strategies_table(section: Section) -> Markup:
     """What each strategy costs and how far its values are off, on the first metric."""
@@ -192,3 +194,25 @@ def _unfinished_row(state: State, width: int) -> Row:
 
 def _status(status: str, why: str | None) -> Cell:
     return Cell(shown=join(status, el("small", why) if why else None), sort=status, look=f"{status} why" if why else status)
+
+
+def collections_table(section: Section, shown: Strategy, strategies: Mapping[str, Strategy]) -> Markup:
+    """Of a mean, the first metric on each collection (`strategies` by spec) over the last steps, and at that of the best."""
+    metric = section.metric or ""
+    known = {name: strategies.get(spec) for name, spec in shown.description["members"].items()}
+    rows = {name: {one.checkpoint.step: one for one in strategy.done} if strategy else {} for name, strategy in known.items()}
+    rows["mean"] = {report.checkpoint.step: report for report in shown.done}
+    every = sorted({step for reports in rows.values() for step in reports})
+    best = [section.best.checkpoint.step] if section.best else []
+    steps = sorted({*every[-MOST_STEPS:], *best})
+    columns = [Column(name="collection", number=False), *(Column(name=f"step {step:,}") for step in steps)]
+    cells = [
+        [text(name, "name"), *(_value_at(reports.get(step), metric, step in best) for step in steps)]
+        for name, reports in rows.items()
+    ]
+    return table(columns, cells, f"{metric} by collection, {shown.name}")
+
+
+def _value_at(report: Report | None, metric: str, is_best: bool) -> Cell:
+    value = report.metrics[metric].value if report and metric in report.metrics else None
+    return EMPTY if value is None else numeric(value, number(value), "value" if is_best else None)

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from dr_validate.ledger.per_query import read_query_values
+from dr_validate.ledger.per_query import paired_change
 from dr_validate.ledger.revised import EstimateDetails
 from dr_validate.report import plot
 from dr_validate.report.comparison import Z_95
@@ -134,16 +132,16 @@ def _as_estimated(report: Report, first: Report, metric: str) -> float | None:
 def _query_by_query(report: Report, first: Report, metric: str, state_dir: Path) -> float | None:
     """The same from the values of each query, and as if the errors of two samples had nothing in common, which is too much."""
     try:
-        mine, theirs = (read_query_values(state_dir, one, metric) for one in (report, first))
+        found = paired_change(state_dir, report, first, metric)
     except OSError as error:
         log.warning("%s; the page compares the trainings without it", error)
         return None
-    changes = np.array([mine[query] - theirs[query] for query in mine if query in theirs])
-    if len(changes) < LEAST_QUERIES:
+    if found is None or found[2] < LEAST_QUERIES:
         return None
-    known = [one.metrics[metric] for one in (report, first)]
+    is_mean = "collections" in report.notes  # whose intervals are for other queries already
+    known = [] if is_mean else [one.metrics[metric] for one in (report, first)]
     of_samples = sum(((estimate.high - estimate.low) / 2) ** 2 for estimate in known)
-    return math.sqrt(of_samples + Z_95**2 * float(changes.var(ddof=1)) / len(changes))
+    return math.sqrt(of_samples + (Z_95 * found[1]) ** 2)
 
 
 def _sentence(training: str, first: str, metric: str, found: Sequence[TrainingDifference]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dr_validate.config import MEAN
 from dr_validate.errors import SetupError
 from dr_validate.files import write_atomically
 from dr_validate.ledger.ledger import Ledger
@@ -126,7 +127,8 @@ def sections(collections: Mapping[str, Sequence[str]]) -> "list[Section]":
         _lines("documents encoded", "cost/documents", "cost/full_documents"),
         _lines("without a value", "status/failed", "status/skipped"),
     ]
-    tables = [WeavePanelSummaryTable(table_name=f"tables/{name}") for name in TABLES]
+    of_suite = [f"queries/{dataset}" for dataset in collections if MEAN in collections and dataset != MEAN]
+    tables = [WeavePanelSummaryTable(table_name=f"tables/{name}") for name in (*TABLES, *of_suite)]
     return [*groups, Section(name="Lag and cost", panels=late), Section(name="Tables", panels=tables)]
 
 

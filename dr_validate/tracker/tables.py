@@ -16,7 +16,8 @@ MAX_CHANGES = 50  # queries that lost most, and as many that gained most
 
 
 def checkpoints_table(history: Sequence[Report]) -> Table:
-    """A row per Report in the order of the training."""
+    """A row per Report in the order of the training; of a suite with the name of the collection."""
+    has_several = len({report.dataset for report in history}) > 1
     metrics = sorted({name for report in history for name in report.metrics})
     rows = []
     for report in history[-MAX_ROWS:]:
@@ -31,11 +32,13 @@ def checkpoints_table(history: Sequence[Report]) -> Table:
             report.attempts,
             report.at,
         ]
+        cells += [report.dataset] if has_several else []
         values: list[Cell] = [_value(report, name) for name in metrics]
         lag = lag_s(report) if report.status == "done" else None
         rows.append([*cells, *values, lag, *(cell for name in metrics for cell in _details(report, name))])
     details = [f"{name}/{detail}" for name in metrics for detail in DETAILS]
-    return Table(columns=(*CHECKPOINTS, *metrics, "lag/seconds", *details), rows=rows)
+    dataset = ("dataset",) if has_several else ()
+    return Table(columns=(*CHECKPOINTS, *dataset, *metrics, "lag/seconds", *details), rows=rows)
 
 
 def queries_table(history: Sequence[Report], metric: str, state_dir: Path) -> Table:

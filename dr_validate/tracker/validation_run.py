@@ -157,10 +157,11 @@ class ValidationRun:
     def _revised(self) -> Sequence[Report]:
         """The sampled Reports, as the latest Report or baseline sees them."""
         sampled = [one for spec, history in self._histories.items() if not self._is_baseline(spec) for one in history]
-        return refined(sampled, self._baselines())
+        return refined(sorted(sampled, key=_by_step), self._baselines())
 
     def _baselines(self) -> list[Report]:
-        return [report for spec, history in self._histories.items() if self._is_baseline(spec) for report in history]
+        found = [report for spec, history in self._histories.items() if self._is_baseline(spec) for report in history]
+        return sorted(found, key=_by_step)
 
     def _tell(self, run: "wandb.Run") -> None:
         """The newest verdict and values stand in the summary, and the charts are those of now."""
@@ -193,9 +194,14 @@ class ValidationRun:
         sampled = self._revised()
         self._tell(run)
         metric = str(next(iter(self._plan.config.get("metrics", ())), ""))
+        of = [(f"queries/{names['dataset']}", names["spec"]) for names in self._plan.collections]
+        of = of or [("queries", self._plan.spec)]
         tables = {
             "checkpoints": checkpoints_table(sampled),
-            "queries": queries_table([one for one in sampled if one.spec == self._plan.spec], metric, self._plan.state_dir),
+            **{
+                name: queries_table([one for one in sampled if one.spec == spec], metric, self._plan.state_dir)
+                for name, spec in of
+            },
             **self._found.tables,
         }
         if filled := {f"tables/{name}": table for name, table in tables.items() if table.rows}:
@@ -207,3 +213,7 @@ class ValidationRun:
                 },
             )
         self._num_since_tables = 0
+
+
+def _by_step(report: Report) -> tuple[int, str]:
+    return report.checkpoint.step, report.checkpoint.name

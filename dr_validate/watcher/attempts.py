@@ -196,7 +196,8 @@ class Attempts:
             *(report.corpus["encoded"], report.seconds["total"]),
         )
         if words := _revisions(before, now, metric):
-            log.info("by what is known now: %s", words)
+            where = "" if target.collection is None else f" on {target.dataset}"
+            log.info("by what is known now%s: %s", where, words)
         return report
 
     def _fail(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report:

@@ -20,7 +20,7 @@ from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.made import settings_of
 from dr_validate.ledger.means import SuiteMean, mean_names
 from dr_validate.ledger.revised import SAME_WEIGHTS, STALE
-from dr_validate.process import stop_on_signals, until_stopped
+from dr_validate.process import TIME_IS_UP, stop_on_signals, stopped_after, until_stopped
 from dr_validate.values import Checkpoint, Incomplete, Listing, Report
 from dr_validate.watcher import schedule
 from dr_validate.watcher.attempts import Attempts, Target, open_books
@@ -51,11 +51,12 @@ class Outcome:
 def watch(run: Run) -> Outcome:
     """Validate what the source has (`once`) or goes on to bring (`follow`); returns when that is done or was stopped."""
     state_dir = run.settings.state_dir
-    stop = threading.Event()
+    stop, time_is_up = threading.Event(), threading.Event()
     worker = WorkerClient(run.raw, hub=not all(getattr(one.dataset, "is_here", True) for one in run.collections))
     ledger = Ledger(state_dir / "ledger.db", may_wait=until_stopped(stop, run.watch.exit_timeout_s / 2))
     try:
         with stop_on_signals(stop), ledger, contextlib.ExitStack() as stack:
+            stack.enter_context(stopped_after(run.watch.max_hours, stop, time_is_up))
             stack.callback(worker.close)
             watcher = _Watcher(run, ledger, worker, stop)
             stack.enter_context(watcher.poller)  # copies are taken while the worker makes ready, which may take an hour
@@ -64,11 +65,12 @@ def watch(run: Run) -> Outcome:
             names = mean_names(collections, settings_of(run)) if run.members else told
             for spec in dict.fromkeys(one["spec"] for one in (names, *collections)):
                 stack.enter_context(claim(state_dir, spec, now()))
-            return watcher.run_until_done({**names, "training_run": run.source.training_run}, collections)
+            outcome = watcher.run_until_done({**names, "training_run": run.source.training_run}, collections)
+            return Outcome(target=outcome.target, exit_code=TIME_IS_UP) if time_is_up.is_set() else outcome
     except TimedOut as error:  # of the start: later it costs an attempt
         raise SetupError(f"the worker did not get ready: {error}") from error
     except Stopped:  # before the loop, or while another process has the ledger locked
-        return Outcome(target=None, exit_code=0, stopped=True)
+        return Outcome(target=None, exit_code=TIME_IS_UP * time_is_up.is_set(), stopped=not time_is_up.is_set())
 
 
 class _Watcher:
@@ -383,8 +385,7 @@ class _Watcher:
 
 
 def exit_code_of(listing: Listing, settled: Mapping[str, str], source: Mapping[str, Any]) -> int:
-    """Of a run that validated what there is and ends: 1 where a checkpoint failed for good, or none was complete. Raises
-    SetupError where there was nothing at all; `listing`: what it met, `source`: the keys of that, to say where."""
+    """1 where a checkpoint failed for good, or none was complete. Raises SetupError where nothing at all was met."""
     if listing == Listing():
         place = ", ".join(f"source.{key}={source[key]}" for key in PLACE_KEYS if source.get(key))
         raise SetupError(f"source: no checkpoint was found ({place}), so nothing was validated; is it the right source?")

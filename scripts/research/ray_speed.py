@@ -3,19 +3,25 @@
     python scripts/research/ray_speed.py --collection ../shared/data/vaswani --fraction 0.25 --rounds 3 --workers 1
     python scripts/research/ray_speed.py --collection ../shared/data/vaswani --fraction 1 --rounds 1 --workers 2 --pin
 
+    python scripts/research/ray_speed.py --collection ../shared/data/vaswani --rounds 0 --workers 2 --slice 64 --kills 20
+
 all-MiniLM-L6-v2 as a checkpoint, every vector made anew in every round, the weights loaded anew; the first round of each engine
 (tokenizing, first compilation) does not count. Wall seconds are of an idle machine only; CPU seconds are of this process and
-all below it. `--pin` gives each worker, and the one local device, one core of its own.
+all below it. `--kills`: so many kill -9 of a random worker, some seconds apart, while Ray ranks. `--pin` gives each worker, and
+the one local device, one core of its own.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import random
+import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +63,42 @@ def pin(processes: Mapping[int, int]) -> None:
                 os.sched_setaffinity(int(task.name), {core})
 
 
+@contextlib.contextmanager
+def kills(number: int, done: list[int]) -> Iterator[None]:
+    """Within the block kill a random worker again and again."""
+    over, chance = threading.Event(), random.Random(7)
+
+    def kill() -> None:
+        while len(done) < number and not over.wait(chance.uniform(2, 8)):
+            there = [pid for pid in tree(os.getpid()) if "ray::RayWorker" in command_of(pid)]
+            if there:
+                done.append(chance.choice(there))
+                os.kill(done[-1], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def tree(pid: int) -> list[int]:
+    found = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return [pid, *(below for child in found for below in tree(child))]
+
+
 def workers_of(where: list[str]) -> list[int]:
     return [int(words.rpartition(" ")[2]) for words in where if words]
 
@@ -68,6 +110,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--slice", type=int, default=512)
+    parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--pin", action="store_true")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.workers)  # each worker has one thread, and so has the local device
@@ -101,7 +144,9 @@ def main() -> None:
                 if options.pin and number and name == "local":
                     pin({os.getpid(): 0})
                 before, began = activity_of(os.getpid()), time.monotonic()
-                report = made[name].validate(one, folder, full=False, control=Unhurried())
+                killed: list[int] = []
+                with kills(options.kills if name == "ray" else 0, killed):
+                    report = made[name].validate(one, folder, full=False, control=Unhurried())
                 after, took_s = activity_of(os.getpid()), time.monotonic() - began
                 assert before and after
                 for path in (Path(root) / name / "rankings").rglob("*.trec"):
@@ -111,6 +156,8 @@ def main() -> None:
                     pin({pid: core for core, pid in enumerate(workers_of([worker["where"] for worker in workers]))})
                 facts = {"round": number, "engine": name, "wall_s": round(took_s, 2), "cpu_s": round(after[0] - before[0], 2)}
                 facts |= {"documents": report.corpus["encoded"], "slices": [worker["slices"] for worker in workers]}
+                facts |= {"kills": len(killed), "lost": sum(worker["lost"] for worker in workers)}
+                facts |= {"encoded": report.corpus["encoded_now"]}
                 facts |= {"ndcg@10": report.metrics["ndcg@10"].value}
                 sys.stdout.write(json.dumps(facts) + "\n")
                 sys.stdout.flush()

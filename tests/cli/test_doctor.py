@@ -111,6 +111,22 @@ def test_little_room_is_a_warning_and_none_is_an_error(
     assert "cannot be written (No space left on device)" in refusal(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("kind", "is_careful"),
+    [("nfs4", True), ("lustre", True), ("gpfs", True), ("fuse.sshfs", True), ("ext4", False), ("tmpfs", False)],
+)
+def test_a_disk_that_other_machines_have_as_well_is_named(
+    kind: str, is_careful: bool, arguments: list[str], tmp_path: Path, monkeypatch: Monkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = str(tmp_path).replace(" ", r"\040")
+    mounts = tmp_path / "mounts"
+    others = f"/dev/vda / ext4 rw 0 0\nx {place}/other nfs rw 0 0\nx {place[:-1]} nfs rw 0 0\n"
+    mounts.write_text(f"{others}here:/there {place} {kind} rw 0 0\n")
+    monkeypatch.setattr("dr_validate.files.MOUNTS", mounts)
+    check_start(build(composed(*arguments)))
+    assert (f"state_dir is on {kind}: its ledger (SQLite) and locks are safe for one machine" in caplog.text) == is_careful
+
+
 def test_without_faiss_torch_searches_and_one_line_says_so(
     arguments: list[str], caplog: pytest.LogCaptureFixture, no_faiss: None
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.factories import CommandLine, write_collection
 from tests.processes import wait_for
-from tests.tracker.watching import QUICK, rows
+from tests.tracker.watching import QUICK, rows, table
 from tests.wandb_server.fixture import ServerHandle, start_server
 
 STEPS, NAMES = (100, 200, 300), ("a", "b", "c")
@@ -75,8 +75,13 @@ def test_killed_three_times_every_report_and_row_is_there_once_with_the_values_o
     assert of_a["cost/a/documents"] == 48 and not {"cost/documents", "lag/seconds"} & of_a.keys()
     assert run.config["members"].keys() == set(NAMES)
     assert run.summary["val/mean/mrr@10"]["max"] == pytest.approx(max(means.values()))
-    table = last.stdout
-    assert "mean of collections, mrr@10 by training step" in table and "mrr@10 by collection and training step" in table
+    assert sorted((row["dataset"], row["step"]) for row in table(server, "checkpoints")) == sorted(
+        (name, step) for name in (*NAMES, "mean") for step in STEPS
+    )
+    assert {one.collection for one in server.artifacts(type="dataset")} == {f"dataset-{name}" for name in NAMES}
+    assert {row["step"] for name in NAMES for row in table(server, f"queries{name}")} == {300}
+    assert "mean of collections, mrr@10 by training step" in last.stdout
+    assert "mrr@10 by collection and training step" in last.stdout
     assert dr_validate("task=report").returncode == 0
     page = (dr_validate.folder / ".dr_validate" / "report.html").read_text()
     assert "mean of 3 collections" in page and "Its collections (a, b and c) count the same" in page

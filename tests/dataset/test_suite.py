@@ -31,7 +31,7 @@ def test_each_member_is_the_run_that_validates_it_alone() -> None:
 
 
 def test_choice_sampler_and_folder_are_those_of_the_member() -> None:
-    typed = members("docs.choice=pydoc", "docs.num_queries=7", "docs.sampler=full", "nq.path=nq", "nq.sampler.fraction=0.25")
+    typed = members("docs.choice=pydoc", "docs.num_queries=7", "docs.sampler=full", "nq=nq", "nq.sampler.fraction=0.25")
     run = built(*typed, "dataset.path=/data", "sampler=random")
     docs, nq = run.collections
     assert docs.dataset == built(*SUITE[1:], "dataset=pydoc", "dataset.num_queries=7", "dataset.name=docs").dataset
@@ -41,7 +41,7 @@ def test_choice_sampler_and_folder_are_those_of_the_member() -> None:
 
 
 def test_all_mistakes_come_at_once_by_their_keys() -> None:
-    typed = ["b.pth=data/b", "c.choice=bier", "d.path=d", "d.encoder.pooling=cls", "e=3", "f.path=f", "mean=g", "h.path=h"]
+    typed = ["b.pth=data/b", "c.choice=bier", "d.path=d", "d.encoder.pooling=cls", "e=[3]", "f.path=f", "mean=g", "h.path=h"]
     with pytest.raises(ConfigError) as caught:
         built(
             *members(*typed, "f.split=a/b", "h.encoder.query_max_length=0", "h.sampler.choice=random", "h.sampler.fraction=2")
@@ -51,7 +51,7 @@ def test_all_mistakes_come_at_once_by_their_keys() -> None:
         "dataset.members.b.pth: Unexpected keyword argument",
         "dataset.members.c.choice: got 'bier', expected one of beir, dpr, hub, ir_datasets, msmarco, pydoc, tevatron",
         "dataset.members.d.encoder.pooling: a collection may have its own query_prefix, ",
-        "dataset.members.e: expected a folder, or keys such as dataset.members.e.path=FOLDER (got 3)",
+        "dataset.members.e: expected a folder, or keys such as dataset.members.e.path=FOLDER (got [3])",
         "dataset.members.f.split: ",
         "dataset.members: got the name 'mean', ",
         "dataset.members.h.encoder.query_max_length: ",
@@ -82,7 +82,7 @@ def test_members_stay_in_every_job_of_a_sweep() -> None:
     job = [one for one in typed if one != "-m"]
     jobs = [[*job[1:], "sampler=full"], [*job[1:], "sampler=random"]]
     for one in jobs_as_run(jobs, lambda choices: composed(*choices)):
-        assert "++dataset.members.a=a" in one
+        assert "++dataset.members.a.path=a" in one
 
 
 def test_the_keys_that_a_member_may_have_of_the_encoder_are_keys_of_its_contract() -> None:

@@ -42,6 +42,9 @@ def test_intervals_that_hold_the_full_value_are_counted_and_bounds_are_not(train
     training.full(0.31, 0.45, 0.2)
     found = compare(training.ledger.reports(SAMPLE), training.ledger.reports(FULL), "mrr@10")
     assert found and (found.covered, found.with_interval) == (1, 2)
+    means = [replace(one, notes={"collections": {"nq": "1", "fiqa": "2"}}) for one in training.ledger.reports(SAMPLE)]
+    found = compare(means, training.ledger.reports(FULL), "mrr@10")
+    assert found and found.with_interval == 0  # the intervals of a mean are for other queries, and wider
 
 
 def test_a_perfect_order_is_not_called_certain_and_few_checkpoints_have_no_interval() -> None:

@@ -379,3 +379,28 @@ def test_a_moved_query_shows_what_both_checkpoints_found_first(rich: Training) -
     )
     (folder / f"{ids[7000]}.parquet").write_bytes(b"no parquet")
     assert "d4" in shown(written(rich))  # what cannot be read costs no more than itself
+
+
+def test_a_mean_stands_first_with_the_values_of_its_collections_beside_it(training: Training) -> None:
+    specs = {"nq": "1" * 16, "fiqa": "2" * 16}
+    training.strategy(FULL, "full", dataset="mean", members=specs)
+    for name, spec in specs.items():
+        training.strategy(spec, "full", dataset=name, full_spec=spec)
+    for step in range(100, 1_200, 100):
+        training.done(step, exact(0.25 + step / 10_000), specs["nq"])
+        if step != 700:
+            training.done(step, exact(0.5), specs["fiqa"])
+            estimate = Estimate(value=0.375, low=0.3, high=0.45, naive=0.375) if step != 200 else exact(0.75)
+            training.done(step, estimate, FULL, notes={"collections": specs})
+    page = written(training)
+    headings = [heading.text for heading in parsed(page).iter("h2")]
+    assert headings == ["mean of 2 collections", "nq", "fiqa"]
+    text = " ".join(shown(page).split())
+    assert "Its collections (nq and fiqa) count the same" in text
+    (found,) = [one for one in parsed(page).iter("table") if "by collection" in (one.findtext("caption") or "")]
+    rows = [[cell.text for cell in row] for row in found.iter("tr")]
+    steps = [200, 400, 500, 600, 700, 800, 900, 1000, 1100]  # the last eight, and the best
+    assert rows[0] == ["collection", *(f"step {step:,}" for step in steps)]
+    assert rows[1] == ["nq", *(f"{0.25 + step / 10_000:.4f}" for step in steps)]
+    assert rows[2] == ["fiqa", *("0.5000" if step != 700 else None for step in steps)]
+    assert rows[3] == ["mean", "0.7500", *("0.3750" if step != 700 else None for step in steps[1:])]

@@ -4,6 +4,7 @@ import csv
 import math
 import re
 import statistics
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -56,6 +57,21 @@ def test_on_the_full_corpus_a_difference_is_paired_by_query(training: Training) 
         "second against first, mrr@10: of 2 steps in common 1 higher, 1 not told apart; at the last, step 200, "
         f"0.000 [\u2212{unclear.interval[1]:.3f}, {unclear.interval[1]:.3f}]."
     ]
+
+
+def test_the_means_of_a_suite_are_paired_by_query_within_each_collection(training: Training) -> None:
+    training.strategy(FULL, "full", members={"a": "a-f", "b": "b-f"})
+    for run in ("first", "second"):
+        estimate, notes = within(0.4, 0.1), {"collections": {"a": "a-f", "b": "b-f"}}
+        report = training.done(100, estimate, FULL, run, name=f"{run}-100", notes=notes)
+        training.queries(replace(report, spec="a-f"), {"mrr@10": QUERIES[run, 100]})
+        training.queries(replace(report, spec="b-f"), {"mrr@10": QUERIES[run, 200]})
+    ((overlay,),) = overlays(training.sections(), training.state_dir)
+    (one,) = overlay.differences
+    pairs = [zip(QUERIES["first", step], QUERIES["second", step], strict=True) for step in (100, 200)]
+    spread = sum(statistics.variance([after - before for before, after in pair]) / 12 for pair in pairs)
+    reach = 1.959964 * math.sqrt(spread) / 2
+    assert one.interval == pytest.approx((one.value - reach, one.value + reach))
 
 
 def test_on_a_sample_the_interval_is_that_of_the_estimate_of_both_together_whichever_came_later(training: Training) -> None:

@@ -38,6 +38,7 @@ from dr_validate.errors import (
 from dr_validate.fidelity.against_full import AgainstFull
 from dr_validate.files import disk_words, is_disk_full
 from dr_validate.ledger.ledger import Ledger
+from dr_validate.process import TIME_IS_UP
 from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.tracker.none import NoTracker
 from dr_validate.values import Checkpoint, Estimate, Listing, Report
@@ -446,6 +447,20 @@ def test_a_disk_that_is_full_or_busy_is_waited_for_and_costs_no_attempt(
     with pytest.raises(SetupError, match="start again, nothing done is lost"):
         tries.clear()
         watch_with(monkeypatch, run_of(tmp_path / "once", [100]), behave)
+
+
+@pytest.mark.parametrize("mode", ["once", "follow"])
+def test_when_the_hours_of_a_run_are_over_it_stops_cleanly_and_is_to_be_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    def goes_on(wanted: Checkpoint, tick: Any) -> None:
+        while wanted.step == 100:  # the second one: newest first
+            tick(None)
+
+    assert watch_with(monkeypatch, run_of(tmp_path, [100, 200], mode=mode, max_hours=1e-5), goes_on) == TIME_IS_UP
+    assert watch_with(monkeypatch, run_of(tmp_path, [100, 200], max_hours=1), lambda wanted, tick: None) == 0
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        assert sorted((report.checkpoint.step, report.attempts) for report in ledger.reports("s1")) == [(100, 1), (200, 1)]
 
 
 @pytest.mark.parametrize("mode", ["once", "follow"])
