@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 
 from dr_validate.component import UserPath, component
-from dr_validate.devices import check_devices
+from dr_validate.devices import check_device
 from dr_validate.errors import ConfigError, DrValidateError, SetupError
 from dr_validate.files import expanded
 from dr_validate.metrics.names import deepest_cutoff, parse
@@ -59,7 +59,7 @@ class Settings:
     """The values that stages share."""
 
     task: Literal["validate", "status", "doctor", "report", "dashboard"] = "validate"
-    device: Annotated[str | tuple[str, ...], BeforeValidator(check_devices)] = "auto"  # several share each checkpoint
+    device: Annotated[str, BeforeValidator(check_device)] = "auto"
     state_dir: UserPath = Path(".dr_validate")
     seed: int = Field(default=13, ge=0)
     top_k: int = Field(default=100, ge=1)
@@ -134,8 +134,8 @@ def build(config: Mapping[str, Any], optional: Collection[str] = ()) -> Run:
     if problems or settings is None:
         raise ConfigError(problems)
     run = Run(settings=settings, raw=config, **built)
-    if members and isinstance(settings.device, tuple):
-        raise ConfigError([f"device: got {list(settings.device)}, but the collections of a suite share one device"])
+    if members and built["engine"].is_elsewhere:
+        raise ConfigError(["engine: got ray, but the collections of a suite share one device; set engine=local"])
     return dataclasses.replace(run, members={name: dataclasses.replace(run, **parts) for name, parts in members.items()})
 
 

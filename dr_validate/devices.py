@@ -1,8 +1,5 @@
-"""From the `device` key to devices that exist, and what differs between them: memory, and how arrays get there."""
+"""From the `device` key to a device that exists, and what differs between them: memory, and how arrays get there."""
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -12,17 +9,7 @@ from dr_validate.errors import DeviceFailure, SetupError
 if TYPE_CHECKING:
     from torch import Tensor
 
-NAME = re.compile(r"(cpu|cuda)(:\d+)?|auto")
 NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
-    """One device that work is given to; `place` is torch's name of it."""
-
-    name: str
-    place: str
-    threads: int  # of the processor, for the process that holds it
 
 
 class Landing:
@@ -54,44 +41,11 @@ class Landing:
         return array
 
 
-def check_devices(wanted: Any) -> Any:
-    """The `device` key as it was given, a list of one as its one. Raises ValueError saying what can be said."""
-    names = [wanted] if isinstance(wanted, str) else wanted
-    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError("expected auto, cpu, cuda:1 or a list such as [cuda:0,cuda:1]")
-    if len(names) == 1:
-        return names[0]
-    for name in names:
-        if not NAME.fullmatch(name) or name == "auto":
-            raise ValueError(f"{name!r} cannot be in a list; expected cpu:0, cpu:1, cuda:0, cuda:1 and the like")
-    numbered = [_numbered(name) for name in names]
-    if twice := sorted({name for name in numbered if numbered.count(name) > 1}):
-        raise ValueError(f"{twice[0]} is named twice; a device has one process")
-    return tuple(names)
-
-
-def resolve_devices(wanted: str | Sequence[str]) -> list[Device]:
-    """Each with its share of the threads of this process: `cpu:0`, `cpu:1` are parts of one processor.
-
-    Raises SetupError with all that do not exist. Imports torch.
-    """
-    import torch
-
-    names = [wanted] if isinstance(wanted, str) else list(wanted)
-    places, problems = [], []
-    for name in names:
-        try:
-            places.append(resolve_device(name))
-        except SetupError as error:
-            problems.append(str(error))
-    if problems:
-        raise SetupError("\n".join(problems))
-    threads = torch.get_num_threads()  # OMP_NUM_THREADS, else the cores
-    on_processor = places.count("cpu")
-    return [
-        Device(name=name if place == "cpu" else place, place=place, threads=_part(threads, on_processor or len(names)))
-        for name, place in zip(names, places, strict=True)
-    ]
+def check_device(wanted: Any) -> str:
+    """The `device` key as it was given. Raises ValueError for several."""
+    if not isinstance(wanted, str):
+        raise ValueError("expected one device, such as auto, cpu or cuda:1; several are engine=ray engine.workers=2")
+    return wanted
 
 
 def resolve_device(wanted: str) -> str:
@@ -102,7 +56,7 @@ def resolve_device(wanted: str) -> str:
     known = ["cpu", *(f"cuda:{number}" for number in range(count))]
     if wanted == "auto":
         return known[1] if count else "cpu"
-    device = "cuda:0" if wanted == "cuda" else re.sub(r"^cpu:\d+$", "cpu", wanted)
+    device = "cuda:0" if wanted == "cuda" else wanted
     if device not in known:
         why = "" if torch.version.cuda or count else " (this torch is a CPU build)"
         raise SetupError(f"device: got {wanted!r}, but this machine has {known}{why}; set device=auto or one of these")
@@ -137,16 +91,3 @@ def free_memory(device: str) -> None:
         import torch
 
         torch.cuda.empty_cache()
-
-
-def label(devices: Sequence[Device]) -> str:
-    """How logs and Reports name them."""
-    return devices[0].place if len(devices) == 1 else ",".join(device.name for device in devices)
-
-
-def _part(threads: int, number: int) -> int:
-    return max(1, threads // number)
-
-
-def _numbered(name: str) -> str:
-    return name if ":" in name else f"{name}:0"

@@ -9,7 +9,7 @@
         ├── CheckpointDeleted  it or its files were deleted before it could be fetched: reported as skipped
         └── NotStated      neither it nor the configuration says what encoding takes: ends a run that has validated nothing yet
     Outage(OSError)        a source or tracker is out of reach; it may pass
-    DeviceFailure(RuntimeError)  one of several devices failed, or its process died: an attempt less
+    DeviceFailure(RuntimeError)  all devices elsewhere failed, or their processes died, again and again: an attempt less
     Interrupted(Exception)
     ├── Preempted          a baseline stopped for something more urgent; it resumes later
     ├── Stopped            the user stopped the run; the next start goes on
@@ -37,6 +37,9 @@ class ConfigError(SetupError):
         self.problems = tuple(problems)
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
         super().__init__("\n".join([f"{count} in the configuration:", *(f"  {line}" for line in problems)]))
+
+    def __reduce__(self) -> tuple[type, tuple[Sequence[str]]]:
+        return type(self), (self.problems,)  # or else another process would make it from its message
 
 
 class DatasetError(SetupError):
@@ -68,7 +71,7 @@ class Outage(OSError):
 
 
 class DeviceFailure(RuntimeError):
-    """The process of one of several devices died, or met what nobody expected; the message names the device."""
+    """Every worker elsewhere died, or met what nobody expected, again and again; the message names the last."""
 
 
 class Interrupted(Exception):
@@ -88,4 +91,11 @@ class TimedOut(Interrupted):
 
 
 INTERRUPTS: Mapping[str, type[Interrupted]] = {"preempted": Preempted, "stopped": Stopped, "timed_out": TimedOut}
-"""By the names that they have between processes."""
+KINDS: Mapping[str, type[Exception]] = {
+    **INTERRUPTS,
+    "not_stated": NotStated,
+    "checkpoint": CheckpointError,
+    "setup": SetupError,
+    "device": DeviceFailure,
+}
+"""By the names that errors have between the watcher and the worker, the first that fits: both ends go by this."""

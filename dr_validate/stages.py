@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dr_validate.messages import Share, Team
 from dr_validate.values import (
     Agreement,
     Checkpoint,
@@ -290,6 +289,7 @@ class Workload:
     top_k: int
     progress_file: Path  # running top-k of unfinished work: an interrupted or killed ranking goes on from here
     preemptible: bool = False  # a baseline: whatever comes is more urgent
+    elsewhere: object = None  # `engine.ray_worker.Elsewhere`: how a process on another device comes to the same work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,14 +300,29 @@ class Ranked:
     encoded_now: int
     seconds: Mapping[str, float]
     contract: Mapping[str, Any] = field(default_factory=dict)  # of the model, where other processes loaded it
+    workers: Sequence[Mapping[str, Any]] = ()  # what each of those did (JSON values)
+
+
+class Ranker(Protocol):
+    """Blocks of documents to one Ranking."""
+
+    def rank(self, model: Model, workload: Workload, index: Index, control: Control, device: str) -> Ranked:
+        """The best documents of each query. Raises Interrupted when told to stop; the next call goes on from there."""
 
 
 class Engine(Protocol):
-    """Blocks of documents to one Ranking, on one device; or on several, with a `share` in each process of a team."""
+    """Where rankings are made: on one device in this process, or on many elsewhere (`is_elsewhere`)."""
 
-    def rank(self, model: Model, workload: Workload, index: Index, control: Control, device: str) -> Ranked: ...
-    def share(self, model: Model, workload: Workload, index: Index, device: str) -> Share: ...
-    def rank_shared(self, team: Team, workload: Workload, index: Index, control: Control) -> Ranked: ...
+    is_elsewhere: ClassVar[bool]
+
+    def find_device(self, wanted: str) -> str:
+        """From the `device` key to what models are loaded on. Raises SetupError naming what there is."""
+
+    def describe(self, device: str) -> str:
+        """What `task=doctor` says of devices elsewhere, "" where there are none. Raises SetupError where none can be had."""
+
+    def start(self, device: str) -> AbstractContextManager[Ranker]:
+        """Get hold of the device or of many of its kind, which are let go of with the block."""
 
 
 class Metrics(Protocol):

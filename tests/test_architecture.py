@@ -35,6 +35,7 @@ HEAVY = {
     "peft",
     "pandas",
     "rich",
+    "ray",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.config import NotGiven, Run, build, check_datasets, metrics_of
-from dr_validate.devices import Device
 from dr_validate.errors import ConfigError, DatasetError, DrValidateError, SetupError
 from dr_validate.files import give_home
 from dr_validate.process import new_console
@@ -137,19 +136,16 @@ def _packages(run: Run) -> str:
 
 
 def _device(run: Run) -> str:
-    from dr_validate.devices import resolve_devices
-
-    return "; ".join(_one_device(device) for device in resolve_devices(run.settings.device))
-
-
-def _one_device(device: Device) -> str:
-    if not device.place.startswith("cuda"):
-        name = device.name if device.name.startswith(device.place) else f"{device.place} (device={device.name})"
-        return f"{name}, {device.threads} thread{'s' if device.threads != 1 else ''}"
+    device = run.engine.find_device(run.settings.device)
+    if elsewhere := run.engine.describe(device):
+        return elsewhere
     import torch
 
-    free, total = torch.cuda.mem_get_info(device.place)
-    return f"{device.name}, {torch.cuda.get_device_name(device.place)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    if not device.startswith("cuda"):
+        threads = torch.get_num_threads()
+        return f"{device}, {threads} thread{'s' if threads != 1 else ''}"
+    free, total = torch.cuda.mem_get_info(device)
+    return f"{device}, {torch.cuda.get_device_name(device)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
 
 
 def _search(run: Run) -> str:

@@ -1,5 +1,6 @@
 """For notebooks: results as a table, and one checkpoint evaluated in this process. `dr_validate` offers both by name."""
 
+import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -113,7 +114,6 @@ def evaluate(
 
 
 def _evaluate(checkpoint: Path, dataset: Choice, sampler: Choice, others: Mapping[str, Any], state_dir: Path) -> Report:
-    from dr_validate.devices import label, resolve_devices
     from dr_validate.worker.pipeline import Pipeline
 
     config = _composed({"dataset": dataset, "sampler": sampler, "tracker": "none"})
@@ -122,18 +122,16 @@ def _evaluate(checkpoint: Path, dataset: Choice, sampler: Choice, others: Mappin
             raise ConfigError([f"settings: there is no key {key!r}; known are device, metrics, top_k, seed"])
         config[key] = {**config[key], **value} if isinstance(config[key], dict) else value
     run = build(config)
-    devices = resolve_devices(run.settings.device)
-    if len(devices) > 1:
-        raise ConfigError([f"device: got {run.settings.device}, but evaluate works on one device"])
     found = run.source.list(state_dir)
     if len(found.checkpoints) != 1:
         lacks = (
             "; ".join(f"{one.name}: {one.reason}" for one in found.incomplete) or f"{len(found.checkpoints)} checkpoints in it"
         )
         raise CheckpointError(f"{checkpoint}: not the folder of one complete checkpoint ({lacks})")
-    pipeline = Pipeline(run, label(devices))
-    pipeline.open()
-    return pipeline.validate(found.checkpoints[0], checkpoint, full=False, control=_Unwatched())
+    pipeline = Pipeline(run, run.engine.find_device(run.settings.device))
+    with contextlib.closing(pipeline):
+        pipeline.open()
+        return pipeline.validate(found.checkpoints[0], checkpoint, full=False, control=_Unwatched())
 
 
 def _composed(choices: Mapping[str, Choice]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from dr_validate.errors import CheckpointError
 log = logging.getLogger(__name__)
 
 # Of a configuration whose numbers are no numbers, of another type, negative or beyond 64 bits.
-ODD_SIZES = (TypeError, ArithmeticError, StrictDataclassError)
+ODD_SIZES = (TypeError, ArithmeticError, AssertionError, IndexError, StrictDataclassError)
 # A pooler and the like may be missing in the file: what is much more than it holds would be memory for nothing.
 MOST_TIMES, MOST_BESIDE = 2, 1 << 24
 

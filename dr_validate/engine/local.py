@@ -1,21 +1,20 @@
-"""Encode and search on this machine: slices of documents through the model into the running top-k."""
+"""Encode and search on one device: slices of documents through the model into the running top-k."""
 
 import contextlib
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from dr_validate.component import component
+from dr_validate.devices import hold, resolve_device
 from dr_validate.engine.merge import ranking_of
 from dr_validate.engine.progress import Progress
 from dr_validate.engine.share import Share
-from dr_validate.engine.shared import Shared
 from dr_validate.engine.slices import cut
 from dr_validate.errors import Interrupted
-from dr_validate.messages import Team
-from dr_validate.stages import Control, Index, Model, Ranked, Workload
+from dr_validate.stages import Control, Index, Model, Ranked, Ranker, Workload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,19 +26,34 @@ SLICE_THAT_GIVES_WAY = 256  # on a CPU, where it takes a second, and a fifth lon
 
 @component
 class LocalEngine:
-    """One device in this process, or several with a process each, which share the slices of a checkpoint.
+    """One device in this process.
 
     Unfinished work is kept every `save_every_s` and when it is told to stop. `slice_documents` is how many documents are
     encoded between two looks at the control: enough for batches of equal length, few enough to stop soon. None: 2,048, 8,192
     on GPUs, and 256 where a baseline on a CPU is to give way soon.
     """
 
+    is_elsewhere: ClassVar[bool] = False
+
     save_every_s: float = Field(default=30, ge=0)
     slice_documents: int | None = Field(default=None, ge=1)
 
+    def find_device(self, wanted: str) -> str:
+        """See `Engine.find_device`: one of this machine. Imports torch."""
+        return resolve_device(wanted)
+
+    def describe(self, device: str) -> str:
+        """See `Engine.describe`."""
+        return ""
+
+    def start(self, device: str) -> AbstractContextManager[Ranker]:
+        """See `Engine.start`."""
+        hold(device)
+        return contextlib.nullcontext(self)
+
     def rank(self, model: Model, workload: Workload, index: Index, control: Control, device: str) -> Ranked:
-        """See `Engine.rank`. Raises Interrupted when told to stop; the next call goes on from there, to the same ranking."""
-        size = self.slice_size([device], workload, index)
+        """See `Ranker.rank`. Raises Interrupted when told to stop; the next call goes on from there, to the same ranking."""
+        size = slice_size(self.slice_documents, workload, index, device)
         slices = cut(workload.documents, size)
         progress = Progress(workload, index, slices)
         with contextlib.closing(Share(model, workload, index, device)) as share:
@@ -67,23 +81,15 @@ class LocalEngine:
         progress.clear()
         return Ranked(ranking=ranking, encoded_now=share.encoded_now, seconds=share.seconds)
 
-    def share(self, model: Model, workload: Workload, index: Index, device: str) -> Share:
-        """See `Engine.share`."""
-        return Share(model, workload, index, device)
 
-    def rank_shared(self, team: Team, workload: Workload, index: Index, control: Control) -> Ranked:
-        """See `Engine.rank_shared`. Raises as `rank` does, and what a member of the team raised."""
-        return Shared(team, workload, control, self.save_every_s).run(index, self.slice_size(team.names, workload, index))
-
-    def slice_size(self, devices: Sequence[str], workload: Workload, index: Index) -> int:
-        """Documents between two looks at the control."""
-        if self.slice_documents or index.fingerprint():
-            # The ranking of an approximate index depends on the slices: they are the same wherever and whyever it is made.
-            return self.slice_documents or SLICE
-        if all(device.startswith("cuda") for device in devices):
-            return SLICE_ON_A_GPU
-        on_cpu = all(device.startswith("cpu") for device in devices)
-        return SLICE_THAT_GIVES_WAY if on_cpu and workload.preemptible else SLICE
+def slice_size(wanted: int | None, workload: Workload, index: Index, device: str) -> int:
+    """Documents between two looks at the control; the same in every engine, so that vectors come from the same batches."""
+    if wanted or index.fingerprint():
+        # The ranking of an approximate index depends on the slices: they are the same wherever and whyever it is made.
+        return wanted or SLICE
+    if device.startswith("cuda"):
+        return SLICE_ON_A_GPU
+    return SLICE_THAT_GIVES_WAY if workload.preemptible else SLICE
 
 
 def _query_vectors(share: Share, workload: Workload, control: Control, size: int) -> "Tensor":

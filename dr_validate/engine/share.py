@@ -16,7 +16,6 @@ from dr_validate.devices import Landing
 from dr_validate.engine.merge import searched_k
 from dr_validate.engine.slices import Slice
 from dr_validate.errors import CheckpointError
-from dr_validate.messages import Message
 from dr_validate.stages import Index, Kept, Model, Search, TextBlocks, Vectors, Workload
 from dr_validate.values import Int64, Side, TokenBlock, TopK
 
@@ -46,6 +45,10 @@ class Share:
         """(num_queries, dim) of a slice of the queries."""
         return self._queries.vectors(piece)
 
+    def settle(self) -> None:
+        """Wait for the device. Raises CheckpointError for vectors that are not finite."""
+        self._documents.wait(0)
+
     def open(self, queries: Any, top: TopK | None = None) -> None:
         """Open the search for these vectors of all queries, and go on from `top` where there is one."""
         work = self._workload
@@ -66,7 +69,7 @@ class Share:
     def top(self) -> TopK:
         """The best documents of those added so far."""
         assert self._search is not None, "asked for the top before the search is open"
-        self._documents.wait(0)
+        self.settle()
         return self._search.top()
 
     @property
@@ -79,24 +82,6 @@ class Share:
         """By phase, as this thread spent them: what others did meanwhile is in none."""
         sides = (self._queries.seconds, self._documents.seconds)
         return {phase: sum(seconds[phase] for seconds in sides) for phase in sides[0]} | {"search": self._search_s}
-
-    def answer(self, request: Message) -> Message:
-        """See `messages.Share`: the requests of `shared.py`."""
-        if request.kind == "query":
-            vectors = self.query_vectors(Slice(**request.facts))
-            self._queries.wait(0)
-            return Message(kind="query", arrays={"vectors": vectors.cpu().numpy()})
-        if request.kind == "open":
-            self.open(request.arrays["queries"])
-            return Message(kind="open")
-        if request.kind == "document":
-            self.add(Slice(**request.facts))
-            return Message(kind="document")
-        if request.kind == "top":
-            top = self.top()
-            return Message(kind="top", arrays={"documents": top.documents, "scores": top.scores})
-        assert request.kind == "account", request.kind
-        return Message(kind="account", facts={"encoded_now": self.encoded_now, "seconds": dict(self.seconds)})
 
     def _search_all(self) -> None:
         if self._search is None:

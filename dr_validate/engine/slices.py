@@ -1,7 +1,7 @@
 """A workload's texts cut into slices, and who takes which of them next."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from dr_validate.stages import TextBlocks
@@ -35,24 +35,42 @@ def cut(blocks: TextBlocks, size: int) -> list[Slice]:
 
 
 class Dealer:
-    """Gives each slice to exactly one of several members, to whoever asks first.
+    """Gives each slice to exactly one of several workers, to whoever asks first; workers come and go.
 
-    A member has a block to itself as long as there are untouched ones: two that took turns in one block would both tokenize
+    A worker has a block to itself as long as there are untouched ones: two that took turns in one block would both tokenize
     it, and wait for each other's kept vectors. After that it takes the last slice of whoever has most left.
     """
 
-    def __init__(self, slices: Sequence[Slice], members: int) -> None:
-        blocks: dict[int, deque[Slice]] = {}
-        for piece in slices:
-            blocks.setdefault(piece.block, deque()).append(piece)
-        self._untouched = deque(blocks.values())
-        self._own: list[deque[Slice]] = [deque() for _ in range(members)]
+    def __init__(self, slices: Iterable[Slice]) -> None:
+        self._untouched: deque[deque[Slice]] = deque(_by_block(slices))
+        self._own: dict[Hashable, deque[Slice]] = {}
 
-    def next(self, member: int) -> Slice | None:
-        """What this member is to do next; None when nothing is left."""
-        if not self._own[member] and self._untouched:
-            self._own[member] = self._untouched.popleft()
-        if self._own[member]:
-            return self._own[member].popleft()
-        richest = max(self._own, key=len)
+    def __len__(self) -> int:
+        return sum(map(len, (*self._untouched, *self._own.values())))
+
+    def next(self, worker: Hashable) -> Slice | None:
+        """What this worker is to do next; None when nothing is left."""
+        own = self._own.setdefault(worker, deque())
+        if not own and self._untouched:
+            own.extend(self._untouched.popleft())
+        if own:
+            return own.popleft()
+        richest = max(self._own.values(), key=len)
         return richest.pop() if richest else None
+
+    def following(self, worker: Hashable) -> Slice | None:
+        """What it would be given after that, as far as can be known."""
+        blocks = [block for block in (self._own.get(worker), *self._untouched) if block]
+        return blocks[0][0] if blocks else None
+
+    def give_back(self, worker: Hashable, slices: Iterable[Slice]) -> None:
+        """This worker is gone: what it had not begun, and `slices`, are for others, before all else."""
+        mine = [*self._own.pop(worker, ()), *slices]
+        self._untouched.extendleft(reversed(_by_block(sorted(mine, key=lambda piece: piece.start))))
+
+
+def _by_block(slices: Iterable[Slice]) -> list[deque[Slice]]:
+    blocks: dict[int, deque[Slice]] = {}
+    for piece in slices:
+        blocks.setdefault(piece.block, deque()).append(piece)
+    return list(blocks.values())

@@ -173,11 +173,18 @@ class Ledger:
 
     def undelivered(self, tracker: str, specs: Sequence[str]) -> list[tuple[int, Report]]:
         """Ids and Reports that `tracker` has not seen, oldest first."""
-        marks = ", ".join("?" for _ in specs)
-        missing = "NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.report = reports.id AND tracker = ?)"
-        query = f"SELECT id FROM reports WHERE spec IN ({marks}) AND {missing} ORDER BY id"
-        ids = [row["id"] for row in self._rows(query, *specs, tracker)]
+        ids = self._ids("NOT EXISTS", tracker, specs)
         return list(zip(ids, self._read(ids), strict=True))
+
+    def delivered_to(self, tracker: str, specs: Sequence[str]) -> list[Report]:
+        """Reports that `tracker` has, oldest first."""
+        return self._read(self._ids("EXISTS", tracker, specs))
+
+    def _ids(self, delivered: str, tracker: str, specs: Sequence[str]) -> list[int]:
+        marks = ", ".join("?" for _ in specs)
+        receipt = f"{delivered} (SELECT 1 FROM deliveries WHERE deliveries.report = reports.id AND tracker = ?)"
+        query = f"SELECT id FROM reports WHERE spec IN ({marks}) AND {receipt} ORDER BY id"
+        return [row["id"] for row in self._rows(query, *specs, tracker)]
 
     def delivered(self, report_id: int, tracker: str, at: str) -> None:
         """`tracker` has it; saying so twice changes nothing."""

@@ -43,6 +43,8 @@ def save_dashboard(state_dir: Path, tracker: Any) -> str:
     require_key()
     try:
         url = _save(state_dir / KEPT, tracker, collections)
+    except SetupError:
+        raise
     except failures() as error:
         raise SetupError(f"tracker: W&B does not save the view ({type(error).__name__}: {error}); {WAY_OUT}") from error
     log.info("dashboard: %s", url)
@@ -82,13 +84,17 @@ def _kept(path: Path) -> dict[str, str]:
 
 
 def _known(url: str | None) -> "Workspace | None":
-    """The view as it is now; None where there is none any more, or not in a form that can be read."""
+    """The view as it is now; None where there is none any more, or not in a form that can be read. Raises SetupError for a form
+    of another version, which writing it anew would undo."""
     from wandb_workspaces.workspaces import Workspace
+    from wandb_workspaces.workspaces.errors import SpecVersionError
 
     if url is None:
         return None
     try:
         return Workspace.from_url(url)
+    except SpecVersionError as error:
+        raise SetupError(f"dashboard: {url} is of another version ({error})") from error
     except ValueError as error:
         log.warning("dashboard: %s cannot be read (%s); making another one", url, error)
         return None

@@ -31,6 +31,24 @@ class JsonlTracker(LocalRun):
             if not _holds(content, written):
                 _append(stream.fileno(), line, len(content))
 
+    def restore(self, reports: Sequence[Report]) -> None:
+        """Append those that are not there, though they were: somebody removed the file, or a part of it."""
+        if not reports:
+            return
+        with locked(self.path) as stream:
+            content = self._repaired(stream.fileno())
+            written = [
+                line for part in content.splitlines() if isinstance((line := _parsed(part) or {}).get("checkpoint"), dict)
+            ]
+            there = {json.dumps(_identity(line)) for line in written}
+            lost = [report for report in reports if json.dumps(_identity(report_to_json(report))) not in there]
+        for report in lost:
+            self.deliver(report, reports)
+        if lost:
+            log.warning(
+                "%s lacked %d of the %d Reports of the ledger: they are there again", self.path, len(lost), len(reports)
+            )
+
     def _repaired(self, handle: int) -> bytes:
         """The content, ending in whole lines: what a killed process left of its last line is cut off."""
         content = self.path.read_bytes()

@@ -38,6 +38,7 @@ def row(report: Report, history: Sequence[Report], *, is_baseline: bool, whole: 
         numbers |= {f"fidelity/{report.dataset}/{name}": value for name, value in parts.items()}
     numbers |= {f"{cost}{name}_s": report.seconds.get(name) for name in ("encode", "total")}
     numbers[f"{cost}documents"] = report.corpus.get("encoded")
+    numbers |= {f"{cost}{name}": number for name, number in _of_workers(report).items()}
     if not is_baseline and not part:
         # What was known when this Report came, not when it is delivered: a row is the same after an outage.
         before = (other.checkpoint.step for other in history if other.at < report.at)
@@ -51,6 +52,17 @@ def of_training(report: Report, history: Sequence[Report], otherwise: str) -> tu
     """The training run of a Report, `otherwise` where its checkpoint names none, and what `history` has of the same one."""
     mine = report.checkpoint.training_run or otherwise
     return mine, [other for other in history if (other.checkpoint.training_run or otherwise) == mine]
+
+
+def _of_workers(report: Report) -> dict[str, float]:
+    """How many there were elsewhere, how often one was lost, and what they did in a second (`engine=ray`)."""
+    workers = report.notes.get("workers") or ()
+    speeds = [worker["slices"] / worker["busy_s"] for worker in workers if worker["busy_s"]]
+    if not speeds:
+        return {}
+    lost = sum(worker["lost"] for worker in workers)
+    numbers = {"workers": len(speeds), "workers_lost": lost, "slices_per_s": sum(speeds)}
+    return {**numbers, "slowest_worker_slices_per_s": min(speeds)}
 
 
 def report_id(report: Report) -> str:

@@ -3,6 +3,7 @@
 The JSONL file is written at once. What may be far away is served by a thread of its own, so that encoding goes on meanwhile.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -41,7 +42,9 @@ class Delivery:
         settings = self.run.settings
         whole = (self.names, *self.collections)
         self._specs = list(dict.fromkeys(names[key] for names in whole for key in ("spec", "full_spec")))
-        self._file = Round("jsonl", JsonlTracker(path=settings.state_dir / "reports.jsonl"), self)
+        self._file = Round("jsonl", file := JsonlTracker(path=settings.state_dir / "reports.jsonl"), self)
+        with contextlib.suppress(OSError):  # a full disk: `deliver` says so
+            file.restore(self.ledger.delivered_to(self._address("jsonl"), self._specs))
         tracker = self.run.tracker.start(
             state_dir=settings.state_dir,
             training_run=self.names["training_run"],

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dr_validate.errors import INTERRUPTS, CheckpointError, Interrupted, NotStated, SetupError
+from dr_validate.errors import INTERRUPTS, KINDS, DeviceFailure, Interrupted
 from dr_validate.ledger.report_json import report_from_json
 from dr_validate.process import how_it_ended
 from dr_validate.values import Checkpoint, Report
@@ -132,14 +132,8 @@ class WorkerClient:
 
     def _error(self, error: Mapping[str, Any]) -> Exception:
         kind, message = error["kind"], error["message"]
-        if kind in INTERRUPTS:
-            return INTERRUPTS[kind](message)
-        if kind == "checkpoint":
-            return CheckpointError(message)
-        if kind == "not_stated":
-            return NotStated(message)
-        if kind == "setup":
-            return SetupError(message)
+        if kind in KINDS and KINDS[kind] is not DeviceFailure:
+            return KINDS[kind](message)
         self.kill()  # a device that failed once often fails until its process is gone
         return DiskFull(error["errno"], message, error["filename"]) if kind == "disk_full" else WorkerFailure(message)
 

@@ -14,6 +14,7 @@ from dr_validate.component import fingerprint
 from dr_validate.config import Run
 from dr_validate.files import write_atomically
 from dr_validate.stages import Encoder, Model, TextBlocks, Tokenizer, Workload
+from dr_validate.store.kept import NothingKept
 from dr_validate.values import Float32, Sample, Side, TestSet, TokenBlock
 from dr_validate.worker.samples import SpecSample
 from dr_validate.worker.token_cache import TokenCache
@@ -100,6 +101,11 @@ class CheckpointEncoding:
     workload: Workload
     described: Mapping[str, Any]  # what the encoder says of the checkpoint without loading it
 
+    @property
+    def load_s(self) -> float:
+        """See `Opened.load_s`."""
+        return self.model.load_s
+
     def contract(self) -> Mapping[str, Any]:
         """The model's, and how it was computed when the first of its vectors was made."""
 
@@ -121,9 +127,16 @@ class Encoding:
 
     @contextlib.contextmanager
     def open(
-        self, digest: str, folder: Path, sample: SpecSample, when_loaded: Callable[[], None] = lambda: None
+        self,
+        digest: str,
+        folder: Path,
+        sample: SpecSample,
+        when_loaded: Callable[[], None] = lambda: None,
+        *,
+        keep: bool = True,
     ) -> Iterator[CheckpointEncoding]:
-        """The checkpoint in `folder` on one sample. `when_loaded` is called once the model is there, if it is needed at all."""
+        """The checkpoint in `folder` on one sample. `when_loaded` is called once the model is there, if it is needed at all;
+        without `keep` no vector is read or kept."""
 
         def load() -> AbstractContextManager[Model]:
             if self._load is not None:
@@ -134,8 +147,9 @@ class Encoding:
         test_set, read = self._test_set, read_encoder(self._run, digest, folder)
         key = vectors_key(read, test_set)
         counts: dict[Side, int] = {"query": len(test_set.query_ids), "document": len(test_set.corpus)}
+        kept = self._run.store.vectors(digest, key, counts, self._state_dir, baseline=sample.is_baseline)
         with (
-            self._run.store.vectors(digest, key, counts, self._state_dir, baseline=sample.is_baseline) as vectors,
+            kept if keep else contextlib.nullcontext(NothingKept()) as vectors,
             LazyModel(load, when_loaded) as model,
         ):
             texts = {side: self._texts(side, sample.sample, model) for side in SIDES}

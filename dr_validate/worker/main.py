@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dr_validate.devices import is_out_of_memory
-from dr_validate.errors import INTERRUPTS, CheckpointError, DeviceFailure, Interrupted, NotStated, SetupError
+from dr_validate.errors import INTERRUPTS, KINDS, Interrupted, SetupError
 from dr_validate.files import is_disk_full, is_read_only
 from dr_validate.process import live_and_die_with_parent, set_up_logging
 
@@ -65,15 +65,10 @@ def _open_suite(config: Mapping[str, Any]) -> Any:
 def _build_suite(config: Mapping[str, Any]) -> Any:
     """Raises SetupError for devices that are not there: said before minutes of BM25."""
     from dr_validate.config import build
-    from dr_validate.devices import hold, label, resolve_devices
     from dr_validate.worker.suite import Suite
-    from dr_validate.worker.team import WorkerTeam
 
     run = build(config)
-    devices = resolve_devices(run.settings.device)
-    if len(devices) == 1:
-        hold(devices[0].place)
-    return Suite(run, label(devices), WorkerTeam(config, devices) if len(devices) > 1 else None)
+    return Suite(run, run.engine.find_device(run.settings.device))
 
 
 def _validate(suite: Any, request: Mapping[str, Any], control: "_WorkerControl") -> dict[str, Any]:
@@ -113,14 +108,11 @@ def _where(error: Exception) -> dict[str, Any]:
 def _kind(error: Exception) -> str:
     if is_disk_full(error):
         return "disk_full"
-    for name, cls in INTERRUPTS.items():
-        if isinstance(error, cls):
-            return name
-    if isinstance(error, CheckpointError) or is_out_of_memory(error):  # as little as there is now, there is at the next try
-        return "not_stated" if isinstance(error, NotStated) else "checkpoint"
-    if isinstance(error, DeviceFailure):
-        return "device"
-    return "setup" if isinstance(error, SetupError) or is_read_only(error) else "unexpected"
+    if is_out_of_memory(error):  # as little as there is now, there is at the next try
+        return "checkpoint"
+    if is_read_only(error):
+        return "setup"
+    return next((name for name, cls in KINDS.items() if isinstance(error, cls)), "unexpected")
 
 
 def _read_requests(requests: queue.Queue[dict[str, Any] | None], control: "_WorkerControl") -> None:

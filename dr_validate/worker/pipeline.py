@@ -1,26 +1,29 @@
 """One checkpoint, from its folder to its Report: the whole story. The worker process keeps it between checkpoints."""
 
+import contextlib
+import functools
+import json
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dr_validate.config import Run
+from dr_validate.config import Run, build
+from dr_validate.errors import SetupError
 from dr_validate.ledger.made import settings_of, versions
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.sampler.full import FullSampler
-from dr_validate.stages import Control, Ranked
+from dr_validate.stages import Control, Ranked, Ranker
 from dr_validate.values import Checkpoint, Float64, Ranking, Report, Sample, Scores, TestSet
 from dr_validate.worker import results
 from dr_validate.worker.encoding import CheckpointEncoding, Encoding, Load
 from dr_validate.worker.estimates import Estimates
 from dr_validate.worker.samples import Samples, SpecSample
-from dr_validate.worker.team import WorkerTeam
 
 PerQuery = Mapping[str, Float64]  # metric -> (num_queries,)
 log = logging.getLogger(__name__)
@@ -29,35 +32,31 @@ log = logging.getLogger(__name__)
 class Pipeline:
     """`open()` once, then `validate()` per checkpoint; nothing that two checkpoints share is done twice."""
 
-    def __init__(self, run: Run, device: str, team: WorkerTeam | None = None, load: Load | None = None) -> None:
-        """`team`: the processes that do the work where `device` names several; this one only deals and merges. `load`: as
-        `Encoding` has it."""
+    ranker: Ranker
+
+    def __init__(self, run: Run, device: str, load: Load | None = None) -> None:
+        """`device`: see `Engine.find_device`. `load`: as `Encoding` has it."""
         self.run = run
         self.device = device
-        self.team = team
         self._load = load
+        self._opened = contextlib.ExitStack()
         self.state_dir = run.settings.state_dir
         self.metrics = RanxMetrics(names=run.settings.metrics)
         self._warm_up = threading.Thread(target=self.metrics.warm_up, name="metrics-warm-up", daemon=True)
 
     def open(self) -> None:
-        """Read the test set and draw the sample. Raises SetupError where either cannot be used."""
-        if self.team:
-            self.team.start()  # they import what they need meanwhile
-            self._begin_warm_up()
+        """Read the test set and draw the sample. Raises SetupError where either cannot be used, or the device."""
+        self.ranker = self._opened.enter_context(self.run.engine.start(self.device))
         self.open_data()
         results.write_sample(self.state_dir, self.test_set, self.samples.sampled.sample)
         results.write_queries(self.state_dir, self.test_set)
-        if self.team:
-            self.team.open(self.specs)
 
     def close(self) -> None:
-        """End the processes of a team, if there is one."""
-        if self.team:
-            self.team.close()
+        """Let go of the device, or of many."""
+        self._opened.close()
 
     def open_data(self) -> None:
-        """What a member of a team needs: it neither scores nor writes."""
+        """What it takes to encode, without scoring or writing anything."""
         self.test_set: TestSet = self.run.dataset.open(self.state_dir / "datasets")
         self.metrics.check(self.test_set.qrels, self.test_set.name)
         self.samples = Samples(self.run, self.test_set, FullSampler())
@@ -90,17 +89,18 @@ class Pipeline:
             metrics=outcome.metrics,
             corpus=_counts(sample.sample, ranked.encoded_now),
             seconds=clock.seconds(),
-            notes={"encoder": ranked.contract, **self._notes(scores), **outcome.notes, **self._revised(sample)},
+            notes={
+                "encoder": ranked.contract,
+                **_workers(ranked),
+                **self._notes(scores),
+                **outcome.notes,
+                **self._revised(sample),
+            },
         )
 
     def sample(self, *, full: bool) -> SpecSample:
         """What checkpoints are ranked on."""
         return self.samples.full if full else self.samples.sampled
-
-    @property
-    def specs(self) -> Sequence[str]:
-        """Of the sample and of the full corpus: equal in processes that do the same work."""
-        return [sample.spec for sample in (self.samples.sampled, self.samples.full)]
 
     def describe(self) -> Mapping[str, Any]:
         """What the watcher needs to know: names, specs and sizes (JSON values)."""
@@ -126,13 +126,12 @@ class Pipeline:
             self._warm_up.start()
 
     def _rank(self, encoded: CheckpointEncoding, digest: str, folder: Path, sample: SpecSample, control: Control) -> Ranked:
-        """On this device, or on those of the team."""
-        full, workload = sample is self.samples.full, encoded.workload
-        if self.team is None:
-            ranked = self.run.engine.rank(encoded.model, workload, self.run.index, control, self.device)
-            return replace(ranked, contract=encoded.contract())
-        with self.team.at_work(digest, folder, full=full):
-            return self.run.engine.rank_shared(self.team, workload, self.run.index, control)
+        elsewhere = PipelineElsewhere(
+            config=self.run.raw, spec=sample.spec, digest=digest, folder=folder, full=sample is self.samples.full
+        )
+        workload = replace(encoded.workload, elsewhere=elsewhere)
+        ranked = self.ranker.rank(encoded.model, workload, self.run.index, control, self.device)
+        return ranked if ranked.contract else replace(ranked, contract=encoded.contract())
 
     def _estimates(self, sample: SpecSample) -> Estimates:
         settings = self.run.settings
@@ -162,6 +161,37 @@ class Pipeline:
             self.samples.baselines.keep(checkpoint, ranking)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineElsewhere:
+    """`engine.ray_worker.Elsewhere`: the same pipeline in another process, where it stays between checkpoints."""
+
+    config: Mapping[str, Any]
+    spec: str
+    digest: str
+    folder: Path
+    full: bool
+
+    @contextlib.contextmanager
+    def open(self, folder: Path, device: str, *, keep: bool) -> Iterator[CheckpointEncoding]:
+        """See `Elsewhere.open`."""
+        pipeline = _pipeline(json.dumps(self.config), device)
+        sample = pipeline.sample(full=self.full)
+        if sample.spec != self.spec:
+            raise SetupError(
+                f"the sample of {pipeline.test_set.name} is another one here (spec {sample.spec}) than where the run was "
+                f"started ({self.spec}): do data set or packages differ?"
+            )
+        with pipeline.encoding.open(self.digest, folder, sample, keep=keep) as encoded:
+            yield encoded
+
+
+@functools.lru_cache(maxsize=1)
+def _pipeline(config: str, device: str) -> Pipeline:
+    pipeline = Pipeline(build(json.loads(config)), device)
+    pipeline.open_data()
+    return pipeline
+
+
 class _Clock:
     """Durations of phases, end to end: no second is counted twice or lost."""
 
@@ -182,6 +212,10 @@ class _Clock:
 
     def seconds(self) -> dict[str, float]:
         return {**self._laps, "total": self._last - self._start}
+
+
+def _workers(ranked: Ranked) -> dict[str, Any]:
+    return {"workers": list(ranked.workers)} if ranked.workers else {}
 
 
 def _counts(sample: Sample, encoded_now: int) -> dict[str, float]:

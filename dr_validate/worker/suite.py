@@ -10,7 +10,6 @@ from dr_validate.errors import SetupError
 from dr_validate.stages import Control, Encoder, Model
 from dr_validate.values import Checkpoint, Report
 from dr_validate.worker.pipeline import Pipeline
-from dr_validate.worker.team import WorkerTeam
 
 
 class HeldModel:
@@ -47,12 +46,11 @@ class HeldModel:
 class Suite:
     """The pipelines of a run: one, or one for each member of dataset=suite, in their order."""
 
-    def __init__(self, run: Run, device: str, team: WorkerTeam | None = None) -> None:
-        """`team`: see `Pipeline`; for one collection alone."""
+    def __init__(self, run: Run, device: str) -> None:
         self._names = list(run.members)
         self._held = HeldModel() if run.members else None
         load = self._held.load if self._held else None
-        self._pipelines = [Pipeline(one, device, team, load) for one in run.collections]
+        self._pipelines = [Pipeline(one, device, load) for one in run.collections]
 
     def open(self) -> None:
         """Open every pipeline. Raises SetupError with what is wrong with any, by the keys of the member."""

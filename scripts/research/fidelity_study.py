@@ -43,15 +43,7 @@ def main() -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    vectors = parser.add_argument_group("vectors, kept by dr_validate or in a folder")
-    vectors.add_argument("--state-dir", type=Path, help="in which sampler=full has validated the checkpoints")
-    vectors.add_argument("--dataset", default="beir", help="choice of the group dataset (default: beir)")
-    vectors.add_argument("--data", help="its dataset.path")
-    vectors.add_argument("--vectors", type=Path, help="a folder of NAME.d.npy and NAME.q.npy")
-    vectors.add_argument("--collection", type=Path, help="(default: coll.json in that folder)")
-    vectors.add_argument("--suffix", default="", help="x: read NAME.xd.npy and NAME.xq.npy")
-    vectors.add_argument("--checkpoints", type=_list, default=["*"], help="names or patterns (default: all but runs)")
-    vectors.add_argument("overrides", nargs="*", help="more keys of that run, such as encoder.pooling=cls")
+    material_options(parser)
     what = parser.add_argument_group("what to measure")
     what.add_argument("--budgets", type=_numbers, default=[0.01, 0.02, 0.05, 0.1], help="fractions of the corpus")
     what.add_argument("--draws", type=int, default=200)
@@ -69,6 +61,24 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     how.add_argument("--work", type=Path, help="folder for runs, BM25's among them (default: a temporary one)")
     how.add_argument("--out", type=Path, help="write the tables here, too, after each budget")
     how.add_argument("--against", metavar="COMMIT", help="the same by the code of another commit, beside this one's figures")
+    return with_material(parser, arguments)
+
+
+def material_options(parser: argparse.ArgumentParser) -> None:
+    """What `study.run.material_of` reads."""
+    vectors = parser.add_argument_group("vectors, kept by dr_validate or in a folder")
+    vectors.add_argument("--state-dir", type=Path, help="in which sampler=full has validated the checkpoints")
+    vectors.add_argument("--dataset", default="beir", help="choice of the group dataset (default: beir)")
+    vectors.add_argument("--data", help="its dataset.path")
+    vectors.add_argument("--vectors", type=Path, help="a folder of NAME.d.npy and NAME.q.npy")
+    vectors.add_argument("--collection", type=Path, help="(default: coll.json in that folder)")
+    vectors.add_argument("--suffix", default="", help="x: read NAME.xd.npy and NAME.xq.npy")
+    vectors.add_argument("--checkpoints", type=_list, default=["*"], help="names or patterns (default: all but runs)")
+    vectors.add_argument("overrides", nargs="*", help="more keys of that run, such as encoder.pooling=cls")
+
+
+def with_material(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Parsed; ends the process where no vectors are named."""
     options = parser.parse_intermixed_args(arguments)
     if (options.state_dir is None) == (options.vectors is None):
         parser.error("give --state-dir or --vectors")

@@ -1,6 +1,9 @@
 """A small real model, token embeddings summed, so that no batch can change a vector; its work, and controls that end it."""
 
-from collections.abc import Mapping
+import contextlib
+import os
+import signal
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from dr_validate.engine.local import LocalEngine
-from dr_validate.errors import Stopped
+from dr_validate.errors import CheckpointError, Stopped
 from dr_validate.index.torch import TorchIndex
 from dr_validate.stages import Ranked, Tokenizer, Workload
 from dr_validate.store.kept import NothingKept
 from dr_validate.values import Float32, Int64, Side, TokenBlock
+from tests.processes import wait_for
 
 NUM_DOCUMENTS, NUM_QUERIES, VOCABULARY = 200, 7, 50
 
@@ -95,6 +99,66 @@ class KillAfter(StopAfter):
     def progress(self, phase: str, done: int, total: int) -> None:
         super().progress(phase, done, total)
         self.clock.seconds += 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedByHand:
+    model: SumOfEmbeddings
+    workload: Workload
+    load_s: float = 0.0
+
+    def contract(self) -> Mapping[str, Any]:
+        return {"pooling": "sum", "process": os.getpid()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByHandElsewhere:
+    """The same workload in another process. A file in `orders` is an order for whoever finds it first, at its slice of that
+    number: `kill-3` (of itself), `hang-3` (until there is a file `go`), `fail-3` (a wrong checkpoint), `break-3` (a wrong
+    device); `kill-always` is for everybody."""
+
+    orders: Path
+    options: Mapping[str, Any]
+    folder: Path
+    is_seen_elsewhere: bool = True
+
+    def __reduce__(self) -> Any:
+        folder = self.folder if self.is_seen_elsewhere else self.folder / "not there"
+        return ByHandElsewhere._made, (self.orders, self.options, folder)
+
+    @staticmethod
+    def _made(orders: Path, options: Mapping[str, Any], folder: Path) -> "ByHandElsewhere":
+        return ByHandElsewhere(orders=orders, options=options, folder=folder)
+
+    @contextlib.contextmanager
+    def open(self, folder: Path, device: str, *, keep: bool) -> Iterator[OpenedByHand]:
+        assert (folder / "weights").read_text() == "these"
+        yield OpenedByHand(model=Troubled(orders=self.orders), workload=workload_of(self.orders, **self.options))
+
+
+@dataclass
+class Troubled(SumOfEmbeddings):
+    orders: Path = Path()
+    slices: int = 0
+
+    def encode(self, tokens: TokenBlock, side: Side) -> Float32:
+        self.slices += side == "document"
+        if self._is_told("kill") or (self.orders / "kill-always").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._is_told("hang"):
+            wait_for((self.orders / "go").exists)
+        if self._is_told("fail"):
+            raise CheckpointError("it is wrong")
+        if self._is_told("break"):
+            raise RuntimeError("the device is wrong")
+        return super().encode(tokens, side)
+
+    def _is_told(self, order: str) -> bool:
+        try:
+            (self.orders / f"{order}-{self.slices}").unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
 
 def tokens_of(num_texts: int, seed: int) -> TokenBlock:

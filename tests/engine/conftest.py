@@ -9,10 +9,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from dr_validate.config import build, conf_dir
-from dr_validate.devices import label, resolve_devices
 from dr_validate.values import Checkpoint
 from dr_validate.worker.pipeline import Pipeline
-from dr_validate.worker.team import WorkerTeam
 from tests.engine.controls import checkpoint_of
 
 STATED = ["dataset=beir", "tracker=none", "encoder.pooling=mean", "encoder.normalize=true", "source.path=unused"]
@@ -29,9 +27,7 @@ def open_pipeline(tmp_path: Path, wide_collection: Path) -> Iterator[Callable[..
         plain = OmegaConf.to_container(config, resolve=True)
         assert isinstance(plain, dict)
         run = build({str(key): value for key, value in plain.items()})
-        devices = resolve_devices(run.settings.device)
-        team = WorkerTeam(run.raw, devices) if len(devices) > 1 else None
-        pipelines.append(Pipeline(run, label(devices), team))
+        pipelines.append(Pipeline(run, run.engine.find_device(run.settings.device)))
         pipelines[-1].open()
         return pipelines[-1]
 

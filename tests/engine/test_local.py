@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dr_validate.engine.local import LocalEngine
+from dr_validate.engine.local import LocalEngine, slice_size
 from dr_validate.errors import CheckpointError, Preempted, Stopped
 from dr_validate.index.factory import FactoryIndex
 from dr_validate.index.torch import TorchIndex
@@ -54,14 +54,14 @@ def test_block_and_slice_sizes_do_not_change_the_ranking(tmp_path: Path) -> None
 
 
 def test_a_gpu_has_larger_slices_and_what_gives_way_on_a_cpu_smaller_unless_the_ranking_depends_on_them(tmp_path: Path) -> None:
-    work, engine, cpus = workload_of(tmp_path), LocalEngine(), ["cpu:0", "cpu:1"]
+    work = workload_of(tmp_path)
     baseline, exact, approximate = replace(work, preemptible=True), TorchIndex(), FactoryIndex(spec="IVF16,Flat")
-    assert engine.slice_size(["cpu"], work, exact) == engine.slice_size(["cpu", "cuda:0"], baseline, exact) == 2048
-    assert engine.slice_size(["cuda:0"], work, exact) == engine.slice_size(["cuda:0", "cuda:1"], baseline, exact) == 8192
-    assert engine.slice_size(["cuda:0"], work, approximate) == 2048
-    assert engine.slice_size(["cpu"], baseline, exact) == engine.slice_size(cpus, baseline, exact) == 256
-    assert engine.slice_size(["cpu"], baseline, approximate) == 2048
-    assert LocalEngine(slice_documents=11).slice_size(["cpu"], baseline, exact) == 11
+    assert slice_size(None, work, exact, "cpu") == 2048
+    assert slice_size(None, work, exact, "cuda:0") == slice_size(None, baseline, exact, "cuda") == 8192
+    assert slice_size(None, work, approximate, "cuda:0") == 2048
+    assert slice_size(None, baseline, exact, "cpu") == 256
+    assert slice_size(None, baseline, approximate, "cpu") == 2048
+    assert slice_size(11, baseline, exact, "cpu") == 11
 
 
 @pytest.mark.parametrize("slices", [0, 1, 2, 5, 9])

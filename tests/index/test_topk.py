@@ -124,3 +124,11 @@ def test_where_faiss_cannot_search_on_a_gpu_torch_does_and_one_line_says_so(
     (said,) = [record.message for record in caplog.records if "index=flat" in record.message]
     assert why in said and "index=torch searches there" in said
     assert (gpu_resources(faiss) is not None) == has_gpu
+
+
+def test_what_is_searched_for_many_queries_at_once_is_sorted_for_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where a library names candidates for more queries than a dense product has room for."""
+    search = FlatIndex().open(vectors_of(1, 300), TOP_K, np.arange(NUM), "cpu")
+    monkeypatch.setattr("dr_validate.index.topk.QUERIES_AT_ONCE", 7)
+    found = ranking(search, vectors_of(2, NUM))
+    np.testing.assert_array_equal(found.documents, expected().documents)

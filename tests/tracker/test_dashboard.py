@@ -129,6 +129,18 @@ def test_a_view_that_was_deleted_is_made_again(command: CommandLine, server: Ser
     assert len(server.views()) == 1
 
 
+def test_a_view_of_another_version_is_left_as_it_is(command: CommandLine, server: ServerHandle) -> None:
+    validated(command.folder, REPORTS[0])
+    assert command(*PROJECT).returncode == 0
+    (before,) = server.views()
+    newer = json.dumps({**json.loads(before.spec), "version": 9})
+    server.edit_view(before, newer)
+    again = command(*PROJECT)
+    assert (again.returncode, "Traceback" in again.stderr) == (2, False), again.stderr
+    assert "is of another version" in again.stderr and "upgrade" in again.stderr
+    assert [view.spec for view in server.views()] == [newer]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -146,7 +158,7 @@ def test_what_there_can_be_no_view_of_is_refused_in_words(
     project = [] if "tracker=none" in arguments else ["tracker.project=retrieval"]
     done = command("task=dashboard", "state_dir=state", *project, *arguments)
     assert (done.returncode, said in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
-    assert not server.views()
+    assert "does not save the view" not in done.stderr and not server.views()
 
 
 def test_a_key_that_is_refused_is_told_without_a_traceback(command: CommandLine, server: ServerHandle) -> None:

@@ -108,3 +108,22 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
         assert len(kept) > 10
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("kept", [[], [0, 2], [0, 1, 2]])
+def test_what_somebody_cut_out_is_there_again_at_the_next_start(
+    path: Path, kept: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    reports = [report(step) for step in (100, 200, 300)]
+    for one in reports:
+        JsonlTracker(path=path).deliver(one, [])
+    whole = path.read_text().splitlines(keepends=True)
+    path.write_text('{"checkpoint": []}\n' + "".join(whole[place] for place in kept))
+    JsonlTracker(path=path).restore(reports)
+    assert sorted(path.read_text().splitlines(keepends=True)[1:]) == sorted(whole)
+    assert (f"lacked {3 - len(kept)} of the 3 Reports" in caplog.text) is (len(kept) < 3)
+
+
+def test_a_file_that_was_removed_is_written_again(path: Path) -> None:
+    JsonlTracker(path=path).restore([report(100), report(200)])
+    assert lines(path) == [report(100), report(200)]

@@ -25,9 +25,12 @@ from dr_validate.dataset.msmarco import MsmarcoDataset
 from dr_validate.errors import (
     CheckpointDeleted,
     CheckpointError,
+    ConfigError,
     DeviceFailure,
     Interrupted,
+    NotStated,
     Outage,
+    Preempted,
     SetupError,
     Stopped,
     TimedOut,
@@ -43,7 +46,7 @@ from dr_validate.watcher.attempts import Attempts, Target
 from dr_validate.watcher.loop import watch
 from dr_validate.watcher.polling import Needs, SourcePoller
 from dr_validate.watcher.stall import Activity, StallLimit, activity_of
-from dr_validate.watcher.worker_process import DiskFull, Tick, WorkerClient
+from dr_validate.watcher.worker_process import DiskFull, Tick, WorkerClient, WorkerFailure
 from dr_validate.worker.main import errors_to
 from tests.processes import LIMIT_S, wait_for
 
@@ -481,6 +484,34 @@ def test_what_is_missing_on_the_disk_of_the_worker_is_known_to_the_watcher(monke
     assert disk_words(caught.value, Path("/")) == f"your quota on the disk of /there is used up ({caught.value}); free some"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (ConfigError(["a: wrong"]), SetupError),
+        (CheckpointError("wrong"), CheckpointError),
+        (NotStated("wrong"), NotStated),
+        (Preempted("wrong"), Preempted),
+        (DeviceFailure("wrong"), WorkerFailure),
+        (OSError(errno.EROFS, "wrong"), SetupError),
+        (RuntimeError("wrong"), WorkerFailure),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_the_worker_raises_is_what_the_watcher_meets(
+    raised: Exception, expected: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Mapping[str, Any]] = []
+    with errors_to(sent.append):
+        raise raised
+    script = (
+        f"""print('{{"ready": {{}}}}', flush=True); input(); input(); print({json.dumps(sent[0])!r}, flush=True); input()"""
+    )
+    with pytest.raises(Exception, match="wrong") as caught:
+        ScriptedWorker(monkeypatch, script).validate()
+    assert type(caught.value) is expected
+
+
 @pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate 9 GiB", "CUBLAS_STATUS_ALLOC_FAILED"])
 def test_a_device_without_memory_fails_the_checkpoint_at_once_and_costs_no_attempts(message: str) -> None:
     sent: list[Mapping[str, Any]] = []
@@ -490,7 +521,7 @@ def test_a_device_without_memory_fails_the_checkpoint_at_once_and_costs_no_attem
     assert said["error"]["kind"] == "checkpoint" and message in said["error"]["message"]
     assert "set device to another one" in said["error"]["message"]
     with errors_to(sent.append):
-        raise DeviceFailure("cpu:0: its process was ended by SIGKILL (out of memory?)")  # nobody knows: an attempt less
+        raise DeviceFailure("all workers were lost again and again, last worker 1")  # nobody knows: an attempt less
     assert sent[1]["error"]["kind"] == "device"
 
 

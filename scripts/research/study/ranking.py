@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dr_validate.index.topk import NOTHING, keys_of, top_of
 from dr_validate.values import Float32, Int64, Ranking, TestSet
@@ -36,19 +37,27 @@ class Rankings:
                 matrix[:, part] = _products(checkpoint, part)
             self._matrices.append(matrix)
 
-    def of(self, number: int, ordinals: Int64) -> Ranking:
-        """The top k of these documents (ascending ordinals) by a checkpoint; own documents are left out."""
+    def of(self, number: int, ordinals: Int64, only: NDArray[np.bool_] | None = None) -> Ranking:
+        """The top k of these documents (ascending ordinals) by a checkpoint; own documents are left out. `only` (num_queries,
+        len(ordinals)): which of them may be found for a query; None: all."""
         if self._matrices:
             scores = self._matrices[number]
-            return self._ranked((part, scores[:, part]) for part in self._parts(ordinals))
-        return self.by(self._checkpoints[number], ordinals)
+            return self._ranked(((part, scores[:, part]) for part in self._parts(ordinals)), only)
+        return self.by(self._checkpoints[number], ordinals, only)
 
-    def by(self, checkpoint: Encoded, ordinals: Int64) -> Ranking:
+    def by(self, checkpoint: Encoded, ordinals: Int64, only: NDArray[np.bool_] | None = None) -> Ranking:
         """The same, from vectors."""
-        return self._ranked((part, _products(checkpoint, part)) for part in self._parts(ordinals))
+        return self._ranked(((part, _products(checkpoint, part)) for part in self._parts(ordinals)), only)
 
-    def _ranked(self, blocks: Iterable[tuple[Int64, Float32]]) -> Ranking:
-        best = np.concatenate([self._best(self._keys(part, scores)) for part, scores in blocks], axis=1)
+    def _ranked(self, blocks: Iterable[tuple[Int64, Float32]], only: NDArray[np.bool_] | None) -> Ranking:
+        found, start = [], 0
+        for part, scores in blocks:
+            keys = self._keys(part, scores)
+            if only is not None:
+                keys[~only[:, start : start + len(part)]] = NOTHING
+            found.append(self._best(keys))
+            start += len(part)
+        best = np.concatenate(found, axis=1)
         top = top_of(torch.from_numpy(np.sort(self._best(best), axis=1)), self._document_of)
         return Ranking(documents=top.documents, scores=top.scores)
 

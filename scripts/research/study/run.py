@@ -43,7 +43,7 @@ def study(options: argparse.Namespace) -> str:
         work.mkdir(parents=True, exist_ok=True)
         paths = run_paths(options.runs, material.others, material.test_set, work)
         wanted = _wanted(strategies(list(paths)), options.strategies)
-        shared = _prepare(options, material, paths, work)
+        shared = prepare(options, material, paths, work)
         with workers(shared, options.jobs) as processes:
             truths = processes.truths()
             exact = {metric: np.array([truth.values[metric] for truth in truths]) for metric in options.metrics}
@@ -92,7 +92,8 @@ def _wanted(known: Sequence[Strategy], names: Sequence[str] | None) -> list[Stra
     return [strategy for strategy in known if not names or strategy.name in names]
 
 
-def _prepare(options: argparse.Namespace, material: Material, paths: Mapping[str, str], work: Path) -> Study:
+def prepare(options: argparse.Namespace, material: Material, paths: Mapping[str, str], work: Path) -> Study:
+    """What is the same for all draws."""
     top_k = max(options.top_k, deepest_cutoff(options.metrics))
     samplers = Samplers(material.test_set, paths, work)
     rankings = Rankings(material.test_set, top_k)

@@ -32,10 +32,10 @@ def tables(cells: Sequence[Cell], truth: Mapping[str, Float64]) -> str:
     for metric, exact in truth.items():
         drawn = [cell for cell in cells if cell.draws]
         parts.append(f"## {metric}\n\nOn the full corpus: {', '.join(f'{value:.4f}' for value in exact)}\n")
-        parts.append(_markdown(LEVELS, [_level_row(cell, metric, exact) for cell in drawn]))
+        parts.append(markdown(LEVELS, [_level_row(cell, metric, exact) for cell in drawn]))
         corrected = [cell for cell in drawn if cell.strategy.corrected]
         if corrected:
-            parts.append(_markdown(INTERVALS, [_interval_row(cell, metric, exact) for cell in corrected]))
+            parts.append(markdown(INTERVALS, [_interval_row(cell, metric, exact) for cell in corrected]))
     refused = [f"- {cell.strategy.name} at {cell.budget:.3%}: {cell.refused}\n" for cell in cells if cell.refused]
     if refused:
         parts.append("Refused:\n\n" + "".join(refused))
@@ -76,6 +76,7 @@ def _plain(value: float, digits: int = 4) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
     lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
     return "\n".join(lines) + "\n"

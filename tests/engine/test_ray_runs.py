@@ -1,0 +1,145 @@
+"""Whole pipelines and runs on a cluster of their own: real models, and kills of the processes that a user sees."""
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dr_validate.engine.ray import remove_leftovers
+from dr_validate.errors import CheckpointError, Preempted
+from dr_validate.values import Checkpoint
+from dr_validate.worker.pipeline import Pipeline
+from tests.engine.controls import GivesWay, Unhurried, checkpoint_of
+from tests.processes import LIMIT_S, children, wait_for
+
+OpenPipeline = Callable[..., Pipeline]
+Checkpoints = Callable[[int], Sequence[tuple[Checkpoint, Path]]]
+NUM_DOCUMENTS = 200
+PLAIN = ["engine.slice_documents=16", "block_documents=64", "write_ranking=true", "index=torch", "device=cpu"]
+RAY = ["engine=ray", "engine.workers=2"]
+
+
+def processes_under(pid: int) -> dict[int, str]:
+    """Running processes below this one, with their command lines."""
+    found: dict[int, str] = {}
+    for child in children(pid):
+        try:
+            found[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            found |= processes_under(child)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def without_race(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """All but who did what, and which library multiplies on this processor: each process finds the faster one for itself."""
+    encoder = dict(notes["encoder"])
+    for side in ("query", "document"):
+        if encoder.get(side):
+            encoder[side] = {key: value for key, value in encoder[side].items() if key != "linear_layers"}
+    return {**{key: value for key, value in notes.items() if key != "workers"}, "encoder": encoder}
+
+
+def ranking_in(state_dir: Path) -> str:
+    (path,) = (state_dir / "rankings").rglob("*.trec")
+    text = path.read_text()
+    path.unlink()
+    return text
+
+
+def test_two_workers_rank_as_one_device_does_and_live_on_whatever_a_checkpoint_brings(
+    open_pipeline: OpenPipeline, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    first, second, broken = checkpoints(3)
+    alone = open_pipeline(*PLAIN, f"state_dir={tmp_path / 'alone'}")
+    expected, rankings = [], []
+    for one in (first, second):
+        expected.append(alone.validate(*one, full=False, control=Unhurried()))
+        rankings.append(ranking_in(tmp_path / "alone"))
+
+    before = set(processes_under(os.getpid()))
+    many = open_pipeline(*PLAIN, *RAY, "store.embeddings_max_gib=0", f"state_dir={tmp_path / 'many'}")
+    started = set(processes_under(os.getpid())) - before
+    made = {**many.describe(), "made": None}
+    assert made == {**alone.describe(), "made": None}
+
+    weights = load_file(broken[1] / "model.safetensors")
+    save_file({name: weight * float("nan") for name, weight in weights.items()}, broken[1] / "model.safetensors")
+    with pytest.raises(CheckpointError, match="^[0-9]+ of [0-9]+ (query|document) vectors hold NaN or Inf"):
+        many.validate(*broken, full=False, control=Unhurried())
+    with pytest.raises(CheckpointError):
+        many.validate(checkpoint_of(9), tmp_path / "nothing here", full=False, control=Unhurried())
+
+    control = GivesWay(4)
+    with pytest.raises(Preempted):
+        many.validate(*first, full=False, control=control)
+    done = control.seen[-1][1]
+    for one, report, ranking in zip((first, second), expected, rankings, strict=True):
+        found = many.validate(*one, full=False, control=Unhurried())
+        assert ranking_in(tmp_path / "many") == ranking
+        assert found.metrics == report.metrics
+        assert without_race(found.notes) == without_race(report.notes)
+        assert found.corpus["encoded_now"] >= NUM_DOCUMENTS - (done + 16 if one is first else 0)
+        assert set(found.seconds) == set(report.seconds)
+        assert found.seconds["total"] > 0 and found.seconds["load"] > 0
+        assert [worker["lost"] for worker in found.notes["workers"]] == [0, 0]
+    many.close()
+    assert not any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in started)
+
+
+def test_a_kill_of_a_worker_costs_no_attempt_one_of_the_driver_costs_one_and_nobody_outlives_the_watcher(
+    dr_validate: Any, tmp_path: Path, wide_collection: Path, write_checkpoint: Callable[..., Path]
+) -> None:
+    source = tmp_path / "checkpoints"
+    source.mkdir()
+    for number in (1, 2, 3):
+        write_checkpoint(tmp_path / "ready" / f"checkpoint-{number}", seed=number, step=number)
+    process = dr_validate.start(
+        *(f"source.path={source}", "dataset=beir", f"dataset.path={wide_collection}", "tracker=none", "index=torch"),
+        *("encoder.pooling=mean", "encoder.normalize=true", "watch.poll_s=0.05", "device=cpu", *RAY),
+        *("sampler=random", "sampler.fraction=0.5", "engine.slice_documents=8", "fidelity.baseline=off"),
+    )
+
+    def running(name: str) -> list[int]:
+        return [pid for pid, command in processes_under(process.pid).items() if name in command]
+
+    def wait_for_reports(number: int) -> None:
+        wait_for(lambda: len(dr_validate.reports()) == number or process.poll() is not None)
+        assert process.poll() is None, process.communicate()[1]
+
+    try:
+        shutil.move(tmp_path / "ready" / "checkpoint-1", source / "checkpoint-1")
+        wait_for_reports(1)
+        os.kill(running("ray::RayWorker")[0], signal.SIGKILL)
+        shutil.move(tmp_path / "ready" / "checkpoint-2", source / "checkpoint-2")
+        wait_for_reports(2)
+        os.kill(running("dr_validate.worker.main")[0], signal.SIGKILL)
+        shutil.move(tmp_path / "ready" / "checkpoint-3", source / "checkpoint-3")
+        wait_for_reports(3)
+        everyone = list(processes_under(process.pid))
+        assert len(everyone) > 3
+        process.kill()
+        _, err = process.communicate(timeout=LIMIT_S)
+        wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in everyone))
+    finally:
+        process.kill()
+        process.communicate()
+    reports = dr_validate.reports()
+    assert [report["attempts"] for report in reports] == [1, 1, 2]
+    assert all(report["status"] == "done" for report in reports)
+    assert reports[0]["corpus"]["encoded_now"] == 100
+    assert "was lost: " in err
+    assert "the worker process was ended by SIGKILL (out of memory?)" in err
+    assert "Traceback" not in err
+    remove_leftovers()
+    assert not [root for root in (tempfile.gettempdir(), "/dev/shm", "/tmp") for pid in everyone if left(root, pid)]
+
+
+def left(root: str, pid: int) -> bool:
+    return Path(root, f"dr-ray-{pid}").exists()
