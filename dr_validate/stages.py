@@ -182,16 +182,12 @@ class Encoder(Protocol):
     def load(self, folder: Path, device: str, weights_of: Model | None = None) -> AbstractContextManager[Model]:
         """Read the contract, load the weights, free them on exit. Raises CheckpointError where the folder or what is stated
         about it cannot work; never guesses pooling or normalisation, never runs code or pickles from the folder.
-
-        `weights_of`: a model of the same folder, loaded by an encoder that differs in lengths and prefixes alone, which
-        outlives this one: its weights are used. Only a suite whose collections state their own asks for that."""
-        ...
+        `weights_of`: a model of this folder that outlives it, made with other lengths and prefixes: has the weights."""
 
     def read(self, folder: Path) -> Mapping[str, Any]:
         """What becomes of a checkpoint, without its weights: `contract` as Model.contract begins, and `vectors`, a string that
         changes when any vector of this checkpoint could, whether by what is stated or by what it says itself. JSON values.
         Raises as `load` does."""
-        ...
 
     def fingerprint(self) -> Mapping[str, Any]: ...
 
@@ -387,7 +383,6 @@ class Tracker(Protocol):
         find: Callable[[str], Any] = ...,
     ) -> TrackerRun:
         """The deliveries of one run of the watcher; no server is asked before the first. `find`: see `ledger.findings`.
-
         Of a suite the arguments speak of the mean; `config["collections"]` says what each collection is called (dataset,
         sampler, spec, full_spec ...), whose Reports come beside it."""
 
