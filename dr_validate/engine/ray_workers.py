@@ -75,7 +75,7 @@ class Workers:
         import ray
 
         for worker in self.all:
-            if worker.actor is not None:
+            if worker.actor is not None and ray.is_initialized():
                 ray.kill(worker.actor)
         self.all, self._calls = [], {}
 

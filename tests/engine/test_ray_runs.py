@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dr_validate.engine import ray_ranking
-from dr_validate.engine.ray import remove_leftovers
+from dr_validate.engine.ray import import_ray, remove_leftovers
 from dr_validate.errors import CheckpointError, Preempted
 from dr_validate.values import Checkpoint
 from dr_validate.worker.pipeline import Pipeline
@@ -91,7 +91,10 @@ def test_two_workers_rank_as_one_device_does_and_live_on_whatever_a_checkpoint_b
         assert set(found.seconds) == set(report.seconds)
         assert found.seconds["total"] > 0 and found.seconds["load"] > 0
         assert [worker["lost"] for worker in found.notes["workers"]] == [0, 0]
+    ray = import_ray()
+    ray.shutdown()  # as the interpreter does at its end, if a run was not closed
     many.close()
+    assert not ray.is_initialized()
     assert not any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in started)
 
 
