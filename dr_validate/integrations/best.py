@@ -2,22 +2,19 @@
 
 import hashlib
 import logging
-import math
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dr_validate.errors import SetupError
 from dr_validate.files import sha256_of_file
 from dr_validate.integrations.announced import Identity
-from dr_validate.ledger.per_query import read_query_values
+from dr_validate.ledger.per_query import paired_difference
 from dr_validate.source.walk import wanted_files
 from dr_validate.values import Report
 
-Z95 = statistics.NormalDist().inv_cdf(0.975)  # of the intervals that a Report has
 log = logging.getLogger(__name__)
 
 
@@ -74,20 +71,9 @@ def is_better(report: Report, best: Report, metric: str, state_dir: Path, min_co
         return False
     if min_confidence is None:
         return True
-    told = (report.notes.get("estimate") or {}).get("differences") or {}
-    if metric == next(iter(report.metrics)) and (between := told.get(best.checkpoint.digest)):
-        low, high = between["population"]
-        gain, error = float(between["value"]), (high - low) / 2 / Z95
-    else:
-        gains, errors = [], []
-        for spec in dict(report.notes.get("collections") or {"": report.spec}).values():  # of a mean each counts the same
-            mine, theirs = (read_query_values(state_dir, replace(one, spec=spec), metric) for one in (report, best))
-            changes = [mine[query] - theirs[query] for query in mine.keys() & theirs.keys()]
-            if len(changes) < 2:
-                return False
-            gains.append(statistics.fmean(changes))
-            errors.append(statistics.stdev(changes) / math.sqrt(len(changes)))
-        gain, error = statistics.fmean(gains), math.hypot(*errors) / len(errors)
+    if (found := paired_difference(state_dir, report, best, metric)) is None:
+        return False
+    gain, error = found
     return gain > statistics.NormalDist().inv_cdf(min_confidence) * error and gain > 0
 
 

@@ -1,7 +1,9 @@
 """What is kept of each query beside the ledger: values of a metric (moved with their mean), first documents, text."""
 
+import math
+import statistics
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import numpy as np
 from dr_validate.ledger.revised import EstimateDetails
 from dr_validate.metrics.gains import moved
 from dr_validate.values import Report
+
+Z95 = statistics.NormalDist().inv_cdf(0.975)  # of the intervals that a Report has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,24 @@ def read_query_values(state_dir: Path, report: Report, metric: str) -> dict[str,
         naive, estimate = table.column("naive").to_numpy().astype(np.float64), report.metrics[metric]
         value = moved(value, naive, was, estimate.value, estimate.naive)
     return {query: each for query, each in zip(ids, value.tolist(), strict=True) if each == each}
+
+
+def paired_difference(state_dir: Path, report: Report, other: Report, metric: str) -> tuple[float, float] | None:
+    """`report` minus `other` for other queries like these, query by query, with its standard error: what the estimator says of
+    the two together, else from the values of each query. None where two queries at least are not known. Raises OSError."""
+    between = EstimateDetails.of(report).differences.get(other.checkpoint.digest)
+    if metric == next(iter(report.metrics)) and between:
+        low, high = between["population"]
+        return float(between["value"]), (high - low) / 2 / Z95
+    gains, errors = [], []
+    for spec in dict(report.notes.get("collections") or {"": report.spec}).values():  # of a mean each counts the same
+        mine, theirs = (read_query_values(state_dir, replace(one, spec=spec), metric) for one in (report, other))
+        changes = [mine[query] - theirs[query] for query in mine.keys() & theirs.keys()]
+        if len(changes) < 2:
+            return None
+        gains.append(statistics.fmean(changes))
+        errors.append(statistics.stdev(changes) / math.sqrt(len(changes)))
+    return statistics.fmean(gains), math.hypot(*errors) / len(errors)
 
 
 def read_top(state_dir: Path, report: Report, queries: Collection[str]) -> dict[str, list[Retrieved]]:

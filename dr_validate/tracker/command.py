@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 from dr_validate.component import component
 from dr_validate.errors import CheckpointDeleted
+from dr_validate.ledger.per_query import Z95, paired_difference
 from dr_validate.ledger.report_json import report_to_json
 from dr_validate.ledger.revised import refined
 from dr_validate.process import how_it_ended
@@ -88,3 +90,28 @@ def is_best(report: Report, history: Sequence[Report]) -> bool:
         return False
     metric = next(iter(mine.metrics))
     return all(one.metrics[metric].value < mine.metrics[metric].value for one in known.values() if one is not mine)
+
+
+def alert_of(report: Report, history: Sequence[Report], state_dir: Path) -> tuple[str, str] | None:
+    """Title and text where it is the best so far, or of a later step than the best and worse for other queries like these
+    with 95% confidence, by queries in pairs; else None."""
+    if report.status != "done":
+        return None
+    known = [one for one in refined(history) if one.status == "done"]
+    metric, estimate = next(iter(report.metrics.items()))
+    which = f"{report.checkpoint.label} (step {report.checkpoint.step:,}): {report.dataset} {metric} {estimate.value:.4f}"
+    if is_best(report, history):
+        return f"New best {metric}", f"{which}, the best of {len(known)}"
+    best = max(known, key=lambda one: (one.metrics[metric].value, -one.checkpoint.step))
+    if report.checkpoint.step <= best.checkpoint.step:
+        return None  # it came before the best: that is no fall
+    try:
+        found = paired_difference(state_dir, report, best, metric)
+    except OSError as error:
+        log.warning("tracker.alert: %s", error)
+        return None
+    if found is None or found[0] + Z95 * found[1] >= 0:
+        return None
+    low, high = found[0] - Z95 * found[1], found[0] + Z95 * found[1]
+    text = f"{which}; minus the best, step {best.checkpoint.step:,}: {found[0]:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return f"{metric} has fallen", text
