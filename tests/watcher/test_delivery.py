@@ -70,11 +70,12 @@ class Place:
 def test_the_best_is_kept_though_another_has_taken_the_place_of_its_copy(tmp_path: Path) -> None:
     names = {"training_run": "t", "spec": "s1", "full_spec": "f", "dataset": "vaswani", "sampler": "random", "device": "cpu"}
     store: Any = CheckpointStore(keep_best=tmp_path / "kept")
+    source: Any = Place()
     rest: Any = dict.fromkeys(("dataset", "encoder", "sampler", "engine", "index", "fidelity"))
     run = Run(
         settings=Settings(state_dir=tmp_path),
         watch=Watch(exit_timeout_s=LIMIT_S),
-        source=Place(),
+        source=source,
         raw={},
         **{"store": store, "tracker": NoTracker(), **rest},
     )
