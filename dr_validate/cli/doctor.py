@@ -157,6 +157,11 @@ def _search(run: Run) -> str:
 
 def _disk(run: Run) -> str:
     state_dir = run.settings.state_dir
+    store: Any = run.store
+    if (kept := getattr(store, "keep_best", None)) is not None:
+        store.check()
+        if (source := getattr(run.source, "path", None)) is not None and kept.resolve() == Path(source).resolve():
+            raise SetupError(f"store.keep_best: got {str(kept)!r}, which is source.path; name a folder of its own")
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=state_dir) as probe:

@@ -11,11 +11,10 @@ from typing import Any
 from dr_validate.errors import SetupError
 from dr_validate.files import sha256_of_file
 from dr_validate.integrations.announced import Identity
-from dr_validate.ledger.per_query import paired_change
+from dr_validate.ledger.per_query import paired_difference
 from dr_validate.source.walk import wanted_files
 from dr_validate.values import Report
 
-Z95 = statistics.NormalDist().inv_cdf(0.975)  # of the intervals that a Report has
 log = logging.getLogger(__name__)
 
 
@@ -72,15 +71,9 @@ def is_better(report: Report, best: Report, metric: str, state_dir: Path, min_co
         return False
     if min_confidence is None:
         return True
-    told = (report.notes.get("estimate") or {}).get("differences") or {}
-    if metric == next(iter(report.metrics)) and (between := told.get(best.checkpoint.digest)):
-        low, high = between["population"]
-        gain, error = float(between["value"]), (high - low) / 2 / Z95
-    else:
-        found = paired_change(state_dir, report, best, metric)
-        if found is None:
-            return False
-        gain, error, _ = found
+    if (found := paired_difference(state_dir, report, best, metric)) is None:
+        return False
+    gain, error = found
     return gain > statistics.NormalDist().inv_cdf(min_confidence) * error and gain > 0
 
 

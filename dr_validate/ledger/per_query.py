@@ -13,6 +13,8 @@ from dr_validate.ledger.revised import EstimateDetails
 from dr_validate.metrics.gains import moved
 from dr_validate.values import Report
 
+Z95 = statistics.NormalDist().inv_cdf(0.975)  # of the intervals that a Report has
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retrieved:
@@ -56,6 +58,17 @@ def paired_change(state_dir: Path, report: Report, other: Report, metric: str) -
         errors.append(statistics.stdev(changes) / math.sqrt(len(changes)))
         number += len(changes)
     return statistics.fmean(means), math.hypot(*errors) / len(errors), number
+
+
+def paired_difference(state_dir: Path, report: Report, other: Report, metric: str) -> tuple[float, float] | None:
+    """`report` minus `other` for other queries like these, query by query, with its standard error: what the estimator says of
+    the two together, else from the values of each query. None where two queries at least are not known. Raises OSError."""
+    between = EstimateDetails.of(report).differences.get(other.checkpoint.digest)
+    if metric == next(iter(report.metrics)) and between:
+        low, high = between["population"]
+        return float(between["value"]), (high - low) / 2 / Z95
+    found = paired_change(state_dir, report, other, metric)
+    return None if found is None else found[:2]
 
 
 def read_top(state_dir: Path, report: Report, queries: Collection[str]) -> dict[str, list[Retrieved]]:

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dr_validate.component import component
+from dr_validate.component import UserPath, component
 from dr_validate.errors import Outage
 from dr_validate.files import NO_ROOM, atomic_folder, locked, sha256_of_file, sha256_of_files, write_atomically
 from dr_validate.stages import Vectors
+from dr_validate.store.best import check_folder, keep_alone
 from dr_validate.store.embeddings import EmbeddingStore
 from dr_validate.store.leased_cache import LeasedCache, folder_size, key_of
 from dr_validate.values import Checkpoint, Side
@@ -36,6 +37,7 @@ class CheckpointStore:
     """
 
     max_gib: float = Field(default=50, gt=0)
+    keep_best: UserPath | None = None  # a folder: see `store/best.py`
     embeddings_max_gib: float = Field(default=20, ge=0)
     embeddings_dtype: Literal["float32", "float16"] = "float32"
 
@@ -103,6 +105,20 @@ class CheckpointStore:
         Raises Outage where there is none, and where it is damaged: then it is removed, to be taken again.
         """
         return self._leased(_leased_cache(root), key_of(digest), root)
+
+    def check(self) -> None:
+        """Raise SetupError where `keep_best` is no folder that can be written to."""
+        if self.keep_best is not None:
+            check_folder(self.keep_best)
+
+    def link_best(self, checkpoint: Checkpoint, report: Mapping[str, Any], digests: Collection[str], root: Path) -> None:
+        """Keep the copy and its Report (JSON values) in `keep_best`, in place of earlier ones with one of `digests`.
+
+        Raises Outage where there is no copy, and OSError.
+        """
+        assert self.keep_best is not None
+        with self.lease(checkpoint.digest, root) as copy:
+            keep_alone(copy, checkpoint.label, report, digests, self.keep_best)
 
     @contextlib.contextmanager
     def _leased(self, cache: LeasedCache, key: str, root: Path) -> Iterator[Path]:

@@ -46,6 +46,18 @@ class RunTarget:
         run.log(dict(row), step=self._first_step, commit=True)
         self._first_step = None  # from here on the SDK counts
 
+    def alert_once(self, run: "wandb.Run", key: str, words: tuple[str, str] | None) -> None:
+        """Have W&B tell the user (title, text) of the Report with id `key`, which is noted first: a kill may cost an alert, and
+        never repeats one."""
+        path = self._plan.state_dir / "alerts" / f"{self._plan.run_id(self._training_run)}.json"
+        try:
+            before = list(json.loads(path.read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            before = []
+        if words is not None and key not in before:
+            write_atomically(path, json.dumps([*before, key]))
+            run.alert(title=words[0], text=words[1])
+
     def read_back(self, run: "wandb.Run", *, complete: bool) -> set[str]:
         """Ids of the Reports whose rows the server has.
 

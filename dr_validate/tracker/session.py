@@ -30,6 +30,7 @@ class Plan:
     offline: bool
     group: str | None
     alias_best: bool
+    alert: bool
     folder: Path | None
     timeout_s: float
     state_dir: Path

@@ -10,6 +10,7 @@ from dr_validate.errors import Outage
 from dr_validate.ledger.findings import Findings
 from dr_validate.ledger.revised import refined
 from dr_validate.tracker.arrivals import Arrivals
+from dr_validate.tracker.command import alert_of
 from dr_validate.tracker.lineage import Lineage
 from dr_validate.tracker.rows import BASELINE, REPORT, SAMPLED, STEP, report_id, row
 from dr_validate.tracker.run_target import RunTarget
@@ -52,6 +53,8 @@ class ValidationRun:
         run = self._opened()
         if key not in self._rows:
             told = row(report, history, is_baseline=self._is_baseline(report.spec), whole=self._plan.whole)
+            if self._plan.alert and report.spec == self._plan.spec:
+                self._target.alert_once(run, key, alert_of(report, history, self._plan.state_dir))
             self._target.log(run, {**told, REPORT: key})
             self._summarize(run, report.spec)
             self._rows.log(key)

@@ -37,7 +37,8 @@ class WandbTracker:
 
     `project` and `entity` fall back to WANDB_PROJECT, WANDB_ENTITY and the login; `group` to that of the checkpoint, then to
     its training run; `dir` to WANDB_DIR, then to state_dir/wandb. WANDB_MODE is respected unless `mode` is offline.
-    `timeout_s` limits each wait for the server; `alias_best` writes to the model's artifacts, nothing else does.
+    `timeout_s` limits each wait for the server; `alias_best` writes to the model's artifacts, nothing else does;
+    `alert` has W&B tell you of each new best checkpoint, and of each later one that is clearly worse than the best.
     """
 
     entity: str | None = None
@@ -45,6 +46,7 @@ class WandbTracker:
     mode: Literal["online", "offline"] = "online"
     group: str | None = None
     alias_best: bool = False
+    alert: bool = False
     dir: UserPath | None = None
     timeout_s: float = Field(default=30, ge=1)
 
@@ -90,6 +92,7 @@ class WandbTracker:
             offline=is_offline(self.mode),
             group=self.group,
             alias_best=self.alias_best,
+            alert=self.alert,
             folder=self._folder(state_dir),
             timeout_s=self.timeout_s,
             state_dir=state_dir,

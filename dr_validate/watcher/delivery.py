@@ -8,16 +8,19 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from dr_validate.config import Run
 from dr_validate.errors import LedgerLost
 from dr_validate.ledger.findings import Findings
 from dr_validate.ledger.ledger import Ledger
+from dr_validate.ledger.report_json import report_to_json
 from dr_validate.stages import TrackerRun
-from dr_validate.tracker.command import OnBest
+from dr_validate.tracker.command import KeepBest, OnBest
 from dr_validate.tracker.jsonl import JsonlTracker
+from dr_validate.values import Report
+from dr_validate.watcher.polling import source_key
 
 FIRST_PAUSE_S = 2.0  # after a failed round; doubled each time
 MAX_PAUSE_S = 300.0
@@ -61,6 +64,8 @@ class Delivery:
         if watch.on_best:
             command = OnBest(command=watch.on_best, spec=self.names["spec"], timeout_s=watch.on_best_timeout_s)
             self._threads.append(DeliveryThread(Round("on_best", command, self)))
+        if getattr(self.run.store, "keep_best", None) is not None:
+            self._threads.append(DeliveryThread(Round("keep_best", KeepBest(self.names["spec"], self._keep_best), self)))
         for thread in self._threads:
             thread.start()
         return self
@@ -83,6 +88,13 @@ class Delivery:
     def delivered(self, report_id: int, name: str) -> None:
         """Tracker `name` has it for good."""
         self.ledger.delivered(report_id, self._address(name), self.now())
+
+    def _keep_best(self, report: Report, digests: Collection[str]) -> None:
+        store: Any = self.run.store  # of a class that has this key
+        state_dir = self.run.settings.state_dir
+        # Another checkpoint may have taken the place of its copy meanwhile.
+        store.take(report.checkpoint, self.run.source.fetch, state_dir, source_key(self.run.source))
+        store.link_best(report.checkpoint, report_to_json(report), digests, state_dir)
 
     def _find(self, training_run: str) -> Findings:
         from dr_validate.report.findings import findings  # at the start there is nothing to find yet

@@ -10,7 +10,7 @@ import pytest
 
 from dr_validate.errors import ConfigError, SetupError
 from dr_validate.integrations.announced import to_delete
-from dr_validate.integrations.best import is_better
+from dr_validate.integrations.best import BestSoFar, is_better
 from dr_validate.integrations.checks import keys_for, values_of
 from dr_validate.integrations.child import child_environment
 from dr_validate.integrations.transformers import AsyncValidation
@@ -147,3 +147,13 @@ def test_the_oldest_go_but_never_the_newest_the_best_and_what_waits(
     limit: int | None, kept: list[int], going: list[int]
 ) -> None:
     assert to_delete([10, 20, 30, 40], limit, kept) == going
+
+
+def test_what_is_not_surely_better_does_not_take_the_place_of_the_best(tmp_path: Path) -> None:
+    so_far = BestSoFar(tmp_path, "mrr@10", tmp_path, 0.95)
+    assert so_far.offer(report(0.50, digest="sha256:b"), 10)
+    for step, wide, takes_it in ((20, 0.08, False), (30, 0.04, True)):
+        between = {"value": 0.05, "population": [0.05 - wide, 0.05 + wide]}
+        better = report(0.55, digest=f"sha256:{step}", estimate={"differences": {"sha256:b": between}})
+        assert so_far.offer(better, step) is takes_it
+    assert so_far.step == 30

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModel, EarlyStoppingCallback
 
 from dr_validate.integrations.transformers import AsyncValidation
@@ -185,3 +186,27 @@ def test_a_watcher_that_runs_already_is_used_and_not_stopped(bert: Any, harder: 
         assert running.poll() is None
         running.send_signal(signal.SIGTERM)
         running.communicate(timeout=LIMIT_S)
+
+
+def test_a_plateau_scheduler_steps_with_each_value_that_comes(
+    bert: Any, harder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = learner(bert, harder, tmp_path / "out", max_steps=30, lr_scheduler_type="reduce_lr_on_plateau")
+    seen: list[float] = []
+
+    def step(self: Any, metrics: float, epoch: int | None = None) -> None:
+        seen.append(metrics)
+
+    monkeypatch.setattr(torch.optim.lr_scheduler.ReduceLROnPlateau, "step", step)
+
+    def wait(step: int) -> None:
+        """Each result comes before the next save."""
+        if step in (15, 25):
+            wait_for(lambda: len(validation.results) == step // 10)
+
+    trainer.add_callback(Hold(wait))
+    validation = AsyncValidation([*STATED, f"dataset.path={harder}"], backpressure="all").attach(trainer)
+    trainer.train()
+    values = told(trainer.state)
+    assert sorted(values) == [10, 20, 30]
+    assert seen == [values[step] for step in (10, 20, 30)]

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -278,6 +279,36 @@ def test_alias_summary_and_charts_are_those_of_what_the_latest_report_sees(serve
     chart = {(row["lineKey"], row["step"]): row["lineVal"] for row in table(server, "chartsvaswanimrr")}
     assert [chart["value", step] for step in (0, 100, 200)] == [0.25, 0.3125, 0.25]
     assert [chart["high", step] for step in (0, 100, 200)] == [0.5, 0.5, 0.25]
+
+
+def test_a_new_best_and_a_clear_fall_are_told_once_though_a_restart_brings_them_again(
+    server: ServerHandle, start: Start, state_dir: Path
+) -> None:
+    def against(step: int, value: float, second: int, half: float) -> Report:
+        made, best = report(step, value, second=second), report(1000)
+        told = {
+            "value": value - 0.5,
+            "low": -1.0,
+            "high": 1.0,
+            "population": [value - 0.5 - half, value - 0.5 + half],
+            "p": 1.0,
+        }
+        return replace(made, notes={"estimate": {"differences": {best.checkpoint.digest: told}}})
+
+    watcher = start(alert=True)
+    watcher.send(report(1000, 0.5, second=1))
+    wait_for_rows(server, 1)
+    watcher.send(against(500, 0.1, 2, 0.05), against(1500, 0.4, 3, 0.2), against(2000, 0.3, 4, 0.1))
+    wait_for_rows(server, 4)
+    watcher.kill()
+    with sqlite3.connect(state_dir / "ledger.db") as ledger:
+        ledger.execute("DELETE FROM deliveries")  # as if nothing was known to have arrived
+    watcher = start(alert=True)
+    watcher.send(report(2500, 0.75, second=5))
+    watcher.close()
+    told = [(one["title"], one["text"].partition(" (")[0]) for one in server.run(RUN).record.alerts]
+    labels = [f"checkpoint-{step}:v3" for step in (1000, 2000, 2500)]
+    assert told == list(zip(("New best mrr@10", "mrr@10 has fallen", "New best mrr@10"), labels, strict=True))
 
 
 def test_a_refused_key_keeps_the_reports(

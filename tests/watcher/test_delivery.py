@@ -6,8 +6,15 @@ from typing import Any
 
 import pytest
 
+from dr_validate.config import Run, Settings, Watch
+from dr_validate.ledger.ledger import Ledger as LedgerFile
+from dr_validate.store.checkpoints import CheckpointStore
+from dr_validate.tracker.none import NoTracker
 from dr_validate.tracker.wandb import WandbTracker
-from dr_validate.watcher.delivery import Round
+from dr_validate.values import Checkpoint
+from dr_validate.watcher.delivery import Delivery, Round
+from tests.factories import report
+from tests.processes import LIMIT_S
 
 
 class Tracker:
@@ -46,3 +53,38 @@ def test_an_offline_run_has_no_server(mode: Any, tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("WANDB_MODE", raising=False)
     about: dict[str, Any] = {"training_run": "t", "spec": "s", "dataset": "d", "sampler": "full", "config": {}}
     assert WandbTracker(mode=mode).start(state_dir=tmp_path, **about).is_remote is (mode == "online")
+
+
+class Place:
+    """A source whose checkpoints are of one file."""
+
+    training_run = "t"
+
+    def identity(self) -> dict[str, str]:
+        return {"path": "somewhere"}
+
+    def fetch(self, one: Checkpoint, into: Path) -> None:
+        (into / "weights").write_text(one.digest)
+
+
+def test_the_best_is_kept_though_another_has_taken_the_place_of_its_copy(tmp_path: Path) -> None:
+    names = {"training_run": "t", "spec": "s1", "full_spec": "f", "dataset": "vaswani", "sampler": "random", "device": "cpu"}
+    store: Any = CheckpointStore(keep_best=tmp_path / "kept")
+    source: Any = Place()
+    rest: Any = dict.fromkeys(("dataset", "encoder", "sampler", "engine", "index", "fidelity"))
+    run = Run(
+        settings=Settings(state_dir=tmp_path),
+        watch=Watch(exit_timeout_s=LIMIT_S),
+        source=source,
+        raw={},
+        **{"store": store, "tracker": NoTracker(), **rest},
+    )
+    with LedgerFile(tmp_path / "ledger.db") as ledger:
+        ledger.register_spec("s1", names, "2026-11-21T03:00:00Z")
+        with Delivery(run, ledger, names, lambda: "2026-11-21T03:15:10Z") as delivery:
+            for step in (300, 200, 100, 400):  # the value is the step's
+                ledger.finish(report(step))
+                delivery.deliver()
+        assert ledger.undelivered("keep_best:s1", ["s1"]) == []
+    assert [path.name for path in (tmp_path / "kept").glob("check*")] == ["checkpoint-400-v3"]
+    assert (tmp_path / "kept" / "best" / "weights").read_text() == "sha256:0190"

@@ -1,0 +1,105 @@
+"""`store.keep_best`: the best checkpoint so far, with its Report, in a folder that no limit of the store concerns.
+
+`FOLDER/<checkpoint>` holds hard links to the files of the verified copy (copies on another disk) and REPORT; `FOLDER/best` is
+a symbolic link to it. Each step is one rename, so a kill leaves the best before or the new one, and a leftover that the next
+best removes. What else is in FOLDER is left alone, another training's best too.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from dr_validate.component import fingerprint
+from dr_validate.errors import SetupError
+from dr_validate.files import atomic_folder, copy_with_digest, locked
+
+REPORT = "dr_validate_report.json"  # a folder with it was made here
+LINK = "best"
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{12}")  # as files.atomic_folder names what is not whole yet
+
+
+def check_folder(folder: Path) -> None:
+    """Make it. Raises SetupError where it cannot be made or written to, or where a folder or file is in the link's place."""
+    way_out = "name a folder that can be written to, or leave the key out"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SetupError(f"store.keep_best: got {str(folder)!r}, which cannot be used ({error}); {way_out}") from None
+    if (link := folder / LINK).exists() and not link.is_symlink():
+        raise SetupError(f"store.keep_best: {link} is there, and no link; it would have to be replaced: name another folder")
+
+
+def keep_alone(copy: Path, name: str, report: Mapping[str, Any], digests: Collection[str], folder: Path) -> None:
+    """Keep the files of `copy` with its Report, let the link lead there, and remove earlier ones of the same spec that have one
+    of `digests`. Again, it changes nothing. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock"):
+        for leftover in folder.glob(".*"):
+            if LEFTOVER.fullmatch(leftover.name):
+                _remove(leftover)
+        place = _place(folder, name, report)
+        if not place.is_dir():
+            with atomic_folder(place) as temporary:
+                for path in sorted(copy.rglob("*")):
+                    if path.is_file():
+                        _link(path, temporary / path.relative_to(copy))
+                (temporary / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+        pointer = folder / f".{LINK}.{os.urandom(6).hex()}"
+        pointer.symlink_to(place.name)
+        pointer.replace(folder / LINK)
+        for other in sorted(folder.iterdir()):
+            about = _report_in(other)
+            mine = about.get("spec") == report["spec"] and _digest(about) in digests
+            if mine and not other.is_symlink() and other != place:
+                hidden = other.with_name(f".{other.name}.{os.urandom(6).hex()}")
+                other.rename(hidden)  # gone in one step
+                _remove(hidden)
+
+
+def _place(folder: Path, name: str, report: Mapping[str, Any]) -> Path:
+    """Under the checkpoint's name, or with something added to it where that is taken by anything else."""
+    plain = re.sub(r"[/:]", "-", name)
+    own = fingerprint({"spec": report["spec"], "digest": _digest(report)})[:8]
+    for place in (folder / plain, folder / f"{plain}-{own}"):
+        about = _report_in(place)
+        is_it = about.get("spec") == report["spec"] and _digest(about) == _digest(report)
+        if place.name != LINK and (is_it or not (place.exists() or place.is_symlink())):
+            return place
+    raise OSError(f"{folder}: {plain} and {plain}-{own} are there, and not of this checkpoint; move them away")
+
+
+def _report_in(place: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads((place / REPORT).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _digest(report: Mapping[str, Any]) -> str:
+    checkpoint = report.get("checkpoint")
+    return str(checkpoint.get("digest")) if isinstance(checkpoint, dict) else ""
+
+
+def _link(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, target)
+    except OSError:  # another disk, or one without hard links
+        copy_with_digest(path, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
