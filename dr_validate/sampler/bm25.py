@@ -70,7 +70,8 @@ def ordered(run: Run, test_set: TestSet) -> Run:
     having: Counter[Any] = Counter()
     length = 0
     for start in range(0, len(seen), DOCUMENTS_AT_ONCE):
-        for text in corpus.texts(seen[start : start + DOCUMENTS_AT_ONCE]):
+        texts: Sequence[Any] = corpus.texts(seen[start : start + DOCUMENTS_AT_ONCE])
+        for text in texts:
             terms = _terms(text)
             having.update(set(terms))
             length += len(terms)
