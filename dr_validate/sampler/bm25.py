@@ -70,16 +70,15 @@ def ordered(run: Run, test_set: TestSet) -> Run:
     having: Counter[Any] = Counter()
     length = 0
     for start in range(0, len(seen), DOCUMENTS_AT_ONCE):
-        texts: Sequence[Any] = corpus.texts(seen[start : start + DOCUMENTS_AT_ONCE])
-        for text in texts:
+        for text in corpus.texts(seen[start : start + DOCUMENTS_AT_ONCE]):
             terms = _terms(text)
             having.update(set(terms))
             length += len(terms)
 
     def parts() -> Iterator[_Hits]:
-        for row, text in enumerate(test_set.query_texts):
+        for row in range(len(test_set.query_ids)):
             first, last = np.searchsorted(run.rows, [row, row + 1])
-            wanted = Counter(_terms(text))
+            wanted = Counter(_terms(test_set.query_texts[row]))
             weights = {t: n * math.log(1 + (len(seen) - having[t] + 0.5) / (having[t] + 0.5)) for t, n in wanted.items()}
             yield weights, length / len(seen), corpus.texts(run.documents[first:last])
 
