@@ -96,8 +96,10 @@ class CommandLine:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def reports(self, state_dir: str = ".dr_validate") -> list[Mapping[str, Any]]:
+        """Of the whole lines: the last one may be half written now."""
         path = self.folder / state_dir / "reports.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+        return [json.loads(line) for line in whole.splitlines()]
 
 
 def choice(path: Path) -> dict[str, Any]:
