@@ -159,9 +159,11 @@ def _disk(run: Run) -> str:
     state_dir = run.settings.state_dir
     store: Any = run.store
     if (kept := getattr(store, "keep_best", None)) is not None:
+        places = {"source.path": getattr(run.source, "path", None), "checkpoints of state_dir": state_dir / "checkpoints"}
+        for name, place in places.items():
+            if place is not None and kept.resolve().is_relative_to(Path(place).resolve()):
+                raise SetupError(f"store.keep_best: got {str(kept)!r}, which is {name} or in it; name a folder of its own")
         store.check()
-        if (source := getattr(run.source, "path", None)) is not None and kept.resolve() == Path(source).resolve():
-            raise SetupError(f"store.keep_best: got {str(kept)!r}, which is source.path; name a folder of its own")
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=state_dir) as probe:

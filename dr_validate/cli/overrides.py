@@ -25,6 +25,7 @@ from dr_validate.errors import ConfigError
 Compose = Callable[[tuple[str, ...]], Mapping[str, Any]]  # from overrides to the plain configuration
 NOT_COMPOSED = (HydraException, OmegaConfBaseException)
 SETTINGS = {field.name for field in dataclasses.fields(Settings)}
+OPEN_KEYS = ("dataset.members", "engine.resources", "source.metadata")  # mappings whose names are in no YAML file
 MOST_COMPOSED = 12  # jobs of a sweep: what comes after is left to Hydra
 NEVER_ENDS = "watch.mode: got 'follow', which never ends, in a multirun (-m), which implies watch.mode=once; leave it out"
 
@@ -137,11 +138,15 @@ def _jobs(asked: Any) -> Sequence[Sequence[str]]:
     return [list(job) for job in itertools.product(*values)]
 
 
-def for_members(arguments: Sequence[str]) -> list[str]:
-    """With the keys of a suite's members as additions, since their names are in no YAML file, and dataset.members.NAME=FOLDER
-    as the `path` of that member, beside which others of its keys may stand."""
+def for_open_keys(arguments: Sequence[str]) -> list[str]:
+    """With what is said of OPEN_KEYS as additions, since Hydra takes no name that is in no YAML file, and
+    dataset.members.NAME=FOLDER as the `path` of that member, beside which others of its keys may stand."""
     typed = [re.sub(r"^(dataset\.members\.[^.=]+)=(?![\[{])", r"\1.path=", one) for one in arguments]
-    return [f"++{one}" if one.startswith("dataset.members.") else one for one in typed]
+    return [f"++{one}" if _is_open(one) else one for one in typed]
+
+
+def _is_open(text: str) -> bool:
+    return text.startswith(tuple(f"{key}{end}" for key in OPEN_KEYS for end in (".", "={")))
 
 
 def for_every_job(arguments: Sequence[str]) -> list[str]:
@@ -228,7 +233,7 @@ class _Swept:
             if mine is None or not _is_value(self._parsed[text]):
                 kept.append(text)
             elif key in mine:
-                kept.append(text if text.startswith("++dataset.members.") else text.removeprefix("++"))
+                kept.append(text if _is_open(text.removeprefix("++")) else text.removeprefix("++"))
             else:
                 (left_out if key in self._known(stage) else kept).append(text)
         for stage, mine in self._keys[choices].items():  # what a named experiment (+run=NAME) has set for another choice
@@ -315,6 +320,8 @@ def _unknown_key(key: str, config: Mapping[str, Any]) -> str:
     owner = f"{place}={target[-2]} has" if len(target) > 1 else "there is"
     names = [str(other) for other in part if other != "_target_"]
     prefix = f"{place}." if place else ""
+    if name in names:
+        return f"{key}: takes names with a value each; set {key}.NAME=VALUE"
     if close := difflib.get_close_matches(name, names, n=1):
         return f"{key}: {owner} no such key; did you mean {prefix}{close[0]}?"
     ours = f"; it has {', '.join(names)}" if names and place else ""

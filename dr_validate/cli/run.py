@@ -27,7 +27,7 @@ from dr_validate.cli.overrides import (
     explain_grammar,
     explain_sweep,
     for_every_job,
-    for_members,
+    for_open_keys,
 )
 from dr_validate.config import Run, build, conf_dir, report_settings, state_dir_of, tracker_of
 from dr_validate.errors import ConfigError, DrValidateError, SetupError
@@ -62,7 +62,7 @@ def main() -> None:
         sys.stdout.write(f"dr_validate {_version()}\n")
         return
     set_up_logging()
-    sys.argv[1:] = for_members(sys.argv[1:])
+    sys.argv[1:] = for_open_keys(sys.argv[1:])
     if mistake := explain_grammar(sys.argv[1:]) or explain_sweep(sys.argv[1:]):
         say_error(mistake)
         sys.exit(SETUP_IS_WRONG)

@@ -30,7 +30,7 @@ from dr_validate.watcher.lock import Claimed, claim, holder, note_activity
 from dr_validate.watcher.polling import Needs, SourcePoller
 from dr_validate.watcher.progress import Progress
 from dr_validate.watcher.stall import StallLimit
-from dr_validate.watcher.worker_process import WorkerClient
+from dr_validate.watcher.worker_process import WorkerClient, WorkerFailure
 
 STOP_FILE_EVERY_S = 1.0
 NOTE_EVERY_S = 10.0  # what `task=status` says of what is done now is as old as this
@@ -60,7 +60,7 @@ def watch(run: Run) -> Outcome:
             stack.callback(worker.close)
             watcher = _Watcher(run, ledger, worker, stop)
             stack.enter_context(watcher.poller)  # copies are taken while the worker makes ready, which may take an hour
-            told = worker.start(watcher.tick_of_start)
+            told = _started(worker, watcher)
             collections = told.get("collections", [told])
             names = mean_names(collections, settings_of(run)) if run.members else told
             for spec in dict.fromkeys(one["spec"] for one in (names, *collections)):
@@ -71,6 +71,18 @@ def watch(run: Run) -> Outcome:
         raise SetupError(f"the worker did not get ready: {error}") from error
     except Stopped:  # before the loop, or while another process has the ledger locked
         return Outcome(target=None, exit_code=TIME_IS_UP * time_is_up.is_set(), stopped=not time_is_up.is_set())
+
+
+def _started(worker: WorkerClient, watcher: "_Watcher") -> Mapping[str, Any]:
+    """What the worker says of itself. One that dies while a signal stops the run is no failure: it may be for both."""
+    try:
+        return worker.start(watcher.tick_of_start)
+    except WorkerFailure as error:
+        if watcher.stop.is_set():
+            raise Stopped("stopped by a signal") from error
+        raise SetupError(
+            f"the worker did not get ready: {error}; what it said is above; start again once that is put right"
+        ) from error
 
 
 class _Watcher:

@@ -17,6 +17,7 @@ and subsets are drawn again and again: the mean, and behind it what 5% of the dr
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
@@ -81,14 +82,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     what = parser.add_argument_group("what to measure")
     what.add_argument("--metric", default="mrr@10")
     what.add_argument("--fractions", type=_numbers, default=[0.01, 0.02, 0.05], help="of the corpus, in a sample")
-    what.add_argument("--nano-queries", type=int, default=50, help="of a subset like NanoBEIR's (default: %(default)s)")
-    what.add_argument("--depth", type=int, default=100, help="of BM25, for subsets and for re-ranking (default: %(default)s)")
-    what.add_argument("--draws", type=int, default=100, help="of each sample and subset (default: %(default)s)")
+    what.add_argument("--nano-queries", type=_count, default=50, help="of a subset like NanoBEIR's (default: %(default)s)")
+    what.add_argument(
+        "--depth", type=_count, default=100, help="of BM25, for subsets and for re-ranking (default: %(default)s)"
+    )
+    what.add_argument("--draws", type=_count, default=100, help="of each sample and subset (default: %(default)s)")
     what.add_argument("--seed", type=int, default=0, help="of the first draw; the others follow")
-    what.add_argument("--queries", type=int, help="only the first so many")
+    what.add_argument("--queries", type=_count, help="only the first so many")
     how = parser.add_argument_group("how")
-    how.add_argument("--figure", type=Path, help="file for the picture (png, svg)")
-    how.add_argument("--jobs", type=int, default=2, help="processes")
+    how.add_argument("--figure", type=_picture, help="file for the picture (png, svg)")
+    how.add_argument("--jobs", type=_count, default=2, help="processes")
     how.add_argument("--memory-gib", type=float, default=8, help="for scores of all pairs; without room, made for each draw")
     how.add_argument("--work", type=Path, help="folder for BM25's run (default: a temporary one)")
     parser.set_defaults(runs=["bm25"], online=False, baselines=[], top_k=100)
@@ -285,8 +288,24 @@ def _draw(path: Path, judged: Sequence[Judged], size: int, metric: str) -> None:
     pyplot.close(figure)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
+    return int(text)
+
+
 def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",") if part]
+    with contextlib.suppress(ValueError):
+        shares = [float(part) for part in text.split(",") if part]
+        if shares and all(0 < share <= 1 for share in shares):
+            return shares
+    raise argparse.ArgumentTypeError(f"got {text!r}, expected shares above 0 and at most 1, such as 0.01,0.05")
+
+
+def _picture(text: str) -> Path:
+    if Path(text).suffix not in (".png", ".svg", ".pdf"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a name that ends in .png, .svg or .pdf")
+    return Path(text)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,22 @@
 """The members of a suite as they are typed: what each comes to, and mistakes by their keys."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra.errors import ConfigCompositionException
 
-from dr_validate.cli.overrides import for_every_job, for_members, jobs_as_run
-from dr_validate.config import TEXT_KEYS, check_datasets
+from dr_validate.cli.overrides import OPEN_KEYS, explain, for_every_job, for_open_keys, jobs_as_run
+from dr_validate.config import TEXT_KEYS, check_datasets, conf_dir
 from dr_validate.encoder.spec import CONTRACT_KEYS
 from dr_validate.errors import ConfigError, SetupError
-from tests.factories import built, composed
+from tests.factories import built, choice, composed
 
 SUITE = ["dataset=suite", "source.path=x", "tracker=none", "encoder.query_max_length=64"]
 
 
 def members(*typed: str) -> list[str]:
-    return [*SUITE, *for_members([f"dataset.members.{one}" for one in typed])]
+    return [*SUITE, *for_open_keys([f"dataset.members.{one}" for one in typed])]
 
 
 def test_each_member_is_the_run_that_validates_it_alone() -> None:
@@ -78,7 +80,9 @@ def test_what_is_not_at_its_place_is_named_by_its_member(tmp_path: Path) -> None
 
 
 def test_members_stay_in_every_job_of_a_sweep() -> None:
-    typed = for_every_job(for_members(["-m", "sampler=full,random", "dataset.members.a=a", "sampler.fraction=0.5", *SUITE[:1]]))
+    typed = for_every_job(
+        for_open_keys(["-m", "sampler=full,random", "dataset.members.a=a", "sampler.fraction=0.5", *SUITE[:1]])
+    )
     job = [one for one in typed if one != "-m"]
     jobs = [[*job[1:], "sampler=full"], [*job[1:], "sampler=random"]]
     for one in jobs_as_run(jobs, lambda choices: composed(*choices)):
@@ -87,3 +91,38 @@ def test_members_stay_in_every_job_of_a_sweep() -> None:
 
 def test_the_keys_that_a_member_may_have_of_the_encoder_are_keys_of_its_contract() -> None:
     assert set(TEXT_KEYS) <= set(CONTRACT_KEYS)
+
+
+@pytest.mark.parametrize(
+    ("typed", "stage", "key", "value"),
+    [
+        (["engine=ray", "engine.resources={CPU: 8, GPU: 0.5}"], "engine", "resources", {"CPU": 8, "GPU": 0.5}),
+        (["engine=ray", "engine.resources.CPU=8"], "engine", "resources", {"CPU": 8}),
+        (["source=wandb", "source.metadata={kind: final}"], "source", "metadata", {"kind": "final"}),
+        (["dataset=suite", "dataset.members={a: a, b: b}"], "dataset", "members", {"a": "a", "b": "b"}),
+    ],
+)
+def test_names_that_no_yaml_file_has_are_set_as_the_pages_say(
+    typed: list[str], stage: str, key: str, value: dict[str, Any]
+) -> None:
+    assert composed(*for_open_keys(["dataset=pydoc", *typed]))[stage][key] == value
+    job = for_every_job(for_open_keys(["-m", "sampler=full,random", "dataset=pydoc", *typed]))[1:]
+    for one in jobs_as_run([["sampler=full", *job[1:]], ["sampler=random", *job[1:]]], lambda choices: composed(*choices)):
+        assert composed(*one)[stage][key] == value
+
+
+def test_every_mapping_without_names_takes_some_on_the_command_line() -> None:
+    empty = {
+        f"{path.parent.name}.{key}"
+        for path in conf_dir().glob("*/*.yaml")
+        for key, value in choice(path).items()
+        if value == {}
+    }
+    assert empty == set(OPEN_KEYS)
+
+
+def test_a_list_in_place_of_names_is_refused_in_words() -> None:
+    typed = ["dataset=suite", "dataset.members=[a,b]", "source.path=x"]
+    with pytest.raises(ConfigCompositionException) as caught:
+        composed(*for_open_keys(typed))
+    assert "dataset.members: takes names with a value each; set dataset.members.NAME=VALUE" in explain(caught.value, typed)

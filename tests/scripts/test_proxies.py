@@ -122,3 +122,17 @@ def test_without_enough_queries_for_a_subset_there_is_none_and_it_is_said(vector
     text = proxies(parse(options(vectors, "--fractions", "0.3", "--nano-queries", "12")))
     assert not [name for name in rows(text) if name.startswith("like NanoBEIR")]
     assert "Left out: like NanoBEIR: there are only 12 queries" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[(key, value) for key in ("draws", "jobs", "queries", "depth", "nano-queries") for value in ("0", "-1", "two")],
+        *[("fractions", value) for value in ("2", "0.1,0", "nan", "few", "")],
+        *[("figure", value) for value in ("proxies.foo", "proxies")],
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_before_any_work(key: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--vectors", "vectors", f"--{key}={value}"])
+    assert caught.value.code == 2 and f"argument --{key}: got {value!r}, expected " in capsys.readouterr().err

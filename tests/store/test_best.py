@@ -122,7 +122,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_best_and_the_next_one_clears_up(tmp
     raise AssertionError("it never ended")
 
 
-@pytest.mark.parametrize("kind", ["a file", "nowhere", "taken", "the source"])
+@pytest.mark.parametrize("kind", ["a file", "nowhere", "taken", "the source", "in the source", "among the copies"])
 def test_a_folder_that_cannot_be_used_is_refused_at_the_start(kind: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "taken" / "best").mkdir(parents=True)
@@ -132,6 +132,8 @@ def test_a_folder_that_cannot_be_used_is_refused_at_the_start(kind: str, tmp_pat
         "nowhere": "/proc/nowhere",
         "taken": tmp_path / "taken",
         "the source": tmp_path / "out",
+        "in the source": tmp_path / "out" / "new" / "best",
+        "among the copies": tmp_path / "state" / "checkpoints",
     }
     run = built(
         "dataset=pydoc",
@@ -142,3 +144,4 @@ def test_a_folder_that_cannot_be_used_is_refused_at_the_start(kind: str, tmp_pat
     )
     with pytest.raises(SetupError, match=r"store\.keep_best: "):
         check_start(run)
+    assert not list((tmp_path / "out").iterdir())

@@ -336,6 +336,21 @@ def test_a_start_that_stands_still_says_so(tmp_path: Path, monkeypatch: pytest.M
         watch_with(monkeypatch, run_of(tmp_path, [100]), lambda wanted, tick: None)
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_worker_that_dies_at_the_start_is_said_in_words_unless_the_same_signal_stopped_the_run(
+    stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(worker: FakeWorker, tick: Any) -> Any:
+        if stopped:
+            signal.raise_signal(signal.SIGTERM)
+        raise WorkerFailure("the worker process was ended by SIGKILL (out of memory?)")
+
+    monkeypatch.setattr(FakeWorker, "start", start)
+    words = pytest.raises(SetupError, match=r"the worker did not get ready: the worker process was ended by SIGKILL")
+    with contextlib.nullcontext() if stopped else words:
+        assert watch_with(monkeypatch, run_of(tmp_path, [100]), lambda wanted, tick: None) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 def test_what_a_worker_and_the_processes_below_it_do_is_seen() -> None:
