@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 def save_dashboard(state_dir: Path, tracker: Any) -> str:
     """Make the view, or write its panels anew; its address. Raises SetupError where that cannot be."""
     if not isinstance(tracker, WandbTracker):
-        raise SetupError(f"tracker: task=dashboard makes a view of W&B, got {type(tracker).__name__}; set tracker=wandb")
+        chosen = type(tracker).__module__.rpartition(".")[2]
+        raise SetupError(f"tracker: task=dashboard makes a view of W&B, got {chosen!r}; set tracker=wandb")
     if is_offline(tracker.mode):
         raise SetupError("tracker.mode: task=dashboard makes a view on the server, got offline; set tracker.mode=online")
     if importlib.util.find_spec("wandb_workspaces") is None:

@@ -60,29 +60,17 @@ def watch(run: Run) -> Outcome:
             stack.callback(worker.close)
             watcher = _Watcher(run, ledger, worker, stop)
             stack.enter_context(watcher.poller)  # copies are taken while the worker makes ready, which may take an hour
-            told = _started(worker, watcher)
+            told = worker.start(watcher.tick_of_start)
             collections = told.get("collections", [told])
             names = mean_names(collections, settings_of(run)) if run.members else told
             for spec in dict.fromkeys(one["spec"] for one in (names, *collections)):
                 stack.enter_context(claim(state_dir, spec, now()))
             outcome = watcher.run_until_done({**names, "training_run": run.source.training_run}, collections)
             return Outcome(target=outcome.target, exit_code=TIME_IS_UP) if time_is_up.is_set() else outcome
-    except TimedOut as error:  # of the start: later it costs an attempt
-        raise SetupError(f"the worker did not get ready: {error}") from error
-    except Stopped:  # before the loop, or while another process has the ledger locked
+    except (TimedOut, WorkerFailure, Stopped) as error:  # of the start, where the other two cost no attempt
+        if not isinstance(error, Stopped) and not stop.is_set():  # else a signal, which may have been meant for both
+            raise SetupError(f"the worker did not get ready: {error}") from error
         return Outcome(target=None, exit_code=TIME_IS_UP * time_is_up.is_set(), stopped=not time_is_up.is_set())
-
-
-def _started(worker: WorkerClient, watcher: "_Watcher") -> Mapping[str, Any]:
-    """What the worker says of itself. One that dies while a signal stops the run is no failure: it may be for both."""
-    try:
-        return worker.start(watcher.tick_of_start)
-    except WorkerFailure as error:
-        if watcher.stop.is_set():
-            raise Stopped("stopped by a signal") from error
-        raise SetupError(
-            f"the worker did not get ready: {error}; what it said is above; start again once that is put right"
-        ) from error
 
 
 class _Watcher:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dr_validate.errors import SetupError
 from dr_validate.values import Float64
 from scripts.research.proxies import parse, proxies
 
@@ -136,3 +137,10 @@ def test_a_value_that_cannot_be_is_refused_before_any_work(key: str, value: str,
     with pytest.raises(SystemExit) as caught:
         parse(["--vectors", "vectors", f"--{key}={value}"])
     assert caught.value.code == 2 and f"argument --{key}: got {value!r}, expected " in capsys.readouterr().err
+
+
+def test_a_state_dir_that_does_not_exist_is_refused_and_not_made(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    with pytest.raises(SetupError, match="elsewhere/ledger.db: no such ledger"):
+        proxies(parse(["--state-dir", str(elsewhere), "--dataset", "pydoc", "dataset.num_queries=3"]))
+    assert not elsewhere.exists()

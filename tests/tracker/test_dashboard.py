@@ -144,7 +144,7 @@ def test_a_view_of_another_version_is_left_as_it_is(command: CommandLine, server
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["tracker=none"], "got NoTracker; set tracker=wandb"),
+        (["tracker=none"], "got 'none'; set tracker=wandb"),
         (["tracker.mode=offline"], "tracker.mode: task=dashboard makes a view on the server"),
         (["state_dir=elsewhere"], "elsewhere"),
         ([], "nothing has been validated yet"),

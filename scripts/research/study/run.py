@@ -14,6 +14,7 @@ import numpy as np
 
 from dr_validate.errors import SetupError
 from dr_validate.files import write_atomically
+from dr_validate.ledger.ledger import Ledger
 from dr_validate.metrics.names import deepest_cutoff
 from dr_validate.values import TestSet
 from scripts.research.study.collection import first_queries, read_collection
@@ -71,6 +72,8 @@ def material_of(options: argparse.Namespace) -> Iterator[Material]:
         return
     where = [f"dataset={options.dataset}", *([f"dataset.path={options.data}"] if options.data else [])]
     run = configured(options.state_dir, [*where, *options.overrides])
+    with Ledger(options.state_dir / "ledger.db", read_only=True):
+        pass  # there is one: else nothing is converted into a folder that was mistyped
     whole = run.dataset.open(options.state_dir / "datasets")
     test_set = first_queries(whole, options.queries)
     checkpoints = {checkpoint.label: checkpoint for checkpoint in encoded_in_full(options.state_dir, whole)}
