@@ -1,6 +1,6 @@
 """Whether dr_validate is right and fast on a GPU: seven steps, each in a process of its own with its own limit of time.
 
-    python scripts/gpu_check.py                        # at most 9 minutes on one GPU; writes scripts/GPU.md
+    python scripts/gpu_check.py                        # at most 10 minutes on one GPU; writes scripts/GPU.md
     python scripts/gpu_check.py --device cpu --tiny    # the same code on small inputs; writes nothing
 
 Every result is one line of JSON, written as it is known; a step that fails, or is out of time, does not stop the next. Exit

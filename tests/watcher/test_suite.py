@@ -94,7 +94,7 @@ class Source:
 def checkpoint(step: int) -> Checkpoint:
     name, digest = f"checkpoint-{step}", f"sha256:{step:064x}"
     about = {"step": step, "step_from": "folder name", "created_at": AT, "uri": name}
-    return Checkpoint(name=name, version=name, digest=digest, **about)  # type: ignore[arg-type]
+    return Checkpoint(name=name, version=name, digest=digest, **about)  # type: ignore[arg-type]  # of many types
 
 
 class Validation:
