@@ -1,6 +1,7 @@
 """From a composed configuration to a `Run`: every component built, every problem collected into one ConfigError."""
 
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
 import re
@@ -272,8 +273,12 @@ def _class_of(stage: str, config: Mapping[str, Any], problems: list[str]) -> Any
 def _plugins(config: Mapping[str, Any]) -> set[str]:
     """Top-level packages outside this one whose classes may be named: of `plugins`, and of installed packages that say so."""
     named = config.get("plugins") or ()
-    installed = importlib.metadata.entry_points(group=PLUGINS)
-    return {str(name) for name in named if not isinstance(named, str)} | {entry.value.split(".")[0] for entry in installed}
+    return {str(name) for name in named if not isinstance(named, str)} | _installed_plugins()
+
+
+@functools.cache
+def _installed_plugins() -> frozenset[str]:
+    return frozenset(entry.value.split(".")[0] for entry in importlib.metadata.entry_points(group=PLUGINS))
 
 
 def _construct(cls: type[Any], place: str, values: Mapping[str, Any], problems: list[str]) -> Any:

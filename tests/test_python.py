@@ -15,7 +15,7 @@ from dr_validate.ledger.ledger import Ledger
 from dr_validate.values import Estimate, Report
 from tests.factories import told as report
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = Path(__file__).resolve().parents[1] / "dr_validate" / "README.md"
 AT = "2026-11-21T03:15:10Z"
 STATED = {"pooling": "mean", "normalize": True}
 
