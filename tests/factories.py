@@ -1,9 +1,10 @@
 """What tests of every part are made of: small collections, checkpoints and Reports, configurations, the command line."""
 
+import copy
+import functools
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 
 from dr_validate.config import STAGES, Run, build, conf_dir
 from dr_validate.values import Checkpoint, Estimate, Report, Status
+from tests import warm
 from tests.processes import LIMIT_S
 
 WORDS = ["compiler", "socket", "thread", "matrix", "parser", "decimal"]
@@ -68,7 +70,7 @@ def write_checkpoint(folder: Path, seed: int = 0, step: int | None = None, token
 
 
 class CommandLine:
-    """`python -m dr_validate` in a folder of its own, W&B kept inside it."""
+    """`python -m dr_validate` in a folder of its own, W&B kept inside it; started warm (`tests/warm.py`) unless `cold`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -79,13 +81,13 @@ class CommandLine:
             "WANDB_SILENT": "true",
             "WANDB_ERROR_REPORTING": "false",
             "PYTHONWARNINGS": "default",
+            "OMP_NUM_THREADS": "1",
         }
         self.environment.pop("WANDB_SERVICE", None)
 
-    def start(self, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "dr_validate", *arguments]
+    def start(self, *arguments: str, cold: bool = False, **options: Any) -> "subprocess.Popen[str]":
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-        return subprocess.Popen(command, cwd=self.folder, env=self.environment, text=True, **pipes)
+        return warm.start("dr_validate", *arguments, cold=cold, cwd=self.folder, env=self.environment, **pipes)
 
     def __call__(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         with self.start(*arguments) as process:
@@ -109,6 +111,11 @@ def choice(path: Path) -> dict[str, Any]:
 
 
 def composed(*overrides: str) -> dict[str, Any]:
+    return copy.deepcopy(_composed(overrides))
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:  # which takes a quarter of a second
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         config = compose("config", list(overrides))
     OmegaConf.resolve(config)

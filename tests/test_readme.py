@@ -2,9 +2,8 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,12 +16,11 @@ COMMANDS = [shlex.split(line, comments=True)[3:] for line in BASH if line.starts
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
-def test_every_command_composes(arguments: list[str], tmp_path: Path) -> None:
+def test_every_command_composes(arguments: list[str], dr_validate: Any) -> None:
     if "-m" in arguments:
         assert explain_sweep(arguments) is None  # each job
         return
-    command = [sys.executable, "-m", "dr_validate", *arguments, "--cfg", "job"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = dr_validate(*arguments, "--cfg", "job")
     assert result.returncode == 0, result.stderr
 
 

@@ -259,7 +259,7 @@ def test_a_multirun_of_samplers_shares_one_state_dir(dr_validate: Any, arguments
 
 
 def test_the_worker_dies_with_its_watcher(dr_validate: Any, arguments: list[str]) -> None:
-    process = dr_validate.start(*arguments, "watch.mode=follow")
+    process = dr_validate.start(*arguments, "watch.mode=follow", cold=True)  # a fork keeps the command line of its parent
     wait_for(lambda: bool(dr_validate.reports()))
     workers = [pid for pid in children(process.pid) if "dr_validate.worker.main" in command_of(pid)]
     assert workers

@@ -1,0 +1,232 @@
+"""Starts `python -m dr_validate` by forking a process that has imported everything, where Python would import it all anew.
+
+It is the same code in a process of its own, with its own pid, streams and end; what it saves is 5 of the 6 CPU seconds in which
+a watcher and its worker begin (torch, transformers, numba, Hydra). A worker is forked from a process that was forked when its
+watcher began, and that dies with it. What is decided while something is imported needs a real start: `cold=True`, or another
+value of one of the variables in AT_IMPORT. With DR_VALIDATE_COLD=1 all starts are real.
+"""
+
+import atexit
+import contextlib
+import functools
+import gc
+import importlib
+import inspect
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dr_validate.process import die_with_parent
+
+COMMAND, WORKER = "dr_validate", "dr_validate.worker.main"
+LIBRARIES = [
+    *(
+        "torch",
+        "transformers",
+        "transformers.models.bert.modeling_bert",
+        "numba",
+        "pandas",
+        "pyarrow.dataset",
+        "faiss",
+        "wandb",
+    ),
+    *("safetensors.torch", "hydra.main", "hydra.compose", "rich.console", "rich.table"),
+]
+PARTS = [
+    *("cli.run", "cli.status", "watcher.loop", "watcher.worker_process", "worker.suite", "encoder.transformer", "report.write"),
+    *("source.folder", "dataset.beir", "encoder.auto", "engine.local", "index.flat", "fidelity.against_full", "tracker.wandb"),
+    *("sampler.full", "sampler.random", "sampler.stratified", "sampler.run_pool", "tracker.none"),
+]
+# First letters of variables that are read when Python starts, or when something is imported.
+AT_IMPORT = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "OPENBLAS_", "MKL_", "ATEN_", "ONEDNN_", "TORCH", "CUDA", "NUMBA_", "HF_")
+ROOT = Path(__file__).resolve().parents[1]
+LARGEST = 1 << 20  # bytes of a request
+NUMBER = struct.Struct("i")
+
+
+class Forked(subprocess.Popen[str]):
+    """`subprocess.Popen` of a process that `forker` forks and waits for."""
+
+    def __init__(self, forker: socket.socket, args: Sequence[str], **options: Any) -> None:
+        self._forker = forker
+        super().__init__(args, **options)
+
+    def _execute_child(self, *args: Any) -> None:
+        given = inspect.signature(subprocess.Popen._execute_child).bind(self, *args).arguments  # type: ignore[attr-defined]
+        pipes = [given[name] for name in ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")]
+        streams = [number if pipe == -1 else pipe for number, pipe in enumerate((pipes[0], pipes[3], pipes[5]))]
+        request = {
+            "args": list(given["args"]),
+            "folder": str(given["cwd"] or Path.cwd()),
+            "environment": dict(os.environ if given["env"] is None else given["env"]),
+            "new_session": given["start_new_session"],
+        }
+        self._answers, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self._forker, [json.dumps(request).encode()], [*streams, theirs.fileno()])
+        self.pid = NUMBER.unpack(self._answers.recv(NUMBER.size))[0]
+        self._child_created = True
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+    def _internal_poll(self, *args: Any, **options: Any) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._wait(0)  # type: ignore[attr-defined]
+        return self.returncode
+
+    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
+        if wait_flags and not select.select([self._answers], [], [], 0)[0]:
+            return 0, 0
+        with self._answers:
+            status = self._answers.recv(NUMBER.size)
+        return self.pid, NUMBER.unpack(status)[0] if status else signal.SIGKILL  # of the forker, which what it forked dies with
+
+
+def start(module: str, *arguments: str, cold: bool = False, **options: Any) -> "subprocess.Popen[str]":
+    """`python -m module arguments`, warm where that makes no difference; `options` of subprocess.Popen."""
+    command = [sys.executable, "-m", module, *arguments]
+    forker = None if cold or os.environ.get("DR_VALIDATE_COLD") else _forker()
+    if forker is None or not _like(options.get("env") or os.environ, _environment()):
+        return subprocess.Popen(command, text=True, **options)
+    return Forked(forker, command, text=True, **options)
+
+
+def _environment() -> dict[str, str]:
+    """Of the process that forks; the last two keep libraries from starting threads when they are imported."""
+    own = {"PYTHONWARNINGS": "default", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, **own, "OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+
+
+def _like(environment: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether what is imported is the same; each worker is told itself whether it may ask the hub."""
+    names = {name for name in {*environment, *other} if name.startswith(AT_IMPORT)} - {"HF_HUB_OFFLINE", "OPENBLAS_NUM_THREADS"}
+    return all(environment.get(name) == other.get(name) for name in names)
+
+
+@functools.cache
+def _forker() -> socket.socket | None:
+    """The connection to the process that forks for this one, and ends with it; None where it has threads, which no fork has."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        command = [sys.executable, "-m", "tests.warm", str(theirs.fileno())]
+        process = subprocess.Popen(command, cwd=ROOT, env=_environment(), pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+
+    def end() -> None:
+        ours.close()
+        process.wait()
+
+    atexit.register(end)
+    return ours if ours.recv(1) == b"1" else None
+
+
+def main() -> None:
+    for name in (*LIBRARIES, *(f"dr_validate.{part}" for part in PARTS)):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    alone = threading.active_count() == 1 and len(list(Path("/proc/self/task").iterdir())) == 1
+    with socket.socket(fileno=int(sys.argv[1])) as requests:
+        requests.send(b"1" if alone else b"0")
+        request = serve(requests)
+    if request:
+        _run(*request)
+
+
+def serve(requests: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+    """Fork for each request; returns it, and its streams, in the fork, and None at the end of the requests."""
+    awake, wake = os.pipe()
+    for end in (awake, wake):
+        os.set_blocking(end, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    answers: dict[int, socket.socket] = {}
+    while True:
+        ready = select.select([requests.fileno(), awake], [], [])[0]
+        if awake in ready:
+            os.read(awake, 512)
+        _tell_ends(answers)
+        if requests.fileno() not in ready:
+            continue
+        message, fds, _, _ = socket.recv_fds(requests, LARGEST, 4)
+        if not message:
+            return None
+        if (pid := os.fork()) == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for end in (requests.detach(), awake, wake, *(one.detach() for one in answers.values()), fds[3]):
+                os.close(end)
+            return json.loads(message), fds[:3]
+        answers[pid] = socket.socket(fileno=fds[3])
+        answers[pid].send(NUMBER.pack(pid))
+        for stream in fds[:3]:
+            os.close(stream)
+
+
+def _tell_ends(answers: dict[int, socket.socket]) -> None:
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            with answers.pop(ended[0]) as answer, contextlib.suppress(OSError):  # nobody may wait for it any more
+                answer.send(NUMBER.pack(ended[1]))
+
+
+def _run(request: Mapping[str, Any], streams: Sequence[int]) -> None:
+    """As Python does it from here."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    if request["new_session"]:
+        os.setsid()
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    tempfile.tempdir = None
+    _, _, module, *arguments = request["args"]
+    if module == COMMAND and (worker := _fork_workers()) is not None:
+        _run(*worker)
+        return
+    sys.argv[1:] = arguments
+    sys.path[0] = request["folder"]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _fork_workers() -> tuple[dict[str, Any], list[int]] | None:
+    """Have the workers of this watcher forked from a copy of the process as it is now; returns a request in a worker."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork() == 0:
+        die_with_parent(signal.SIGKILL)
+        ours.close()
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(nowhere, number)
+        os.close(nowhere)
+        if (request := serve(theirs)) is None:
+            os._exit(0)
+        return request
+    theirs.close()
+    atexit.register(ours.close)
+    from dr_validate.watcher import worker_process
+
+    def start_worker(args: Sequence[str], **options: Any) -> "subprocess.Popen[str]":
+        if options["env"].get("HF_HUB_OFFLINE") == "1" and _like(options["env"], os.environ):
+            with contextlib.suppress(OSError, struct.error):  # ended by whoever ends this process' children
+                return Forked(ours, args, **options)
+        return subprocess.Popen(args, **options)
+
+    vars(worker_process)["subprocess"] = types.SimpleNamespace(**{**vars(subprocess), "Popen": start_worker})
+    return None
+
+
+if __name__ == "__main__":
+    main()
