@@ -30,17 +30,14 @@ class Packing:
     bounds: Tensor | None
 
 
-def packing(lengths: Int64, device: str, *, fused: bool = True) -> Packing:
-    """How texts of these lengths lie one after the other; equal lengths are neighbours in a batch.
-
-    Without `fused`, those of equal length are computed together on a GPU, too: plain, and slower.
-    """
+def packing(lengths: Int64, device: str) -> Packing:
+    """How texts of these lengths lie one after the other; equal lengths are neighbours in a batch."""
     firsts = np.flatnonzero(np.diff(lengths, prepend=-1))
     counts = np.diff(np.append(firsts, len(lengths)))
     starts = np.cumsum(lengths) - lengths
     groups = tuple((int(starts[first]), int(n), int(lengths[first])) for first, n in zip(firsts, counts, strict=True))
     bounds = None
-    if fused and fuses(device):
+    if fuses(device):
         bounds = to_device(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), device)
     return Packing(groups=groups, longest=int(lengths.max()), bounds=bounds)
 

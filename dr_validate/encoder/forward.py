@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 CHECKED_LENGTHS = (9, 3, 3)
 LARGEST_CHECKED_WINDOW = 512
-MOST_OFFSET = 2  # positions that RoBERTa leaves out
 # What a transformer raises that does not know packed batches.
 CANNOT = (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, AssertionError)
 
@@ -86,11 +85,9 @@ class Packed:
 
     name, pads = "packed", False
 
-    def __init__(self, model: Any, device: str, *, fused: bool = True) -> None:
-        """`fused`: see `attention.packing`."""
+    def __init__(self, model: Any, device: str) -> None:
         self._model = model
         self._device = device
-        self._fused = fused
         self._pad_id = None
         if model.config.model_type in PADDING_OFFSET_MODELS:
             self._pad_id = 1 if model.config.pad_token_id is None else int(model.config.pad_token_id)
@@ -107,7 +104,7 @@ class Packed:
         if extra := -len(ids) % ROUND_TO:
             ids, positions = (np.append(array, np.full(extra, array[0])) for array in (ids, positions))
             lengths = np.append(lengths, extra)
-        layout = attention.packing(lengths, self._device, fused=self._fused)
+        layout = attention.packing(lengths, self._device)
         return to_device(ids, self._device), to_device(positions, self._device), layout
 
     def _positions(self, batch: Batch) -> Int64:
@@ -119,20 +116,6 @@ class Packed:
         before = np.repeat(counts[firsts] - (batch.ids[firsts] != self._pad_id), batch.lengths)
         places: Int64 = (counts - before) * (batch.ids != self._pad_id) + self._pad_id
         return places
-
-
-class OwnPacked(Packed):
-    """The same through a model of ours (`bert.py`)."""
-
-    def __call__(self, batch: Batch) -> Tensor:
-        states: Tensor = self._model(*self._row(batch))
-        return states[: len(batch.ids)]
-
-    def only(self, batch: Batch, tokens: Int64) -> Tensor:
-        """(len(tokens), width), the hidden states of these tokens of the batch: most of the last layer is spared the others."""
-        kept = np.append(tokens, np.zeros(-len(tokens) % ROUND_TO, dtype=np.int64))
-        states: Tensor = self._model(*self._row(batch), to_device(kept, self._device))
-        return states[: len(tokens)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,28 +131,8 @@ class Chosen:
         return {"batches": self.forward.name, "linear_layers": "oneDNN" if self.packed_linears else "torch"}
 
 
-def takes_packed(dtype: torch.dtype, device: str) -> bool:
-    """Whether attention over packed texts is fast here: on a GPU for the types that its fused kernel takes."""
-    return not attention.fuses(device) or dtype in (torch.float16, torch.bfloat16)
-
-
 def _is_wide(dtype: torch.dtype, device: str) -> bool:
     return attention.fuses(device) and dtype == torch.float32
-
-
-def choose_own(model: Any, device: str) -> Chosen | None:
-    """The way through a model of ours; None where the fused attention of this device fails or gives something else."""
-    model = model.to(device)
-    packs = pack_linears(model) if device == "cpu" else 0
-    size = model.embeddings["word_embeddings"].num_embeddings
-    forward = OwnPacked(model, device)
-    if attention.fuses(device):  # on a CPU this is the plain attention that everything else is compared with
-        batch = _example(size, int(model.config.max_position_embeddings) - MOST_OFFSET)
-        with torch.inference_mode():
-            expected = OwnPacked(model, device, fused=False)(batch)
-            if bool(expected.isfinite().all()) and not _same(forward, batch, expected):
-                return None
-    return Chosen(forward=forward, vocabulary_size=size, packed_linears=packs)
 
 
 def choose_static(weights: Mapping[str, Tensor], dtype: torch.dtype, device: str) -> Chosen:
@@ -207,6 +170,11 @@ def choose_forward(load: Callable[[], Any], dtype: torch.dtype, device: str) -> 
         faster = "; encoder.dtype=bfloat16 needs no padding, and is several times as fast" if _is_wide(dtype, device) else ""
         log.info("%s in %s on %s: no packed batches, they are padded%s", type(model).__name__, dtype, device, faster)
     return Chosen(forward=packed or padded, vocabulary_size=_vocabulary_size(model), packed_linears=packs)
+
+
+def takes_packed(dtype: torch.dtype, device: str) -> bool:
+    """Whether attention over packed texts is fast here: on a GPU for the types that its fused kernel takes."""
+    return not attention.fuses(device) or dtype in (torch.float16, torch.bfloat16)
 
 
 def _packed(model: Any, dtype: torch.dtype, device: str) -> Packed | None:

@@ -6,12 +6,10 @@ Formulas as in sentence_transformers 6.2 (`modules/pooling.py`). No operation he
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dr_validate.encoder.spec import PoolingName
-from dr_validate.values import Int64
 
 
 def pool(hidden: Tensor, lengths: Tensor, modes: Sequence[PoolingName], skip: int) -> Tensor:
@@ -24,16 +22,6 @@ def pool(hidden: Tensor, lengths: Tensor, modes: Sequence[PoolingName], skip: in
     text = torch.repeat_interleave(torch.arange(len(lengths), device=hidden.device), lengths, output_size=len(hidden))
     places = torch.arange(len(hidden), device=hidden.device) - (ends - lengths)[text]
     return torch.cat([_pool_one(hidden, (lengths, ends, places), mode, skip) for mode in modes], dim=-1)
-
-
-def the_token(lengths: Int64, modes: Sequence[PoolingName], skip: int) -> Int64 | None:
-    """(num_texts,) the one token of each text that pooling takes, counted through the batch; None where it takes several."""
-    ends = np.cumsum(lengths)
-    if list(modes) == ["last"]:
-        return np.asarray(ends - 1, dtype=np.int64)
-    if list(modes) == ["cls"]:
-        return np.asarray(ends - lengths + np.where(lengths > skip, skip, 0), dtype=np.int64)
-    return None
 
 
 def _pool_one(hidden: Tensor, layout: tuple[Tensor, Tensor, Tensor], mode: PoolingName, skip: int) -> Tensor:

@@ -16,7 +16,6 @@ from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from dr_validate.component import fingerprint
 from dr_validate.encoder.spec import TowerSpec
-from dr_validate.encoder.word_pieces import read_word_pieces
 from dr_validate.errors import CheckpointError
 from dr_validate.values import TokenBlock
 
@@ -167,8 +166,6 @@ class _Loaded:
 
 
 def _load(folder: Path) -> _Loaded:
-    if (pieces := read_word_pieces(folder)) is not None:
-        return _Loaded(backend=pieces, end_of_text=None, truncation_side="right")
     from transformers import AutoTokenizer
 
     try:

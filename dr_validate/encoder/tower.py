@@ -10,9 +10,9 @@ from torch import Tensor
 
 from dr_validate.devices import free_memory, is_out_of_memory, to_device
 from dr_validate.encoder.batches import Batch, plan, take
-from dr_validate.encoder.forward import Chosen, OwnPacked
+from dr_validate.encoder.forward import Chosen
 from dr_validate.encoder.heads import Step, load_heads, unit
-from dr_validate.encoder.pooling import pool, the_token
+from dr_validate.encoder.pooling import pool
 from dr_validate.encoder.spec import TowerSpec
 from dr_validate.encoder.threads import for_each
 from dr_validate.encoder.tokenizer import FastTokenizer
@@ -92,12 +92,8 @@ class LoadedTower:
 
     def _vectors(self, batch: Batch) -> Tensor:
         """(num_texts, dim) float32 on the device."""
-        tokens = the_token(batch.lengths, self._tower.pooling, self._skip)
-        if tokens is not None and isinstance(self._forward, OwnPacked):
-            vectors = self._forward.only(batch, tokens).float()
-        else:
-            lengths = to_device(batch.lengths, self._device)
-            vectors = pool(self._forward(batch), lengths, self._tower.pooling, self._skip)
+        lengths = to_device(batch.lengths, self._device)
+        vectors = pool(self._forward(batch), lengths, self._tower.pooling, self._skip)
         for head in self._heads:
             vectors = head(vectors)
         if self._tower.truncate_dim is not None:

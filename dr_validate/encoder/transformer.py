@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dr_validate.encoder.bert import load_bert
 from dr_validate.encoder.checks import weight_files
-from dr_validate.encoder.forward import Chosen, choose_forward, choose_own, choose_static, takes_packed
+from dr_validate.encoder.forward import Chosen, choose_forward, choose_static
 from dr_validate.encoder.spec import Contract, TowerSpec
 from dr_validate.encoder.threads import keep_heap
 from dr_validate.encoder.tokenizer import FastTokenizer
 from dr_validate.encoder.tower import LoadedTower, or_cannot
+from dr_validate.encoder.weights import load_transformer
 from dr_validate.errors import CheckpointError
 from dr_validate.values import Side, TokenBlock
 
@@ -84,12 +84,6 @@ def _choose(tower: TowerSpec, dtype: torch.dtype, device: str) -> Chosen:
             return choose_static(
                 {k: v for file in weight_files(tower.weights) for k, v in load_file(file).items()}, dtype, device
             )
-        own = load_bert(tower, dtype) if takes_packed(dtype, device) else None
-        if own is not None and (found := choose_own(own, device)) is not None:
-            return found
-        del own  # never two at a time
-        from dr_validate.encoder.weights import load_transformer  # transformers' models are slow to import
-
         return choose_forward(lambda: load_transformer(tower, dtype, device), dtype, device)
 
     return or_cannot(choose, tower, device)

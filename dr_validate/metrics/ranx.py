@@ -4,10 +4,7 @@ import importlib
 import importlib.util
 import logging
 import os
-import sys
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -123,38 +120,8 @@ def _evaluate(judged: Float64, retrieved: Float64, names: tuple[str, ...]) -> di
 
 
 def _import_metrics() -> Any:
-    """ranx's metrics without the package around them.
-
-    `import ranx` also imports matplotlib, pandas, scipy.stats and ir_datasets, for what is not used here: 1.6 of 2 CPU seconds
-    in every process. Until somebody asks the package for more, an empty one stands in for it.
-    """
     _choose_numba_cache()
-    spec = importlib.util.find_spec("ranx")
-    if spec is not None and "ranx" not in sys.modules:
-        import numba
-
-        numba.config.THREADING_LAYER = "workqueue"  # as the package does
-        sys.modules.setdefault("ranx", _Postponed(spec))  # another thread may be importing it
     return importlib.import_module("ranx.metrics")
-
-
-class _Postponed(ModuleType):
-    """A package that is run when something is asked of it that it does not have yet; its submodules are there at once."""
-
-    def __init__(self, spec: ModuleSpec) -> None:
-        super().__init__(spec.name)
-        self.__spec__ = spec
-        self.__file__ = spec.origin
-        self.__path__ = list(spec.submodule_search_locations or ())
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # inspect asks every module for such names, and means nothing by it
-            raise AttributeError(name)
-        spec = self.__spec__
-        assert spec is not None and spec.loader is not None
-        self.__class__ = ModuleType  # type: ignore[assignment]  # from now on a module like any other
-        spec.loader.exec_module(self)
-        return getattr(self, name)
 
 
 def _choose_numba_cache() -> None:

@@ -157,7 +157,6 @@ def test_where_the_fused_kernel_fails_or_gives_something_else_every_architecture
     monkeypatch.setattr(attention, "fuses", lambda device: True)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
     monkeypatch.setattr("dr_validate.encoder.forward.takes_packed", lambda dtype, device: True)
-    monkeypatch.setattr("dr_validate.encoder.transformer.takes_packed", lambda dtype, device: True)
     with caplog.at_level("INFO"), encoder.load(folder, "cpu") as model:
         assert model.contract["batches"] == "padded"
         assert np.abs(encoded(model, texts) - expected).max() < 1e-5

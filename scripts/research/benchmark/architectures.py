@@ -17,9 +17,6 @@ import pytrec_eval
 import torch
 
 from dr_validate.encoder.auto import AutoEncoder
-from dr_validate.encoder.bert import load_bert
-from dr_validate.encoder.contract import read_contract
-from dr_validate.encoder.spec import EncoderSpec
 from dr_validate.values import Float32, TokenBlock
 from scripts.research.benchmark.job import read_qrels, read_texts
 from scripts.research.benchmark.table import markdown
@@ -35,7 +32,7 @@ TOP = 10
 SPREAD = 0.05  # of random weights
 LONG_TEXTS, JOINED = 4, 40  # texts beyond every window here, each of so many documents
 MAX_LENGTH = 1500
-HEAD = ["architecture", "type", "model code", "batches", "linear layers", "largest difference", "of transformers", "ranking"]
+HEAD = ["architecture", "type", "batches", "linear layers", "largest difference", "of transformers", "ranking"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,14 +111,10 @@ def compare(case: Case, folder: Path, collection: Collection) -> list[list[str]]
             contract = model.contract
         theirs = {side: plain(folder, block, case.pooling, getattr(torch, dtype)) for side, block in blocks.items()}
         exact = exact or theirs  # float32 comes first
-        own = load_bert(
-            read_contract(folder, EncoderSpec(pooling=case.pooling, normalize=True)).document, getattr(torch, dtype)
-        )
         rows.append(
             [
                 case.label,
                 dtype,
-                "transformers'" if own is None else "own",
                 str(contract["batches"]),
                 str(contract["linear_layers"]),
                 f"{largest(ours, exact):.1e}",
