@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -87,7 +88,8 @@ class CommandLine:
 
     def start(self, *arguments: str, cold: bool = False, **options: Any) -> "subprocess.Popen[str]":
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-        return warm.start("dr_validate", *arguments, cold=cold, cwd=self.folder, env=self.environment, **pipes)
+        command = [sys.executable, "-m", "dr_validate", *arguments]
+        return warm.popen(command, cold=cold, cwd=self.folder, env=self.environment, **pipes)
 
     def __call__(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         with self.start(*arguments) as process:

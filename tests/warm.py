@@ -1,4 +1,4 @@
-"""Starts `python -m dr_validate` by forking a process that has imported everything, where Python would import it all anew.
+"""Starts Python by forking a process that has imported everything, where a new one would import it all again.
 
 It is the same code in a process of its own, with its own pid, streams and end; what it saves is 5 of the 6 CPU seconds in which
 a watcher and its worker begin (torch, transformers, numba, Hydra). A worker is forked from a process that was forked when its
@@ -11,10 +11,10 @@ import contextlib
 import functools
 import gc
 import importlib
+import importlib.util
 import inspect
 import json
 import os
-import runpy
 import select
 import signal
 import socket
@@ -24,13 +24,14 @@ import sys
 import tempfile
 import threading
 import types
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dr_validate.process import die_with_parent
 
-COMMAND, WORKER = "dr_validate", "dr_validate.worker.main"
+COMMAND = ["-m", "dr_validate"]
 LIBRARIES = [
     *(
         "torch",
@@ -51,6 +52,7 @@ PARTS = [
 ]
 # First letters of variables that are read when Python starts, or when something is imported.
 AT_IMPORT = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "OPENBLAS_", "MKL_", "ATEN_", "ONEDNN_", "TORCH", "CUDA", "NUMBA_", "HF_")
+SET_LATER = {"HF_HUB_OFFLINE", "OPENBLAS_NUM_THREADS", "PYTHONWARNINGS"}
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 1 << 20  # bytes of a request
 NUMBER = struct.Struct("i")
@@ -93,9 +95,9 @@ class Forked(subprocess.Popen[str]):
         return self.pid, NUMBER.unpack(status)[0] if status else signal.SIGKILL  # of the forker, which what it forked dies with
 
 
-def start(module: str, *arguments: str, cold: bool = False, **options: Any) -> "subprocess.Popen[str]":
-    """`python -m module arguments`, warm where that makes no difference; `options` of subprocess.Popen."""
-    command = [sys.executable, "-m", module, *arguments]
+def popen(command: Sequence[str], *, cold: bool = False, **options: Any) -> "subprocess.Popen[str]":
+    """`command` of this Python with `options` of subprocess.Popen, warm where that makes no difference."""
+    assert command[0] == sys.executable
     forker = None if cold or os.environ.get("DR_VALIDATE_COLD") else _forker()
     if forker is None or not _like(options.get("env") or os.environ, _environment()):
         return subprocess.Popen(command, text=True, **options)
@@ -104,14 +106,18 @@ def start(module: str, *arguments: str, cold: bool = False, **options: Any) -> "
 
 def _environment() -> dict[str, str]:
     """Of the process that forks; the last two keep libraries from starting threads when they are imported."""
-    own = {"PYTHONWARNINGS": "default", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_ERROR_REPORTING": "false"}
     return {**os.environ, **own, "OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 
 
 def _like(environment: Mapping[str, str], other: Mapping[str, str]) -> bool:
     """Whether what is imported is the same; each worker is told itself whether it may ask the hub."""
-    names = {name for name in {*environment, *other} if name.startswith(AT_IMPORT)} - {"HF_HUB_OFFLINE", "OPENBLAS_NUM_THREADS"}
-    return all(environment.get(name) == other.get(name) for name in names)
+    names = {name for name in {*environment, *other} if name.startswith(AT_IMPORT)} - SET_LATER
+    return all(environment.get(name) == other.get(name) for name in names) and _warns(environment) in ("", "default")
+
+
+def _warns(environment: Mapping[str, str]) -> str:
+    return environment.get("PYTHONWARNINGS", "")
 
 
 @functools.cache
@@ -192,13 +198,38 @@ def _run(request: Mapping[str, Any], streams: Sequence[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     tempfile.tempdir = None
-    _, _, module, *arguments = request["args"]
-    if module == COMMAND and (worker := _fork_workers()) is not None:
+    if _warns(os.environ) == "default":
+        warnings.simplefilter("default")
+    _, *command = request["args"]
+    if command[:2] == COMMAND and (worker := _fork_workers()) is not None:
         _run(*worker)
-        return
-    sys.argv[1:] = arguments
-    sys.path[0] = request["folder"]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    else:
+        _run_as_main(request["folder"], *command)
+
+
+def _run_as_main(folder: str, first: str, *arguments: str) -> None:
+    """`-m module`, `-c code`, or a script or folder by its path."""
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    place = main.__file__ = first
+    if first == "-m":
+        module, *arguments = arguments  # type: ignore[assignment]
+        spec = importlib.util.find_spec(module)
+        assert spec is not None
+        if spec.submodule_search_locations is not None:
+            spec = importlib.util.find_spec(f"{module}.__main__")
+            assert spec is not None
+        main.__spec__, main.__package__ = spec, spec.parent
+        place = main.__file__ = str(spec.origin)
+        path, code = folder, Path(place).read_text()
+    elif first == "-c":
+        code, *arguments = arguments  # type: ignore[assignment]
+        path = ""
+    else:
+        script = Path(first) / "__main__.py" if Path(first).is_dir() else Path(first)
+        path, code = str(script.parent), script.read_text()
+        main.__file__ = str(script)
+    sys.path[0], sys.argv[:] = path, [place, *arguments]
+    exec(compile(code, place, "exec"), vars(main))
 
 
 def _fork_workers() -> tuple[dict[str, Any], list[int]] | None:

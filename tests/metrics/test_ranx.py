@@ -1,6 +1,5 @@
 """Parity with trec_eval, per query, on everything that tends to differ."""
 
-
 import numpy as np
 import pytest
 

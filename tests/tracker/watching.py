@@ -14,6 +14,7 @@ from dr_validate.component import fingerprint
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.report_json import report_to_json
 from dr_validate.values import Checkpoint, Estimate, Report
+from tests import warm
 from tests.processes import LIMIT_S, wait_for
 from tests.wandb_server.fixture import ServerHandle
 
@@ -75,15 +76,9 @@ class Watcher:
         given = {**server.environment(**QUICK), **environment}
         self._log_file = Path(given["WANDB_DIR"]) / "watcher.log"
         with self._log_file.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(DRIVER), json.dumps(settings)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=given,
-                cwd=given["WANDB_DIR"],
-            )
+            streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+            command = [sys.executable, str(DRIVER), json.dumps(settings)]
+            self.process = warm.popen(command, env=given, cwd=given["WANDB_DIR"], **streams)
 
     @property
     def said(self) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests import warm
 from tests.processes import LIMIT_S
 from tests.wandb_server.faults import Action, Fault
 from tests.wandb_server.records import Artifact, Collection, Run, View
@@ -59,13 +60,8 @@ class ServerHandle:
         command = [sys.executable, str(Path(__file__).parent), "--port", str(self.port), "--dir", str(self.folder)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
         with (self.folder / "server.log").open("a") as errors:
-            self._process = subprocess.Popen(
-                [*command, *(["--capture"] if self._capture else [])],
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env=environment,
-            )
+            command += ["--capture"] if self._capture else []
+            self._process = warm.popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment)
         assert self._process.stdout is not None
         url = self._process.stdout.readline().strip()
         assert url, (self.folder / "server.log").read_text()
@@ -136,9 +132,8 @@ class ServerHandle:
         """`code` as a process with pipes, in a folder of its own; `environment` goes over that of `environment()`."""
         given = {**self.environment(), **(environment or {})}
         pipe = subprocess.PIPE
-        return subprocess.Popen(
-            [sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=given, cwd=given["WANDB_DIR"]
-        )
+        streams = {"stdin": pipe, "stdout": pipe, "stderr": pipe}
+        return warm.popen([sys.executable, "-c", code], env=given, cwd=given["WANDB_DIR"], **streams)
 
     def fault(self, action: Action, **settings: Any) -> None:
         """Put a fault in force; `settings` are the fields of Fault."""

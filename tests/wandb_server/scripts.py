@@ -133,6 +133,7 @@ for part in range(2):
     logged = version(str(part))
     if part == 0:
         logged.wait()
+        print("uploaded", flush=True)
         input()
 run.finish()
 """

@@ -132,6 +132,7 @@ def test_a_server_killed_and_started_again_loses_nothing(server: ServerHandle) -
     assert process.stdin is not None and process.stdout is not None
     assert process.stdout.readline() == "logged\n"
     wait_for(lambda: len(server.artifacts()) == 1 and len(server.run("t").history()) == 3)
+    assert process.stdout.readline() == "uploaded\n"  # before that the client waits for the server, and nobody would start it
     server.kill()
     process.stdin.write("go on\n")
     process.stdin.flush()
