@@ -16,6 +16,7 @@ import inspect
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -25,6 +26,7 @@ import tempfile
 import threading
 import types
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,7 @@ AT_IMPORT = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "OPENBLAS_", "MKL_", "ATEN_
 SET_LATER = {"HF_HUB_OFFLINE", "OPENBLAS_NUM_THREADS", "PYTHONWARNINGS"}
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 1 << 20  # bytes of a request
+_directories: list[Any] = []  # temporary ones that were made when something was imported
 NUMBER = struct.Struct("i")
 
 
@@ -141,6 +144,7 @@ def main() -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     gc.collect()
+    _directories[:] = [each for each in gc.get_objects() if isinstance(each, tempfile.TemporaryDirectory)]
     gc.freeze()
     alone = threading.active_count() == 1 and len(list(Path("/proc/self/task").iterdir())) == 1
     with socket.socket(fileno=int(sys.argv[1])) as requests:
@@ -198,6 +202,10 @@ def _run(request: Mapping[str, Any], streams: Sequence[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     tempfile.tempdir = None
+    for directory in _directories:  # each process has its own, and removes it
+        directory._finalizer.detach()
+        directory.name = tempfile.mkdtemp()
+        directory._finalizer = weakref.finalize(directory, shutil.rmtree, directory.name, True)
     if _warns(os.environ) == "default":
         warnings.simplefilter("default")
     _, *command = request["args"]
