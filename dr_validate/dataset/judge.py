@@ -11,6 +11,7 @@ import numpy as np
 from dr_validate.dataset.corpus import ArrowCorpus
 from dr_validate.dataset.read import Place, Problems
 from dr_validate.dataset.records import Entry, Judgement, Part
+from dr_validate.dataset.remote import File
 from dr_validate.values import Qrels
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class Judge:
     `judge` is given the corpus and a folder of its own to keep them in; it has the queries that count, and adds to problems.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[File, ...]
     rules: Mapping[str, Any]
     judge: Callable[[ArrowCorpus, Path, Problems], tuple[list[Entry], Qrels]]
 
