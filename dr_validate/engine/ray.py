@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -44,8 +44,6 @@ class RayEngine:
     lost costs what it had done since it last handed over its top-k (`save_every_s`); one that is late does what is left; one
     that is slow keeps nobody waiting: its last slices are done by others as well.
     """
-
-    is_elsewhere: ClassVar[bool] = True
 
     address: str | None = None
     workers: int | None = Field(default=None, ge=1)
