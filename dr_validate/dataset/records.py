@@ -33,6 +33,7 @@ T = TypeVar("T")
 Rows = Iterable[tuple[Place, Row]]
 INTEGER = re.compile(r"[+-]?[0-9]{1,9}(\.0*)?")
 MAX_GAIN = 10**9
+NAMED = 3  # files of many
 
 
 class Entry(NamedTuple):
@@ -58,6 +59,12 @@ class Part(Generic[T]):
 
     files: tuple[File, ...]
     read: Callable[[Problems], Iterator[T]]
+
+    @property
+    def names(self) -> str:
+        """What messages call it: its first files, and how many more there are."""
+        more = len(self.files) - NAMED
+        return ", ".join(map(str, self.files[:NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True, slots=True)

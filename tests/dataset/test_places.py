@@ -84,6 +84,15 @@ def test_a_collection_is_named_after_the_folder_of_a_pattern(data: Path, bucket:
         assert name == ("0.jsonl" if str(place).endswith("0.jsonl") else "wiki.v1")
 
 
+def test_of_many_shards_a_message_names_the_first(data: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for n in range(40):
+        (data / "shards" / f"{n + 10}.jsonl").write_text(json.dumps({"docid": f"e{n}", "text": "more"}) + "\n")
+    with caplog.at_level("INFO", "dr_validate"):
+        opened(cache, data / "shards", data / "queries.jsonl")
+    (said,) = [message for message in caplog.messages if message.startswith("converting ")]
+    assert said.endswith("10.jsonl and 40 more (once)"), said
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_a_file(data: Path, cache: Path) -> None:
     odd = (data / "shards" / "2.parquet").rename(data / "part[0].parquet")
     assert len(opened(cache, odd, data / "queries.jsonl").corpus) == 2
