@@ -1,5 +1,6 @@
 """Many workers of Ray, with real processes on nodes of one machine: the ranking is that of one device, whoever dies."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,7 +41,7 @@ class Nodes:
 
         self.folder = folder
         self._cluster = Cluster()
-        self._cluster.add_node(num_cpus=0, include_dashboard=False)
+        self._cluster.add_node(num_cpus=1, include_dashboard=False)  # the head, which stays
         self._nodes: list[Any] = []
         self.set(2)
 
@@ -49,9 +50,9 @@ class Nodes:
         return str(self._cluster.address)
 
     def set(self, number: int) -> None:
-        while len(self._nodes) < number:
+        while len(self._nodes) < number - 1:
             self._nodes.append(self._cluster.add_node(num_cpus=1))
-        while len(self._nodes) > number:
+        while len(self._nodes) > number - 1:
             self._cluster.remove_node(self._nodes.pop(), allow_graceful=False)
 
     def close(self) -> None:
@@ -117,6 +118,8 @@ def test_two_workers_rank_as_one_device_does_ties_included(ranker: Ranker, folde
         assert found.encoded_now == NUM_DOCUMENTS
         assert not workload.progress_file.exists()
     assert len({worker["where"] for worker in found.workers}) == 2
+    priorities = {os.getpriority(os.PRIO_PROCESS, pid) for pid in (0, found.contract["process"])}
+    assert len(priorities) == 1  # beside other programs a worker gets as much of a processor as one device in this process
 
 
 def test_what_a_worker_that_died_or_whose_device_failed_had_not_handed_over_is_done_again_and_nothing_else(
