@@ -98,7 +98,7 @@ def validate(folder: Path, collection: Path, state: Path, overrides: list[str]) 
 def memory_under(pid: int, kind: str = "watcher") -> dict[str, tuple[int, int]]:
     """KiB of own memory and of mapped files, by process."""
     found = {}
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, KeyError):  # it ends just now
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         status = dict(line.split(":", 1) for line in lines if ":" in line)
         own, mapped, shared = (int(status[key].split()[0]) for key in ("RssAnon", "RssFile", "RssShmem"))
