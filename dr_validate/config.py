@@ -136,8 +136,6 @@ def build(config: Mapping[str, Any], optional: Collection[str] = ()) -> Run:
     if problems or settings is None:
         raise ConfigError(problems)
     run = Run(settings=settings, raw=config, **built)
-    if members and built["engine"].is_elsewhere:
-        raise ConfigError(["engine: got ray, but the collections of a suite share one device; set engine=local"])
     return dataclasses.replace(run, members={name: dataclasses.replace(run, **parts) for name, parts in members.items()})
 
 

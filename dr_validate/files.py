@@ -13,7 +13,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal, Protocol
 
 from dr_validate.errors import SetupError
 
@@ -148,7 +148,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     _sync_folder(path.parent)
 
 
-def sha256_of_file(path: Path) -> str:
+class Readable(Protocol):
+    """What has bytes: a `Path`, for one."""
+
+    def open(self, mode: Literal["rb"]) -> IO[bytes]: ...
+
+
+def sha256_of_file(path: Readable) -> str:
     """Hex SHA-256 of the content; `interruptible`."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:

@@ -307,9 +307,7 @@ class Ranker(Protocol):
 
 
 class Engine(Protocol):
-    """Where rankings are made: on one device in this process, or on many elsewhere (`is_elsewhere`)."""
-
-    is_elsewhere: ClassVar[bool]
+    """Where rankings are made: on one device in this process, or on many elsewhere."""
 
     def find_device(self, wanted: str) -> str:
         """From the `device` key to what models are loaded on. Raises SetupError naming what there is."""

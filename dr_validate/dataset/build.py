@@ -15,6 +15,7 @@ from dr_validate.dataset.digests import digests_of
 from dr_validate.dataset.judge import Judge, MissingJudged, check_texts, read_judged, resolve
 from dr_validate.dataset.read import Problems, kind_of
 from dr_validate.dataset.records import Entry, Judgement, Part
+from dr_validate.dataset.remote import File
 from dr_validate.errors import DatasetError
 from dr_validate.values import Int64, Qrels, TestSet
 
@@ -85,7 +86,7 @@ def _content(part: Part[Entry] | Part[Judgement] | Judge, cache: Path) -> list[l
     return [[_kind(file), digest] for file, digest in zip(part.files, digests_of(part.files, cache), strict=True)]
 
 
-def _kind(file: Path) -> str:
+def _kind(file: File) -> str:
     if file.suffix == ".arrow" or file.name.removesuffix(".gz").endswith(".csv"):
         return file.name.removesuffix(".gz").rpartition(".")[2]
     return kind_of(file)

@@ -35,7 +35,7 @@ def open_corpus(documents: Part[Entry], folder: Path, problems: Problems) -> Arr
 
 
 def _convert(documents: Part[Entry], folder: Path, problems: Problems) -> None:
-    log.info("converting %s (once)", _names(documents))
+    log.info("converting %s (once)", documents.names)
     before = len(problems)
     writer = _Writer(folder / DOCUMENTS, problems)
     try:
@@ -45,7 +45,7 @@ def _convert(documents: Part[Entry], folder: Path, problems: Problems) -> None:
         writer.close()
     hashes = np.frombuffer(writer.hashes, dtype="<u8").astype(np.uint64)
     if not len(hashes) and len(problems) == before:
-        problems.add(_names(documents), "no documents: the corpus is empty; check dataset.path or dataset.corpus")
+        problems.add(documents.names, "no documents: the corpus is empty; check dataset.path or dataset.corpus")
     if len(problems) > before:
         raise _Refused
     if writer.empty:
@@ -150,7 +150,3 @@ def _report_duplicates(documents: Part[Entry], duplicates: list[tuple[int, int]]
 def _reread(documents: Part[Entry]) -> Iterator[Entry]:
     """The same entries again, for their places: keeping those in memory would cost every user for the few with duplicates."""
     return documents.read(Problems("again"))
-
-
-def _names(documents: Part[Entry]) -> str:
-    return ", ".join(map(str, documents.files))

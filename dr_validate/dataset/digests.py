@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dr_validate.dataset.remote import File
 from dr_validate.errors import DatasetError
 from dr_validate.files import locked, sha256_of_file, write_atomically
 
 log = logging.getLogger(__name__)
 
 
-def digests_of(files: Sequence[Path], cache: Path) -> list[str]:
+def digests_of(files: Sequence[File], cache: Path) -> list[str]:
     """Hex SHA-256 of each file, in order; the content is read only if path, size, time or inode differ from last time.
 
     Raises DatasetError for a file that cannot be read or changes while it is.
@@ -22,8 +23,8 @@ def digests_of(files: Sequence[Path], cache: Path) -> list[str]:
         known = _load(memory)
         changed = False
         for file in files:
-            key, state = str(file.resolve()), _state(file)
-            if (known.get(key) or {}).get("state") == state:
+            key, state = _key(file), _state(file)
+            if state is not None and (known.get(key) or {}).get("state") == state:
                 continue
             digest = _hash(file)
             if _state(file) != state:
@@ -32,7 +33,7 @@ def digests_of(files: Sequence[Path], cache: Path) -> list[str]:
             changed = True
         if changed:
             write_atomically(memory, json.dumps(known, indent=1))
-    return [str(known[str(file.resolve())]["sha256"]) for file in files]
+    return [str(known[_key(file)]["sha256"]) for file in files]
 
 
 def _load(memory: Path) -> dict[str, Any]:
@@ -48,16 +49,22 @@ def _load(memory: Path) -> dict[str, Any]:
     return {key: entry for key, entry in known.items() if isinstance(entry, dict) and isinstance(entry.get("sha256"), str)}
 
 
-def _state(file: Path) -> list[int]:
+def _key(file: File) -> str:
+    return str(file.resolve() if isinstance(file, Path) else file)
+
+
+def _state(file: File) -> list[Any] | None:
     try:
+        if not isinstance(file, Path):
+            return file.state()
         stat = file.stat()
     except OSError as error:
-        raise DatasetError(f"{file}: cannot be read ({error.strerror}); check the path and its rights") from error
+        raise DatasetError(f"{file}: cannot be read ({error.strerror or error}); check the path and its rights") from error
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
-def _hash(file: Path) -> str:
+def _hash(file: File) -> str:
     try:
         return sha256_of_file(file)
     except OSError as error:
-        raise DatasetError(f"{file}: cannot be read ({error.strerror}); check the path and its rights") from error
+        raise DatasetError(f"{file}: cannot be read ({error.strerror or error}); check the path and its rights") from error

@@ -21,6 +21,7 @@ from dr_validate.dataset.locate import OwnFiles, existing_folder, folder_name, l
 from dr_validate.dataset.manifest import is_sealed, made_once, seal
 from dr_validate.dataset.read import JSON_SUFFIXES, Place, Problems, json_rows, lines, shorten
 from dr_validate.dataset.records import DOCUMENT, Entry, Part, entry_part, identifier, judgement_part, texts_alone
+from dr_validate.dataset.remote import File
 from dr_validate.errors import DatasetError
 from dr_validate.values import Int64, Qrels, TestSet
 
@@ -86,7 +87,7 @@ class DprDataset(OwnFiles):
             raise DatasetError(f"dataset.queries: {folder} holds {names}; set dataset.queries to one of them")
         return found or [folder / f"nq-{self.split}.qa.csv"]
 
-    def _questions(self, files: tuple[Path, ...], problems: Problems) -> Iterator["Question"]:
+    def _questions(self, files: tuple[File, ...], problems: Problems) -> Iterator["Question"]:
         for file in files:
             is_json = Path(file.name.removesuffix(".gz")).suffix.lower() in JSON_SUFFIXES
             if self.language is not None and not is_json:
@@ -96,7 +97,7 @@ class DprDataset(OwnFiles):
             yield from _of_json(file, self.language, problems) if is_json else _of_csv(file, problems)
 
     def _judge(
-        self, corpus_files: tuple[Path, ...], files: tuple[Path, ...], corpus: ArrowCorpus, folder: Path, problems: Problems
+        self, corpus_files: tuple[File, ...], files: tuple[File, ...], corpus: ArrowCorpus, folder: Path, problems: Problems
     ) -> tuple[list[Entry], Qrels]:
         if corpus.tokenized:
             raise DatasetError(f"{corpus_files[0]}: the passages are token ids, in which no answer can be looked for")
@@ -124,7 +125,7 @@ class Question:
     answers: tuple[str, ...]
 
 
-def _of_csv(file: Path, problems: Problems) -> Iterator[Question]:
+def _of_csv(file: File, problems: Problems) -> Iterator[Question]:
     """DPR's `question<TAB>['answer', ...]`, quoted as CSV, without a header; `qN` is the question in line N."""
     reader = csv.reader((f"{line}\n" for _, line in lines(file, problems)), delimiter="\t")
     for cells in reader:
@@ -140,7 +141,7 @@ def _of_csv(file: Path, problems: Problems) -> Iterator[Question]:
         yield from _question(f"q{reader.line_num}", cells[0], given, place, problems)
 
 
-def _of_json(file: Path, language: str | None, problems: Problems) -> Iterator[Question]:
+def _of_json(file: File, language: str | None, problems: Problems) -> Iterator[Question]:
     for place, row in json_rows(file, problems):
         if language is not None and "lang" not in row:
             problems.add(place, f"no lang: got the fields {sorted(row)}, but dataset.language={language} asks for one language")

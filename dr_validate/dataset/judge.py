@@ -11,6 +11,7 @@ import numpy as np
 from dr_validate.dataset.corpus import ArrowCorpus
 from dr_validate.dataset.read import Place, Problems
 from dr_validate.dataset.records import Entry, Judgement, Part
+from dr_validate.dataset.remote import File
 from dr_validate.values import Qrels
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class Judge:
     `judge` is given the corpus and a folder of its own to keep them in; it has the queries that count, and adds to problems.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[File, ...]
     rules: Mapping[str, Any]
     judge: Callable[[ArrowCorpus, Path, Problems], tuple[list[Entry], Qrels]]
 
@@ -52,12 +53,12 @@ def read_judged(queries: Part[Entry], judgements: Part[Judgement], problems: Pro
             )
     kept = _read_queries(queries, by_query, problems)
     if not by_query and not len(problems):
-        problems.add(_names(judgements), "no judgements; check dataset.qrels (or dataset.split)")
+        problems.add(judgements.names, "no judgements; check dataset.qrels (or dataset.split)")
     known = {entry.id for entry in kept}
     missing = [next(iter(row.values())) for query, row in by_query.items() if query not in known]
     if missing and not len(problems):  # after a broken line the file's queries are not all known
         names = ", ".join(repr(judgement.query) for judgement in missing[:NAMED])
-        message = f"{len(missing)} of {len(by_query)} judged queries are not in {_names(queries)}: {names}"
+        message = f"{len(missing)} of {len(by_query)} judged queries are not in {queries.names}: {names}"
         problems.add(
             missing[0].place, f"{message}{', ...' if len(missing) > NAMED else ''}; qrels and queries must belong together"
         )
@@ -122,7 +123,3 @@ def _read_queries(queries: Part[Entry], judged: dict[str, dict[str, Judgement]],
     if len(seen) > len(kept):
         log.info("%d of %d queries have no judgements and are left out", len(seen) - len(kept), len(seen))
     return kept
-
-
-def _names(part: Part[Entry] | Part[Judgement]) -> str:
-    return ", ".join(map(str, part.files))

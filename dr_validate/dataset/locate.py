@@ -1,5 +1,6 @@
 """Where the parts of a data set on disk are: the default places, or the user's own files."""
 
+import glob
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,11 +8,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dr_validate.component import UserPath, component
+from dr_validate.component import component
 from dr_validate.dataset.build import Collection
 from dr_validate.dataset.judge import MissingJudged
 from dr_validate.dataset.read import MSMARCO_V2, Problems
 from dr_validate.dataset.records import DOCUMENT, QUERY, entry_part, judgement_part
+from dr_validate.dataset.remote import File, UserFiles, is_url, remote_files
 from dr_validate.errors import DatasetError
 
 # The name is part of metric keys (val/<dataset>/<metric>), where a slash or a space would change their meaning.
@@ -33,11 +35,17 @@ class Common:
 
 @component
 class OwnFiles(Common):
-    """Settings of data sets whose parts are files: each can be pointed elsewhere (a file, or a folder of shards)."""
+    """Settings of data sets whose parts are files: each can be pointed elsewhere (a file, a folder of shards, a pattern that
+    names some, or a URL of any of these)."""
 
-    corpus: UserPath | None = None
-    queries: UserPath | None = None
-    qrels: UserPath | None = None
+    corpus: UserFiles | None = None
+    queries: UserFiles | None = None
+    qrels: UserFiles | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is files on this machine: opening it asks no server."""
+        return not any(is_url(place) for place in (self.corpus, self.queries, self.qrels))
 
     def collect(self, name: str, places: Mapping[str, Sequence[Path]]) -> Collection:
         """The parts from own files, else from the first of `places` that exists. Raises DatasetError for all gaps."""
@@ -56,20 +64,38 @@ class OwnFiles(Common):
         )
 
 
-def locate(key: str, own: Path | None, places: Sequence[Path], problems: Problems) -> tuple[Path, ...]:
-    """The files of one part; a folder stands for its shards in the order of their names."""
+def locate(key: str, own: Path | str | None, places: Sequence[Path], problems: Problems) -> tuple[File, ...]:
+    """The files of one part, in the order of their names; a folder stands for its shards. `own`: see `UserFiles`."""
+    if own is not None and (isinstance(own, str) or (glob.has_magic(str(own)) and not own.exists())):
+        return _named_by(key, own, problems)
     if own is not None:
         places = [own]
     found = next((place for place in places if place.exists()), None)
     if found is None:
         looked = f"no such file or folder: {places[0]}" if own is not None else _looked_for(places)
-        them = "it is" if key == "corpus" else "they are"
-        problems.add(f"dataset.{key}", f"{looked}; set dataset.{key} to where {them}{_others(places)}")
+        problems.add(f"dataset.{key}", f"{looked}; set dataset.{key} to where {_them(key)}{_others(places)}")
         return ()
-    files = (found,) if found.is_file() else tuple(shards(found))
+    files = [found] if found.is_file() else shards(found)
     if not files:
         problems.add(f"dataset.{key}", f"the folder {found} holds no file ending in one of {', '.join(SHARD_ENDINGS)}")
-    return files
+    return tuple(files)
+
+
+def _named_by(key: str, own: Path | str, problems: Problems) -> tuple[File, ...]:
+    """The files that a URL or a pattern names."""
+    files: list[File] = []
+    try:
+        if isinstance(own, str):
+            files += remote_files(own, SHARD_ENDINGS)
+        else:
+            matching = Path(own.anchor).glob(str(own.relative_to(own.anchor)))
+            files += sorted(file for file in matching if file.is_file() and not file.name.startswith("."))
+    except DatasetError as error:
+        problems.add(f"dataset.{key}", str(error))
+        return ()
+    if not files:
+        problems.add(f"dataset.{key}", f"no file matches {own}; set dataset.{key} to where {_them(key)}")
+    return tuple(files)
 
 
 def existing_folder(path: Path) -> Path:
@@ -80,9 +106,13 @@ def existing_folder(path: Path) -> Path:
     return path
 
 
-def folder_name(path: Path) -> str:
-    """A data set's name from its folder, in the characters that a metric's name may have."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", path.resolve().name).lstrip("._+-") or "dataset"
+def folder_name(place: Path | str) -> str:
+    """A data set's name from its folder, or from that of a pattern, in the characters that a metric's name may have."""
+    path = Path(place.partition("://")[2] if isinstance(place, str) else place.absolute())
+    while glob.has_magic(path.name):
+        path = path.parent
+    name = path.name if isinstance(place, str) else path.resolve().name
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).lstrip("._+-") or "dataset"
 
 
 def variants(folder: Path, *names: str) -> list[Path]:
@@ -94,6 +124,10 @@ def shards(folder: Path) -> list[Path]:
     """The files of a folder that stands for one part, by their names."""
     named = (file for file in folder.iterdir() if file.name.endswith(SHARD_ENDINGS) or MSMARCO_V2.fullmatch(file.name))
     return sorted(file for file in named if not file.name.startswith("."))
+
+
+def _them(key: str) -> str:
+    return "it is" if key == "corpus" else "they are"
 
 
 def _looked_for(places: Sequence[Path]) -> str:

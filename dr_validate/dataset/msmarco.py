@@ -56,7 +56,7 @@ class MsmarcoDataset(OwnFiles):
     @property
     def is_here(self) -> bool:
         """Whether it is files on this machine: opening it asks no server."""
-        return self.hub is None or Path(self.hub).is_dir()
+        return super().is_here and (self.hub is None or Path(self.hub).is_dir())
 
     def check(self) -> None:
         """See `Dataset.check`."""

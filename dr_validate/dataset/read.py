@@ -1,15 +1,16 @@
 """Rows of JSON lines, tab-separated, TREC and Parquet files, each with its place, and the collector of what is wrong."""
 
+import contextlib
 import gzip
 import itertools
 import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
+from dr_validate.dataset.remote import File
 from dr_validate.errors import DatasetError
 from dr_validate.tables import Columns, split_quoted
 
@@ -62,7 +63,7 @@ class Problems:
         return "\n".join([f"{count} in the data set {self._name}:", *(f"  {line}" for line in self._lines)])
 
 
-def kind_of(file: Path) -> str:
+def kind_of(file: File) -> str:
     """`json`, `parquet` or `table` by the file's name, a `.gz` at its end aside. Raises DatasetError for other names."""
     suffix = Path(file.name.removesuffix(".gz")).suffix.lower()
     if suffix in JSON_SUFFIXES or MSMARCO_V2.fullmatch(file.name):
@@ -84,13 +85,13 @@ def shorten(value: object, limit: int = 60) -> str:
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")
 
 
-def lines(file: Path, problems: Problems) -> Iterator[tuple[int, str]]:
+def lines(file: File, problems: Problems) -> Iterator[tuple[int, str]]:
     """Number and content of every line that is not blank; gzip is recognised by its first bytes.
 
     Lines end at a line feed only, so that a separator inside a text (U+2028, form feed) cannot break a record.
     """
-    with _open(file) as stream:
-        try:
+    try:
+        with _open(file) as stream:
             for number, raw in enumerate(stream, start=1):
                 try:
                     line = raw.decode()
@@ -105,11 +106,13 @@ def lines(file: Path, problems: Problems) -> Iterator[tuple[int, str]]:
                     line = line.removeprefix("\ufeff")  # byte order mark of Windows editors
                 if line and not line.isspace():
                     yield number, line
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DatasetError(f"{file}: the gzip data is broken or cut short ({error}); copy or download it again") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DatasetError(f"{file}: the gzip data is broken or cut short ({error}); copy or download it again") from error
+    except OSError as error:
+        raise DatasetError(f"{file}: cannot be read ({error}); check the path, its rights and its disk or server") from error
 
 
-def json_rows(file: Path, problems: Problems) -> Iterator[tuple[Place, Row]]:
+def json_rows(file: File, problems: Problems) -> Iterator[tuple[Place, Row]]:
     """One JSON object per line."""
     name = str(file)
     for number, line in lines(file, problems):
@@ -125,7 +128,7 @@ def json_rows(file: Path, problems: Problems) -> Iterator[tuple[Place, Row]]:
             problems.add(place, f"got {shorten(line)}, expected a JSON object")
 
 
-def table_rows(file: Path, columns: Columns, bare: Bare, problems: Problems) -> Iterator[tuple[Place, Row]]:
+def table_rows(file: File, columns: Columns, bare: Bare, problems: Problems) -> Iterator[tuple[Place, Row]]:
     """Rows by the names of a header, which is the first line if it looks like one, else what `bare` makes of each line."""
     name, stream = str(file), lines(file, problems)
     first = list(itertools.islice(stream, 2))
@@ -165,12 +168,12 @@ def bare_document(line: str) -> Row | str:
     return {"docid": cells[0], "title": cells[2], "text": cells[3]}
 
 
-def are_topics(file: Path, problems: Problems) -> bool:
+def are_topics(file: File, problems: Problems) -> bool:
     """Whether a file holds markup in place of rows."""
     return next((line.lstrip().startswith("<") for _, line in lines(file, problems)), False)
 
 
-def topic_rows(file: Path, problems: Problems) -> Iterator[tuple[Place, Row]]:
+def topic_rows(file: File, problems: Problems) -> Iterator[tuple[Place, Row]]:
     """Number and title of each `<top>` of TREC's topics, as rows of `id` and `text`; other markup is a problem."""
     started, parts = 0, list[str]()
     for number, line in lines(file, problems):
@@ -207,14 +210,14 @@ def bare_judgement(line: str) -> Row | str:
     return {"query-id": cells[0], "corpus-id": cells[-2], "score": cells[-1]}
 
 
-def parquet_rows(file: Path, columns: Sequence[str] | None, problems: Problems) -> Iterator[tuple[Place, Row]]:
+def parquet_rows(file: File, columns: Sequence[str] | None, problems: Problems) -> Iterator[tuple[Place, Row]]:
     """Rows of a Parquet file with those of `columns` that it has (None: all), a batch in memory at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     name = str(file)
     try:
-        with pq.ParquetFile(file) as reader:
+        with file.open("rb") as stream, pq.ParquetFile(stream) as reader:
             present = [column for column in reader.schema_arrow.names if columns is None or column in columns]
             if columns is not None and not present:
                 problems.add(name, f"got the columns {reader.schema_arrow.names}, expected some of {list(columns)}")
@@ -228,11 +231,14 @@ def parquet_rows(file: Path, columns: Sequence[str] | None, problems: Problems) 
         raise DatasetError(f"{file}: not a readable Parquet file ({error}); write or download it again") from error
 
 
-def _open(file: Path) -> BufferedReader | gzip.GzipFile:
+@contextlib.contextmanager
+def _open(file: File) -> Iterator[IO[bytes] | gzip.GzipFile]:
     with file.open("rb") as stream:
-        if stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC:
-            return gzip.GzipFile(file)
-    return file.open("rb")
+        if stream.peek(len(GZIP_MAGIC)).startswith(GZIP_MAGIC):
+            with gzip.GzipFile(fileobj=stream) as unzipped:
+                yield unzipped
+        else:
+            yield stream
 
 
 def _cells(line: str) -> list[str]:

@@ -6,7 +6,6 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from dr_validate.dataset.read import (
@@ -25,6 +24,7 @@ from dr_validate.dataset.read import (
     table_rows,
     topic_rows,
 )
+from dr_validate.dataset.remote import File
 from dr_validate.tables import DOCUMENT_ID, QUERY_ID, Columns
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ T = TypeVar("T")
 Rows = Iterable[tuple[Place, Row]]
 INTEGER = re.compile(r"[+-]?[0-9]{1,9}(\.0*)?")
 MAX_GAIN = 10**9
+NAMED = 3  # files of many
 
 
 class Entry(NamedTuple):
@@ -56,8 +57,14 @@ class Judgement(NamedTuple):
 class Part(Generic[T]):
     """One of the three parts of a collection: the files that hold it and how to read them, as often as wanted."""
 
-    files: tuple[Path, ...]
+    files: tuple[File, ...]
     read: Callable[[Problems], Iterator[T]]
+
+    @property
+    def names(self) -> str:
+        """What messages call it: its first files, and how many more there are."""
+        more = len(self.files) - NAMED
+        return ", ".join(map(str, self.files[:NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +96,17 @@ POSITIVES = "positive_passages"
 _IDS = frozenset((*QUERY_ID, *DOCUMENT_ID))
 
 
-def entry_part(files: Sequence[Path], fields: Fields) -> Part[Entry]:
+def entry_part(files: Sequence[File], fields: Fields) -> Part[Entry]:
     """Documents or queries of JSON lines, Parquet or `id<TAB>text` files, one after the other."""
     return Part(files=tuple(files), read=lambda problems: entries(_entry_rows(files, fields, problems), fields, problems))
 
 
-def texts_alone(files: Sequence[Path]) -> Iterator[str]:
+def texts_alone(files: Sequence[File]) -> Iterator[str]:
     """Texts of documents that were converted, in the same order, each without its title."""
     return (_pick(row, DOCUMENT.text) for _, row in _entry_rows(files, DOCUMENT, Problems("corpus")))
 
 
-def judgement_part(files: Sequence[Path]) -> Part[Judgement]:
+def judgement_part(files: Sequence[File]) -> Part[Judgement]:
     """Judgements of BEIR, TREC, JSON lines or Parquet files, one after the other."""
     return Part(files=tuple(files), read=lambda problems: judgements(_judgement_rows(files, problems), problems))
 
@@ -162,7 +169,7 @@ def judgements(rows: Rows, problems: Problems) -> Iterator[Judgement]:
             yield Judgement(query, document, gain, place)
 
 
-def hold_positives(files: Sequence[Path]) -> bool:
+def hold_positives(files: Sequence[File]) -> bool:
     """Whether queries name their relevant passages themselves (`positive_passages`), as the first row says."""
     problems = Problems("queries")
     return any(POSITIVES in row for _, row in itertools.islice(_judgement_rows(files[:1], problems), 1))
@@ -226,7 +233,7 @@ def _integer(value: Any) -> int | None:
     return int(value) if value == int(value) else None
 
 
-def _entry_rows(files: Sequence[Path], fields: Fields, problems: Problems) -> Iterator[tuple[Place, Row]]:
+def _entry_rows(files: Sequence[File], fields: Fields, problems: Problems) -> Iterator[tuple[Place, Row]]:
     for file in files:
         kind = kind_of(file)
         if kind == "parquet":
@@ -240,7 +247,7 @@ def _entry_rows(files: Sequence[Path], fields: Fields, problems: Problems) -> It
             yield from table_rows(file, fields.columns, bare, problems)
 
 
-def _judgement_rows(files: Sequence[Path], problems: Problems) -> Iterator[tuple[Place, Row]]:
+def _judgement_rows(files: Sequence[File], problems: Problems) -> Iterator[tuple[Place, Row]]:
     for file in files:
         kind = kind_of(file)
         if kind == "parquet":

@@ -1,12 +1,14 @@
 """Collections in Tevatron's and Asyncval's forms: JSON lines or Parquet, texts or token ids."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import model_validator
 
 from dr_validate.component import UserPath, component
 from dr_validate.dataset.build import Collection, open_test_set
-from dr_validate.dataset.locate import OwnFiles, existing_folder, folder_name, shards, variants
+from dr_validate.dataset.locate import OwnFiles, existing_folder, folder_name, locate, variants
+from dr_validate.dataset.read import Problems
 from dr_validate.dataset.records import hold_positives
 from dr_validate.errors import DatasetError
 from dr_validate.values import TestSet
@@ -44,11 +46,15 @@ class TevatronDataset(OwnFiles):
             "queries": [*variants(folder, *(f"queries.{ending}" for ending in rows)), folder / "queries"],
             "qrels": variants(folder, "qrels.tsv", "qrels.txt", "qrels.trec", "qrels.jsonl", "qrels.parquet"),
         }
-        at = next((place for place in [self.queries, *places["queries"]] if place is not None and place.exists()), None)
-        if at is not None and hold_positives([at] if at.is_file() else shards(at)):
-            places["qrels"].append(at)
-        elif self.path is None and self.qrels is None:
-            raise DatasetError("dataset.qrels: not set, and the queries have no positive_passages; set dataset.qrels to a file")
+        given = self
+        if self.qrels is None and not any(place.exists() for place in places["qrels"]):
+            at = self.queries or next((place for place in places["queries"] if place.exists()), None)
+            if at is not None and hold_positives(locate("queries", at, [], Problems("queries"))):
+                given = replace(self, qrels=at)
+            elif self.path is None:
+                raise DatasetError(
+                    "dataset.qrels: not set, and the queries have no positive_passages; set dataset.qrels to a file"
+                )
         named = self.path or self.corpus
         assert named is not None, "checked at birth"
-        return self.collect(self.name or folder_name(named), places)
+        return given.collect(self.name or folder_name(named), places)

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -32,8 +32,6 @@ class LocalEngine:
     encoded between two looks at the control: enough for batches of equal length, few enough to stop soon. None: 2,048, 8,192
     on GPUs, and 256 where a baseline on a CPU is to give way soon.
     """
-
-    is_elsewhere: ClassVar[bool] = False
 
     save_every_s: float = Field(default=30, ge=0)
     slice_documents: int | None = Field(default=None, ge=1)

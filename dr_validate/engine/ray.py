@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -29,6 +29,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_COLOR_PREFIX": "0",
+    "RAY_worker_niceness": "0",  # Ray's own 15 is for what nobody waits for: beside other programs a worker would stand still
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a call after the end would start another cluster, anywhere
 }
 log = logging.getLogger(__name__)
@@ -44,8 +45,6 @@ class RayEngine:
     lost costs what it had done since it last handed over its top-k (`save_every_s`); one that is late does what is left; one
     that is slow keeps nobody waiting: its last slices are done by others as well.
     """
-
-    is_elsewhere: ClassVar[bool] = True
 
     address: str | None = None
     workers: int | None = Field(default=None, ge=1)

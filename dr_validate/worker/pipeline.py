@@ -44,9 +44,10 @@ class Pipeline:
         self.metrics = RanxMetrics(names=run.settings.metrics)
         self._warm_up = threading.Thread(target=self.metrics.warm_up, name="metrics-warm-up", daemon=True)
 
-    def open(self) -> None:
-        """Read the test set and draw the sample. Raises SetupError where either cannot be used, or the device."""
-        self.ranker = self._opened.enter_context(self.run.engine.start(self.device))
+    def open(self, ranker: Ranker | None = None) -> None:
+        """Read the test set and draw the sample; `ranker`: one that others use as well, in place of one of its own. Raises
+        SetupError where the test set, the sample or the device cannot be used."""
+        self.ranker = ranker or self._opened.enter_context(self.run.engine.start(self.device))
         self.open_data()
         results.write_sample(self.state_dir, self.test_set, self.samples.sampled.sample)
         results.write_queries(self.state_dir, self.test_set)
@@ -185,7 +186,7 @@ class PipelineElsewhere:
             yield encoded
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache  # one for each collection of a run, which no process outlives
 def _pipeline(config: str, device: str) -> Pipeline:
     pipeline = Pipeline(build(json.loads(config)), device)
     pipeline.open_data()

@@ -51,16 +51,19 @@ class Suite:
         self._held = HeldModel() if run.members else None
         load = self._held.load if self._held else None
         self._pipelines = [Pipeline(one, device, load) for one in run.collections]
+        self._run, self._device = run, device
+        self._engine = contextlib.ExitStack()
 
     def open(self) -> None:
-        """Open every pipeline. Raises SetupError with what is wrong with any, by the keys of the member."""
+        """Open every pipeline, on one engine. Raises SetupError with what is wrong with any, by the keys of the member."""
+        ranker = self._engine.enter_context(self._run.engine.start(self._device))
         if not self._names:
-            self._pipelines[0].open()
+            self._pipelines[0].open(ranker)
             return
         problems = []
         for name, pipeline in zip(self._names, self._pipelines, strict=True):
             try:
-                pipeline.open()
+                pipeline.open(ranker)
             except SetupError as error:
                 problems.append(of_member(name, str(error)))
         if problems:
@@ -68,9 +71,8 @@ class Suite:
         self._refuse_doubles()
 
     def close(self) -> None:
-        """See `Pipeline.close`."""
-        for pipeline in self._pipelines:
-            pipeline.close()
+        """Let go of the device, or of many."""
+        self._engine.close()
 
     def describe(self) -> Mapping[str, Any]:
         """`Pipeline.describe`, of a suite that of each member as `collections`."""

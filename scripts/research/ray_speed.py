@@ -4,11 +4,13 @@
     python scripts/research/ray_speed.py --collection ../shared/data/vaswani --fraction 1 --rounds 1 --workers 2 --pin
 
     python scripts/research/ray_speed.py --collection ../shared/data/vaswani --rounds 0 --workers 2 --slice 64 --kills 20
+    python scripts/research/ray_speed.py --collection ../shared/data/vaswani --rounds 1 --workers 2 --slice 64 --slow 10
 
 all-MiniLM-L6-v2 as a checkpoint, every vector made anew in every round, the weights loaded anew; the first round of each engine
 (tokenizing, first compilation) does not count. Wall seconds are of an idle machine only; CPU seconds are of this process and
-all below it. `--kills`: so many kill -9 of a random worker, some seconds apart, while Ray ranks. `--pin` gives each worker, and
-the one local device, one core of its own.
+all below it. `--kills`: so many kill -9 of a random worker, some seconds apart, while Ray ranks. `--slow`: from the
+second round on one worker is stopped (SIGSTOP) for all but such a part of each half second. `--pin` gives each worker, and the
+one local device, one core of its own.
 """
 
 import argparse
@@ -84,6 +86,28 @@ def kills(number: int, done: list[int]) -> Iterator[None]:
         thread.join()
 
 
+@contextlib.contextmanager
+def slowed(pid: int, times: float) -> Iterator[None]:
+    """Within the block let a process run for one part in so many."""
+    over = threading.Event()
+
+    def stop_and_go() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            while not over.is_set():
+                os.kill(pid, signal.SIGSTOP)
+                over.wait(0.5 * (1 - 1 / times))
+                os.kill(pid, signal.SIGCONT)
+                over.wait(0.5 / times)
+
+    thread = threading.Thread(target=stop_and_go)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def command_of(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_text()
@@ -111,6 +135,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--slice", type=int, default=512)
     parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--slow", type=float, default=0)
     parser.add_argument("--pin", action="store_true")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.workers)  # each worker has one thread, and so has the local device
@@ -139,21 +164,24 @@ def main() -> None:
             made[name].open()
             stack.callback(made[name].close)
         rankings: dict[str, set[bytes]] = {"ray": set(), "local": set()}
+        there: list[int] = []  # processes of workers
         for number in range(options.rounds + 1):
             for name in ("local", "ray"):
                 if options.pin and number and name == "local":
                     pin({os.getpid(): 0})
                 before, began = activity_of(os.getpid()), time.monotonic()
                 killed: list[int] = []
-                with kills(options.kills if name == "ray" else 0, killed):
+                slow = slowed(there[0], options.slow) if options.slow and name == "ray" and there else contextlib.nullcontext()
+                with slow, kills(options.kills if name == "ray" else 0, killed):
                     report = made[name].validate(one, folder, full=False, control=Unhurried())
                 after, took_s = activity_of(os.getpid()), time.monotonic() - began
                 assert before and after
                 for path in (Path(root) / name / "rankings").rglob("*.trec"):
                     rankings[name].add(path.read_bytes())
                 workers = report.notes.get("workers", [])
+                there = workers_of([worker["where"] for worker in workers]) or there
                 if options.pin and workers and not number:
-                    pin({pid: core for core, pid in enumerate(workers_of([worker["where"] for worker in workers]))})
+                    pin({pid: core for core, pid in enumerate(there)})
                 facts = {"round": number, "engine": name, "wall_s": round(took_s, 2), "cpu_s": round(after[0] - before[0], 2)}
                 facts |= {"documents": report.corpus["encoded"], "slices": [worker["slices"] for worker in workers]}
                 facts |= {"kills": len(killed), "lost": sum(worker["lost"] for worker in workers)}

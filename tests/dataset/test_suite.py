@@ -63,11 +63,9 @@ def test_all_mistakes_come_at_once_by_their_keys() -> None:
     assert str(caught.value).startswith("9 problems in the configuration:")
 
 
-def test_a_suite_of_nothing_and_one_on_several_devices_are_refused() -> None:
+def test_a_suite_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="dataset.members: required, no default; name the collections: dataset.members.NAME"):
         built(*SUITE)
-    with pytest.raises(ConfigError, match="engine: got ray, but the collections of a suite share one device"):
-        built(*members("a=a"), "engine=ray")
 
 
 def test_what_is_not_at_its_place_is_named_by_its_member(tmp_path: Path) -> None:

@@ -114,8 +114,8 @@ class OpenedByHand:
 @dataclass(frozen=True, kw_only=True)
 class ByHandElsewhere:
     """The same workload in another process. A file in `orders` is an order for whoever finds it first, at its slice of that
-    number: `kill-3` (of itself), `hang-3` (until there is a file `go`), `fail-3` (a wrong checkpoint), `break-3` (a wrong
-    device); `kill-always` is for everybody."""
+    number: `kill-3` (of itself), `hang-3` (until there is a file `go`), `slow-3` (from then on each takes as long as ten of the
+    others'), `fail-3` (a wrong checkpoint), `break-3` (a wrong device); `kill-always` is for everybody."""
 
     orders: Path
     options: Mapping[str, Any]
@@ -140,6 +140,7 @@ class ByHandElsewhere:
 class Troubled(SumOfEmbeddings):
     orders: Path = Path()
     slices: int = 0
+    is_slow: bool = False
 
     def encode(self, tokens: TokenBlock, side: Side) -> Float32:
         self.slices += side == "document"
@@ -147,11 +148,23 @@ class Troubled(SumOfEmbeddings):
             os.kill(os.getpid(), signal.SIGKILL)
         if self._is_told("hang"):
             wait_for((self.orders / "go").exists)
+        self._take_as_long_as_told(side)
         if self._is_told("fail"):
             raise CheckpointError("it is wrong")
         if self._is_told("break"):
             raise RuntimeError("the device is wrong")
         return super().encode(tokens, side)
+
+    def _take_as_long_as_told(self, side: Side) -> None:
+        """One that is not slow says when it is at a slice."""
+        done = self.orders / "done"
+        self.is_slow |= self._is_told("slow")
+        if self.is_slow:
+            before = size_of(done)
+            wait_for(lambda: size_of(done) >= before + 10 or (self.orders / "go").exists())
+        elif side == "document":
+            with done.open("ab") as stream:
+                stream.write(b".")
 
     def _is_told(self, order: str) -> bool:
         try:
@@ -159,6 +172,10 @@ class Troubled(SumOfEmbeddings):
         except FileNotFoundError:
             return False
         return True
+
+
+def size_of(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
 
 
 def tokens_of(num_texts: int, seed: int) -> TokenBlock:

@@ -99,15 +99,16 @@ def test_two_workers_rank_as_one_device_does_and_live_on_whatever_a_checkpoint_b
 
 
 def test_a_kill_of_a_worker_costs_no_attempt_one_of_the_driver_costs_one_and_nobody_outlives_the_watcher(
-    dr_validate: Any, tmp_path: Path, wide_collection: Path, write_checkpoint: Callable[..., Path]
+    dr_validate: Any, tmp_path: Path, wide_collection: Path, collection: Path, write_checkpoint: Callable[..., Path]
 ) -> None:
     source = tmp_path / "checkpoints"
     source.mkdir()
     for number in (1, 2, 3):
         write_checkpoint(tmp_path / "ready" / f"checkpoint-{number}", seed=number, step=number)
     process = dr_validate.start(
-        *(f"source.path={source}", "dataset=beir", f"dataset.path={wide_collection}", "tracker=none", "index=torch"),
-        *("encoder.pooling=mean", "encoder.normalize=true", "watch.poll_s=0.05", "device=cpu", *RAY),
+        *(f"source.path={source}", "dataset=suite", f"dataset.members.wide={wide_collection}", "tracker=none", "index=torch"),
+        *(f"dataset.members.small={collection}", "engine=ray", "engine.workers=1", "device=cpu", "watch.poll_s=0.05"),
+        *("encoder.pooling=mean", "encoder.normalize=true"),
         *("sampler=random", "sampler.fraction=0.5", "engine.slice_documents=8", "fidelity.baseline=off"),
     )
 
@@ -120,13 +121,13 @@ def test_a_kill_of_a_worker_costs_no_attempt_one_of_the_driver_costs_one_and_nob
 
     try:
         shutil.move(tmp_path / "ready" / "checkpoint-1", source / "checkpoint-1")
-        wait_for_reports(1)
+        wait_for_reports(3)
         os.kill(running("ray::RayWorker")[0], signal.SIGKILL)
         shutil.move(tmp_path / "ready" / "checkpoint-2", source / "checkpoint-2")
-        wait_for_reports(2)
+        wait_for_reports(6)
         os.kill(running("dr_validate.worker.main")[0], signal.SIGKILL)
         shutil.move(tmp_path / "ready" / "checkpoint-3", source / "checkpoint-3")
-        wait_for_reports(3)
+        wait_for_reports(9)
         everyone = list(processes_under(process.pid))
         assert len(everyone) > 3
         process.kill()
@@ -136,9 +137,11 @@ def test_a_kill_of_a_worker_costs_no_attempt_one_of_the_driver_costs_one_and_nob
         process.kill()
         process.communicate()
     reports = dr_validate.reports()
-    assert [report["attempts"] for report in reports] == [1, 1, 2]
     assert all(report["status"] == "done" for report in reports)
-    assert reports[0]["corpus"]["encoded_now"] == 100
+    wide, small, mean = ([one for one in reports if one["dataset"] == name] for name in ("wide", "small", "mean"))
+    assert [len(wide), len(small), len(mean)] == [3, 3, 3]
+    assert [report["attempts"] for report in wide + small] == [1, 1, 2, 1, 1, 1]
+    assert [report["corpus"]["encoded_now"] for report in wide + small] == [100] * 3 + [24] * 3
     assert "was lost: " in err
     assert "the worker process was ended by SIGKILL (out of memory?)" in err
     assert "Traceback" not in err
