@@ -27,12 +27,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingDifference:
-    """`report` minus `first` (of two trainings, at one step) in the first metric, as both are known now.
+    """`report` minus `first` (of two trainings, at one step) in `metric`, as both are known now.
 
     `interval`: 95%, for other queries like these; None where it is not known.
     """
 
     training: str  # of `report`
+    metric: str
     report: Report
     first: Report
     value: float
@@ -61,11 +62,15 @@ class Overlay:
     trainings: Mapping[str, Sequence[Report]]
     differences: Sequence[TrainingDifference]
 
+    def of(self, metric: str) -> list[TrainingDifference]:
+        """The differences in one metric."""
+        return [one for one in self.differences if one.metric == metric]
+
     @property
     def sentences(self) -> list[str]:
-        """How each training does against the first."""
+        """How each training does against the first, by the first metric."""
         first, *others = self.trainings
-        mine = {other: [one for one in self.differences if one.training == other] for other in others}
+        mine = {other: [one for one in self.of(self.metrics[0]) if one.training == other] for other in others}
         return [_sentence(other, first, self.metrics[0], mine[other]) for other in others]
 
 
@@ -96,9 +101,10 @@ def _overlay(
     first, *others = ({report.checkpoint.step: report for report in done} for done in trainings.values())
     differences = [
         made
+        for metric in metrics
         for training, theirs in zip(list(trainings)[1:], others, strict=True)
         for step, report in theirs.items()
-        if step in first and metrics and (made := _difference(training, report, first[step], metrics[0], state_dir))
+        if step in first and (made := _difference(training, report, first[step], metric, state_dir))
     ]
     spec, name = strategy
     return Overlay(
@@ -115,7 +121,7 @@ def _difference(training: str, report: Report, first: Report, metric: str, state
     if reach is None:
         reach = _query_by_query(report, first, metric, state_dir)
     ends = None if reach is None else (value - reach, value + reach)
-    return TrainingDifference(training=training, report=report, first=first, value=value, interval=ends)
+    return TrainingDifference(training=training, metric=metric, report=report, first=first, value=value, interval=ends)
 
 
 def _as_estimated(report: Report, first: Report, metric: str) -> float | None:
@@ -156,8 +162,8 @@ def _sentence(training: str, first: str, metric: str, found: Sequence[TrainingDi
 
 
 def overlay_charts(overlay: Overlay) -> Markup:
-    """All metrics over the steps, and the difference of the first one, under one legend."""
-    figures = [_steps_chart(overlay, metric) for metric in overlay.metrics]
+    """Each metric over the steps and its difference, under one legend."""
+    figures = [draw(overlay, metric) for metric in overlay.metrics for draw in (_steps_chart, _differences_chart)]
     entries = [
         (name, join(plot.line([(1, 7), (27, 7)], f"line {_class(place)}"), _mark(place, (14, 7))))
         for place, name in enumerate(overlay.trainings)
@@ -166,7 +172,7 @@ def overlay_charts(overlay: Overlay) -> Markup:
         has_interval(report.metrics[name]) for done in overlay.trainings.values() for report in done for name in overlay.metrics
     ):
         entries.append(("95% interval", plot.band([(1, 2), (27, 2)], [(1, 12), (27, 12)], "band")))
-    return join(plot.legend(entries), plot.charts(*figures, _differences_chart(overlay)))
+    return join(plot.legend(entries), plot.charts(*figures))
 
 
 def _class(place: int) -> str:
@@ -205,8 +211,8 @@ def _point(told: str, place: int, at: plot.Place, how_many: int, *bars: Markup) 
     return plot.titled(told, *bars, plot.shape(SHAPES[place % len(SHAPES)], at, size), class_=f"{_class(place)} point")
 
 
-def _differences_chart(overlay: Overlay) -> Markup:
-    found = overlay.differences
+def _differences_chart(overlay: Overlay, metric: str) -> Markup:
+    found = overlay.of(metric)
     if not found:
         return Markup("")
     first, places = next(iter(overlay.trainings)), {name: place for place, name in enumerate(overlay.trainings)}
@@ -222,15 +228,15 @@ def _differences_chart(overlay: Overlay) -> Markup:
         reach = f" {interval(*one.interval)}" if one.interval else ""
         told = f"{one.training} minus {first}, step {one.step:,}: {signed(one.value)}{reach}"
         marks.append(_point(told, places[one.training], (x, on.y(one.value)), len(found), *bars))
-    title = f"{overlay.metrics[0]}, difference from {first}"
+    title = f"{metric}, difference from {first}"
     return plot.chart(on, plot.Labels(title=title, x="training step", y="difference"), *marks)
 
 
-def differences_table(overlay: Overlay) -> Markup:
+def differences_table(overlay: Overlay, metric: str) -> Markup:
     """A row for each step and training; nothing where no step is in common."""
-    if not overlay.differences:
+    if not (found := overlay.of(metric)):
         return Markup("")
-    (first, *others), metric = overlay.trainings, overlay.metrics[0]
+    first, *others = overlay.trainings
     values = [Column(name=name, group=metric) for name in (others[0] if len(others) == 1 else "value", first)]
     columns = [
         *(Column(name="step"), Column(name="training", number=False), *values, Column(name="difference", group=metric)),
@@ -246,6 +252,6 @@ def differences_table(overlay: Overlay) -> Markup:
             numeric(one.interval[0], interval(*one.interval)) if one.interval else EMPTY,
             text(WORDS[one.sign]) if one.interval else EMPTY,
         ]
-        for one in overlay.differences
+        for one in found
     ]
     return table(columns, rows, f"Differences from {first}, {overlay.strategy}")
