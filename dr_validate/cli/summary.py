@@ -69,8 +69,9 @@ def outcome_table(sampled: Sequence[Report], full: Sequence[Report], metric: str
     has_several = len({report.checkpoint.training_run for report in reports}) > 1
     highest = max((r.metrics[metric].value for r in reports if r.status == "done"), default=0.0)
     of_mean = "mean of collections, " if (is_mean := any("collections" in report.notes for report in sampled)) else ""
+    reach = "95%, any queries" if is_mean else "95% interval"
     table = Table(title=f"{of_mean}{metric} by training step", title_justify="left", show_edge=False)
-    compared = ("sampled", "95% interval", "full", "difference") if is_sampled else ("full", "95% interval")[: 1 + is_mean]
+    compared = ("sampled", reach, "full", "difference") if is_sampled else ("full", reach)[: 1 + is_mean]
     if has_several:
         table.add_column("training")
     for name in ("step", *compared, "documents", "seconds"):

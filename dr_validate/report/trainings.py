@@ -16,7 +16,17 @@ from dr_validate.report.gather import Section
 from dr_validate.report.grid import EMPTY, Column, numeric, table, text
 from dr_validate.report.markup import Markup, el, join
 from dr_validate.report.scales import around
-from dr_validate.report.words import count, has_interval, interval, is_bound, number, signed, with_interval
+from dr_validate.report.words import (
+    count,
+    has_interval,
+    interval,
+    interval_name,
+    is_bound,
+    is_mean,
+    number,
+    signed,
+    with_interval,
+)
 from dr_validate.values import Report
 
 WORDS = {1: "higher", -1: "lower", 0: "not told apart"}  # by the sign of a difference
@@ -144,8 +154,7 @@ def _query_by_query(report: Report, first: Report, metric: str, state_dir: Path)
         return None
     if found is None or found[2] < LEAST_QUERIES:
         return None
-    is_mean = "collections" in report.notes  # whose intervals are for other queries already
-    known = [] if is_mean else [one.metrics[metric] for one in (report, first)]
+    known = [] if is_mean(report) else [one.metrics[metric] for one in (report, first)]
     of_samples = sum(((estimate.high - estimate.low) / 2) ** 2 for estimate in known)
     return math.sqrt(of_samples + (Z_95 * found[1]) ** 2)
 
@@ -168,10 +177,9 @@ def overlay_charts(overlay: Overlay) -> Markup:
         (name, join(plot.line([(1, 7), (27, 7)], f"line {_class(place)}"), _mark(place, (14, 7))))
         for place, name in enumerate(overlay.trainings)
     ]
-    if any(
-        has_interval(report.metrics[name]) for done in overlay.trainings.values() for report in done for name in overlay.metrics
-    ):
-        entries.append(("95% interval", plot.band([(1, 2), (27, 2)], [(1, 12), (27, 12)], "band")))
+    every = [report for done in overlay.trainings.values() for report in done]
+    if any(has_interval(report.metrics[name]) for report in every for name in overlay.metrics):
+        entries.append((interval_name(every), plot.band([(1, 2), (27, 2)], [(1, 12), (27, 12)], "band")))
     return join(plot.legend(entries), plot.charts(*figures))
 
 

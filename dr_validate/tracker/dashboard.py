@@ -139,6 +139,7 @@ def _curves(dataset: str, metrics: Sequence[str]) -> list[Any]:
 
     fields = {name: name for name in ("step", "lineKey", "lineVal")}  # as `wandb.plot.line_series` has them
     panels = []
+    interval = ", interval for any queries" if dataset == MEAN else ""
     for metric in metrics:
         key = f"{SAMPLED}/{dataset}/{metric}"
         chart = f"charts/{dataset}/{metric}"
@@ -147,9 +148,9 @@ def _curves(dataset: str, metrics: Sequence[str]) -> list[Any]:
                 query={"summaryTable": {"tableKey": f"{chart}_table"}},
                 chart_name="wandb/lineseries/v0",
                 chart_fields=fields,
-                chart_strings={"title": f"{metric}, as now known", "xname": STEP},
+                chart_strings={"title": f"{metric}, as now known{interval}", "xname": STEP},
             ),
-            _lines(f"{metric}, as reported", key, f"{key}/low", f"{key}/high", f"{BASELINE}/{dataset}/{metric}"),
+            _lines(f"{metric}, as reported{interval}", key, f"{key}/low", f"{key}/high", f"{BASELINE}/{dataset}/{metric}"),
         ]
     return panels
 

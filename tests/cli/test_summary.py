@@ -73,7 +73,7 @@ def test_a_mean_has_an_interval_and_each_collection_a_row() -> None:
     means = [replace(report(100 * n, "m", wide if n != 3 else exactly(0.5)), notes={"collections": {}}) for n in range(1, 9)]
     lines = shown(means, means)
     assert lines[0] == "mean of collections, mrr@10 by training step"
-    assert lines[1] == "step full 95% interval documents seconds full, to scale"
+    assert lines[1] == "step full 95%, any queries documents seconds full, to scale"
     assert lines[3].startswith("100 0.2500 0.1250 to 0.3750 1,078 ")
     collections = {
         "a": [report(100 * n, "a", exactly(n / 16)) for n in range(1, 9)],

@@ -62,7 +62,7 @@ def text(panel: Mapping[str, Any]) -> str:
 
 
 def test_each_collection_has_a_group_with_its_curves_intervals_and_fidelity(command: CommandLine, server: ServerHandle) -> None:
-    validated(command.folder, *REPORTS)
+    validated(command.folder, *REPORTS, report("mean", "s3", "mrr@10"))
     done = command(*PROJECT)
     assert done.returncode == 0, done.stderr
     (view,) = server.views()
@@ -71,7 +71,8 @@ def test_each_collection_has_a_group_with_its_curves_intervals_and_fidelity(comm
     )
     assert f"dashboard: {server.url}/tester/retrieval?nw={view.name.removeprefix('nw-').removesuffix('-v')}" in done.stderr
     found = groups(server)
-    assert list(found) == ["vaswani", "nq", "Lag and cost", "Tables"]
+    assert list(found) == ["vaswani", "nq", "mean", "Lag and cost", "Tables"]
+    assert "mrr@10, as reported, interval for any queries" in lines(found["mean"])
     assert lines(found["vaswani"])["mrr@10, as reported"] == [
         *("val/vaswani/mrr@10", "val/vaswani/mrr@10/low", "val/vaswani/mrr@10/high", "full/vaswani/mrr@10"),
     ]
