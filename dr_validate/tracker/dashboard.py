@@ -112,12 +112,13 @@ def _new(entity: str, project: str) -> "Workspace":
 
 
 def sections(collections: Mapping[str, Sequence[str]]) -> "list[Section]":
-    """A panel group for each collection, then lag and cost, then the tables."""
+    """A panel group for each collection, of a suite only that of the mean unfolded; then lag and cost, then the tables."""
     from wandb_workspaces.reports.v2 import WeavePanelSummaryTable
     from wandb_workspaces.workspaces import Section
 
+    shown = [MEAN] if MEAN in collections else list(collections)
     groups = [
-        Section(name=dataset, panels=[*_curves(dataset, metrics), *_fidelity(dataset)], is_open=True)
+        Section(name=dataset, panels=[*_curves(dataset, metrics), *_fidelity(dataset)], is_open=dataset in shown)
         for dataset, metrics in collections.items()
     ]
     late = [
