@@ -171,8 +171,8 @@ def _sentence(training: str, first: str, metric: str, found: Sequence[TrainingDi
 
 
 def overlay_charts(overlay: Overlay) -> Markup:
-    """Each metric over the steps and its difference, under one legend."""
-    figures = [draw(overlay, metric) for metric in overlay.metrics for draw in (_steps_chart, _differences_chart)]
+    """Each metric over the steps and its difference beside it, under one legend."""
+    rows = [plot.charts(_steps_chart(overlay, metric), _differences_chart(overlay, metric)) for metric in overlay.metrics]
     entries = [
         (name, join(plot.line([(1, 7), (27, 7)], f"line {_class(place)}"), _mark(place, (14, 7))))
         for place, name in enumerate(overlay.trainings)
@@ -180,7 +180,7 @@ def overlay_charts(overlay: Overlay) -> Markup:
     every = [report for done in overlay.trainings.values() for report in done]
     if any(has_interval(report.metrics[name]) for report in every for name in overlay.metrics):
         entries.append((interval_name(every), plot.band([(1, 2), (27, 2)], [(1, 12), (27, 12)], "band")))
-    return join(plot.legend(entries), plot.charts(*figures))
+    return join(plot.legend(entries), *rows)
 
 
 def _class(place: int) -> str:
@@ -225,7 +225,7 @@ def _differences_chart(overlay: Overlay, metric: str) -> Markup:
         return Markup("")
     first, places = next(iter(overlay.trainings)), {name: place for place, name in enumerate(overlay.trainings)}
     on = plot.frame(
-        around([one.step for one in found], least=10),
+        around([report.checkpoint.step for done in overlay.trainings.values() for report in done], least=10),  # as beside it
         around([0.0, *(end for one in found for end in (one.value, *(one.interval or ())))], least=0.01),
     )
     left, right = plot.LEFT, plot.WIDTH - plot.RIGHT
