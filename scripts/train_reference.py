@@ -64,7 +64,8 @@ def train(config: DictConfig) -> None:
     )
     trainer.topics = (rows, topics(vectors["q"], config.clusters, config.seed)) if config.batches == "tas" else None
     if config.validation:
-        AsyncValidation([*shlex.split(config.validation), f"metrics=[{config.metric},recall@100]"]).attach(trainer)
+        overrides = [*shlex.split(config.validation), f"metrics=[{config.metric},recall@100]"]
+        AsyncValidation(overrides, backpressure=config.backpressure).attach(trainer)
     trainer.train()
     model.save_pretrained(str(Path(config.out) / "final"))
 
