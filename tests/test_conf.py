@@ -27,6 +27,7 @@ NEEDED = {
     "nq_dpr": ["dataset.path=somewhere"],
     "nanobeir": [],
     "beir_suite": ["dataset.path=somewhere"],
+    "cqadupstack": ["dataset.path=somewhere"],
     "demo": [],
     "demo_wandb": [],
 }
@@ -203,7 +204,7 @@ def test_a_secret_in_the_wrong_place_is_not_shown() -> None:
         (["--help", "sampler=stratified"], 0, "\n  pool_share: 0.7  # share for the pool, of what is left"),
         (["--cfg", "job", "+run=demo"], 0, "fraction: 0.1"),
         (["sampler=nonsense"], 2, "  sampler: got 'nonsense', expected one of full, random, run_pool, stratified"),
-        (["+run=nonsense"], 2, "  run: got 'nonsense', expected one of beir, beir_suite, demo,"),
+        (["+run=nonsense"], 2, "  run: got 'nonsense', expected one of beir, beir_suite, cqadupstack, demo,"),
         (["nonsense=1"], 2, "  nonsense: there is no such key"),
         (["run=demo"], 2, "use +run=demo"),
         (["source.path=x", "dataset=pydoc", "encoder.dtype=float8"], 2, "1 problem in the configuration:\n  encoder.dtype"),

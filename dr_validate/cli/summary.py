@@ -6,6 +6,7 @@ from typing import Any
 
 from dr_validate.config import Run
 from dr_validate.ledger.ledger import Ledger
+from dr_validate.ledger.revised import of_training
 from dr_validate.process import new_console
 from dr_validate.values import Report
 from dr_validate.watcher.loop import Outcome
@@ -29,14 +30,9 @@ def show_outcome(run: Run, outcome: Outcome) -> None:
     console.print(outcome_table(sampled, full, metric))
     if collections:
         console.print(collections_table(collections, sampled, metric))
-    is_sampled = outcome.target.spec != outcome.target.full_spec
-    if is_sampled and (agreement := run.fidelity.compare(sampled, full, metric)):
-        tau = "undefined" if agreement.kendall_tau is None else f"{agreement.kendall_tau:.2f}"
-        console.print(
-            f"Sampled against full corpus over {agreement.checkpoints} checkpoints, {metric}: bias {agreement.bias:+.4f}, "
-            f"RMSE {agreement.rmse:.4f}, Kendall tau {tau}, regret {agreement.regret:.4f}.",
-            soft_wrap=True,
-        )
+    if outcome.target.spec != outcome.target.full_spec:
+        for sentence in agreements(run, sampled, full):
+            console.print(sentence, soft_wrap=True, markup=False)
     if sampled != as_reported:
         console.print(
             "Sampled values are as the last Report or baseline sees them: by all checkpoints and full-corpus baselines until "
@@ -44,6 +40,22 @@ def show_outcome(run: Run, outcome: Outcome) -> None:
             soft_wrap=True,
         )
     console.print(f"Reports: {_shown(state_dir / 'reports.jsonl')}", soft_wrap=True)
+
+
+def agreements(run: Run, sampled: Sequence[Report], full: Sequence[Report]) -> list[str]:
+    """How far the sample was off, for each training in a sentence: as its Reports and the page have it."""
+    metric = run.settings.metrics[0]
+    trainings = dict(of_training(report, sampled, run.source.training_run) for report in sampled)
+    found = []
+    for training, mine in sorted(trainings.items()):
+        if agreement := run.fidelity.compare(mine, full, metric):
+            tau = "undefined" if agreement.kendall_tau is None else f"{agreement.kendall_tau:.2f}"
+            checkpoints = f"{agreement.checkpoints} checkpoints" + f" of {training}" * (len(trainings) > 1)
+            found.append(
+                f"Sampled against full corpus over {checkpoints}, {metric}: bias {agreement.bias:+.4f}, "
+                f"RMSE {agreement.rmse:.4f}, Kendall tau {tau}, regret {agreement.regret:.4f}."
+            )
+    return found
 
 
 def outcome_table(sampled: Sequence[Report], full: Sequence[Report], metric: str) -> Any:
@@ -57,8 +69,9 @@ def outcome_table(sampled: Sequence[Report], full: Sequence[Report], metric: str
     has_several = len({report.checkpoint.training_run for report in reports}) > 1
     highest = max((r.metrics[metric].value for r in reports if r.status == "done"), default=0.0)
     of_mean = "mean of collections, " if (is_mean := any("collections" in report.notes for report in sampled)) else ""
+    reach = "95%, any queries" if is_mean else "95% interval"
     table = Table(title=f"{of_mean}{metric} by training step", title_justify="left", show_edge=False)
-    compared = ("sampled", "95% interval", "full", "difference") if is_sampled else ("full", "95% interval")[: 1 + is_mean]
+    compared = ("sampled", reach, "full", "difference") if is_sampled else ("full", reach)[: 1 + is_mean]
     if has_several:
         table.add_column("training")
     for name in ("step", *compared, "documents", "seconds"):

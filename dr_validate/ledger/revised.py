@@ -56,6 +56,12 @@ def is_expected(report: Report) -> bool:
     return report.status == "skipped" and (report.error or "").startswith((SAME_WEIGHTS, STALE))
 
 
+def of_training(report: Report, history: Sequence[Report], otherwise: str) -> tuple[str, list[Report]]:
+    """The training run of a Report, `otherwise` where its checkpoint names none, and what `history` has of the same one."""
+    mine = report.checkpoint.training_run or otherwise
+    return mine, [other for other in history if (other.checkpoint.training_run or otherwise) == mine]
+
+
 def warnings_of(report: Report) -> tuple[str, ...]:
     """Where what was stated of the encoder contradicts the checkpoint."""
     found = _mapping(report.notes.get("encoder")).get("warnings")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dr_validate.report.words import count, has_interval, listed, number
+from dr_validate.report.words import count, has_interval, is_mean, listed, number
 from dr_validate.values import Float64, Report
 
 LEAST_FOR_INTERVAL = 5  # the variance below is not defined for four
@@ -111,7 +111,7 @@ def paired(sampled: Sequence[Report], full: Sequence[Report], metric: str) -> li
 def holds(report: Report, metric: str, value: float) -> bool | None:
     """Whether the interval of a sampled value holds that of the full corpus; None where there is no interval for these
     queries: the mean of a suite has one for others, which is wider."""
-    if "collections" in report.notes:
+    if is_mean(report):
         return None
     estimate = report.metrics[metric]
     return estimate.low <= value <= estimate.high if has_interval(estimate) else None

@@ -8,7 +8,7 @@ from dr_validate.report.comparison import paired
 from dr_validate.report.gather import Section, Strategy
 from dr_validate.report.markup import Markup, el, join
 from dr_validate.report.scales import around
-from dr_validate.report.words import has_interval, is_bound, number, with_interval
+from dr_validate.report.words import has_interval, interval_name, is_bound, number, with_interval
 from dr_validate.values import Estimate, Report
 
 MANY_POINTS = 40  # beyond, they are drawn smaller
@@ -138,7 +138,7 @@ def _steps_legend(section: Section, strategy: Strategy) -> list[tuple[str, Marku
     name = f"{strategy.name}, an upper bound" if bounds else strategy.name
     entries = [(name, join(plot.line([(1, 7), (27, 7)], f"{own} line"), point))]
     if any(has_interval(estimate) for estimate in estimates):
-        entries.append(("95% interval", plot.band([(1, 2), (27, 2)], [(1, 12), (27, 12)], "band")))
+        entries.append((interval_name(strategy.done), plot.band([(1, 2), (27, 2)], [(1, 12), (27, 12)], "band")))
     if any(_naive(estimate) for estimate in estimates):
         entries.append(("naive, an upper bound", plot.line([(1, 7), (27, 7)], "naive")))
     if own == "sampled" and section.full and section.full.done:
@@ -162,7 +162,7 @@ def scatter_charts(section: Section, strategy: Strategy) -> Markup:
         ("sampled = full", plot.line([(1, 12), (27, 2)], "diagonal")),
     ]
     if any(has_interval(report.metrics[metric]) for metric, found in pairs.items() for report, _ in found):
-        entries.insert(1, ("95% interval", el("g", plot.upright(14, 1, 13), class_="sampled")))
+        entries.insert(1, (interval_name(strategy.done), el("g", plot.upright(14, 1, 13), class_="sampled")))
     return join(plot.legend(entries), plot.charts(*figures))
 
 

@@ -30,12 +30,13 @@ LEARNT = (
 )
 COMPARED = (
     "Trainings: the same queries and documents on both sides; a difference is of values as they are known now, its 95% "
-    "interval, each for itself, where it would be for other queries like these."
+    "interval, each for itself, where it would be for other queries like these (on a sample too wide in all metrics but the "
+    "first, as if the errors of the two had nothing in common)."
 )
 COLUMNS = (
     "95% interval: where the full-corpus value of these queries lies; any queries: the same for other queries like these; "
     "naive: as if the sample were the corpus; \u2264: an upper bound; outranking: sampled documents above a relevant one; lag: "
-    "from the checkpoint to its report. Of a mean over collections both intervals are for other queries like these."
+    "from the checkpoint to its report. Of a mean over collections there is only the one for any queries."
 )
 HERE = Path(__file__).parent
 
@@ -122,13 +123,19 @@ def _trainings(shared: Sequence[Overlay], number: int) -> Markup:
         join(
             el("ul", *(el("li", sentence) for sentence in overlay.sentences), class_="verdict"),
             overlay_charts(overlay),
-            differences_table(overlay),
+            *_differences(overlay),
         )
         for overlay in shared
     ]
     others = [_folded(overlay.strategy, content) for overlay, content in zip(shared[1:], drawn[1:], strict=True)]
     facts = el("p", f"{shared[0].strategy}, the same queries at the same steps", class_="facts")
     return el("section", el("h2", _title(shared)), facts, drawn[0], *others, id=f"trainings-{number}")
+
+
+def _differences(overlay: Overlay) -> list[Markup]:
+    """In the first metric at once, in the others on demand."""
+    first, *others = (differences_table(overlay, metric) for metric in overlay.metrics or ("",))
+    return [first, _folded(f"Differences in {listed(overlay.metrics[1:])}", *others)] if any(others) else [first]
 
 
 def _notes(parts: Sequence[Part], overlays: Sequence[Sequence[Overlay]]) -> Markup:

@@ -10,7 +10,7 @@ from dr_validate.report.gather import Section, Strategy
 from dr_validate.report.grid import EMPTY, Cell, Column, Row, numeric, table, text
 from dr_validate.report.markup import Markup, el, join
 from dr_validate.report.queries import Movement, Top
-from dr_validate.report.words import duration, has_interval, interval, is_bound, number, percent, shortened, signed
+from dr_validate.report.words import duration, has_interval, interval, is_bound, is_mean, number, percent, shortened, signed
 from dr_validate.values import Estimate, Report
 
 MOST_STEPS = 8  # of a table with a column for each
@@ -169,7 +169,9 @@ def _metric_cells(report: Report, exact: Report | None, metric: str) -> Row:
     value, naive = number(estimate.value), number(estimate.naive)
     return [
         Cell(shown=f"\u2264 {value}" if is_bound(estimate) else value, sort=estimate.value, look="value"),
-        numeric(estimate.low, interval(estimate.low, estimate.high)) if has_interval(estimate) else EMPTY,
+        numeric(estimate.low, interval(estimate.low, estimate.high))
+        if has_interval(estimate) and not is_mean(report)
+        else EMPTY,
         _population(report, metric),
         numeric(estimate.naive, naive) if estimate.naive != estimate.value else EMPTY,
         numeric(full.value, number(full.value)) if full else EMPTY,

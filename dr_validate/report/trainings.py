@@ -16,7 +16,17 @@ from dr_validate.report.gather import Section
 from dr_validate.report.grid import EMPTY, Column, numeric, table, text
 from dr_validate.report.markup import Markup, el, join
 from dr_validate.report.scales import around
-from dr_validate.report.words import count, has_interval, interval, is_bound, number, signed, with_interval
+from dr_validate.report.words import (
+    count,
+    has_interval,
+    interval,
+    interval_name,
+    is_bound,
+    is_mean,
+    number,
+    signed,
+    with_interval,
+)
 from dr_validate.values import Report
 
 WORDS = {1: "higher", -1: "lower", 0: "not told apart"}  # by the sign of a difference
@@ -27,12 +37,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingDifference:
-    """`report` minus `first` (of two trainings, at one step) in the first metric, as both are known now.
+    """`report` minus `first` (of two trainings, at one step) in `metric`, as both are known now.
 
     `interval`: 95%, for other queries like these; None where it is not known.
     """
 
     training: str  # of `report`
+    metric: str
     report: Report
     first: Report
     value: float
@@ -61,11 +72,15 @@ class Overlay:
     trainings: Mapping[str, Sequence[Report]]
     differences: Sequence[TrainingDifference]
 
+    def of(self, metric: str) -> list[TrainingDifference]:
+        """The differences in one metric."""
+        return [one for one in self.differences if one.metric == metric]
+
     @property
     def sentences(self) -> list[str]:
-        """How each training does against the first."""
+        """How each training does against the first, by the first metric."""
         first, *others = self.trainings
-        mine = {other: [one for one in self.differences if one.training == other] for other in others}
+        mine = {other: [one for one in self.of(self.metrics[0]) if one.training == other] for other in others}
         return [_sentence(other, first, self.metrics[0], mine[other]) for other in others]
 
 
@@ -96,9 +111,10 @@ def _overlay(
     first, *others = ({report.checkpoint.step: report for report in done} for done in trainings.values())
     differences = [
         made
+        for metric in metrics
         for training, theirs in zip(list(trainings)[1:], others, strict=True)
         for step, report in theirs.items()
-        if step in first and metrics and (made := _difference(training, report, first[step], metrics[0], state_dir))
+        if step in first and (made := _difference(training, report, first[step], metric, state_dir))
     ]
     spec, name = strategy
     return Overlay(
@@ -115,7 +131,7 @@ def _difference(training: str, report: Report, first: Report, metric: str, state
     if reach is None:
         reach = _query_by_query(report, first, metric, state_dir)
     ends = None if reach is None else (value - reach, value + reach)
-    return TrainingDifference(training=training, report=report, first=first, value=value, interval=ends)
+    return TrainingDifference(training=training, metric=metric, report=report, first=first, value=value, interval=ends)
 
 
 def _as_estimated(report: Report, first: Report, metric: str) -> float | None:
@@ -138,8 +154,7 @@ def _query_by_query(report: Report, first: Report, metric: str, state_dir: Path)
         return None
     if found is None or found[2] < LEAST_QUERIES:
         return None
-    is_mean = "collections" in report.notes  # whose intervals are for other queries already
-    known = [] if is_mean else [one.metrics[metric] for one in (report, first)]
+    known = [] if is_mean(report) else [one.metrics[metric] for one in (report, first)]
     of_samples = sum(((estimate.high - estimate.low) / 2) ** 2 for estimate in known)
     return math.sqrt(of_samples + (Z_95 * found[1]) ** 2)
 
@@ -156,17 +171,16 @@ def _sentence(training: str, first: str, metric: str, found: Sequence[TrainingDi
 
 
 def overlay_charts(overlay: Overlay) -> Markup:
-    """All metrics over the steps, and the difference of the first one, under one legend."""
-    figures = [_steps_chart(overlay, metric) for metric in overlay.metrics]
+    """Each metric over the steps and its difference beside it, under one legend."""
+    rows = [plot.charts(_steps_chart(overlay, metric), _differences_chart(overlay, metric)) for metric in overlay.metrics]
     entries = [
         (name, join(plot.line([(1, 7), (27, 7)], f"line {_class(place)}"), _mark(place, (14, 7))))
         for place, name in enumerate(overlay.trainings)
     ]
-    if any(
-        has_interval(report.metrics[name]) for done in overlay.trainings.values() for report in done for name in overlay.metrics
-    ):
-        entries.append(("95% interval", plot.band([(1, 2), (27, 2)], [(1, 12), (27, 12)], "band")))
-    return join(plot.legend(entries), plot.charts(*figures, _differences_chart(overlay)))
+    every = [report for done in overlay.trainings.values() for report in done]
+    if any(has_interval(report.metrics[name]) for report in every for name in overlay.metrics):
+        entries.append((interval_name(every), plot.band([(1, 2), (27, 2)], [(1, 12), (27, 12)], "band")))
+    return join(plot.legend(entries), *rows)
 
 
 def _class(place: int) -> str:
@@ -205,13 +219,13 @@ def _point(told: str, place: int, at: plot.Place, how_many: int, *bars: Markup) 
     return plot.titled(told, *bars, plot.shape(SHAPES[place % len(SHAPES)], at, size), class_=f"{_class(place)} point")
 
 
-def _differences_chart(overlay: Overlay) -> Markup:
-    found = overlay.differences
+def _differences_chart(overlay: Overlay, metric: str) -> Markup:
+    found = overlay.of(metric)
     if not found:
         return Markup("")
     first, places = next(iter(overlay.trainings)), {name: place for place, name in enumerate(overlay.trainings)}
     on = plot.frame(
-        around([one.step for one in found], least=10),
+        around([report.checkpoint.step for done in overlay.trainings.values() for report in done], least=10),  # as beside it
         around([0.0, *(end for one in found for end in (one.value, *(one.interval or ())))], least=0.01),
     )
     left, right = plot.LEFT, plot.WIDTH - plot.RIGHT
@@ -222,15 +236,15 @@ def _differences_chart(overlay: Overlay) -> Markup:
         reach = f" {interval(*one.interval)}" if one.interval else ""
         told = f"{one.training} minus {first}, step {one.step:,}: {signed(one.value)}{reach}"
         marks.append(_point(told, places[one.training], (x, on.y(one.value)), len(found), *bars))
-    title = f"{overlay.metrics[0]}, difference from {first}"
+    title = f"{metric}, difference from {first}"
     return plot.chart(on, plot.Labels(title=title, x="training step", y="difference"), *marks)
 
 
-def differences_table(overlay: Overlay) -> Markup:
+def differences_table(overlay: Overlay, metric: str) -> Markup:
     """A row for each step and training; nothing where no step is in common."""
-    if not overlay.differences:
+    if not (found := overlay.of(metric)):
         return Markup("")
-    (first, *others), metric = overlay.trainings, overlay.metrics[0]
+    first, *others = overlay.trainings
     values = [Column(name=name, group=metric) for name in (others[0] if len(others) == 1 else "value", first)]
     columns = [
         *(Column(name="step"), Column(name="training", number=False), *values, Column(name="difference", group=metric)),
@@ -246,6 +260,6 @@ def differences_table(overlay: Overlay) -> Markup:
             numeric(one.interval[0], interval(*one.interval)) if one.interval else EMPTY,
             text(WORDS[one.sign]) if one.interval else EMPTY,
         ]
-        for one in overlay.differences
+        for one in found
     ]
     return table(columns, rows, f"Differences from {first}, {overlay.strategy}")

@@ -1,9 +1,9 @@
 """Numbers and names as the page writes them: the same everywhere."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from dr_validate.values import Estimate
+from dr_validate.values import Estimate, Report
 
 MINUS = "\u2212"
 DASH = "\u2013"
@@ -51,6 +51,16 @@ def is_bound(estimate: Estimate) -> bool:
 def has_interval(estimate: Estimate) -> bool:
     """Neither exact nor a mere bound."""
     return estimate.low < estimate.high and not is_bound(estimate) and math.isfinite(estimate.high)
+
+
+def is_mean(report: Report) -> bool:
+    """Over the collections of a suite: its interval is not for these queries but for any like them."""
+    return "collections" in report.notes
+
+
+def interval_name(reports: Iterable[Report]) -> str:
+    """What a band or bar is."""
+    return "95% interval, any queries" if any(map(is_mean, reports)) else "95% interval"
 
 
 def count(how_many: int, noun: str) -> str:

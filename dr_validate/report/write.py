@@ -82,9 +82,9 @@ def differences(shared: Sequence[Sequence[Overlay]]) -> str:
     for overlay in (overlay for same in shared for overlay in same):
         first = next(iter(overlay.trainings))
         for one in overlay.differences:
-            metric, sides = overlay.metrics[0], ((one.training, one.report), (first, one.first))
-            which = [cell for run, r in sides for cell in (run, r.checkpoint.label, r.metrics[metric].value)]
-            place = (overlay.dataset, overlay.strategy, overlay.spec, metric, one.step)
+            sides = ((one.training, one.report), (first, one.first))
+            which = [cell for run, r in sides for cell in (run, r.checkpoint.label, r.metrics[one.metric].value)]
+            place = (overlay.dataset, overlay.strategy, overlay.spec, one.metric, one.step)
             writer.writerow([*place, *which, one.value, *(one.interval or ("", ""))])
     return text.getvalue()
 

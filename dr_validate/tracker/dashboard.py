@@ -112,12 +112,13 @@ def _new(entity: str, project: str) -> "Workspace":
 
 
 def sections(collections: Mapping[str, Sequence[str]]) -> "list[Section]":
-    """A panel group for each collection, then lag and cost, then the tables."""
+    """A panel group for each collection, of a suite only that of the mean unfolded; then lag and cost, then the tables."""
     from wandb_workspaces.reports.v2 import WeavePanelSummaryTable
     from wandb_workspaces.workspaces import Section
 
+    shown = [MEAN] if MEAN in collections else list(collections)
     groups = [
-        Section(name=dataset, panels=[*_curves(dataset, metrics), *_fidelity(dataset)], is_open=True)
+        Section(name=dataset, panels=[*_curves(dataset, metrics), *_fidelity(dataset)], is_open=dataset in shown)
         for dataset, metrics in collections.items()
     ]
     late = [
@@ -139,6 +140,7 @@ def _curves(dataset: str, metrics: Sequence[str]) -> list[Any]:
 
     fields = {name: name for name in ("step", "lineKey", "lineVal")}  # as `wandb.plot.line_series` has them
     panels = []
+    interval = ", interval for any queries" if dataset == MEAN else ""
     for metric in metrics:
         key = f"{SAMPLED}/{dataset}/{metric}"
         chart = f"charts/{dataset}/{metric}"
@@ -147,9 +149,9 @@ def _curves(dataset: str, metrics: Sequence[str]) -> list[Any]:
                 query={"summaryTable": {"tableKey": f"{chart}_table"}},
                 chart_name="wandb/lineseries/v0",
                 chart_fields=fields,
-                chart_strings={"title": f"{metric}, as now known", "xname": STEP},
+                chart_strings={"title": f"{metric}, as now known{interval}", "xname": STEP},
             ),
-            _lines(f"{metric}, as reported", key, f"{key}/low", f"{key}/high", f"{BASELINE}/{dataset}/{metric}"),
+            _lines(f"{metric}, as reported{interval}", key, f"{key}/low", f"{key}/high", f"{BASELINE}/{dataset}/{metric}"),
         ]
     return panels
 

@@ -48,12 +48,6 @@ def row(report: Report, history: Sequence[Report], *, is_baseline: bool, whole: 
     return {key: value for key, value in numbers.items() if value is not None}
 
 
-def of_training(report: Report, history: Sequence[Report], otherwise: str) -> tuple[str, list[Report]]:
-    """The training run of a Report, `otherwise` where its checkpoint names none, and what `history` has of the same one."""
-    mine = report.checkpoint.training_run or otherwise
-    return mine, [other for other in history if (other.checkpoint.training_run or otherwise) == mine]
-
-
 def _of_workers(report: Report) -> dict[str, float]:
     """How many there were elsewhere, how often one was lost, and what they did in a second (`engine=ray`)."""
     workers = report.notes.get("workers") or ()

@@ -15,9 +15,10 @@ from pydantic import Field
 from dr_validate.component import UserPath, component
 from dr_validate.errors import SetupError
 from dr_validate.ledger.findings import Find, find_nothing
+from dr_validate.ledger.revised import of_training
 from dr_validate.ledger.strategies import Sweep
 from dr_validate.tracker.arrivals import Lost
-from dr_validate.tracker.rows import allowed, of_training
+from dr_validate.tracker.rows import allowed
 from dr_validate.tracker.run_target import RunTarget
 from dr_validate.tracker.session import Plan, abandon, failures, has_died, is_offline, require_key, user_name
 from dr_validate.tracker.summary_run import SummaryRun

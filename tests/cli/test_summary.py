@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from dr_validate.cli.summary import collections_table, outcome_table
+from dr_validate.cli.summary import agreements, collections_table, outcome_table
 from dr_validate.values import Estimate, Report
+from tests.factories import built
 from tests.factories import valued_report as report
 
 
@@ -49,12 +50,30 @@ def test_two_trainings_in_one_state_dir_do_not_hide_each_other() -> None:
     assert [line.split()[:3] for line in lines if line[:2] in ("A ", "B ")] == [["A", "100", "0.5000"], ["B", "100", "0.2500"]]
 
 
+def test_each_training_has_its_own_sentence_on_how_far_the_sample_was_off() -> None:
+    def of(training: str, spec: str, error: float) -> list[Report]:
+        made = [report(step, spec, exactly(step / 1000 + error)) for step in (100, 200)]
+        return [
+            replace(one, checkpoint=replace(one.checkpoint, training_run=training, digest=f"sha256:{training}{number}"))
+            for number, one in enumerate(made)
+        ]
+
+    run = built("dataset=pydoc", "source=folder", "source.path=x", "source.name=A")
+    sampled, full = [*of("A", "s", 0.25), *of("B", "s", 0.5)], [*of("A", "f", 0), *of("B", "f", 0)]
+    assert [sentence.partition(", RMSE")[0] for sentence in agreements(run, sampled, full)] == [
+        "Sampled against full corpus over 2 checkpoints of A, mrr@10: bias +0.2500",
+        "Sampled against full corpus over 2 checkpoints of B, mrr@10: bias +0.5000",
+    ]
+    (alone,) = agreements(run, sampled[:2], full)
+    assert alone.startswith("Sampled against full corpus over 2 checkpoints, mrr@10: bias +0.2500")
+
+
 def test_a_mean_has_an_interval_and_each_collection_a_row() -> None:
     wide = Estimate(value=0.25, low=0.125, high=0.375, naive=0.25)
     means = [replace(report(100 * n, "m", wide if n != 3 else exactly(0.5)), notes={"collections": {}}) for n in range(1, 9)]
     lines = shown(means, means)
     assert lines[0] == "mean of collections, mrr@10 by training step"
-    assert lines[1] == "step full 95% interval documents seconds full, to scale"
+    assert lines[1] == "step full 95%, any queries documents seconds full, to scale"
     assert lines[3].startswith("100 0.2500 0.1250 to 0.3750 1,078 ")
     collections = {
         "a": [report(100 * n, "a", exactly(n / 16)) for n in range(1, 9)],

@@ -13,6 +13,7 @@ import pytest
 
 from dr_validate.dataset.hub import HubDataset
 from dr_validate.errors import DatasetError
+from tests.factories import built
 
 CONFIGS = """---
 configs:
@@ -136,6 +137,28 @@ def test_a_data_file_of_the_repository_may_be_a_part(repository: Path, cache: Pa
     assert dataset.open(cache).query_ids == ("2",)
     with pytest.raises(DatasetError, match=r"dataset\.qrels: .* has no config or data file 'nowhere'"):
         HubDataset(id=str(repository), qrels="nowhere").open(cache)
+
+
+def test_members_of_nanobeir_are_read_as_the_hub_lays_them_out(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three configs of one split, train; judgements without grades; local folders of the same names stand for the hub's."""
+    monkeypatch.chdir(tmp_path)
+    members = built("+run=nanobeir", "source=folder", "source.path=x", "tracker=none").members
+    for number, member in enumerate(members.values()):
+        folder = Path(member.raw["dataset"]["id"])
+        table(folder / "corpus" / "train-0.parquet", _id=["a", f"b{number}"], text=["one", "two"])
+        table(folder / "queries" / "train-0.parquet", _id=["1"], text=["q"])
+        table(folder / "qrels" / "train-0.parquet", **{"query-id": ["1"], "corpus-id": [f"b{number}"]})
+        configs = "".join(
+            f"- config_name: {part}\n  data_files:\n  - split: train\n    path: {part}/train-*\n"
+            for part in ("corpus", "queries", "qrels")
+        )
+        (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    opened = {name: member.dataset.open(cache) for name, member in list(members.items())[::6]}
+    assert len(members) == 13 and list(opened) == ["NanoArguAna", "NanoMSMARCO", "NanoTouche2020"]
+    for name, test_set in opened.items():
+        assert (test_set.name, test_set.query_ids, test_set.qrels.gains.tolist()) == (name, ("1",), [1])
 
 
 def test_judgements_to_train_on_are_never_taken_for_those_to_test_on(repository: Path, cache: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.factories import WORDS
+from tests.integrations.tiny import loaded
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -23,11 +24,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def bert(tmp_path: Path, write_checkpoint: Callable[..., Path]) -> tuple[Any, Any]:
     """A model of transformers and its tokenizer."""
-    from transformers import AutoModel, AutoTokenizer
-
-    folder = write_checkpoint(tmp_path / "base", seed=1)
-    model: Any = AutoModel.from_pretrained(str(folder), add_pooling_layer=False)
-    return model, AutoTokenizer.from_pretrained(str(folder))
+    return loaded(write_checkpoint(tmp_path / "base", seed=1))
 
 
 @pytest.fixture
@@ -42,15 +39,15 @@ def sentence_transformer(tmp_path: Path, write_checkpoint: Callable[..., Path]) 
     return SentenceTransformer(modules=modules, device="cpu", prompts={"query": "number ", "document": ""})
 
 
-@pytest.fixture
-def harder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def harder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BEIR folder on which a random model is far from perfect: 240 documents of six words, queries of two of them."""
     import random
 
     chance = random.Random(3)
     vocabulary = [*WORDS, *map(str, range(40))]
     texts = [chance.sample(vocabulary, 6) for _ in range(240)]
-    folder = tmp_path / "harder"
+    folder = tmp_path_factory.mktemp("data") / "harder"
     (folder / "qrels").mkdir(parents=True)
     rows = [{"_id": f"d{n}", "title": "", "text": " ".join(words)} for n, words in enumerate(texts)]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -11,7 +11,7 @@ import pytest
 from dr_validate.errors import ConfigError, SetupError
 from dr_validate.integrations.announced import to_delete
 from dr_validate.integrations.best import BestSoFar, is_better
-from dr_validate.integrations.checks import keys_for, values_of
+from dr_validate.integrations.checks import Settings, check_trainer, keys_for, values_of
 from dr_validate.integrations.child import child_environment
 from dr_validate.integrations.transformers import AsyncValidation
 from dr_validate.values import Checkpoint, Estimate, Report
@@ -48,6 +48,45 @@ def test_settings_that_would_not_work_are_refused_at_attach_with_the_way_out(
         AsyncValidation([*STATED, f"dataset.path={harder}"], **settings).attach(trainer)
     assert len(caught.value.problems) == 1
     assert caught.value.problems[0].startswith(named)
+
+
+def spread_over(*, fsdp: str = "", zero: dict[str, Any] | None = None, n_gpu: int = 1) -> Any:
+    """What is asked of a trainer whose model is spread over devices."""
+    args = SimpleNamespace(save_strategy="steps", metric_for_best_model=None, greater_is_better=None, n_gpu=n_gpu)
+    fsdp_plugin = SimpleNamespace(state_dict_type=f"StateDictType.{fsdp}")
+    deepspeed_plugin = SimpleNamespace(zero_stage=(zero or {}).get("stage"), deepspeed_config={"zero_optimization": zero})
+    state = SimpleNamespace(fsdp_plugin=fsdp_plugin, deepspeed_plugin=deepspeed_plugin)
+    parts = {"accelerator": SimpleNamespace(state=state), "model": SimpleNamespace()}
+    enabled = {"is_fsdp_enabled": bool(fsdp), "is_deepspeed_enabled": zero is not None}
+    return SimpleNamespace(args=args, callback_handler=SimpleNamespace(callbacks=[]), **parts, **enabled)
+
+
+@pytest.mark.parametrize(
+    ("spread", "settings", "named"),
+    [
+        ({"fsdp": "FULL_STATE_DICT"}, {}, ""),
+        ({"fsdp": "SHARDED_STATE_DICT"}, {}, "FSDP saves its weights in parts (SHARDED_STATE_DICT)"),
+        ({"fsdp": "FULL_STATE_DICT"}, {"every": 10}, "every: FSDP and DeepSpeed keep weights in parts"),
+        ({"zero": {"stage": 2}}, {}, ""),
+        ({"zero": {"stage": 2}}, {"every": 10}, "every: FSDP and DeepSpeed keep weights in parts"),
+        ({"zero": {"stage": 3}}, {}, "DeepSpeed ZeRO-3 saves no whole weights; set stage3_gather_16bit"),
+        ({"zero": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}}, {}, ""),
+        ({"n_gpu": 2}, {"device": "cuda:1"}, "device=cuda:1: the Trainer spreads batches over all 2 GPUs (DataParallel)"),
+        ({"n_gpu": 2}, {"device": "cpu"}, ""),
+    ],
+)
+def test_weights_in_parts_are_refused_where_nothing_whole_would_be_validated(
+    spread: dict[str, Any], settings: dict[str, Any], named: str
+) -> None:
+    given: dict[str, Any] = {"device": None, "every": None, "exit_timeout_s": 1, "backpressure": "all", "min_confidence": None}
+    chosen = Settings(**given | settings, snapshot_folder=Path("/dev/shm"))
+    if not named:
+        check_trainer(spread_over(**spread), chosen, ["dataset=pydoc"], AsyncValidation)
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_trainer(spread_over(**spread), chosen, ["dataset=pydoc"], AsyncValidation)
+    (problem,) = caught.value.problems
+    assert problem.startswith(named)
 
 
 def test_what_the_trainer_decides_is_not_to_be_set(bert: Any, harder: Path, tmp_path: Path) -> None:

@@ -5,35 +5,42 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, EarlyStoppingCallback
+from transformers import EarlyStoppingCallback
 
 from dr_validate.integrations.transformers import AsyncValidation
 from tests.factories import write_collection
-from tests.integrations.tiny import STATED, Hold, learner, offline, same_weights, saved_steps, told
+from tests.integrations.tiny import STATED, Hold, learner, loaded, offline, same_weights, saved_steps, told
 from tests.processes import LIMIT_S, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def expected(bert: Any, harder: Path, tmp_path: Path) -> tuple[list[float], dict[int, float]]:
-    """Losses of 60 steps without any validation, and what the whole collection says of each checkpoint."""
-    model, tokenizer = bert
-    start = {name: one.clone() for name, one in model.state_dict().items()}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alone:
+    """A training of 60 steps without validation: its losses, its checkpoints, and what the whole collection says of each."""
+
+    losses: list[float]
+    folder: Path
+    values: dict[int, float]
+
+
+@pytest.fixture(scope="module")
+def alone(harder: Path, tmp_path_factory: pytest.TempPathFactory, write_checkpoint: Callable[..., Path]) -> Alone:
+    folder = tmp_path_factory.mktemp("alone")
+    bert = loaded(write_checkpoint(folder / "base", seed=1))
     plain = {"eval_strategy": "no", "load_best_model_at_end": False, "metric_for_best_model": None, "greater_is_better": None}
-    trainer = learner(bert, harder, tmp_path / "alone", **plain)
+    trainer = learner(bert, harder, folder / "out", **plain)
     trainer.train()
-    values = {}
-    for step in saved_steps(tmp_path / "alone"):
-        saved: Any = AutoModel.from_pretrained(str(tmp_path / "alone" / f"checkpoint-{step}"), add_pooling_layer=False)
-        values[step] = offline(saved, tokenizer, harder)
-    model.load_state_dict(start)
-    return trainer.losses, values
+    steps = saved_steps(folder / "out")
+    values = {step: offline(*loaded(folder / "out" / f"checkpoint-{step}"), harder) for step in steps}
+    return Alone(losses=trainer.losses, folder=folder / "out", values=values)
 
 
 def best_of(values: dict[int, float]) -> int:
@@ -41,27 +48,25 @@ def best_of(values: dict[int, float]) -> int:
 
 
 def test_the_best_of_the_whole_collection_is_loaded_and_the_losses_are_those_of_a_training_without(
-    expected: Any, bert: Any, harder: Path, tmp_path: Path
+    alone: Alone, bert: Any, harder: Path, tmp_path: Path
 ) -> None:
-    losses, values = expected
     trainer = learner(bert, harder, tmp_path / "out")
     command = f'watch.on_best="cat > {tmp_path}/told"'
     AsyncValidation([*STATED, f"dataset.path={harder}", command], backpressure="all").attach(trainer)
     trainer.train()
-    assert trainer.losses == losses  # to the bit
-    assert told(trainer.state) == pytest.approx(values, abs=1e-6)
-    best = best_of(values)
+    assert trainer.losses == alone.losses  # to the bit
+    assert told(trainer.state) == pytest.approx(alone.values, abs=1e-6)
+    best = best_of(alone.values)
     assert 10 < best < 60, "the last one is the best of this training: it shows nothing"
     assert trainer.state.best_global_step == best
-    assert trainer.state.best_metric == pytest.approx(values[best])
-    assert same_weights(trainer.model, str(tmp_path / "alone" / f"checkpoint-{best}"))
+    assert trainer.state.best_metric == pytest.approx(alone.values[best])
+    assert same_weights(trainer.model, str(alone.folder / f"checkpoint-{best}"))
     assert json.loads((tmp_path / "told").read_text())["checkpoint"]["step"] == best
 
 
 def test_a_slow_watcher_costs_no_checkpoint_and_early_stopping_stops_where_a_replay_does(
-    expected: Any, bert: Any, harder: Path, tmp_path: Path
+    alone: Alone, bert: Any, harder: Path, tmp_path: Path
 ) -> None:
-    _, values = expected
     trainer = learner(bert, harder, tmp_path / "out", save_total_limit=1, max_steps=90)
     trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=2))
     seen: dict[str, Any] = {}
@@ -81,17 +86,16 @@ def test_a_slow_watcher_costs_no_checkpoint_and_early_stopping_stops_where_a_rep
     trainer.train()
     assert seen["at 50"] == [10, 20, 30, 40, 50]  # though the limit is 1: none has a result
     assert trainer.state.global_step == 51
-    assert replay(values, 2) <= 50
-    best = best_of({step: value for step, value in values.items() if step <= 50})
+    assert replay(alone.values, 2) <= 50
+    best = best_of({step: value for step, value in alone.values.items() if step <= 50})
     assert trainer.state.best_global_step == best
     assert saved_steps(tmp_path / "out") == [best]
     assert same_weights(trainer.model, trainer.state.best_model_checkpoint)
 
 
 def test_killed_watchers_and_a_killed_trainer_lose_nothing_and_the_best_is_right_after_a_resume(
-    expected: Any, bert: Any, harder: Path, tmp_path: Path
+    alone: Alone, bert: Any, harder: Path, tmp_path: Path
 ) -> None:
-    losses, values = expected
     out = tmp_path / "out"
     bert[0].save_pretrained(str(tmp_path / "start"))
     bert[1].save_pretrained(str(tmp_path / "start"))
@@ -105,9 +109,9 @@ def test_killed_watchers_and_a_killed_trainer_lose_nothing_and_the_best_is_right
     trainer = learner(bert, harder, out)
     AsyncValidation([*STATED, f"dataset.path={harder}"], backpressure="all").attach(trainer)
     trainer.train(resume_from_checkpoint=True)
-    assert trainer.losses == losses[40:]
-    assert told(trainer.state) == pytest.approx(values, abs=1e-6)
-    assert trainer.state.best_global_step == best_of(values)
+    assert trainer.losses == alone.losses[40:]
+    assert told(trainer.state) == pytest.approx(alone.values, abs=1e-6)
+    assert trainer.state.best_global_step == best_of(alone.values)
     assert same_weights(trainer.model, trainer.state.best_model_checkpoint)
     lines = (out / ".dr_validate" / "reports.jsonl").read_text().splitlines()
     assert len(lines) == 6  # nothing was validated twice
@@ -117,14 +121,12 @@ KILLED = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
-from transformers import AutoModel, AutoTokenizer
 from dr_validate.integrations.transformers import AsyncValidation
-from tests.integrations.tiny import STATED, Hold, learner
+from tests.integrations.tiny import STATED, Hold, learner, loaded
 from tests.processes import LIMIT_S, wait_for
 torch.set_num_threads(1)
 start, collection, out = map(Path, sys.argv[1:])
-bert = AutoModel.from_pretrained(str(start), add_pooling_layer=False), AutoTokenizer.from_pretrained(str(start))
-trainer = learner(bert, collection, out)
+trainer = learner(loaded(start), collection, out)
 def before(step):
     if step == 25:
         wait_for(lambda: len(validation.results) >= 1)
@@ -159,15 +161,31 @@ def replay(values: dict[int, float], times: int) -> int:
     raise AssertionError("it does not stop")
 
 
-def test_of_several_collections_the_mean_chooses_and_each_is_told(bert: Any, harder: Path, tmp_path: Path) -> None:
+def test_of_several_collections_each_is_told_and_the_mean_chooses_and_steps_a_plateau_scheduler(
+    bert: Any, harder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = write_collection(tmp_path / "other", 60)
-    trainer = learner(bert, harder, tmp_path / "out", metric_for_best_model="mean_mrr@10", max_steps=30)
+    given = {"metric_for_best_model": "mean_mrr@10", "max_steps": 30, "lr_scheduler_type": "reduce_lr_on_plateau"}
+    trainer = learner(bert, harder, tmp_path / "out", **given)
+    stepped: list[float] = []
+
+    def step(self: Any, metrics: float, epoch: int | None = None) -> None:
+        stepped.append(metrics)
+
+    def wait(step: int) -> None:
+        """Each result comes before the next save."""
+        if step in (15, 25):
+            wait_for(lambda: len(validation.results) == step // 10)
+
+    monkeypatch.setattr(torch.optim.lr_scheduler.ReduceLROnPlateau, "step", step)
+    trainer.add_callback(Hold(wait))
     members = [f"dataset.members.harder={harder}", f"dataset.members.other={other}"]
-    AsyncValidation(["dataset=suite", *members, *STATED[1:]], backpressure="all").attach(trainer)
+    validation = AsyncValidation(["dataset=suite", *members, *STATED[1:]], backpressure="all").attach(trainer)
     trainer.train()
     means, of_harder, of_other = (told(trainer.state, f"eval_{name}_mrr@10") for name in ("mean", "harder", "other"))
     assert sorted(means) == sorted(of_harder) == sorted(of_other) == [10, 20, 30]
     assert means == pytest.approx({step: (of_harder[step] + of_other[step]) / 2 for step in means})
+    assert stepped == [means[step] for step in (10, 20, 30)]
     assert trainer.state.best_global_step == best_of(means)
     assert trainer.state.best_metric == pytest.approx(means[best_of(means)])
     (row,) = [row for row in trainer.state.log_history if row["step"] == 20 and "eval_mean_mrr@10" in row]
@@ -186,27 +204,3 @@ def test_a_watcher_that_runs_already_is_used_and_not_stopped(bert: Any, harder: 
         assert running.poll() is None
         running.send_signal(signal.SIGTERM)
         running.communicate(timeout=LIMIT_S)
-
-
-def test_a_plateau_scheduler_steps_with_each_value_that_comes(
-    bert: Any, harder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = learner(bert, harder, tmp_path / "out", max_steps=30, lr_scheduler_type="reduce_lr_on_plateau")
-    seen: list[float] = []
-
-    def step(self: Any, metrics: float, epoch: int | None = None) -> None:
-        seen.append(metrics)
-
-    monkeypatch.setattr(torch.optim.lr_scheduler.ReduceLROnPlateau, "step", step)
-
-    def wait(step: int) -> None:
-        """Each result comes before the next save."""
-        if step in (15, 25):
-            wait_for(lambda: len(validation.results) == step // 10)
-
-    trainer.add_callback(Hold(wait))
-    validation = AsyncValidation([*STATED, f"dataset.path={harder}"], backpressure="all").attach(trainer)
-    trainer.train()
-    values = told(trainer.state)
-    assert sorted(values) == [10, 20, 30]
-    assert seen == [values[step] for step in (10, 20, 30)]

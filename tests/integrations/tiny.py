@@ -27,6 +27,12 @@ class Learner(transformers.Trainer):
         return (loss, {"queries": queries}) if return_outputs else loss
 
 
+def loaded(folder: Path) -> tuple[Any, Any]:
+    """A model and its tokenizer."""
+    model: Any = transformers.AutoModel.from_pretrained(str(folder), add_pooling_layer=False)
+    return model, transformers.AutoTokenizer.from_pretrained(str(folder))
+
+
 class Hold(transformers.TrainerCallback):
     """Calls `before(step)` at the end of each step, before later callbacks."""
 

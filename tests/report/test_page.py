@@ -391,7 +391,8 @@ def test_a_mean_stands_first_with_the_values_of_its_collections_beside_it(traini
         if step != 700:
             training.done(step, exact(0.5), specs["fiqa"])
             estimate = Estimate(value=0.375, low=0.3, high=0.45, naive=0.375) if step != 200 else exact(0.75)
-            training.done(step, estimate, FULL, notes={"collections": specs})
+            told = {"population": {"mrr@10": [estimate.low, estimate.high]}}
+            training.done(step, estimate, FULL, notes={"collections": specs, "estimate": told})
     page = written(training)
     headings = [heading.text for heading in parsed(page).iter("h2")]
     assert headings == ["mean of 2 collections", "nq", "fiqa"]
@@ -404,3 +405,9 @@ def test_a_mean_stands_first_with_the_values_of_its_collections_beside_it(traini
     assert rows[1] == ["nq", *(f"{0.25 + step / 10_000:.4f}" for step in steps)]
     assert rows[2] == ["fiqa", *("0.5000" if step != 700 else None for step in steps)]
     assert rows[3] == ["mean", "0.7500", *("0.3750" if step != 700 else None for step in steps[1:])]
+    # Its interval is for other queries, and nowhere called as those for these queries are.
+    (section,) = [one for one in parsed(page).iter("section") if one.findtext("h2") == headings[0]]
+    heads = [head.text for head in section.iter("th")]
+    assert "any queries" in heads and "95% interval" not in heads
+    legend = [text for text in section.itertext() if "95% interval" in text]
+    assert set(map(str.strip, legend)) == {"95% interval, any queries"}

@@ -97,6 +97,30 @@ def test_without_that_estimate_both_errors_and_the_choice_of_queries_count(train
     assert one.interval == pytest.approx((0.2 - reach, 0.2 + reach))
 
 
+def test_each_metric_has_its_differences_a_chart_and_a_table(training: Training) -> None:
+    training.strategy(FULL, "full")
+    recalls = {"first": [0.5, 0.75] * 6, "second": [0.75, 0.75] * 6}
+    for run, recall in recalls.items():
+        estimates = {"mrr@10": exact(statistics.fmean(QUERIES[run, 100])), "recall@100": exact(statistics.fmean(recall))}
+        report = training.done(100, estimates, FULL, run, name=f"{run}-100")
+        training.queries(report, {"mrr@10": QUERIES[run, 100], "recall@100": recall})
+    ((overlay,),) = overlays(training.sections(), training.state_dir)
+    (one,) = overlay.of("recall@100")
+    reach = 1.959964 * statistics.stdev([0.25, 0.0] * 6) / math.sqrt(12)
+    assert one.value == pytest.approx(0.125) and one.interval == pytest.approx((0.125 - reach, 0.125 + reach))
+    assert len(overlay.sentences) == 1 and "mrr@10" in overlay.sentences[0]
+    section = next(section for section in shown(training).iter("section") if section.get("id") == "trainings-1")
+    assert [svg.get("aria-label") for svg in section.iter(f"{SVG}svg") if svg.get("role")] == [
+        label
+        for metric in ("mrr@10", "recall@100")
+        for label in (f"{metric}: {metric} by training step", f"{metric}, difference from first: difference by training step")
+    ]
+    assert [summary.text for summary in section.iter("summary")] == ["Differences in recall@100"]
+    rows = list(csv.DictReader((training.state_dir / "report.differences.csv").read_text().splitlines()))
+    assert [row["metric"] for row in rows] == ["mrr@10", "recall@100"]
+    assert float(rows[1]["difference"]) == pytest.approx(0.125)
+
+
 def test_nothing_is_said_of_the_difference_of_two_upper_bounds_nor_of_steps_that_one_lacks(training: Training) -> None:
     training.strategy()
     for run, step in (("first", 100), ("second", 100), ("second", 200)):

@@ -92,6 +92,36 @@ def test_the_loss_is_margin_mse_and_half_of_the_same_over_the_texts_of_other_que
     assert float(found) == pytest.approx(pairwise + 0.75 * 0.5 * in_batch, rel=1e-5)
 
 
+def test_gradient_caching_gives_the_gradients_of_the_whole_batch() -> None:
+    class Encoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = torch.nn.Embedding(9, 4)
+
+        def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            sizes.append(len(features["input_ids"]))
+            return {"sentence_embedding": self.words(features["input_ids"]).tanh().sum(1)}
+
+    chance = np.random.default_rng(0)
+    vectors = {"q": chance.random((5, 3), np.float32), "d": chance.random((10, 3), np.float32)}
+    labels = torch.tensor([[0.1 * n, n, n, 5 + n] for n in range(5)], dtype=torch.float64)
+    sides = [torch.from_numpy(chance.integers(0, 9, (5, 6))) for _ in range(3)]
+    found: list[tuple[float, torch.Tensor]] = []
+    for mini_batch in (0, 2):
+        torch.manual_seed(1)
+        model, sizes = Encoder(), list[int]()
+        features = [{"input_ids": side, "attention_mask": torch.ones_like(side)} for side in sides]
+        loss = TasLoss(model, vectors, 0.75, mini_batch)(features, labels)
+        (3 * loss).backward()  # as a scaler does it
+        assert max(sizes) == (mini_batch or 5)
+        gradients = model.words.weight.grad
+        assert gradients is not None
+        found.append((float(loss.detach()), gradients))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-5, rtol=1e-5)
+    assert float(found[0][1].abs().max()) > 0.1
+
+
 @pytest.mark.parametrize("loss", ["tas", "contrastive"])
 def test_a_few_steps_of_it_leave_checkpoints(tmp_path: Path, write_checkpoint: Callable[..., Path], loss: str) -> None:
     from hydra import compose, initialize_config_dir
@@ -115,9 +145,11 @@ def test_a_few_steps_of_it_leave_checkpoints(tmp_path: Path, write_checkpoint: C
         f"teacher={tmp_path / 'teacher'}",
         f"out={tmp_path / 'out'}",
     ]
-    given = [f"loss={loss}", "clusters=2", "mine=2", "batch_size=4", "steps=2", "save_steps=1", "max_length=16"]
+    given = [f"loss={loss}", "clusters=2", "mine=2", "batch_size=4", "mini_batch=3", "steps=2", "save_steps=1"]
+    given += ["max_length=16", "student_layers=1"]
     with initialize_config_dir(version_base="1.3", config_dir=str(Path(train_reference.__file__).parent / "conf")):
         config = compose("train_reference", [*places, *given])
     train_reference.train(config)
     listing = FolderSource(path=tmp_path / "out").list(tmp_path / "state")
     assert [one.step for one in listing.checkpoints][:2] == [1, 2]
+    assert json.loads((tmp_path / "out" / "checkpoint-2" / "config.json").read_text())["num_hidden_layers"] == 1

@@ -110,10 +110,14 @@ def test_the_same_view_is_written_anew_and_keeps_what_was_changed_beside_its_pan
     spec = json.loads(before.spec)
     assert list(groups(server)) == ["vaswani", "Lag and cost", "Tables"]
     server.edit_view(before, before.spec.replace('"maxRuns":20', '"maxRuns":7'))
-    validated(command.folder, REPORTS[1])
+    validated(command.folder, REPORTS[1], report("mean", "s3", "mrr@10"))
     assert command(*PROJECT).returncode == 0
-    assert list(groups(server)) == ["vaswani", "nq", "Lag and cost", "Tables"]
+    found = groups(server)
+    assert list(found) == ["vaswani", "nq", "mean", "Lag and cost", "Tables"]
+    assert "mrr@10, as reported, interval for any queries" in lines(found["mean"])
     (after,) = server.views()
+    sections = json.loads(after.spec)["section"]["panelBankConfig"]["sections"]
+    assert [section["name"] for section in sections if section["isOpen"]] == ["mean"]  # of a suite
     assert after.id == before.id and json.loads(after.spec)["section"]["settings"]["maxRuns"] == 7
     assert spec["section"]["settings"]["maxRuns"] == 20
 

@@ -80,6 +80,10 @@ class FakeWorker:
     def validate(self, checkpoint: Checkpoint, folder: Path, *, full: bool, tick: Any) -> Report:
         self.asked.append(checkpoint.step)
         self._behave(checkpoint, tick)
+        return self.done(checkpoint)
+
+    def done(self, checkpoint: Checkpoint) -> Report:
+        """What it hands over."""
         return Report(
             checkpoint=checkpoint,
             dataset="vaswani",
@@ -157,6 +161,9 @@ class Books:
     def attempt(self, tick: Tick = lambda progress: None) -> Report | None:
         return self._attempts.validate(checkpoint(100), TARGET, tick)
 
+    def finish(self, report: Report, target: Target) -> Report:
+        return self._attempts.finish(report, target)
+
     @property
     def is_waiting(self) -> bool:
         """Whether it would be tried again."""
@@ -174,6 +181,23 @@ def fails(error: Exception) -> Behaviour:
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
     with Ledger(tmp_path / "ledger.db") as opened:
         yield opened
+
+
+def test_the_agreement_of_a_report_is_that_of_its_own_training(tmp_path: Path, ledger: Ledger) -> None:
+    sampled = dataclasses.replace(TARGET, sampled_spec="s1", full_spec="f1")
+    books = Books(tmp_path, ledger, fails(Stopped()))
+    found = {}
+    for training, error in (("t", 0.25), ("other", 0.5), ("", 0.25)):  # without a name: of the source's own
+        for step in (100, 200):
+            one = dataclasses.replace(checkpoint(step), training_run=training, digest=f"sha256:{training}{step}")
+            for target in (sampled, dataclasses.replace(sampled, spec="f1")):
+                value = step / 1000 + (0 if target.is_baseline else error)
+                estimate = Estimate(value=value, low=value, high=value, naive=value)
+                report = dataclasses.replace(FakeWorker(fails(Stopped())).done(one), metrics={"mrr@10": estimate})
+                last = books.finish(dataclasses.replace(report, spec=target.spec), target)
+        assert last.agreement is not None
+        found[training] = (last.agreement.checkpoints, round(last.agreement.bias, 9))
+    assert found == {"t": (2, 0.25), "other": (2, 0.5), "": (4, 0.25)}
 
 
 @pytest.mark.parametrize("max_attempts", [1, 3])
