@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from dr_validate.estimator.estimate import Estimated, Z
-from dr_validate.values import Float64
 
 ROUNDING = 1e-12  # of variances that cancel
 
