@@ -1,16 +1,25 @@
 """Which documents a run validates on: its sample, and the full corpus of baselines; each with the spec of its scores."""
 
+import logging
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dr_validate.component import fingerprint
 from dr_validate.config import Run
+from dr_validate.errors import SetupError
 from dr_validate.estimator.evidence import FORMAT
 from dr_validate.estimator.priors import PRIORS
+from dr_validate.sampler.named_run import BASELINE, BM25, NamedRun
 from dr_validate.stages import Sampler
-from dr_validate.values import Sample, TestSet
+from dr_validate.values import Int64, Sample, TestSet
 from dr_validate.worker.baselines import Baselines
 from dr_validate.worker.estimates import has_intervals
+
+SHALLOW = 10  # ranks at which a full-corpus ranking is compared with BM25
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +40,53 @@ class Samples:
 
     def __init__(self, run: Run, test_set: TestSet, full: Sampler) -> None:
         """Raises SetupError where the sample cannot be drawn."""
-        settings = run.settings
-        drawn = [_drawn(run, test_set, sampler) for sampler in (run.sampler, full)]
-        self.sampled = self.full = drawn[0]
-        if drawn[0].spec != drawn[1].spec:
-            self.full = replace(drawn[1], is_baseline=True)
-        self.baselines = Baselines(settings.state_dir / "baselines" / self.full.spec)
+        everything = _drawn(run, test_set, full)
+        self.baselines = Baselines(run.settings.state_dir / "baselines" / everything.spec)
+        named = run.sampler.fingerprint()
+        if BASELINE in (named.get("run"), *named.get("pool", ())):
+            place = run.settings.state_dir / "runs" / f"baseline-{everything.spec}.trec.gz"
+            test_set = replace(test_set, baseline_run=_baseline_run(place, self.baselines, test_set))
+        self.sampled = self.full = _drawn(run, test_set, run.sampler)
+        if self.sampled.spec != everything.spec:
+            self.full = replace(everything, is_baseline=True)
+
+
+def _baseline_run(path: Path, baselines: Baselines, test_set: TestSet) -> Path:
+    """The earliest checkpoint's full-corpus ranking that finds something relevant among the first ten for as many queries as
+    BM25 does, as a run. It is chosen once: the file stays, so that the sample is the same for whoever starts again.
+
+    Raises SetupError where there is none.
+    """
+    if path.exists():
+        return path
+    run = NamedRun(name=BM25, key=BASELINE).read(test_set, path.parent)
+    least = num_found(run.rows[run.ranks < SHALLOW], run.documents[run.ranks < SHALLOW], test_set)
+    found: dict[str, int] = {}
+    for digest in sorted(steps := baselines.steps(), key=lambda digest: (steps[digest], digest)):
+        try:
+            documents = baselines.ranking(digest).documents[:, :SHALLOW]
+        except OSError as error:
+            log.warning("the full-corpus ranking of %s cannot be read (%s) and is not used", digest, error)
+            continue
+        found[digest] = num_found(np.repeat(np.arange(len(documents)), documents.shape[1]), documents.ravel(), test_set)
+        if found[digest] >= least:
+            baselines.write_run(digest, test_set, path)
+            log.info("the pool has the full-corpus ranking of %s (step %d), kept in %s", digest, steps[digest], path)
+            return path
+    raise SetupError(
+        f"sampler: got {BASELINE!r} in the pool, but of {len(found)} full-corpus rankings of {test_set.name} that are kept "
+        f"none finds a relevant document among the first {SHALLOW} for {least} queries, as BM25 does (found: "
+        f"{sorted(found.values()) or 'none'}); validate a better checkpoint with sampler=full first, or leave {BASELINE} out"
+    )
+
+
+def num_found(rows: Int64, documents: Int64, test_set: TestSet) -> int:
+    """How many queries have a relevant document among these hits; `documents` may hold -1 for none."""
+    judged = np.repeat(np.arange(len(test_set.query_ids)), np.diff(test_set.qrels.offsets))
+    relevant = test_set.qrels.gains >= 1
+    keys = judged[relevant] * len(test_set.corpus) + test_set.qrels.documents[relevant]
+    hit = (documents >= 0) & np.isin(rows * len(test_set.corpus) + documents, keys)
+    return len(np.unique(rows[hit]))
 
 
 def _drawn(run: Run, test_set: TestSet, sampler: Sampler) -> SpecSample:
