@@ -4,9 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from dr_validate.estimator.estimate import Estimated, Z
+from dr_validate.estimator.estimate import Estimated, Z, variance_over_queries
 
 ROUNDING = 1e-12  # of variances that cancel
 
@@ -30,9 +28,7 @@ def differences(one: Estimated, others: Sequence[Estimated]) -> list[Difference]
     chances = holm([_two_sided(one.value - other.value, error) for other, error in zip(others, errors, strict=True)])
     made = []
     for other, error, p in zip(others, errors, chances, strict=True):
-        value, change = one.value - other.value, one.per_query - other.per_query
-        change = change[~np.isnan(change)]
-        queries = float(change.var(ddof=1)) / len(change) if len(change) > 1 else 0.0
+        value, queries = one.value - other.value, variance_over_queries(one.per_query - other.per_query)
         half, wide = Z * error, Z * math.sqrt(error**2 + queries)
         low, high = value - half, value + half
         made.append(Difference(value=value, low=low, high=high, population_low=value - wide, population_high=value + wide, p=p))

@@ -41,10 +41,14 @@ class Estimated:
     @property
     def population_interval(self) -> tuple[float, float]:
         """95%, for the population that the queries come from; not bounded by the value on these."""
-        known = self.per_query[~np.isnan(self.per_query)]
-        queries = float(known.var(ddof=1)) / len(known) if len(known) > 1 else 0.0
-        half = Z * (self.error**2 + queries) ** 0.5
+        half = Z * math.sqrt(self.error**2 + variance_over_queries(self.per_query))
         return max(0.0, self.value - half), min(1.0, self.value + half)
+
+
+def variance_over_queries(values: Float64) -> float:
+    """Of the mean of values (num_queries,), NaN for queries that do not count; 0 for one query, which shows no spread."""
+    known = values[~np.isnan(values)]
+    return float(known.var(ddof=1)) / len(known) if len(known) > 1 else 0.0
 
 
 def estimate(
