@@ -5,20 +5,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dr_validate.component import fingerprint
 from dr_validate.config import Run
 from dr_validate.errors import SetupError
 from dr_validate.estimator.evidence import FORMAT
 from dr_validate.estimator.priors import PRIORS
-from dr_validate.sampler.named_run import BASELINE, BM25, NamedRun
+from dr_validate.metrics.gains import gains_retrieved
+from dr_validate.sampler.named_run import BASELINE
 from dr_validate.stages import Sampler
 from dr_validate.values import Int64, Sample, TestSet
 from dr_validate.worker.baselines import Baselines
 from dr_validate.worker.estimates import has_intervals
 
-SHALLOW = 10  # ranks at which a full-corpus ranking is compared with BM25
+SHALLOW = 10  # ranks at which full-corpus rankings are compared
+GOOD_ENOUGH = 2 / 3  # those with 0.7 of the best gained, with 0.25 and 0.36 lost (scripts/research/STUDY.md)
 log = logging.getLogger(__name__)
 
 
@@ -52,41 +52,34 @@ class Samples:
 
 
 def _baseline_run(path: Path, baselines: Baselines, test_set: TestSet) -> Path:
-    """The earliest checkpoint's full-corpus ranking that finds something relevant among the first ten for as many queries as
-    BM25 does, as a run. It is chosen once: the file stays, so that the sample is the same for whoever starts again.
+    """The earliest checkpoint's full-corpus ranking that is good enough, as a run: it finds something relevant among the first
+    ten for `GOOD_ENOUGH` as many queries as the best that is kept. It is chosen once: the file stays, so that the sample is the
+    same for whoever starts again.
 
-    Raises SetupError where there is none.
+    Raises SetupError where none is kept.
     """
     if path.exists():
         return path
-    run = NamedRun(name=BM25, key=BASELINE).read(test_set, path.parent)
-    least = num_found(run.rows[run.ranks < SHALLOW], run.documents[run.ranks < SHALLOW], test_set)
     found: dict[str, int] = {}
     for digest in sorted(steps := baselines.steps(), key=lambda digest: (steps[digest], digest)):
         try:
-            documents = baselines.ranking(digest).documents[:, :SHALLOW]
+            found[digest] = _num_found(baselines.ranking(digest).documents[:, :SHALLOW], test_set)
         except OSError as error:
             log.warning("the full-corpus ranking of %s cannot be read (%s) and is not used", digest, error)
-            continue
-        found[digest] = num_found(np.repeat(np.arange(len(documents)), documents.shape[1]), documents.ravel(), test_set)
-        if found[digest] >= least:
-            baselines.write_run(digest, test_set, path)
-            log.info("the pool has the full-corpus ranking of %s (step %d), kept in %s", digest, steps[digest], path)
-            return path
-    raise SetupError(
-        f"sampler: got {BASELINE!r} in the pool, but of {len(found)} full-corpus rankings of {test_set.name} that are kept "
-        f"none finds a relevant document among the first {SHALLOW} for {least} queries, as BM25 does (found: "
-        f"{sorted(found.values()) or 'none'}); validate a better checkpoint with sampler=full first, or leave {BASELINE} out"
-    )
+    if not found:
+        raise SetupError(
+            f"sampler: got {BASELINE!r} in the pool, but no full-corpus ranking of {test_set.name} is kept in this state_dir; "
+            f"validate a checkpoint with sampler=full first (watch.mode=once), or leave {BASELINE} out"
+        )
+    chosen = next(digest for digest, number in found.items() if number >= GOOD_ENOUGH * max(found.values()))
+    baselines.write_run(chosen, test_set, path)
+    log.info("the pool has the full-corpus ranking of %s (step %d), kept in %s", chosen, steps[chosen], path)
+    return path
 
 
-def num_found(rows: Int64, documents: Int64, test_set: TestSet) -> int:
-    """How many queries have a relevant document among these hits; `documents` may hold -1 for none."""
-    judged = np.repeat(np.arange(len(test_set.query_ids)), np.diff(test_set.qrels.offsets))
-    relevant = test_set.qrels.gains >= 1
-    keys = judged[relevant] * len(test_set.corpus) + test_set.qrels.documents[relevant]
-    hit = (documents >= 0) & np.isin(rows * len(test_set.corpus) + documents, keys)
-    return len(np.unique(rows[hit]))
+def _num_found(documents: Int64, test_set: TestSet) -> int:
+    """How many queries have a relevant document among theirs (num_queries, depth)."""
+    return int((gains_retrieved(documents, test_set.qrels) > 0).any(axis=1).sum())
 
 
 def _drawn(run: Run, test_set: TestSet, sampler: Sampler) -> SpecSample:

@@ -133,7 +133,7 @@ def test_constants_of_the_estimator_belong_to_specs_whose_values_are_corrected(
     assert specs[0].full.spec == specs[1].full.spec, "a full-corpus ranking needs no estimate"
 
 
-def kept(samples: Samples, test_set: TestSet, step: int, first: int) -> Checkpoint:
+def kept(samples: Samples, test_set: TestSet, step: int, first: int) -> None:
     """A checkpoint with a kept full-corpus ranking: of each query its relevant document, and 20 from `first` on, in that order
     with `first` above 0, else the other way round and out of the first ten."""
     of = Checkpoint(
@@ -143,10 +143,9 @@ def kept(samples: Samples, test_set: TestSet, step: int, first: int) -> Checkpoi
     relevant = test_set.qrels.documents[:, None]
     documents = np.hstack([relevant, others] if first > 0 else [others, relevant])
     samples.baselines.keep(of, Ranking(documents=documents, scores=np.zeros(documents.shape, dtype=np.float32)))
-    return of
 
 
-def test_a_baseline_in_the_pool_is_the_earliest_that_is_as_good_as_bm25_and_stays_the_one(
+def test_a_baseline_in_the_pool_is_the_earliest_that_is_good_enough_and_stays_the_one(
     place: Path, test_set: TestSet, tmp_path: Path
 ) -> None:
     def opened(*more: str) -> Samples:
@@ -154,11 +153,9 @@ def test_a_baseline_in_the_pool_is_the_earliest_that_is_as_good_as_bm25_and_stay
         return Samples(build(plain_of(config)), test_set, FullSampler())
 
     plain, both = opened(), "sampler.pool=[bm25,baseline]"
-    with pytest.raises(SetupError, match=r"'baseline' .* of 0 full-corpus rankings .* sampler=full"):
+    with pytest.raises(SetupError, match=r"'baseline' in the pool, but no full-corpus ranking of .* sampler=full"):
         opened(both)
     kept(plain, test_set, 10, first=-200)
-    with pytest.raises(SetupError, match=r"of 1 full-corpus rankings .* as BM25 does \(found: \[0\]\)"):
-        opened(both)
     kept(plain, test_set, 30, first=300)
     chosen = opened(both)
     certain = set(chosen.sampled.sample.ordinals[chosen.sampled.sample.inclusion == 1].tolist())
