@@ -130,7 +130,8 @@ class TestSet:
     """A test collection: every query has a judgement or is `not_found`, every judged document exists.
     `own_documents[q]` is the ordinal of the document that *is* query q (ArguAna, Quora) and must not be returned for it,
     -1 for none. `fingerprint` changes with any document, query or judgement; `corpus_key` is the folder of the documents in
-    the cache of data sets, "" where they are in none. `shipped_run`: a run over it that comes with the collection.
+    the cache of data sets, "" where they are in none. `shipped_run`: a run over it that comes with the collection;
+    `baseline_run`: one that a checkpoint has made.
     """
 
     __test__ = False  # not a pytest class
@@ -144,6 +145,7 @@ class TestSet:
     fingerprint: str
     corpus_key: str = ""
     shipped_run: Path | None = None
+    baseline_run: Path | None = None
 
     def __post_init__(self) -> None:
         agree = len(self.query_ids) == len(self.query_texts) == len(self.qrels.offsets) - 1 == len(self.own_documents)

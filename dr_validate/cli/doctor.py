@@ -232,10 +232,13 @@ def _dataset(run: Run) -> str:
 
 
 def _one_dataset(run: Run) -> str:
+    from dr_validate.sampler.full import FullSampler
+    from dr_validate.worker.samples import Samples
+
     test_set = run.dataset.open(run.settings.state_dir / "datasets")
     metrics_of(run.settings).check(test_set.qrels, test_set.name)
     documents, queries = len(test_set.corpus), len(test_set.query_ids)
-    sample = run.sampler.draw(test_set, run.settings.seed, run.settings.state_dir / "runs")
+    sample = Samples(run, test_set, FullSampler()).sampled.sample
     encoded = len(sample.ordinals)
     return (
         f"{test_set.name}: {documents:,} documents, {queries:,} queries, {len(test_set.qrels.gains):,} judgements; "

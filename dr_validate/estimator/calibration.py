@@ -21,21 +21,20 @@ class Calibration:
     covariance: Float64  # (num_strata, 4, 4)
     priors: Priors
 
-    def features(self, evidence: RankEvidence, stratum: int, fold: int, rows: Int64) -> Float64:
-        """(num_rows, 4) of the linear predictor."""
-        mean_tail = np.full(len(rows), evidence.mean_tail[stratum])
-        pool_tail = np.maximum(evidence.pool_tail[rows], self.priors.least_pool_tail)
-        return np.stack([np.ones(len(rows)), evidence.rest_tail[stratum, fold, rows], pool_tail, mean_tail], axis=1)
+    def unsampled(self, evidence: RankEvidence, rows: Int64, shift: Float64) -> tuple[Float64, Float64]:
+        """Mean and shape (NUM_FOLDS, num_rows) of the number of unsampled documents above, given the sampled ones of each fold,
+        with `shift` (num_strata,) added to the intercepts."""
+        predictor = np.einsum("sfri,si->sfr", features(evidence, rows, self.priors), self.coefficients) + shift[:, None, None]
+        seen = evidence.outranking[:, :, rows].astype(np.float64)
+        inclusion = evidence.inclusion[:, None, None]
+        return added(*unsampled_given(np.exp(np.clip(predictor, -12, 9)), inclusion, seen, self.priors))
 
-    def unsampled(self, evidence: RankEvidence, fold: int, rows: Int64, shift: Float64) -> tuple[Float64, Float64]:
-        """Mean and shape (num_rows,) of the number of unsampled documents above, given the sampled ones of the fold, with
-        `shift` (num_strata,) added to the intercepts."""
-        parts = []
-        for stratum, inclusion in enumerate(evidence.inclusion):
-            predictor = self.features(evidence, stratum, fold, rows) @ self.coefficients[stratum] + shift[stratum]
-            seen = evidence.outranking[stratum, fold, rows].astype(np.float64)
-            parts.append(unsampled_given(np.exp(np.clip(predictor, -12, 9)), float(inclusion), seen, self.priors))
-        return added(parts)
+
+def features(evidence: RankEvidence, rows: Int64, priors: Priors = PRIORS) -> Float64:
+    """(num_strata, NUM_FOLDS, num_rows, 4) of the linear predictor."""
+    rest_tail = evidence.rest_tail[:, :, rows].astype(np.float64)
+    pool_tail = np.maximum(evidence.pool_tail[rows], priors.least_pool_tail)
+    return np.stack(np.broadcast_arrays(1.0, rest_tail, pool_tail, evidence.mean_tail[:, None, None]), axis=-1)
 
 
 def calibrate(history: Sequence[RankEvidence], cutoff: int, similarity: Float64, priors: Priors = PRIORS) -> Calibration:
@@ -43,52 +42,46 @@ def calibrate(history: Sequence[RankEvidence], cutoff: int, similarity: Float64,
 
     `similarity` (num_checkpoints, num_checkpoints): what many show alike counts little more than once, copies exactly once.
     """
-    strata = range(len(history[0].inclusion))
     copies = (similarity == 1).sum(axis=1)
     distinct = 1 / copies / (similarity @ (1 / copies))
-    empty = Calibration(
-        coefficients=np.tile(priors.mean, (len(strata), 1)),
-        covariance=np.tile(np.diag(np.square(priors.sd)), (len(strata), 1, 1)),
-        priors=priors,
-    )
-    fits = [_fit(empty, history, stratum, cutoff, distinct) for stratum in strata]
+    parts = [_rows(each, cutoff, weight, priors) for each, weight in zip(history, distinct, strict=True)]
+    stride = 1 + sum(len(weight) for _, _, weight in parts) // priors.most_rows
+    table, counted = (np.concatenate([part[n][:, ::stride] for part in parts], axis=1) for n in (0, 1))
+    weight = np.concatenate([part[2][::stride] for part in parts]) * stride
+    inclusion = history[0].inclusion
+    fits = [_fit(table[n], counted[n], weight, inclusion[n] / NUM_FOLDS, cutoff, priors) for n in range(len(inclusion))]
     coefficients, covariance = (np.array(part) for part in zip(*fits, strict=True))
     return Calibration(coefficients=coefficients, covariance=covariance, priors=priors)
 
 
+def _rows(evidence: RankEvidence, cutoff: int, distinct: float, priors: Priors) -> tuple[Float64, Float64, Float64]:
+    """Features and counts of each stratum, and weights, of thresholds within the cutoff and all folds."""
+    within = np.flatnonzero(evidence.rank < cutoff)
+    num_strata = len(evidence.inclusion)
+    table = features(evidence, within, priors).reshape(num_strata, -1, 4)
+    counted = evidence.outranking[:, :, within].reshape(num_strata, -1).astype(np.float64)
+    relevant = np.tile(evidence.gain[within] > 0, NUM_FOLDS)
+    share = priors.weight_of_others * max(int(relevant.sum()), 1) / max(int((~relevant).sum()), 1)
+    return table, counted, np.where(relevant, 1.0, min(1.0, share)) * distinct
+
+
 def _fit(
-    empty: Calibration, history: Sequence[RankEvidence], stratum: int, cutoff: int, distinct: Float64
+    table: Float64, counted: Float64, weight: Float64, sampled: float, cutoff: int, priors: Priors
 ) -> tuple[Float64, Float64]:
     """Penalised quasi-likelihood by Newton steps: (coefficients, covariance)."""
-    priors, sampled = empty.priors, float(history[0].inclusion[stratum]) / NUM_FOLDS
-    parts = [_rows(empty, each, stratum, cutoff, weight) for each, weight in zip(history, distinct, strict=True)]
-    stride = 1 + sum(len(counted) for _, counted, _ in parts) // priors.most_rows
-    table, counted, weight = (np.concatenate([part[::stride] for part in column]) for column in zip(*parts, strict=True))
     mean0, penalty = np.array(priors.mean), np.diag(np.power(priors.sd, -2.0))
     b, curvature = mean0.copy(), penalty
     for _ in range(MOST_STEPS):
         mean = np.exp(np.clip(table @ b, -12, 8))
         expected = mean * sampled
         # Where many are expected above, a metric is 0 whatever their number: what counts is learnt from the other rows.
-        flat = weight * stride / (1 + expected / shape(mean, priors)) / (1 + mean / (priors.reach * cutoff))
+        flat = weight / (1 + expected / shape(mean, priors)) / (1 + mean / (priors.reach * cutoff))
         curvature = (table * (flat * expected)[:, None]).T @ table + penalty
         step = np.linalg.solve(curvature, table.T @ (flat * (counted - expected)) - penalty @ (b - mean0))
         b = b + np.clip(step, -0.7, 0.7)
         if np.abs(step).max() < CLOSE:
             break
     return b, np.linalg.inv(curvature)
-
-
-def _rows(
-    empty: Calibration, evidence: RankEvidence, stratum: int, cutoff: int, distinct: float
-) -> tuple[Float64, Float64, Float64]:
-    """Features, counts and weights of thresholds within the cutoff."""
-    within = np.flatnonzero(evidence.rank < cutoff)
-    table = np.concatenate([empty.features(evidence, stratum, fold, within) for fold in range(NUM_FOLDS)])
-    counted = evidence.outranking[stratum][:, within].ravel().astype(np.float64)
-    relevant = np.tile(evidence.gain[within] > 0, NUM_FOLDS)
-    share = empty.priors.weight_of_others * max(int(relevant.sum()), 1) / max(int((~relevant).sum()), 1)
-    return table, counted, np.where(relevant, 1.0, min(1.0, share)) * distinct
 
 
 def shape(mean: Float64, priors: Priors = PRIORS) -> Float64:
@@ -98,8 +91,10 @@ def shape(mean: Float64, priors: Priors = PRIORS) -> Float64:
     return found
 
 
-def unsampled_given(mean: Float64, inclusion: float, seen: Float64, priors: Priors = PRIORS) -> tuple[Float64, Float64]:
-    """Mean and shape of the unsampled number above in one stratum, given `seen` of one fold; `mean` is of the whole stratum.
+def unsampled_given(
+    mean: Float64, inclusion: Float64 | float, seen: Float64, priors: Priors = PRIORS
+) -> tuple[Float64, Float64]:
+    """Mean and shape of the unsampled number above in a stratum, given `seen` of one fold; `mean` is of the whole stratum.
 
     Gamma and Poisson are conjugate: the fold showed inclusion / NUM_FOLDS of the stratum, 1 - inclusion is not sampled.
     """
@@ -107,11 +102,10 @@ def unsampled_given(mean: Float64, inclusion: float, seen: Float64, priors: Prio
     return (1 - inclusion) * (form + seen) / (form / mean + inclusion / NUM_FOLDS), form + seen
 
 
-def added(parts: Sequence[tuple[Float64, Float64]]) -> tuple[Float64, Float64]:
-    """Mean and shape of the sum over strata: the variances beyond Poisson's add up."""
-    total = np.sum([mean for mean, _ in parts], axis=0)
-    square = np.sum([mean**2 / form for mean, form in parts], axis=0)
-    return total, total**2 / np.maximum(square, 1e-300)
+def added(mean: Float64, form: Float64) -> tuple[Float64, Float64]:
+    """Mean and shape of the sum over strata, the first axis: the variances beyond Poisson's add up."""
+    total = mean.sum(axis=0)
+    return total, total**2 / np.maximum((mean**2 / form).sum(axis=0), 1e-300)
 
 
 def negative_binomial(mean: Float64, form: Float64, number: int) -> Float64:

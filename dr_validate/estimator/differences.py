@@ -4,10 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from dr_validate.estimator.estimate import Estimated, Z
-from dr_validate.values import Float64
+from dr_validate.estimator.estimate import Estimated, Z, variance_over_queries
 
 ROUNDING = 1e-12  # of variances that cancel
 
@@ -25,39 +22,24 @@ class Difference:
     p: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gap:
-    """One checkpoint minus another: `error` is a standard deviation, `change` (num_queries,) that of each query."""
-
-    value: float
-    error: float
-    change: Float64
-
-
-def gap(one: Estimated, other: Estimated) -> Gap:
-    """`one` minus `other`, estimated together: what their errors share cancels, and copies differ by exactly 0."""
-    alone = one.error**2 + other.error**2
-    variance = alone - 2 * float(one.covariance[other.place])
-    error = math.sqrt(variance) if variance > ROUNDING * alone else 0.0
-    return Gap(value=one.value - other.value, error=error, change=one.per_query - other.per_query)
-
-
 def differences(one: Estimated, others: Sequence[Estimated]) -> list[Difference]:
-    """`one` against each of the others, over one sample."""
-    return judged([gap(one, other) for other in others])
-
-
-def judged(gaps: Sequence[Gap]) -> list[Difference]:
-    """What can be said of each gap where all of them were looked at."""
-    chances = holm([_two_sided(each.value, each.error) for each in gaps])
+    """`one` minus each of the others, all of one sample: what two errors share cancels, and copies differ by exactly 0."""
+    errors = [_error(one, other) for other in others]
+    chances = holm([_two_sided(one.value - other.value, error) for other, error in zip(others, errors, strict=True)])
     made = []
-    for each, p in zip(gaps, chances, strict=True):
-        value, change = each.value, each.change[~np.isnan(each.change)]
-        queries = float(change.var(ddof=1)) / len(change) if len(change) > 1 else 0.0
-        half, wide = Z * each.error, Z * math.sqrt(each.error**2 + queries)
+    for other, error, p in zip(others, errors, chances, strict=True):
+        value, queries = one.value - other.value, variance_over_queries(one.per_query - other.per_query)
+        half, wide = Z * error, Z * math.sqrt(error**2 + queries)
         low, high = value - half, value + half
         made.append(Difference(value=value, low=low, high=high, population_low=value - wide, population_high=value + wide, p=p))
     return made
+
+
+def _error(one: Estimated, other: Estimated) -> float:
+    """Standard deviation of the difference."""
+    alone = one.error**2 + other.error**2
+    variance = alone - 2 * float(one.covariance[other.place])
+    return math.sqrt(variance) if variance > ROUNDING * alone else 0.0
 
 
 def _two_sided(value: float, error: float) -> float:

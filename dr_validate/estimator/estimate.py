@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dr_validate.estimator.calibration import Calibration, calibrate, negative_binomial
+from dr_validate.estimator.calibration import Calibration, calibrate, features, negative_binomial
 from dr_validate.estimator.evidence import NUM_FOLDS, RankEvidence
 from dr_validate.estimator.priors import PRIORS, Priors
 from dr_validate.metrics.gains import Gains, gains, moved
@@ -41,10 +41,14 @@ class Estimated:
     @property
     def population_interval(self) -> tuple[float, float]:
         """95%, for the population that the queries come from; not bounded by the value on these."""
-        known = self.per_query[~np.isnan(self.per_query)]
-        queries = float(known.var(ddof=1)) / len(known) if len(known) > 1 else 0.0
-        half = Z * (self.error**2 + queries) ** 0.5
+        half = Z * math.sqrt(self.error**2 + variance_over_queries(self.per_query))
         return max(0.0, self.value - half), min(1.0, self.value + half)
+
+
+def variance_over_queries(values: Float64) -> float:
+    """Of the mean of values (num_queries,), NaN for queries that do not count; 0 for one query, which shows no spread."""
+    known = values[~np.isnan(values)]
+    return float(known.var(ddof=1)) / len(known) if len(known) > 1 else 0.0
 
 
 def estimate(
@@ -65,31 +69,27 @@ def estimate(
     fits: dict[int, Calibration] = {}
     if len(history[0].inclusion):
         fits = {cutoff: calibrate(history, cutoff, near, priors) for cutoff in {table.cutoff for table in tables}}
-    naive_of = [table.per_query(table.gains.worth(table.first)) for table in tables]
-    made = [_corrected(t, n, fits.get(t.cutoff), priors) for t, n in zip(tables, naive_of, strict=True)]
-    value, naive = np.array([each.value for each in made]), np.array([float(np.nanmean(each)) for each in naive_of])
-    common, own = np.stack([each.common for each in made]), np.array([each.own for each in made])
-    covariance = common @ common.T + near**priors.similarity_power * np.outer(own, own)
+    corrected = [_corrected(table, fits.get(table.cutoff), priors) for table in tables]
+    per_query, sampled, common, own = zip(*corrected, strict=True)
+    value, naive = (np.array([float(np.nanmean(each)) for each in values]) for values in (per_query, sampled))
+    covariance = np.stack(common) @ np.stack(common).T + near**priors.similarity_power * np.outer(own, own)
+    learnt = value
     if known:
-        errors = np.zeros(len(made))
+        errors, weights = np.zeros(len(value)), best_weights(covariance, near, sorted(known))
         for place, above in known.items():
-            table = tables[place]
-            errors[place] = value[place] - float(
-                np.nanmean(table.per_query(table.gains.worth(table.first + above[table.rows])))
-            )
-        weights = best_weights(covariance, near, sorted(known))
-        value = np.clip(value - weights @ errors, 0, naive)
-        covariance = (np.eye(len(made)) - weights) @ covariance @ (np.eye(len(made)) - weights).T
+            errors[place] = value[place] - float(np.nanmean(tables[place].per_query_below(above)))
+        learnt, rest = np.clip(value - weights @ errors, 0, naive), np.eye(len(value)) - weights
+        covariance = rest @ covariance @ rest.T
     return [
         Estimated(
-            value=float(value[place]),
-            naive=float(naive[place]),
-            place=place,
-            covariance=covariance[place],
-            per_query=moved(each.per_query, naive_of[place], each.value, float(value[place]), float(naive[place])),
-            outranking=each.outranking,
+            value=float(learnt[n]),
+            naive=float(naive[n]),
+            place=n,
+            covariance=covariance[n],
+            per_query=moved(per_query[n], sampled[n], float(value[n]), float(learnt[n]), float(naive[n])),
+            outranking=table.outranking if fits else 0,
         )
-        for place, each in enumerate(made)
+        for n, table in enumerate(tables)
     ]
 
 
@@ -99,14 +99,11 @@ def similarity(history: Sequence[RankEvidence]) -> Float64:
     most = 1 + max(int(each.document.max(initial=0)) for each in history)
     keys = [each.query[rows] * most + each.document[rows] for each, rows in zip(history, shown, strict=True)]
     names, place = np.unique(np.concatenate(keys), return_inverse=True)
-    held = np.zeros((len(history), len(names)), dtype=np.float32)
+    held = np.zeros((len(history), len(names)), dtype=np.float64)
     held[np.repeat(np.arange(len(keys)), [len(each) for each in keys]), place] = 1
     both, size = held @ held.T, held.sum(axis=1)
-    found: Float64 = np.minimum(both / np.maximum(size[:, None] + size - both, 1), 0.99).astype(np.float64)
-    for one, mine in enumerate(history):
-        for other in range(one, len(history)):
-            if mine.shows_the_same_as(history[other]):
-                found[one, other] = found[other, one] = 1.0
+    copies = [[one.shows_the_same_as(other) for other in history] for one in history]
+    found: Float64 = np.where(copies, 1.0, np.minimum(both / np.maximum(size[:, None] + size - both, 1), 0.99))
     return found
 
 
@@ -126,38 +123,32 @@ def best_weights(covariance: Float64, near: Float64, known: Sequence[int]) -> Fl
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Corrected:
-    """Before anything is learnt from full-corpus rankings. `common`: what the value answers to one standard deviation of each
-    error that all checkpoints of the sample share; `own`: standard deviation of the others."""
-
-    value: float
-    per_query: Float64
-    common: Float64
-    own: float
-    outranking: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Table:
     """The rows of one checkpoint that a metric looks at."""
 
     evidence: RankEvidence
     gains: Gains
     rows: Int64  # (num_rows,) of the evidence
-    cutoff: int
+    first: Int64  # (num_rows,) ranks, from 1 on, if nothing was left out above
     num_queries: int
 
     @classmethod
     def of(cls, evidence: RankEvidence, qrels: Qrels, name: str, depth: int) -> "_Table":
         relevant = np.flatnonzero(evidence.gain > 0)
         found = gains(name, evidence.query[relevant], evidence.gain[relevant], qrels, depth)
-        cutoff, num_queries = int(found.cutoff.max(initial=1)), len(qrels.offsets) - 1
-        return cls(evidence=evidence, gains=found, rows=relevant[found.rows], cutoff=cutoff, num_queries=num_queries)
+        rows = relevant[found.rows]
+        first, num_queries = evidence.rank[rows] + 1, len(qrels.offsets) - 1
+        return cls(evidence=evidence, gains=found, rows=rows, first=first, num_queries=num_queries)
 
     @property
-    def first(self) -> Int64:
-        """(num_rows,) ranks, from 1 on, if nothing was left out above."""
-        return self.evidence.rank[self.rows] + 1
+    def cutoff(self) -> int:
+        """The deepest."""
+        return int(self.gains.cutoff.max(initial=1))
+
+    @property
+    def outranking(self) -> int:
+        """Sampled documents above relevant ones within the cutoff."""
+        return int(self.evidence.outranking[:, :, self.rows[self.first <= self.gains.cutoff]].sum())
 
     def per_query(self, values: Float64) -> Float64:
         """(num_queries,) sums; NaN where there is nothing relevant."""
@@ -166,44 +157,46 @@ class _Table:
         sums[self.gains.scored] = counted[self.gains.scored]
         return sums
 
+    def per_query_below(self, above: Int64 | int) -> Float64:
+        """(num_queries,) values with `above` (rows of the evidence,) more documents above each."""
+        further = above if isinstance(above, int) else above[self.rows]
+        return self.per_query(self.gains.worth(self.first + further))
 
-def _corrected(table: _Table, naive: Float64, calibration: Calibration | None, priors: Priors) -> _Corrected:
-    evidence, scored = table.evidence, max(1, len(table.gains.scored))
-    above = int(evidence.outranking[:, :, table.rows[table.first <= table.gains.cutoff]].sum())
+
+def _corrected(table: _Table, calibration: Calibration | None, priors: Priors) -> tuple[Float64, Float64, Float64, float]:
+    """Before anything is learnt from full-corpus rankings: values (num_queries,) and those of the sample as it is; what their
+    mean answers to one standard deviation of each error that all checkpoints of the sample share, and that of its own."""
+    naive, scored = table.per_query_below(0), max(1, len(table.gains.scored))
     if calibration is None:
-        return _Corrected(value=float(np.nanmean(naive)), per_query=naive, common=np.zeros(1), own=0.0, outranking=0)
-    strata = range(len(evidence.inclusion))
-    mean, sd = _expect(table, calibration, np.zeros(len(strata)))
+        return naive, naive, np.zeros(1), 0.0
+    num_strata = len(calibration.coefficients)
+    mean, sd = _expect(table, calibration, np.zeros(num_strata))
     per_query = np.minimum(table.per_query(mean), naive)  # chances that sum to 1 do so but for rounding
-    value = float(np.nanmean(per_query))
-    common = []
-    for stratum in strata:
-        answer = (_expect(table, calibration, STEP * (np.arange(len(strata)) == stratum))[0] - mean) / STEP
-        features = np.mean([calibration.features(evidence, stratum, fold, table.rows) for fold in range(NUM_FOLDS)], axis=0)
-        common.append(np.linalg.cholesky(calibration.covariance[stratum]).T @ (features.T @ answer) / scored)
-    correction = float(np.nanmean(naive)) - value
+    correction = float(np.nanmean(naive) - np.nanmean(per_query))
+    seen = features(table.evidence, table.rows, priors).mean(axis=1)
+    common = [np.array([priors.model_error_sd * correction])]
+    for stratum, shift in enumerate(STEP * np.eye(num_strata)):
+        answer = (_expect(table, calibration, shift)[0] - mean) / STEP
+        common.append(np.linalg.cholesky(calibration.covariance[stratum]).T @ (seen[stratum].T @ answer) / scored)
     scattered = float(np.sqrt(np.nansum(table.per_query(sd) ** 2))) / scored
     own = float(np.hypot(priors.scatter * scattered, priors.own_model_error_sd * correction))
-    common.append(np.array([priors.model_error_sd * correction]))
-    return _Corrected(value=value, per_query=per_query, common=np.concatenate(common), own=own, outranking=above)
+    return per_query, naive, np.concatenate(common), own
 
 
 def _expect(table: _Table, calibration: Calibration, shift: Float64) -> tuple[Float64, Float64]:
     """(num_rows,) mean and standard deviation of what each row adds, over the documents left out above it; `shift` as in
     `Calibration.unsampled`."""
-    unsampled = [calibration.unsampled(table.evidence, fold, table.rows, shift) for fold in range(NUM_FOLDS)]
+    mean, form = calibration.unsampled(table.evidence, table.rows, shift)
     if table.gains.is_flat:  # only the cutoff counts, however far down it is
         from scipy.special import betainc
 
         further = table.gains.cutoff - table.first
-        within = [betainc(form, np.maximum(further, 0) + 1.0, form / (form + mean)) for mean, form in unsampled]
-        chance = np.where(further >= 0, np.mean(within, axis=0), 0.0)
+        within = betainc(form, np.maximum(further, 0) + 1.0, form / (form + mean)).mean(axis=0)
+        chance = np.where(further >= 0, within, 0.0)
         return table.gains.weight * chance, table.gains.weight * np.sqrt(np.maximum(chance - chance**2, 0))
     first, second = np.zeros(len(table.rows)), np.zeros(len(table.rows))
     for part, worth in table.gains.worth_below(table.first):
-        chances = np.zeros_like(worth)
-        for mean, form in unsampled:
-            chances += negative_binomial(mean[part], form[part], len(worth)).T / NUM_FOLDS
-        first[part] = np.einsum("ij,ij->j", chances, worth)
-        second[part] = np.einsum("ij,ij,ij->j", chances, worth, worth)
+        chances = sum(negative_binomial(mean[fold, part], form[fold, part], len(worth)).T for fold in range(NUM_FOLDS))
+        first[part] = (chances * worth).sum(axis=0) / NUM_FOLDS
+        second[part] = (chances * worth**2).sum(axis=0) / NUM_FOLDS
     return first, np.sqrt(np.maximum(second - first**2, 0))

@@ -153,23 +153,26 @@ def _tail(hits: _Hits, chosen: NDArray[np.bool_], length: int, query: Int64, ran
     best = np.full((len(chosen), length + 1), np.nan)
     rows, columns = np.nonzero(chosen & (count <= length + 1))
     best[rows, count[rows, columns] - 1] = hits.scores[rows, columns]
-    lowest, scale, kept = (np.empty((length + 1, len(chosen))) for _ in range(3))  # by which of the best is left out
-    common = 0.0
-    for out in range(length, -1, -1):  # first the last one: these are the `length` best of all
-        others = np.delete(best, out, axis=1)
-        kept[out] = np.count_nonzero(~np.isnan(others), axis=1)
-        enough = kept[out] == length
-        lowest[out] = np.where(enough, np.where(np.isnan(others), np.inf, others).min(axis=1), hits.scores[:, -1])
-        excess, number = np.nansum(others - lowest[out][:, None], axis=1), kept[out] - enough
-        if out == length:
-            relative = np.divide(excess, hits.spread, out=np.zeros_like(excess), where=hits.spread > 0)
-            common = relative.sum() / max(float(number.sum()), 1.0)
-        lean = PRIORS.tail_shrinkage * (hits.spread > 0)
-        scale[out] = (excess + lean * common * hits.spread) / np.maximum(number + lean, 1)
-    inside, place = chosen[query, rank], count[query, rank] - 1
-    left = np.where(inside, np.minimum(place, length), length)  # out, or none of the best
-    score, floor, unit = hits.scores[query, rank], lowest[left, query], scale[left, query]
-    beyond = np.divide(np.maximum(score - floor, 0), unit, out=np.full(len(query), np.inf), where=unit > 0)
-    extrapolated = np.maximum(kept[left, query], 0.5) * np.exp(-beyond)
-    expected: Float64 = np.where(score > floor, extrapolated, count[query, rank] - inside)
+    _, excess, number, _ = _excess(best[:, :length], hits.scores[:, -1])
+    known = hits.spread > 0
+    common = (excess[known] / hits.spread[known]).sum() / max(float(number.sum()), 1.0)
+
+    inside, above = chosen[query, rank], count[query, rank]
+    left_out = np.where(inside, above - 1, length)[:, None]  # place among the best, or none of them
+    others = best[query[:, None], np.arange(length) + (np.arange(length) >= left_out)]
+    floor, excess, number, kept = _excess(others, hits.scores[query, -1])
+    lean = PRIORS.tail_shrinkage * known[query]
+    scale = (excess + lean * common * hits.spread[query]) / np.maximum(number + lean, 1)
+    score = hits.scores[query, rank]
+    beyond = np.divide(np.maximum(score - floor, 0), scale, out=np.full(len(query), np.inf), where=scale > 0)
+    expected: Float64 = np.where(score > floor, np.maximum(kept, 0.5) * np.exp(-beyond), above - inside)
     return expected
+
+
+def _excess(best: Float64, lowest: Float64) -> tuple[Float64, Float64, Int64, Int64]:
+    """Of each row of best scores, NaN where there are fewer: where the tail begins (at the last of them, or at `lowest`), their
+    sum over that, how many are above it, and how many there are."""
+    kept = np.count_nonzero(~np.isnan(best), axis=1)
+    full = kept == best.shape[1]
+    floor = np.where(full, best[:, -1], lowest)
+    return floor, np.nansum(best - floor[:, None], axis=1), kept - full, kept

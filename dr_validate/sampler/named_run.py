@@ -19,6 +19,7 @@ from dr_validate.values import TestSet
 
 BM25 = "bm25"
 SHIPPED = "shipped"
+BASELINE = "baseline"
 RANXHUB = "ranxhub:"
 BM25_DEPTH = 1000
 FORMAT = 1  # of a run that is kept; change it when `runs.match` or `bm25` finds something else in the same input
@@ -28,7 +29,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedRun:
     """`name`: `bm25`, `shipped` (the collection's own run, in BM25's order if it has none, such as MS MARCO's top1000.dev, and
-    `bm25` where there is no run), `ranxhub:ID` or the path of a TREC or MS MARCO run; errors begin with `key`, which names it.
+    `bm25` where there is no run), `baseline` (`worker.samples` chooses it), `ranxhub:ID` or the path of a TREC or MS MARCO run;
+    errors begin with `key`, which names it.
     """
 
     name: str
@@ -37,7 +39,11 @@ class NamedRun:
     by_bm25: bool = False  # in its order, where the run has none
 
     def of(self, test_set: TestSet) -> "NamedRun":
-        """What `shipped` is for this test set; any other as it is."""
+        """What `shipped` and `baseline` are for this test set; any other as it is. Raises SetupError without a baseline."""
+        if self.name == BASELINE:
+            if test_set.baseline_run is None:
+                raise SetupError(f"{self.key}: got {BASELINE!r}, but no full-corpus ranking is known here; leave it out")
+            return replace(self, name=str(test_set.baseline_run))
         if self.name != SHIPPED:
             return self
         if test_set.shipped_run is None:
@@ -46,7 +52,7 @@ class NamedRun:
 
     def read(self, test_set: TestSet, cache: Path) -> Run:
         """The run, matched with the test set; `cache` keeps it. Raises SetupError where it cannot be had."""
-        if self.name == SHIPPED:
+        if self.name in (SHIPPED, BASELINE):
             return self.of(test_set).read(test_set, cache)
         key = fingerprint({"run": self.content(), "test_set": test_set.fingerprint, "format": FORMAT})
         path = cache / f"run-{key}.npz"
@@ -78,12 +84,13 @@ class NamedRun:
         return match(read_ranxhub(self.name.removeprefix(RANXHUB)), test_set, self.name)
 
     def _path(self) -> Path | None:
-        if self.name in (BM25, SHIPPED) or self.name.startswith(RANXHUB):
+        if self.name in (BM25, SHIPPED, BASELINE) or self.name.startswith(RANXHUB):
             return None
         path = Path(self.name)
         if not path.is_file():
             raise SetupError(
-                f"{self.key}: got {self.name!r}, which is no file; give the path of a run, {RANXHUB}ID, {SHIPPED} or {BM25}"
+                f"{self.key}: got {self.name!r}, which is no file; give the path of a run, {RANXHUB}ID, {SHIPPED}, {BASELINE} "
+                f"or {BM25}"
             )
         return path
 

@@ -33,9 +33,9 @@ class StratifiedSampler:
     certain, the remainder for a simple random sample of all other documents.
 
     Pool order fuses the runs of `pool`: `bm25` (built in, 1000 deep), `shipped` (the collection's own, such as MS MARCO's
-    top1000.dev, else `bm25`), paths of TREC or MS MARCO runs, `ranxhub:ID`. Strata
-    depend on the runs alone, the seed only draws within them, and the inclusion probability of a document is exactly n/N of
-    its stratum. For equal seed, runs and share, the sample of a smaller fraction lies within that of a larger one.
+    top1000.dev, else `bm25`), `baseline` (a checkpoint's on the full corpus), paths of TREC or MS MARCO runs, `ranxhub:ID`.
+    Strata depend on the runs alone, the seed only draws within them, and the inclusion probability of a document is exactly
+    n/N of its stratum. For equal seed, runs and share, the sample of a smaller fraction lies within that of a larger one.
     """
 
     fraction: float = Field(default=0.01, gt=0, le=1)

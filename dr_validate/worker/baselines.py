@@ -1,5 +1,6 @@
 """Full-corpus rankings that are kept: samples are held against them, and estimates are calibrated on them."""
 
+import gzip
 import logging
 import zipfile
 from collections.abc import Collection
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dr_validate.files import atomic_file
-from dr_validate.values import Checkpoint, Ranking
+from dr_validate.values import Checkpoint, Ranking, TestSet
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,18 @@ class Baselines:
         with self._path(digest).open("rb") as stream:
             documents = _array(stream, "documents").astype(np.int64)
         return Ranking(documents=documents, scores=np.where(documents >= 0, 0, -np.inf).astype(np.float32))
+
+    def write_run(self, digest: str, test_set: TestSet, path: Path) -> None:
+        """The ranking in TREC's form, gzip; equal bytes for equal rankings. Raises OSError as `ranking` does."""
+        documents = self.ranking(digest).documents
+        with (
+            atomic_file(path) as stream,
+            gzip.GzipFile(fileobj=stream, mode="wb", compresslevel=1, mtime=0, filename="") as file,
+        ):
+            for query, row in zip(test_set.query_ids, documents, strict=True):
+                ids = test_set.corpus.ids(row[row >= 0])
+                lines = (f"{query}\tQ0\t{document}\t{rank}\t{len(ids) - rank}\t{digest}\n" for rank, document in enumerate(ids))
+                file.write("".join(lines).encode())
 
     def spread(self, digests: Collection[str], number: int) -> list[str]:
         """At most `number` of these that have one, from all over the training."""

@@ -1,16 +1,25 @@
 """Which documents a run validates on: its sample, and the full corpus of baselines; each with the spec of its scores."""
 
+import logging
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from dr_validate.component import fingerprint
 from dr_validate.config import Run
+from dr_validate.errors import SetupError
 from dr_validate.estimator.evidence import FORMAT
 from dr_validate.estimator.priors import PRIORS
+from dr_validate.metrics.gains import gains_retrieved
+from dr_validate.sampler.named_run import BASELINE
 from dr_validate.stages import Sampler
-from dr_validate.values import Sample, TestSet
+from dr_validate.values import Int64, Sample, TestSet
 from dr_validate.worker.baselines import Baselines
 from dr_validate.worker.estimates import has_intervals
+
+SHALLOW = 10  # ranks at which full-corpus rankings are compared
+GOOD_ENOUGH = 2 / 3  # those with 0.7 of the best gained, with 0.25 and 0.36 lost (scripts/research/STUDY.md)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +40,46 @@ class Samples:
 
     def __init__(self, run: Run, test_set: TestSet, full: Sampler) -> None:
         """Raises SetupError where the sample cannot be drawn."""
-        settings = run.settings
-        drawn = [_drawn(run, test_set, sampler) for sampler in (run.sampler, full)]
-        self.sampled = self.full = drawn[0]
-        if drawn[0].spec != drawn[1].spec:
-            self.full = replace(drawn[1], is_baseline=True)
-        self.baselines = Baselines(settings.state_dir / "baselines" / self.full.spec)
+        everything = _drawn(run, test_set, full)
+        self.baselines = Baselines(run.settings.state_dir / "baselines" / everything.spec)
+        named = run.sampler.fingerprint()
+        if BASELINE in (named.get("run"), *named.get("pool", ())):
+            place = run.settings.state_dir / "runs" / f"baseline-{everything.spec}.trec.gz"
+            test_set = replace(test_set, baseline_run=_baseline_run(place, self.baselines, test_set))
+        self.sampled = self.full = _drawn(run, test_set, run.sampler)
+        if self.sampled.spec != everything.spec:
+            self.full = replace(everything, is_baseline=True)
+
+
+def _baseline_run(path: Path, baselines: Baselines, test_set: TestSet) -> Path:
+    """The earliest checkpoint's full-corpus ranking that is good enough, as a run: it finds something relevant among the first
+    ten for `GOOD_ENOUGH` as many queries as the best that is kept. It is chosen once: the file stays, so that the sample is the
+    same for whoever starts again.
+
+    Raises SetupError where none is kept.
+    """
+    if path.exists():
+        return path
+    found: dict[str, int] = {}
+    for digest in sorted(steps := baselines.steps(), key=lambda digest: (steps[digest], digest)):
+        try:
+            found[digest] = _num_found(baselines.ranking(digest).documents[:, :SHALLOW], test_set)
+        except OSError as error:
+            log.warning("the full-corpus ranking of %s cannot be read (%s) and is not used", digest, error)
+    if not found:
+        raise SetupError(
+            f"sampler: got {BASELINE!r} in the pool, but no full-corpus ranking of {test_set.name} is kept in this state_dir; "
+            f"validate a checkpoint with sampler=full first (watch.mode=once), or leave {BASELINE} out"
+        )
+    chosen = next(digest for digest, number in found.items() if number >= GOOD_ENOUGH * max(found.values()))
+    baselines.write_run(chosen, test_set, path)
+    log.info("the pool has the full-corpus ranking of %s (step %d), kept in %s", chosen, steps[chosen], path)
+    return path
+
+
+def _num_found(documents: Int64, test_set: TestSet) -> int:
+    """How many queries have a relevant document among theirs (num_queries, depth)."""
+    return int((gains_retrieved(documents, test_set.qrels) > 0).any(axis=1).sum())
 
 
 def _drawn(run: Run, test_set: TestSet, sampler: Sampler) -> SpecSample:

@@ -43,7 +43,7 @@ def test_the_shape_is_a_constant_times_a_power_of_the_mean() -> None:
 
 def test_variances_of_strata_add_up() -> None:
     """1 + 1 / 2 and 3 + 9 / 3: mean 4, variance beyond Poisson's 3.5, so that the shape is 16 / 3.5."""
-    mean, form = added([(one(1.0), one(2.0)), (one(3.0), one(3.0))])
+    mean, form = added(np.array([[1.0], [3.0]]), np.array([[2.0], [3.0]]))
     assert (mean[0], form[0]) == pytest.approx((4.0, 16 / 3.5))
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dr_validate.estimator.differences import Gap, differences, gap, judged
+from dr_validate.estimator.differences import differences
 from dr_validate.estimator.estimate import Estimated
 
 
@@ -40,7 +40,6 @@ def test_a_difference_and_its_intervals_are_those_of_a_hand_calculation() -> Non
     # errors of 0.05 and 0.04, half of which is the same: 0.0025 + 0.0016 - 2 * 0.0006 = 0.0029
     one = beside(0.6, [0.0025, 0.0006], 0, [0.7, 0.5, 0.6, math.nan])
     other = beside(0.5, [0.0006, 0.0016], 1, [0.5, 0.5, 0.5, math.nan])
-    assert gap(one, other).error == pytest.approx(math.sqrt(0.0029), abs=1e-12)
     (found,) = differences(one, [other])
     # 1.96 * 0.0538516 = 0.1055492
     assert (found.value, found.low, found.high) == pytest.approx((0.1, -0.0055492, 0.2055492), abs=1e-7)
@@ -52,9 +51,12 @@ def test_a_difference_and_its_intervals_are_those_of_a_hand_calculation() -> Non
     assert turned.p == pytest.approx(found.p)
 
 
-def gap_of(deviations: float, error: float = 0.01) -> Gap:
-    """So many standard deviations from 0."""
-    return Gap(value=deviations * error, error=error, change=np.zeros(3))
+def at(deviations: float, error: float = 0.01) -> Estimated:
+    """One that lies so many standard deviations below 0.5, which is known without an error."""
+    return beside(0.5 - deviations * error, [0.0, error**2], 1, [0.5, 0.5, 0.5])
+
+
+CERTAIN = beside(0.5, [0.0, 0.0], 0, [0.5, 0.5, 0.5])
 
 
 @pytest.mark.parametrize(
@@ -71,10 +73,10 @@ def gap_of(deviations: float, error: float = 0.01) -> Gap:
 def test_each_p_is_multiplied_by_the_number_of_those_not_smaller_and_none_falls(
     deviations: list[float], expected: list[float]
 ) -> None:
-    assert [one.p for one in judged([gap_of(each) for each in deviations])] == pytest.approx(expected, abs=1e-6)
+    assert [one.p for one in differences(CERTAIN, [at(each) for each in deviations])] == pytest.approx(expected, abs=1e-6)
 
 
 def test_without_error_a_difference_is_certain_or_none() -> None:
-    none, some = judged([gap_of(0.0, 0.0), Gap(value=0.1, error=0.0, change=np.full(3, 0.1))])
+    none, some = differences(CERTAIN, [at(0.0, 0.0), beside(0.4, [0.0, 0.0], 1, [0.4, 0.4, 0.4])])
     assert (none.p, none.low, none.high) == (1.0, 0.0, 0.0)
-    assert (some.p, some.low, some.high) == (0.0, 0.1, 0.1)
+    assert (some.p, some.low, some.high) == pytest.approx((0.0, 0.1, 0.1))

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 from scipy.stats import nbinom
 
 from dr_validate.estimator.calibration import negative_binomial
-from dr_validate.estimator.differences import differences, gap
+from dr_validate.estimator.differences import differences
 from dr_validate.estimator.estimate import Estimated, estimate, similarity
 from dr_validate.estimator.evidence import RankEvidence, rank_evidence
 from dr_validate.values import Float64, Qrels, Ranking, Sample
@@ -201,8 +201,8 @@ def test_errors_of_checkpoints_that_rank_alike_cancel_in_their_difference() -> N
     near = similarity(history)
     assert 0 < near[0, 1] < near[1, 2] < 1
     made = estimate(history, given_.qrels, "mrr@10", TOP_K)
-    errors = [gap(made[one], made[other]).error for one, other in ((1, 2), (0, 1))]
-    assert 0 < errors[0] < errors[1]
+    near_by, far = (differences(made[one], [made[other]])[0] for one, other in ((1, 2), (0, 1)))
+    assert 0 < near_by.high - near_by.low < far.high - far.low
 
 
 @pytest.mark.parametrize("factor", [20.0, 1 / 20])
@@ -282,8 +282,8 @@ def test_the_interval_covers_the_value_on_the_full_corpus(measured: Measured, na
 def test_the_interval_is_no_wider_than_it_has_to_be(measured: Measured) -> None:
     """Half an interval of 95% holds a normal error in 67% of the cases, one that is twice too wide in 95%."""
     shares = [measured[name, BUDGETS[0]].covered_by_half.mean() for name in JUDGED]
-    assert max(shares) <= 0.97
-    assert np.mean(shares) <= 0.94
+    assert max(shares) <= 0.92
+    assert np.mean(shares) <= 0.90
 
 
 @pytest.mark.slow

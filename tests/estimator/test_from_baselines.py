@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from dr_validate.estimator.differences import gap
+from dr_validate.estimator.differences import differences
 from dr_validate.estimator.estimate import Estimated, best_weights, estimate
 from dr_validate.estimator.evidence import RankEvidence
 from dr_validate.values import Float32, Float64, Int64
@@ -86,7 +86,7 @@ def test_one_baseline_takes_bias_from_the_others() -> None:
         for each in learnt:
             assert each.interval[0] <= each.value <= each.interval[1] <= each.naive + 1e-12
     assert np.abs(before).mean() > 0.01
-    assert np.abs(after).mean() < 0.75 * np.abs(before).mean()
+    assert np.abs(after).mean() < 0.5 * np.abs(before).mean()
 
 
 def test_a_checkpoint_is_not_told_its_own_value(given_: Collection, checkpoints: Sequence[Float32]) -> None:
@@ -131,5 +131,6 @@ def test_the_full_ranking_of_a_copy_moves_neither(given_: Collection, checkpoint
     plain = estimate(history, given_.qrels, METRIC, TOP_K)
     told = estimate(history, given_.qrels, METRIC, TOP_K, {2: above(given_, checkpoints[2], history[2])})
     assert told[2].value == told[3].value == plain[2].value
-    assert gap(told[2], told[3]).error == 0
+    (none,) = differences(told[2], [told[3]])
+    assert (none.low, none.high) == (0, 0)
     assert told[0].value != plain[0].value

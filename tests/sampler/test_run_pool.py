@@ -238,7 +238,7 @@ def test_a_missing_run_is_an_error_that_names_the_choices(small: TestSet, tmp_pa
     sampler = RunPoolSampler(run=str(tmp_path / "absent.trec"))
     for call in (sampler.fingerprint, lambda: sampler.draw(small, 13, tmp_path)):
         with pytest.raises(
-            SetupError, match=r"absent\.trec', which is no file; give the path of a run, ranxhub:ID, shipped or bm25"
+            SetupError, match=r"absent\.trec', which is no file; give the path of a run, ranxhub:ID, shipped, baseline or bm25"
         ):
             call()
 

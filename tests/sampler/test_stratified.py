@@ -133,7 +133,8 @@ def test_the_smallest_fraction_that_works_is_named(medium: TestSet, cache: Path,
 
 def test_a_run_that_cannot_be_read_is_named_with_its_key(medium: TestSet, cache: Path, write_run: WriteRun) -> None:
     with pytest.raises(
-        SetupError, match=r"^sampler\.pool: got 'absent', which is no file; give the path of a run, ranxhub:ID, shipped or"
+        SetupError,
+        match=r"^sampler\.pool: got 'absent', which is no file; give the path of a run, ranxhub:ID, shipped, baseline or",
     ):
         StratifiedSampler(fraction=0.4, pool=("bm25", "absent")).draw(medium, 13, cache)
     other = str(write_run("other", "x Q0 y 1 1 t\n"))

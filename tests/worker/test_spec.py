@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dr_validate.config import Settings, build
+from dr_validate.errors import SetupError
 from dr_validate.estimator.priors import PRIORS
 from dr_validate.sampler.full import FullSampler
-from dr_validate.values import TestSet
+from dr_validate.values import Checkpoint, Ranking, TestSet
 from dr_validate.worker.samples import Samples
 from tests.factories import composed, write_collection
 
@@ -129,6 +131,45 @@ def test_constants_of_the_estimator_belong_to_specs_whose_values_are_corrected(
     specs.append(Samples(build(plain_of(config)), test_set, FullSampler()))
     assert specs[0].sampled.spec != specs[1].sampled.spec
     assert specs[0].full.spec == specs[1].full.spec, "a full-corpus ranking needs no estimate"
+
+
+def kept(samples: Samples, test_set: TestSet, step: int, first: int) -> None:
+    """A checkpoint with a kept full-corpus ranking: of each query its relevant document, and 20 from `first` on, in that order
+    with `first` above 0, else the other way round and out of the first ten."""
+    of = Checkpoint(
+        name=f"step-{step}", version="v", digest=f"sha256:{step:04}", step=step, step_from="name", created_at="", uri=""
+    )
+    others = np.tile(np.arange(abs(first), abs(first) + 20), (12, 1))
+    relevant = test_set.qrels.documents[:, None]
+    documents = np.hstack([relevant, others] if first > 0 else [others, relevant])
+    samples.baselines.keep(of, Ranking(documents=documents, scores=np.zeros(documents.shape, dtype=np.float32)))
+
+
+def test_a_baseline_in_the_pool_is_the_earliest_that_is_good_enough_and_stays_the_one(
+    place: Path, test_set: TestSet, tmp_path: Path
+) -> None:
+    def opened(*more: str) -> Samples:
+        config = composed(*always(place), "sampler=stratified", "sampler.fraction=0.4", f"state_dir={tmp_path}", *more)
+        return Samples(build(plain_of(config)), test_set, FullSampler())
+
+    plain, both = opened(), "sampler.pool=[bm25,baseline]"
+    with pytest.raises(SetupError, match=r"'baseline' in the pool, but no full-corpus ranking of .* sampler=full"):
+        opened(both)
+    kept(plain, test_set, 10, first=-200)
+    kept(plain, test_set, 30, first=300)
+    chosen = opened(both)
+    certain = set(chosen.sampled.sample.ordinals[chosen.sampled.sample.inclusion == 1].tolist())
+    assert certain >= set(range(300, 310)), "the top of step 30's"
+    assert not certain & set(range(200, 220)), "none of step 10's"
+    assert len({plain.sampled.spec, chosen.sampled.spec, chosen.full.spec}) == 3
+    assert plain.full.spec == chosen.full.spec
+    kept(plain, test_set, 20, first=250)  # earlier and good enough, but late
+    again = opened(both)
+    assert again.sampled.spec == chosen.sampled.spec
+    assert again.sampled.sample.fingerprint == chosen.sampled.sample.fingerprint
+    (file,) = (tmp_path / "runs").glob("baseline-*.trec.gz")
+    file.unlink()
+    assert opened(both).sampled.spec not in (chosen.sampled.spec, plain.sampled.spec)
 
 
 def plain_of(config: Mapping[str, Any]) -> dict[str, Any]:
