@@ -132,7 +132,7 @@ class ServerHandle:
         """`code` as a process with pipes, in a folder of its own; `environment` goes over that of `environment()`."""
         given = {**self.environment(), **(environment or {})}
         pipe = subprocess.PIPE
-        streams = {"stdin": pipe, "stdout": pipe, "stderr": pipe}
+        streams: dict[str, Any] = {"stdin": pipe, "stdout": pipe, "stderr": pipe}
         return warm.popen([sys.executable, "-c", code], env=given, cwd=given["WANDB_DIR"], **streams)
 
     def fault(self, action: Action, **settings: Any) -> None:

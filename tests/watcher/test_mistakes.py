@@ -34,7 +34,8 @@ class Parts:
 
     def __init__(self, state_dir: Path) -> None:
         self.settings, self.watch = Settings(state_dir=state_dir), Watch()
-        self.store = self.fidelity = self
+        self.store = self.fidelity = self.source = self
+        self.training_run = ""
         self.answer: Exception | None = None
 
     @contextlib.contextmanager
