@@ -3,9 +3,11 @@
 import contextlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -22,6 +24,8 @@ from dr_validate.errors import SetupError
 from dr_validate.stages import Ranker
 
 OBJECT_STORE_BYTES = 1 << 30  # of a cluster of our own: query vectors and top-k; memory is taken as it is used
+REACHED_WITHIN_S = 10.0  # the port at `address`, by TCP: who waits there for Ray's own tries waits for a quarter of an hour
+TRIES = "RAY_gcs_server_port_wait_time_s"  # environment: how often Ray tries
 FOLDER = "dr-ray-"
 LONGEST_FOLDER = 107 - len("/session_2026-11-27_09-54-35_669020_4194304/sockets/plasma_store")  # what a socket's path may have
 ENVIRONMENT = {
@@ -128,6 +132,7 @@ def import_ray() -> Any:
 @contextlib.contextmanager
 def _cluster(address: str | None, wanted: Wanted) -> Iterator[None]:
     """Ray in this process, for the block. Raises SetupError where it is not installed or cannot be reached."""
+    _reach(address or "")
     set_environment(own_cluster=address is None)
     ray = import_ray()
     with contextlib.ExitStack() as stack:
@@ -135,13 +140,27 @@ def _cluster(address: str | None, wanted: Wanted) -> Iterator[None]:
         if address is None:
             options = _own_cluster(wanted, stack.enter_context(_folder()))
         stack.callback(ray.shutdown)
-        with _own_signals():
+        with _own_signals(), _one_try() if address else contextlib.nullcontext():
             try:
                 ray.init(configure_logging=False, namespace="dr_validate", **options)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
                 place = "on this machine" if address is None else f"at engine.address={address}"
                 raise SetupError(f"engine=ray: no cluster {place} ({' '.join(str(error).split())})") from error
         yield
+
+
+def _reach(address: str) -> None:
+    """Raises SetupError where nobody listens at `host:port`; says nothing about any other address (`auto`)."""
+    found = re.fullmatch(r"(?:ray://)?\[?([^\[\]/]+?)\]?:(\d+)", address)
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), REACHED_WITHIN_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise SetupError(
+            f"engine.address: nobody answers at {address} ({error}); is the cluster up (`ray status`), and is this its "
+            "host:port? Leave the key out for a cluster of this machine's own"
+        ) from error
 
 
 def _own_cluster(wanted: Wanted, folder: Path) -> Mapping[str, Any]:
@@ -194,6 +213,18 @@ def remove_leftovers() -> None:
 
 def _roots() -> list[Path]:
     return [Path(tempfile.gettempdir()), Path("/dev/shm"), Path("/tmp")]
+
+
+@contextlib.contextmanager
+def _one_try() -> Iterator[None]:
+    """Of some 40 s to get hold of a cluster, where Ray makes 20."""
+    known = os.environ.get(TRIES)
+    os.environ.setdefault(TRIES, "1")
+    try:
+        yield
+    finally:
+        if known is None:
+            del os.environ[TRIES]
 
 
 @contextlib.contextmanager

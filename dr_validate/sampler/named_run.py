@@ -21,6 +21,7 @@ BM25 = "bm25"
 SHIPPED = "shipped"
 RANXHUB = "ranxhub:"
 BM25_DEPTH = 1000
+LEAST_COVERED = 0.5  # of the queries: a run with fewer is said to have gaps
 FORMAT = 1  # of a run that is kept; change it when `runs.match` or `bm25` finds something else in the same input
 log = logging.getLogger(__name__)
 
@@ -51,14 +52,25 @@ class NamedRun:
         key = fingerprint({"run": self.content(), "test_set": test_set.fingerprint, "format": FORMAT})
         path = cache / f"run-{key}.npz"
         if (kept := _kept(path)) is not None:
+            self._warn_of_gaps(kept, test_set)
             return kept
         try:
             run = self._made(test_set)
         except SetupError as error:
             raise SetupError(f"{self.key}: {error}") from error
+        self._warn_of_gaps(run, test_set)
         with atomic_file(path) as stream:  # a third of what the numbers of a Run take: 70 MB for 7 M hits
             np.savez(stream, rows=np.int32(run.rows), documents=np.int32(run.documents), ranks=np.int32(run.ranks))
         return run
+
+    def _warn_of_gaps(self, run: Run, test_set: TestSet) -> None:
+        found, asked = len(np.unique(run.rows)), len(test_set.query_ids)
+        if found < LEAST_COVERED * asked:
+            log.warning(
+                "%s: run %s has hits for %d of the %d queries of %s: the pool has nothing for the others; is it a run over "
+                "other queries, or a part of one?",
+                *(self.key, self.name, found, asked, test_set.name),
+            )
 
     def content(self) -> str | Mapping[str, Any]:
         """For the spec: of a file its content counts, not its place. Raises SetupError if there is no such file."""
