@@ -44,11 +44,30 @@ def explain_grammar(arguments: Sequence[str]) -> str | None:
         try:
             parsed = OverridesParser.create().parse_override(override)
         except NOT_COMPOSED:
-            problems.append(_unreadable(*found.groups(), is_several=False))
+            bad_key = not _is_key(found[1], found[2])
+            problems.append(_unreadable_key(*found.groups()) if bad_key else _unreadable(*found.groups(), is_several=False))
             continue
         if parsed.is_sweep_override() and not asked.multirun:
             problems.append(_unreadable(*found.groups(), is_several=True))
     return str(ConfigError(problems)) if problems else None
+
+
+def _is_key(prefix: str, key: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(f"{prefix}{key}=1")
+    except NOT_COMPOSED:
+        return False
+    return True
+
+
+def _unreadable_key(_: str, key: str, value: str) -> str:
+    """A key whose own name Hydra's grammar has no room for."""
+    name = key.removeprefix("source.metadata.")
+    is_secret = any(word in key.lower() for word in SECRET_WORDS)
+    if name != key and re.fullmatch(r"[\w/.+-]+", name, re.ASCII) and not is_secret:  # W&B's names: train/loss
+        return f"{key}: {name!r} is written as {shlex.quote(f'source.metadata={{{name}: {value}}}')}"
+    typed = key.removesuffix(".path") if key.startswith("dataset.members.") else key
+    return f"{typed}: no key may have such a name; give one of letters, digits, _ and - alone"
 
 
 def _unreadable(prefix: str, key: str, value: str, *, is_several: bool) -> str:
@@ -303,7 +322,10 @@ def _composed(
 
 def _unknown_choice(error: MissingConfigException) -> str | None:
     group, slash, choice = str(error.missing_cfg_file or "").rpartition("/")
-    return f"{group}: got {choice!r}, expected one of {', '.join(error.options)}" if slash and error.options else None
+    if not slash or not error.options:
+        return None
+    close = "".join(f"; did you mean {one}?" for one in difflib.get_close_matches(choice, error.options, n=1))
+    return f"{group}: got {choice!r}, expected one of {', '.join(error.options)}{close}"
 
 
 def _unknown_key(key: str, config: Mapping[str, Any]) -> str:
