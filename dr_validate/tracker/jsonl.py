@@ -1,4 +1,4 @@
-"""reports.jsonl: a line per Report, only ever appended to, each Report once, whoever shares the file."""
+"""reports.jsonl: a line per Report, appended to, each Report once, whoever shares the file."""
 
 import json
 import logging
@@ -32,15 +32,13 @@ class JsonlTracker(LocalRun):
                 _append(stream.fileno(), line, len(content))
 
     def restore(self, reports: Sequence[Report]) -> None:
-        """Append those that are not there, though they were: somebody removed the file, or a part of it."""
-        if not reports:
+        """Take out what is no Report, and append those that are not there, though they were: somebody wrote to the file, or
+        removed it, or a part of it."""
+        if not reports and not self.path.exists():
             return
         with locked(self.path) as stream:
-            content = self._repaired(stream.fileno())
-            written = [
-                line for part in content.splitlines() if isinstance((line := _parsed(part) or {}).get("checkpoint"), dict)
-            ]
-            there = {json.dumps(_identity(line)) for line in written}
+            content = self._without_others(stream.fileno(), self._repaired(stream.fileno()))
+            there = {json.dumps(_identity(line)) for part in content.splitlines() if (line := _parsed(part)) is not None}
             lost = [report for report in reports if json.dumps(_identity(report_to_json(report))) not in there]
         for report in lost:
             self.deliver(report, reports)
@@ -48,6 +46,24 @@ class JsonlTracker(LocalRun):
             log.warning(
                 "%s lacked %d of the %d Reports of the ledger: they are there again", self.path, len(lost), len(reports)
             )
+
+    def _without_others(self, handle: int, content: bytes) -> bytes:
+        """The content without lines that are no Report, which no reader of the file could use; they are moved beside it."""
+        lines = content.splitlines(keepends=True)
+        others = [place for place, line in enumerate(lines) if not _is_report(line)]
+        if not others:
+            return content
+        beside = self.path.with_suffix(".removed")
+        with beside.open("ab") as stream:
+            stream.writelines(lines[place] for place in others)
+        start = sum(map(len, lines[: others[0]]))
+        tail = b"".join(line for line in lines[others[0] :] if _is_report(line))
+        os.ftruncate(handle, start)  # killed before the next line, what follows is restored at the next start
+        _append(handle, tail, start)
+        log.warning(
+            "%s: moved %d lines that are no Report to %s, the first was line %d", self.path, len(others), beside, others[0] + 1
+        )
+        return content[:start] + tail
 
     def _repaired(self, handle: int) -> bytes:
         """The content, ending in whole lines: what a killed process left of its last line is cut off."""
@@ -84,6 +100,11 @@ def _identity(written: dict[str, Any]) -> tuple[Any, ...]:
     # Two names of the same weights are skipped in the same second: the name and the reason tell them apart.
     checkpoint = written.get("checkpoint", {})
     return checkpoint.get("digest"), checkpoint.get("name"), *(written.get(key) for key in ("spec", "status", "at", "error"))
+
+
+def _is_report(line: bytes) -> bool:
+    checkpoint = (_parsed(line) or {}).get("checkpoint")
+    return isinstance(checkpoint, dict) and "digest" in checkpoint
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
