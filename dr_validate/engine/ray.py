@@ -10,6 +10,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -25,6 +26,7 @@ from dr_validate.stages import Ranker
 
 OBJECT_STORE_BYTES = 1 << 30  # of a cluster of our own: query vectors and top-k; memory is taken as it is used
 REACHED_WITHIN_S = 10.0  # the port at `address`, by TCP: who waits there for Ray's own tries waits for a quarter of an hour
+CLEANED_WITHIN_S = 5.0
 TRIES = "RAY_gcs_server_port_wait_time_s"  # environment: how often Ray tries
 FOLDER = "dr-ray-"
 LONGEST_FOLDER = 107 - len("/session_2026-11-27_09-54-35_669020_4194304/sockets/plasma_store")  # what a socket's path may have
@@ -89,6 +91,12 @@ class RayEngine:
         wanted = self._wanted(device)
         with _cluster(self.address, wanted), contextlib.closing(RayRanker(wanted)) as ranker:
             yield ranker
+
+    def clean_up(self) -> None:
+        """See `Engine.clean_up`: the folders of clusters, whose processes may still write to them for a moment."""
+        end = time.monotonic() + CLEANED_WITHIN_S
+        while remove_leftovers() and time.monotonic() < end:
+            time.sleep(0.1)
 
     def _wanted(self, device: str) -> Wanted:
         cpus, workers = len(os.sched_getaffinity(0)), self.workers
@@ -202,13 +210,16 @@ def _folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_leftovers() -> None:
-    """Remove the folders of clusters whose processes were killed."""
+def remove_leftovers() -> bool:
+    """Remove the folders of clusters whose processes were killed; whether one is still there that may go in a moment."""
+    is_left = False
     for root in _roots():
         for left in root.glob(f"{FOLDER}*"):
             number = left.name.removeprefix(FOLDER)
             if number == str(os.getpid()) or not Path(f"/proc/{number}").exists():
                 shutil.rmtree(left, ignore_errors=True)
+                is_left |= left.exists() and os.access(left, os.W_OK)
+    return is_left
 
 
 def _roots() -> list[Path]:

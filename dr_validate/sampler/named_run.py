@@ -74,7 +74,7 @@ class NamedRun:
 
     def content(self) -> str | Mapping[str, Any]:
         """For the spec: of a file its content counts, not its place. Raises SetupError if there is no such file."""
-        path = self._path()
+        path = self.find()
         if path is not None:
             state = path.stat()
             content = f"sha256:{_digest(path, state.st_size, state.st_mtime_ns, state.st_ino)}"
@@ -82,14 +82,15 @@ class NamedRun:
         return {**bm25.SETTINGS, "depth": self.bm25_depth} if self.name == BM25 else self.name
 
     def _made(self, test_set: TestSet) -> Run:
-        if (path := self._path()) is not None:
+        if (path := self.find()) is not None:
             run = match(read_file(path), test_set, self.name)
             return bm25.ordered(run, test_set) if self.by_bm25 and not run.ranks.any() else run
         if self.name == BM25:
             return bm25.bm25_run(test_set, self.bm25_depth)
         return match(read_ranxhub(self.name.removeprefix(RANXHUB)), test_set, self.name)
 
-    def _path(self) -> Path | None:
+    def find(self) -> Path | None:
+        """The file, where it is one. Raises SetupError if there is none."""
         if self.name in (BM25, SHIPPED) or self.name.startswith(RANXHUB):
             return None
         path = Path(self.name)

@@ -22,6 +22,7 @@ import pytest
 from dr_validate.config import Run, Settings, Watch
 from dr_validate.dataset.hub import HubDataset
 from dr_validate.dataset.msmarco import MsmarcoDataset
+from dr_validate.engine.local import LocalEngine
 from dr_validate.errors import (
     CheckpointDeleted,
     CheckpointError,
@@ -130,8 +131,9 @@ def checkpoint(step: int) -> Checkpoint:
 
 def run_of(state_dir: Path, steps: Sequence[int], **watch_settings: Any) -> Run:
     source: Any = FakeSource(steps)
-    others: Any = dict.fromkeys(("dataset", "encoder", "sampler", "engine", "index"), None)
+    others: Any = dict.fromkeys(("dataset", "encoder", "sampler", "index"), None)
     return Run(
+        engine=LocalEngine(),
         settings=Settings(state_dir=state_dir),
         watch=Watch(**{"mode": "once", **watch_settings}),
         source=source,
