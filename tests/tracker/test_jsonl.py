@@ -150,3 +150,27 @@ def test_what_is_no_report_is_moved_beside_the_file_at_the_next_start(
 def test_a_start_without_reports_makes_no_file(path: Path) -> None:
     JsonlTracker(path=path).restore([])
     assert not path.exists()
+
+
+def test_a_report_costs_what_came_since_the_last_one_and_not_the_whole_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = JsonlTracker(path=path), JsonlTracker(path=path)  # two watchers of one state_dir
+    parsed: list[bytes] = []
+    loads = json.loads
+
+    def counted(line: bytes) -> object:
+        parsed.append(line)
+        return loads(line)
+
+    monkeypatch.setattr("dr_validate.tracker.jsonl.json.loads", counted)
+    for step in range(40):
+        (first if step % 3 else second).deliver(report(step), [])
+        (second if step % 2 else first).deliver(report(step), [])
+    assert len(parsed) <= 40 * 2
+    assert [one.checkpoint.step for one in lines(path)] == list(range(40))
+    path.unlink()
+    first.deliver(report(7), [])  # of another file: nothing of the old one is known
+    path.write_text("")
+    first.deliver(report(7), [])
+    assert [one.checkpoint.step for one in lines(path)] == [7]
