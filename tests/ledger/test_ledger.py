@@ -263,6 +263,35 @@ def test_a_damaged_ledger_is_refused(tmp_path: Path) -> None:
         Ledger(path).open()
 
 
+@pytest.mark.parametrize(
+    ("change", "row"),
+    [
+        ("UPDATE reports SET report = 'null'", "Report 1 is"),
+        ("UPDATE reports SET report = '{\"checkpoint\": '", "Report 1 is"),
+        ("UPDATE reports SET report = x'00ff'", "Report 1 is"),
+        (f"UPDATE reports SET report = '{'[' * 100_000}'", "Report 1 is"),
+        ("UPDATE reports SET report = json_set(report, '$.notes', json('[[]]'))", "Report 1 is"),
+        ("UPDATE reports SET report = json_remove(report, '$.metrics')", "Report 1 is"),
+        ("UPDATE reports SET report = json_set(report, '$.checkpoint.step', 'x')", "Report 1 is"),
+        ("UPDATE specs SET description = 'null'", "the description of spec s1 is"),
+        ("UPDATE specs SET description = '{'", "the description of spec s1 is"),
+        ("DROP TABLE reports", "no such table"),
+    ],
+)
+def test_a_row_that_nobody_of_us_wrote_is_named_with_the_way_out(tmp_path: Path, change: str, row: str) -> None:
+    path = tmp_path / "ledger.db"
+    with Ledger(path) as ledger:
+        ledger.register_spec("s1", {"dataset": "d"}, "at")
+        ledger.finish(report())
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(change)
+        connection.commit()
+    with Ledger(path, read_only=True) as ledger, pytest.raises(SetupError, match=r"ledger\.db") as caught:
+        ledger.specs()
+        ledger.reports("s1")
+    assert row in str(caught.value) and "move it away (its results go with it) or set another state_dir" in str(caught.value)
+
+
 def test_a_ledger_whose_maker_died_at_once_is_finished(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     with sqlite3.connect(path) as connection:
