@@ -107,7 +107,7 @@ def test_without_a_data_set_the_choices_are_named() -> None:
 
 @pytest.mark.parametrize("more", [[], ["--cfg", "job"]])
 def test_a_key_of_a_data_set_that_is_not_chosen_asks_for_the_choice_once(more: list[str]) -> None:
-    arguments = ["source.path=x", "dataset.path=y", "dataset.split=dev"]
+    arguments = ["source.path=x", "dataset.path=y", "dataset.split=dev", "tracker=none"]
     with pytest.raises(ConfigCompositionException) as caught:
         composed(*arguments)
     message = explain(caught.value, [*arguments, *more])
@@ -118,7 +118,7 @@ def test_own_configurations_get_suggestions_too(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     own = "# @package _global_\ndefaults:\n  - override /dataset: beir\ndataset:\n  path: x\n"
     (tmp_path / "run" / "mine.yaml").write_text(own)
-    arguments = ["--config-dir", str(tmp_path), "+run=mine", "source.path=x"]
+    arguments = ["--config-dir", str(tmp_path), "+run=mine", "source.path=x", "tracker=none"]
     with pytest.raises(ConfigCompositionException) as caught:
         composed("watch.pol_s=3")
     said = "watch.pol_s: there is no such key; did you mean watch.poll_s?"
