@@ -557,6 +557,13 @@ def test_a_device_without_memory_fails_the_checkpoint_at_once_and_costs_no_attem
     assert sent[1]["error"]["kind"] == "device"
 
 
+def test_a_limit_on_memory_is_said_in_words() -> None:
+    sent: list[Mapping[str, Any]] = []
+    with errors_to(sent.append):
+        raise MemoryError
+    assert "under its limit (ulimit -v, a cgroup)" in sent[0]["error"]["message"] and sent[0]["error"]["kind"] == "unexpected"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's choice is Linux's")
 def test_where_memory_runs_out_the_worker_goes_first_and_not_its_watcher() -> None:
     script = "from dr_validate.process import live_and_die_with_parent as begin; begin(); "
