@@ -318,9 +318,11 @@ class Ledger:
 
     def _known_skip(self, report: Report) -> int | None:
         # Versions of one artifact share its name, and may share their weights.
-        same = "spec = ? AND digest = ? AND name = ? AND error = ? AND json_extract(report, '$.checkpoint.version') = ?"
+        # The step is there for the index: without it each skip of thousands would look through all of them.
+        version = "json_extract(report, '$.checkpoint.version')"
+        same = f"spec = ? AND step = ? AND name = ? AND digest = ? AND error = ? AND {version} = ?"
         made = report.checkpoint
-        values = (report.spec, made.digest, made.name, report.error, made.version)
+        values = (report.spec, made.step, made.name, made.digest, report.error, made.version)
         rows = self._rows(f"SELECT id FROM reports WHERE status = 'skipped' AND {same}", *values)
         return int(rows[0]["id"]) if rows else None
 

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -507,3 +508,26 @@ def test_status_tells_the_trainings_of_one_state_dir_apart(ledger: Ledger, capsy
     lines = capsys.readouterr().out.splitlines()
     assert "training" in lines[1]
     assert [line.split()[0] for line in lines[3:5]] == ["warm", "cold"]
+
+
+def test_a_skip_is_recorded_without_looking_through_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect, steps = sqlite3.connect, [0]
+
+    def counting(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        def count() -> int:
+            steps[0] += 1
+            return 0
+
+        connection: sqlite3.Connection = connect(*arguments, **options)
+        connection.set_progress_handler(count, 10)  # instructions of SQLite's machine
+        return connection
+
+    monkeypatch.setattr("dr_validate.ledger.database.sqlite3.connect", counting)
+    taken = []
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        for step in range(300):
+            before = steps[0]
+            ledger.finish(report(step, "skipped"))
+            taken.append(steps[0] - before)
+        assert ledger.finish(report(7, "skipped")) == 8  # known
+    assert sum(taken[-50:]) < 1.5 * sum(taken[50:100])
