@@ -79,15 +79,12 @@ def check_start(run: Run) -> None:
 
 
 def with_other_problems(error: ConfigError, config: Mapping[str, Any]) -> ConfigError:
-    """The error, and what `check_start` would say of those components that are configured well."""
+    """The error, and what is not at its place of what the components that are configured well name; no package is loaded."""
     parts = parts_that_build(config)
     found = []
-    for stage in [one for one in ("tracker", "source", "dataset", "index") if one in parts]:
+    for stage in [one for one in ("source", "dataset") if one in parts]:
         found += _problems(parts[stage], [operator.methodcaller("check")])
     found += _problems(parts.get("sampler"), [_sampler_files_of])
-    device = config.get("device")
-    if "engine" in parts and isinstance(device, str) and device not in ("auto", "cpu"):
-        found += _problems(parts["engine"], [operator.methodcaller("find_device", device)])
     return ConfigError([*error.problems, *found])
 
 

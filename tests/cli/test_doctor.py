@@ -61,7 +61,7 @@ MISTAKES = {
         ["encoder.poling=cls", "source.path=a-file"],
         ["dataset=bier", "encoder.poling=cls", "sampler.pool=[nowhere]"],
         ["sampler.fraction=7", "dataset.path=nowhere"],
-        ["encoder.pooling=men", "device=cuda:93"],
+        ["encoder.pooling=men", "source.path=a-file", "dataset.path=nowhere"],
         ["metrics=[mrr@1000]", "sampler.pool=[nowhere]"],
         ["source.path=nowhere", "sampler.pool=[nowhere]", "dataset.path=nowhere"],
         ["state_dir=a-file/state", "source.path=nowhere", "device=cuda:93", "index=factory", "index.spec=Flat"],
