@@ -203,6 +203,13 @@ def _chosen(stage: str, keys: Mapping[str, Any], place: str, problems: list[str]
     return {"_target_": str(found["_target_"]), **others}
 
 
+def parts_that_build(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The components of a configuration that is wrong elsewhere, by stage."""
+    built = {stage: _build_stage(stage, config, []) for stage in STAGES}
+    _give_config(built["source"], config)
+    return {stage: component for stage, component in built.items() if component is not None}
+
+
 def check_datasets(run: Run) -> None:
     """Raise SetupError with everything that is not at its place in any of the collections; nothing is read."""
     problems = []

@@ -318,6 +318,9 @@ class Engine(Protocol):
     def start(self, device: str) -> AbstractContextManager[Ranker]:
         """Get hold of the device or of many of its kind, which are let go of with the block."""
 
+    def clean_up(self) -> None:
+        """Remove what a process that held devices, and was killed, has left on this machine."""
+
 
 class Metrics(Protocol):
     """Ranking and judgements to metrics, each per query."""

@@ -5,13 +5,14 @@ Each line of the doctor: what was found, or the way out.
 
 import importlib.metadata
 import logging
+import operator
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dr_validate.config import NotGiven, Run, build, check_datasets, metrics_of
+from dr_validate.config import NotGiven, Run, build, check_datasets, metrics_of, parts_that_build
 from dr_validate.errors import ConfigError, DatasetError, DrValidateError, SetupError
 from dr_validate.files import give_home, network_disk
 from dr_validate.process import new_console
@@ -65,7 +66,7 @@ def check_start(run: Run) -> None:
     """What the doctor looks at, as far as that takes no time, no server and no torch. Raises SetupError with all problems."""
     give_home(run.settings.state_dir)
     checks: list[Check | Callable[[Run], None]] = [_packages, _search, _disk]
-    checks += [lambda run: run.tracker.check(), lambda run: run.source.check(), check_datasets]
+    checks += [lambda run: run.tracker.check(), _source_is_there, check_datasets, _sampler_files]
     problems = _problems(run, checks)
     if problems and run.settings.device not in ("auto", "cpu"):
         problems = [*_problems(run, [_device]), *problems]  # takes torch, which without a problem the worker asks first
@@ -77,11 +78,21 @@ def check_start(run: Run) -> None:
         log.warning("%s", remark)
 
 
-def _problems(run: Run, checks: Sequence[Callable[[Run], Any]]) -> list[str]:
+def with_other_problems(error: ConfigError, config: Mapping[str, Any]) -> ConfigError:
+    """The error, and what is not at its place of what the components that are configured well name; no package is loaded."""
+    parts = parts_that_build(config)
+    found = []
+    for stage in [one for one in ("source", "dataset") if one in parts]:
+        found += _problems(parts[stage], [operator.methodcaller("check")])
+    found += _problems(parts.get("sampler"), [_sampler_files_of])
+    return ConfigError([*error.problems, *found])
+
+
+def _problems(part: Any, checks: Sequence[Callable[[Any], Any]]) -> list[str]:
     found = []
     for check in checks:
         try:
-            check(run)
+            check(part)
         except LowOnSpace as error:
             log.warning("%s", error)
         except (DrValidateError, OSError) as error:
@@ -153,6 +164,27 @@ def _device(run: Run) -> str:
 def _search(run: Run) -> str:
     name = type(run.index).__module__.rpartition(".")[2]
     return run.index.check() or f"index={name}"
+
+
+def _source_is_there(run: Run) -> None:
+    """Raise SetupError for a folder that would have to be there now: a finite run waits for none, and there are no copies."""
+    run.source.check()
+    path = getattr(run.source, "path", None)
+    is_gone = isinstance(path, Path) and not path.exists() and run.watch.mode == "once"
+    if is_gone and not run.store.digests(run.settings.state_dir):
+        raise SetupError(
+            f"source: no checkpoint was found (source.path={path}), so nothing was validated; is it the right source?"
+        )
+
+
+def _sampler_files(run: Run) -> None:
+    for one in run.collections:
+        _sampler_files_of(one.sampler)
+
+
+def _sampler_files_of(sampler: Any) -> None:
+    """Raise SetupError where a run is not at its place; samplers of others need not say."""
+    getattr(sampler, "check_files", lambda: None)()
 
 
 def _disk(run: Run) -> str:

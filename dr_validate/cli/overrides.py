@@ -18,7 +18,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dr_validate.cli.doctor import sample_problems
+from dr_validate.cli.doctor import sample_problems, with_other_problems
 from dr_validate.config import SECRET_WORDS, STAGES, Settings, build, conf_dir, keys_of, not_chosen
 from dr_validate.errors import ConfigError
 
@@ -44,11 +44,30 @@ def explain_grammar(arguments: Sequence[str]) -> str | None:
         try:
             parsed = OverridesParser.create().parse_override(override)
         except NOT_COMPOSED:
-            problems.append(_unreadable(*found.groups(), is_several=False))
+            bad_key = not _is_key(found[1], found[2])
+            problems.append(_unreadable_key(*found.groups()) if bad_key else _unreadable(*found.groups(), is_several=False))
             continue
         if parsed.is_sweep_override() and not asked.multirun:
             problems.append(_unreadable(*found.groups(), is_several=True))
     return str(ConfigError(problems)) if problems else None
+
+
+def _is_key(prefix: str, key: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(f"{prefix}{key}=1")
+    except NOT_COMPOSED:
+        return False
+    return True
+
+
+def _unreadable_key(_: str, key: str, value: str) -> str:
+    """A key whose own name Hydra's grammar has no room for."""
+    name = key.removeprefix("source.metadata.")
+    is_secret = any(word in key.lower() for word in SECRET_WORDS)
+    if name != key and re.fullmatch(r"[\w/.+-]+", name, re.ASCII) and not is_secret:  # W&B's names: train/loss
+        return f"{key}: {name!r} is written as {shlex.quote(f'source.metadata={{{name}: {value}}}')}"
+    typed = key.removesuffix(".path") if key.startswith("dataset.members.") else key
+    return f"{typed}: no key may have such a name; give one of letters, digits, _ and - alone"
 
 
 def _unreadable(prefix: str, key: str, value: str, *, is_several: bool) -> str:
@@ -69,14 +88,22 @@ def explain(error: Exception, arguments: Sequence[str], *, values: bool = True) 
     """The message for `arguments`, of which Hydra said `error`. What we have no better words for keeps Hydra's.
 
     `values`: whether what is wrong with values is said in the same message, which takes all arguments."""
-    if isinstance(error, MissingConfigException) and (problem := _unknown_choice(error)):
-        return str(ConfigError([problem]))  # what else is wrong depends on the choice that was meant
     unknown: list[str] = []
+    choices: dict[str, str] = {}  # by group: what was said of a choice that there is not
     asked = get_args_parser().parse_known_args(list(arguments))[0]
     overrides = list(asked.overrides)
     config: dict[str, Any] = {}
     said: Exception | None = error
     while said is not None:
+        if isinstance(said, MissingConfigException) and (problem := _unknown_choice(said)):
+            group = problem.partition(":")[0]
+            choices[group] = problem
+            rest = [one for one in overrides if not re.match(rf"[+~]*{re.escape(group)}[.=@]", one)]
+            if len(rest) == len(overrides) or group not in STAGES:
+                break  # of a file, or one that chooses for every stage
+            overrides = rest
+            config, said = _composed(overrides, asked.config_dir)
+            continue
         # Hydra stops at the first: without that one it gets to the next.
         key = str(getattr(said.__cause__, "full_key", None) or "")
         rest = [one for one in overrides if not f"{one.partition('=')[0]}.".startswith(f"{key}.")]
@@ -85,10 +112,11 @@ def explain(error: Exception, arguments: Sequence[str], *, values: bool = True) 
         unknown.append(key)
         overrides = rest
         config, said = _composed(overrides, asked.config_dir)
-    if not unknown:
+    if not unknown and not choices:
         return str(error) if error.__cause__ is None else f"{error}\n{error.__cause__}"
-    others = () if asked.cfg or asked.help or not values else _other_problems(config)
-    return str(ConfigError(list(dict.fromkeys([*(_unknown_key(key, config) for key in unknown), *others]))))
+    others = () if asked.cfg or asked.help or not values or said is not None else _other_problems(config)
+    more = [one for one in others if not one.startswith(tuple(f"{group}{end}" for group in choices for end in ":."))]
+    return str(ConfigError(list(dict.fromkeys([*choices.values(), *(_unknown_key(key, config) for key in unknown), *more]))))
 
 
 def explain_sweep(arguments: Sequence[str]) -> str | None:
@@ -303,7 +331,10 @@ def _composed(
 
 def _unknown_choice(error: MissingConfigException) -> str | None:
     group, slash, choice = str(error.missing_cfg_file or "").rpartition("/")
-    return f"{group}: got {choice!r}, expected one of {', '.join(error.options)}" if slash and error.options else None
+    if not slash or not error.options:
+        return None
+    close = "".join(f"; did you mean {one}?" for one in difflib.get_close_matches(choice, error.options, n=1))
+    return f"{group}: got {choice!r}, expected one of {', '.join(error.options)}{close}"
 
 
 def _unknown_key(key: str, config: Mapping[str, Any]) -> str:
@@ -333,6 +364,7 @@ def _other_problems(config: Mapping[str, Any]) -> Sequence[str]:
         return ()  # other tasks make do with less
     try:
         build(config)
-    except ConfigError as error:
-        return error.problems
-    return ()
+        error = ConfigError([])
+    except ConfigError as found:
+        error = found
+    return with_other_problems(error, config).problems

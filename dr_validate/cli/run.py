@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dr_validate.cli import sweep
-from dr_validate.cli.doctor import check_start
+from dr_validate.cli.doctor import check_start, with_other_problems
 from dr_validate.cli.help import offer_help
 from dr_validate.cli.overrides import (
     NEVER_ENDS,
@@ -147,11 +147,19 @@ def _run_alone(config: Mapping[str, Any]) -> int:
     from dr_validate.cli.summary import show_outcome
     from dr_validate.watcher.loop import watch
 
-    run = build(config)
+    run = _built(config)
     check_start(run)
     outcome = watch(run)
     show_outcome(run, outcome)
     return outcome.exit_code
+
+
+def _built(config: Mapping[str, Any]) -> Run:
+    """Raises ConfigError with all that is wrong with the configuration, and with what it names."""
+    try:
+        return build(config)
+    except ConfigError as error:
+        raise with_other_problems(error, config) from None
 
 
 def _answer(config: Mapping[str, Any]) -> int | None:
@@ -222,7 +230,7 @@ def _recorded(
         return dataclasses.replace(record, exit_code=0, stopped=True)
     if (code := _answer(config)) is not None:
         return dataclasses.replace(record, exit_code=code)
-    run = build(config)
+    run = _built(config)
     if run.watch.mode == "follow":
         raise ConfigError([NEVER_ENDS])
     check_start(run)

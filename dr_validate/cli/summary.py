@@ -8,6 +8,7 @@ from dr_validate.config import Run
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.revised import of_training
 from dr_validate.process import new_console
+from dr_validate.report.words import is_bound
 from dr_validate.values import Report
 from dr_validate.watcher.loop import Outcome
 
@@ -114,7 +115,7 @@ def _compared(report: Report, full: float | None, metric: str) -> list[str]:
     if report.status != "done":
         return [""] * 4
     estimate = report.metrics[metric]
-    interval = f"{estimate.low:.4f} to {estimate.high:.4f}"
+    interval = f"{estimate.low:.4f} to {estimate.high:.4f}" if not is_bound(estimate) else f"at most {estimate.high:.4f}"
     exact = ["", ""] if full is None else [f"{full:.4f}", f"{estimate.value - full:+.4f}"]
     return [f"{estimate.value:.4f}", interval, *exact]
 

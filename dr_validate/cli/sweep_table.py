@@ -6,6 +6,7 @@ Cost is counted in documents: seconds depend on what else the machine did.
 import csv
 import io
 import logging
+import os
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.cli.summary import show_outcome
-from dr_validate.cli.sweep import JobRecord, records, worst_exit_code
+from dr_validate.cli.sweep import SWEEP_JOBS, JobRecord, records, worst_exit_code
 from dr_validate.config import Run, build
 from dr_validate.errors import Outage, SetupError
 from dr_validate.files import write_atomically
@@ -99,6 +100,11 @@ def show_sweep(folder: Path) -> int:
             console.print(sweep_table(rows))
             for sentence in compared_at_equal_cost(rows):
                 console.print(sentence, soft_wrap=True)
+            if (missing := int(os.environ.get(SWEEP_JOBS) or 0) - len(jobs)) > 0:
+                said = (
+                    f"{missing} more of the sweep never began; the same command runs them, and goes on with what ended early."
+                )
+                console.print(said, soft_wrap=True)
             console.print(f"Rows: {folder / 'sweep.csv'}", soft_wrap=True)
             _log_to_tracker(rows)
     return worst_exit_code(jobs)

@@ -17,6 +17,7 @@ from dr_validate.tables import Columns, split_quoted
 Row = Mapping[str, Any]
 Bare = Callable[[str], Row | str]  # a line without a header: its row, or what is wrong with it
 MAX_PROBLEMS = 10
+MAX_SHOWN = 2_000  # characters of one problem
 GZIP_MAGIC = b"\x1f\x8b"
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TABLE_SUFFIXES = (".tsv", ".txt", ".trec", ".qrels")
@@ -49,8 +50,9 @@ class Problems:
         return len(self._lines)
 
     def add(self, place: object, message: str) -> None:
-        """Note one. Raises DatasetError once there are ten."""
-        self._lines.append(f"{place}: {message}")
+        """Note one, as far as anybody would read it (an id may have megabytes). Raises DatasetError once there are ten."""
+        cut = message if len(message) <= MAX_SHOWN else f"{message[: MAX_SHOWN // 2]} ... {message[-MAX_SHOWN // 2 :]}"
+        self._lines.append(f"{place}: {cut}")
         if len(self._lines) >= MAX_PROBLEMS:
             raise DatasetError(self._text(f"{MAX_PROBLEMS} problems (there may be more)"))
 

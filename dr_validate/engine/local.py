@@ -49,6 +49,9 @@ class LocalEngine:
         hold(device)
         return contextlib.nullcontext(self)
 
+    def clean_up(self) -> None:
+        """See `Engine.clean_up`: progress files are for the next start."""
+
     def rank(self, model: Model, workload: Workload, index: Index, control: Control, device: str) -> Ranked:
         """See `Ranker.rank`. Raises Interrupted when told to stop; the next call goes on from there, to the same ranking."""
         size = slice_size(self.slice_documents, workload, index, device)

@@ -3,11 +3,14 @@
 import contextlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +25,9 @@ from dr_validate.errors import SetupError
 from dr_validate.stages import Ranker
 
 OBJECT_STORE_BYTES = 1 << 30  # of a cluster of our own: query vectors and top-k; memory is taken as it is used
+REACHED_WITHIN_S = 10.0  # the port at `address`, by TCP: who waits there for Ray's own tries waits for a quarter of an hour
+CLEANED_WITHIN_S = 5.0
+TRIES = "RAY_gcs_server_port_wait_time_s"  # environment: how often Ray tries
 FOLDER = "dr-ray-"
 LONGEST_FOLDER = 107 - len("/session_2026-11-27_09-54-35_669020_4194304/sockets/plasma_store")  # what a socket's path may have
 ENVIRONMENT = {
@@ -85,6 +91,12 @@ class RayEngine:
         with _cluster(self.address, wanted), contextlib.closing(RayRanker(wanted)) as ranker:
             yield ranker
 
+    def clean_up(self) -> None:
+        """See `Engine.clean_up`: the folders of clusters, whose processes may still write to them for a moment."""
+        end = time.monotonic() + CLEANED_WITHIN_S
+        while remove_leftovers() and time.monotonic() < end:
+            time.sleep(0.1)
+
     def _wanted(self, device: str) -> Wanted:
         cpus, workers = len(os.sched_getaffinity(0)), self.workers
         if self.address is None and device == "cuda":
@@ -127,6 +139,7 @@ def import_ray() -> Any:
 @contextlib.contextmanager
 def _cluster(address: str | None, wanted: Wanted) -> Iterator[None]:
     """Ray in this process, for the block. Raises SetupError where it is not installed or cannot be reached."""
+    _reach(address or "")
     set_environment(own_cluster=address is None)
     ray = import_ray()
     with contextlib.ExitStack() as stack:
@@ -134,13 +147,27 @@ def _cluster(address: str | None, wanted: Wanted) -> Iterator[None]:
         if address is None:
             options = _own_cluster(wanted, stack.enter_context(_folder()))
         stack.callback(ray.shutdown)
-        with _own_signals():
+        with _own_signals(), _one_try() if address else contextlib.nullcontext():
             try:
                 ray.init(configure_logging=False, namespace="dr_validate", **options)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
                 place = "on this machine" if address is None else f"at engine.address={address}"
                 raise SetupError(f"engine=ray: no cluster {place} ({' '.join(str(error).split())})") from error
         yield
+
+
+def _reach(address: str) -> None:
+    """Raises SetupError where nobody listens at `host:port`; says nothing about any other address (`auto`)."""
+    found = re.fullmatch(r"(?:ray://)?\[?([^\[\]/]+?)\]?:(\d+)", address)
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), REACHED_WITHIN_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise SetupError(
+            f"engine.address: nobody answers at {address} ({error}); is the cluster up (`ray status`), and is this its "
+            "host:port? Leave the key out for a cluster of this machine's own"
+        ) from error
 
 
 def _own_cluster(wanted: Wanted, folder: Path) -> Mapping[str, Any]:
@@ -182,17 +209,32 @@ def _folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_leftovers() -> None:
-    """Remove the folders of clusters whose processes were killed."""
+def remove_leftovers() -> bool:
+    """Remove the folders of clusters whose processes were killed; whether one is still there that may go in a moment."""
+    is_left = False
     for root in _roots():
         for left in root.glob(f"{FOLDER}*"):
             number = left.name.removeprefix(FOLDER)
             if number == str(os.getpid()) or not Path(f"/proc/{number}").exists():
                 shutil.rmtree(left, ignore_errors=True)
+                is_left |= left.exists() and os.access(left, os.W_OK)
+    return is_left
 
 
 def _roots() -> list[Path]:
     return [Path(tempfile.gettempdir()), Path("/dev/shm"), Path("/tmp")]
+
+
+@contextlib.contextmanager
+def _one_try() -> Iterator[None]:
+    """Of some 40 s to get hold of a cluster, where Ray makes 20."""
+    known = os.environ.get(TRIES)
+    os.environ.setdefault(TRIES, "1")
+    try:
+        yield
+    finally:
+        if known is None:
+            del os.environ[TRIES]
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from dr_validate.errors import LedgerLost, SetupError
+from dr_validate.errors import DrValidateError, LedgerLost, SetupError
 from dr_validate.files import disk_words, is_disk_full, is_read_only, locked
 
 APPLICATION_ID = 0x64725661  # "drVa": tells our files from other people's
@@ -121,11 +121,23 @@ def damage_in_words(path: Path, read_only: bool) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        if _code(error) in DAMAGED:
+        if _code(error) in DAMAGED or str(error).startswith(("no such table", "no such column")):
             raise SetupError(f"{path}: not a readable ledger any more ({error}); {WAY_OUT}") from error
         if is_read_only(error) and not read_only:
             raise SetupError(f"{path}: {error}; make it writable (is the disk mounted read-only?) and start again") from error
         raise
+
+
+@contextlib.contextmanager
+def content_in_words(path: Path, row: str) -> Iterator[None]:
+    """SetupError for a row that the database holds well, but nobody of us wrote: bits of it are others, or it was edited."""
+    try:
+        yield
+    except DrValidateError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, RecursionError) as error:
+        said = f"{type(error).__name__}: {str(error)[:200]}"
+        raise SetupError(f"{path}: the ledger is damaged ({row} is not as it was written: {said}); {WAY_OUT}") from error
 
 
 @contextlib.contextmanager

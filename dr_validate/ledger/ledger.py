@@ -19,6 +19,7 @@ from dr_validate.errors import Stopped
 from dr_validate.ledger.database import (
     check_same,
     check_whole,
+    content_in_words,
     damage_in_words,
     files_of,
     is_locked,
@@ -168,7 +169,8 @@ class Ledger:
             some = new[start : start + MOST_AT_ONCE]
             marks = ", ".join("?" for _ in some)
             for row in self._rows(f"SELECT id, report FROM reports WHERE id IN ({marks})", *some):
-                self._parsed[row["id"]] = report_from_json(json.loads(row["report"]))
+                with content_in_words(self.path, f"Report {row['id']}"):
+                    self._parsed[row["id"]] = report_from_json(json.loads(row["report"]))
         return [self._parsed[number] for number in ids]
 
     def undelivered(self, tracker: str, specs: Sequence[str]) -> list[tuple[int, Report]]:
@@ -200,7 +202,11 @@ class Ledger:
 
     def specs(self) -> dict[str, Mapping[str, Any]]:
         """Spec -> description, in the order in which they came."""
-        return {row["spec"]: json.loads(row["description"]) for row in self._rows("SELECT * FROM specs ORDER BY at, rowid")}
+        found: dict[str, Mapping[str, Any]] = {}
+        for row in self._rows("SELECT * FROM specs ORDER BY at, rowid"):
+            with content_in_words(self.path, f"the description of spec {row['spec']}"):
+                found[str(row["spec"])] = dict(json.loads(row["description"]).items())
+        return found
 
     def refined(self, spec: str) -> list[Report]:
         """`reports`, with the values that later Reports and full-corpus baselines give to earlier ones."""
@@ -312,9 +318,11 @@ class Ledger:
 
     def _known_skip(self, report: Report) -> int | None:
         # Versions of one artifact share its name, and may share their weights.
-        same = "spec = ? AND digest = ? AND name = ? AND error = ? AND json_extract(report, '$.checkpoint.version') = ?"
+        # The step is there for the index: without it each skip of thousands would look through all of them.
+        version = "json_extract(report, '$.checkpoint.version')"
+        same = f"spec = ? AND step = ? AND name = ? AND digest = ? AND error = ? AND {version} = ?"
         made = report.checkpoint
-        values = (report.spec, made.digest, made.name, report.error, made.version)
+        values = (report.spec, made.step, made.name, made.digest, report.error, made.version)
         rows = self._rows(f"SELECT id FROM reports WHERE status = 'skipped' AND {same}", *values)
         return int(rows[0]["id"]) if rows else None
 

@@ -53,7 +53,7 @@ def report_from_json(written: Mapping[str, Any]) -> Report:
         corpus=_numbers(written.get("corpus")),
         agreement=_agreement(written.get("agreement")),
         seconds=_numbers(written.get("seconds")),
-        notes=written.get("notes") or {},
+        notes=dict((written.get("notes") or {}).items()),
     )
 
 

@@ -22,6 +22,7 @@ SHIPPED = "shipped"
 BASELINE = "baseline"
 RANXHUB = "ranxhub:"
 BM25_DEPTH = 1000
+LEAST_COVERED = 0.5  # of the queries: a run with fewer is said to have gaps
 FORMAT = 1  # of a run that is kept; change it when `runs.match` or `bm25` finds something else in the same input
 log = logging.getLogger(__name__)
 
@@ -57,18 +58,29 @@ class NamedRun:
         key = fingerprint({"run": self.content(), "test_set": test_set.fingerprint, "format": FORMAT})
         path = cache / f"run-{key}.npz"
         if (kept := _kept(path)) is not None:
+            self._warn_of_gaps(kept, test_set)
             return kept
         try:
             run = self._made(test_set)
         except SetupError as error:
             raise SetupError(f"{self.key}: {error}") from error
+        self._warn_of_gaps(run, test_set)
         with atomic_file(path) as stream:  # a third of what the numbers of a Run take: 70 MB for 7 M hits
             np.savez(stream, rows=np.int32(run.rows), documents=np.int32(run.documents), ranks=np.int32(run.ranks))
         return run
 
+    def _warn_of_gaps(self, run: Run, test_set: TestSet) -> None:
+        found, asked = len(np.unique(run.rows)), len(test_set.query_ids)
+        if found < LEAST_COVERED * asked:
+            log.warning(
+                "%s: run %s has hits for %d of the %d queries of %s: the pool has nothing for the others; is it a run over "
+                "other queries, or a part of one?",
+                *(self.key, self.name, found, asked, test_set.name),
+            )
+
     def content(self) -> str | Mapping[str, Any]:
         """For the spec: of a file its content counts, not its place. Raises SetupError if there is no such file."""
-        path = self._path()
+        path = self.find()
         if path is not None:
             state = path.stat()
             content = f"sha256:{_digest(path, state.st_size, state.st_mtime_ns, state.st_ino)}"
@@ -76,14 +88,15 @@ class NamedRun:
         return {**bm25.SETTINGS, "depth": self.bm25_depth} if self.name == BM25 else self.name
 
     def _made(self, test_set: TestSet) -> Run:
-        if (path := self._path()) is not None:
+        if (path := self.find()) is not None:
             run = match(read_file(path), test_set, self.name)
             return bm25.ordered(run, test_set) if self.by_bm25 and not run.ranks.any() else run
         if self.name == BM25:
             return bm25.bm25_run(test_set, self.bm25_depth)
         return match(read_ranxhub(self.name.removeprefix(RANXHUB)), test_set, self.name)
 
-    def _path(self) -> Path | None:
+    def find(self) -> Path | None:
+        """The file, where it is one. Raises SetupError if there is none."""
         if self.name in (BM25, SHIPPED, BASELINE) or self.name.startswith(RANXHUB):
             return None
         path = Path(self.name)

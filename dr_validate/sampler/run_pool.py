@@ -75,6 +75,10 @@ class RunPoolSampler:
         if self.fraction is not None:
             budget(test_set, self.fraction)
 
+    def check_files(self) -> None:
+        """Raise SetupError where a run is not at its place; nothing is read."""
+        self._run.find()
+
     def fingerprint(self) -> Mapping[str, Any]:
         """JSON values for the spec; of a file its content counts, not its place. Raises SetupError if there is no such file."""
         return self._fingerprint(self._run)

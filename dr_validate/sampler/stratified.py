@@ -81,6 +81,11 @@ class StratifiedSampler:
         if num_documents(test_set, self.fraction) < len(test_set.judged):
             raise self._too_small(test_set, _population(test_set, len(test_set.corpus) - len(test_set.judged)))
 
+    def check_files(self) -> None:
+        """Raise SetupError where a run is not at its place; nothing is read."""
+        for run in self._named:
+            run.find()
+
     def fingerprint(self) -> Mapping[str, Any]:
         """JSON values of the draw; of a file its content counts, not its place. Raises SetupError if there is no such file."""
         return self._fingerprint(self._named)

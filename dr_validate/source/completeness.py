@@ -38,7 +38,8 @@ def what_is_missing(folder: Path, siblings_have_state: bool, needs_config: bool 
     """
     try:
         names = {path.name for path in folder.iterdir()}
-        lacks = _trainer_is_writing(folder, names, siblings_have_state) or _missing_in_model(folder, names)
+        # What the model lacks first: that stays, where its trainer was killed, and is told once.
+        lacks = _missing_in_model(folder, names) or _trainer_is_writing(folder, names, siblings_have_state)
         # A bare state dict has no sub-folders: what else there may be needs a config.json of its own.
         return _missing_weights(folder) if lacks == NO_CONFIG and not needs_config else lacks
     except Unreadable as error:

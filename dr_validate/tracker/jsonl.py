@@ -1,4 +1,4 @@
-"""reports.jsonl: a line per Report, only ever appended to, each Report once, whoever shares the file."""
+"""reports.jsonl: a line per Report, appended to, each Report once, whoever shares the file."""
 
 import json
 import logging
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dr_validate.component import component
 from dr_validate.files import locked
 from dr_validate.ledger.report_json import report_to_json
 from dr_validate.tracker.local import LocalRun
@@ -16,32 +15,50 @@ from dr_validate.values import Report
 log = logging.getLogger(__name__)
 
 
-@component
 class JsonlTracker(LocalRun):
     """Appends under a lock on the file itself, so jobs of several specs can share it."""
 
-    path: Path
+    def __init__(self, *, path: Path) -> None:
+        self.path = path
+        self._read: dict[tuple[int, int], int] = {}  # by device and inode: how much of the file is known
+        self._known: set[str] = set()  # identities of its lines
 
     def deliver(self, report: Report, history: Sequence[Report]) -> None:
         """Append a line, durably, unless it is there: the process may have died between the line and its receipt."""
         written = report_to_json(report)
         line = (json.dumps(written, ensure_ascii=False, allow_nan=False) + "\n").encode()
         with locked(self.path) as stream:
-            content = self._repaired(stream.fileno())
-            if not _holds(content, written):
-                _append(stream.fileno(), line, len(content))
+            size = self._read_on(stream.fileno())
+            if _identity(written) not in self._known:
+                _append(stream.fileno(), line, size)
+
+    def _read_on(self, handle: int) -> int:
+        """The size of the file, which ends in whole lines now; what is in it is known. Reads what came since the last time."""
+        state = os.fstat(handle)
+        place = (state.st_dev, state.st_ino)
+        read = self._read.get(place, 0)
+        with self.path.open("rb") as stream:
+            stream.seek(max(0, read - 1))
+            if read > state.st_size or (read and stream.read(1) != b"\n"):  # cut meanwhile
+                read = 0
+            if read == 0:
+                self._known.clear()
+            stream.seek(read)
+            content = self._repaired(handle, stream.read(), read)
+        self._known.update(_identity(found) for line in content.splitlines() if (found := _parsed(line)) is not None)
+        self._read.clear()
+        self._read[place] = read + len(content)
+        return read + len(content)
 
     def restore(self, reports: Sequence[Report]) -> None:
-        """Append those that are not there, though they were: somebody removed the file, or a part of it."""
-        if not reports:
+        """Take out what is no Report, and append those that are not there, though they were: somebody wrote to the file, or
+        removed it, or a part of it."""
+        if not reports and not self.path.exists():
             return
         with locked(self.path) as stream:
-            content = self._repaired(stream.fileno())
-            written = [
-                line for part in content.splitlines() if isinstance((line := _parsed(part) or {}).get("checkpoint"), dict)
-            ]
-            there = {json.dumps(_identity(line)) for line in written}
-            lost = [report for report in reports if json.dumps(_identity(report_to_json(report))) not in there]
+            self._without_others(stream.fileno())
+            self._read_on(stream.fileno())
+            lost = [report for report in reports if _identity(report_to_json(report)) not in self._known]
         for report in lost:
             self.deliver(report, reports)
         if lost:
@@ -49,9 +66,26 @@ class JsonlTracker(LocalRun):
                 "%s lacked %d of the %d Reports of the ledger: they are there again", self.path, len(lost), len(reports)
             )
 
-    def _repaired(self, handle: int) -> bytes:
-        """The content, ending in whole lines: what a killed process left of its last line is cut off."""
-        content = self.path.read_bytes()
+    def _without_others(self, handle: int) -> None:
+        """Leave only lines that are Reports: no reader of the file could use others, which are moved beside it."""
+        lines = self._repaired(handle, self.path.read_bytes()).splitlines(keepends=True)
+        others = [place for place, line in enumerate(lines) if not _is_report(line)]
+        if not others:
+            return
+        beside = self.path.with_suffix(".removed")
+        with beside.open("ab") as stream:
+            stream.writelines(lines[place] for place in others)
+        start = sum(map(len, lines[: others[0]]))
+        tail = b"".join(line for line in lines[others[0] :] if _is_report(line))
+        os.ftruncate(handle, start)  # killed before the next line, what follows is restored at the next start
+        _append(handle, tail, start)
+        self._read.clear()
+        told = (self.path, len(others), beside, others[0] + 1)
+        log.warning("%s: moved %d lines that are no Report to %s, the first was line %d", *told)
+
+    def _repaired(self, handle: int, content: bytes, start: int = 0) -> bytes:
+        """`content`, which the file has from `start` on, ending in whole lines: what a killed process left of its last line is
+        cut off."""
         end = content.rfind(b"\n") + 1
         if end == len(content):
             return content
@@ -59,7 +93,7 @@ class JsonlTracker(LocalRun):
             os.write(handle, b"\n")
             return content + b"\n"
         log.warning("%s: cut off an unfinished last line of %d bytes", self.path, len(content) - end)
-        os.ftruncate(handle, end)
+        os.ftruncate(handle, start + end)
         return content[:end]
 
 
@@ -74,16 +108,16 @@ def _append(handle: int, line: bytes, size: int) -> None:
         raise
 
 
-def _holds(content: bytes, written: dict[str, Any]) -> bool:
-    digest = json.dumps(written["checkpoint"]["digest"]).encode()
-    candidates = (_parsed(line) for line in content.splitlines() if digest in line)
-    return any(_identity(line) == _identity(written) for line in candidates if line is not None)
-
-
-def _identity(written: dict[str, Any]) -> tuple[Any, ...]:
+def _identity(written: dict[str, Any]) -> str:
     # Two names of the same weights are skipped in the same second: the name and the reason tell them apart.
     checkpoint = written.get("checkpoint", {})
-    return checkpoint.get("digest"), checkpoint.get("name"), *(written.get(key) for key in ("spec", "status", "at", "error"))
+    own = [checkpoint.get(key) for key in ("digest", "name")] if isinstance(checkpoint, dict) else []
+    return json.dumps([*own, *(written.get(key) for key in ("spec", "status", "at", "error"))])
+
+
+def _is_report(line: bytes) -> bool:
+    checkpoint = (_parsed(line) or {}).get("checkpoint")
+    return isinstance(checkpoint, dict) and "digest" in checkpoint
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

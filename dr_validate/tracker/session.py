@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 FINISH_TIMEOUT_S = 60  # for the hook of W&B at the end of the process; `WandbRuns.close` has the limit of its caller
 KILLED_WITHIN_S = 5
 OFFLINE_MODES = ("offline", "dryrun", "disabled")
-WAY_OUT = "run `wandb login`, set WANDB_API_KEY, or set tracker.mode=offline or tracker=none"
+LOG_IN = "run `wandb login` or set WANDB_API_KEY"
+WAY_OUT = f"{LOG_IN}, or set tracker.mode=offline or tracker=none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,7 @@ def is_offline(mode: str) -> bool:
     return mode == "offline" or os.environ.get("WANDB_MODE") in OFFLINE_MODES
 
 
-def require_key() -> None:
+def require_key(way_out: str = WAY_OUT) -> None:
     """Raises SetupError where no key is to be found; asks nobody, not even on a terminal."""
     import wandb
     from wandb.sdk.lib import wbauth
@@ -71,15 +72,15 @@ def require_key() -> None:
         host = wandb.setup().settings.base_url
     except failures() as error:  # of a process that started this one, and has ended
         raise SetupError(
-            f"tracker: the process of W&B cannot be reached ({error}); unset WANDB_SERVICE, or set tracker=none"
+            f"tracker: the process of W&B cannot be reached ({error}); unset WANDB_SERVICE; or {way_out}"
         ) from None
     try:
         # wandb.init() and wandb.Api() would prompt.
         found = wbauth.authenticate_session(host=host, source="dr_validate", prompt=False, update_session=False)
     except wandb.errors.AuthenticationError as error:
-        raise SetupError(f"tracker: the W&B key for {host} cannot be used ({error}); {WAY_OUT}") from None
+        raise SetupError(f"tracker: the W&B key for {host} cannot be used ({error}); {way_out}") from None
     if found is None:
-        raise SetupError(f"tracker: no W&B key for {host}; {WAY_OUT}")
+        raise SetupError(f"tracker: no W&B key for {host}; {way_out}")
 
 
 def user_name(timeout_s: float) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -267,6 +268,7 @@ def _is_same_training(known: Sequence[Checkpoint], here: Sequence[Checkpoint]) -
 def open_books(run: Run, ledger: Ledger, described: Mapping[Target, Mapping[str, Any]], at: str) -> None:
     """Of targets and what the ledger is to say of them: nothing is running yet, and failures are tried again, or named."""
     for target, names in described.items():
+        warn_of_another_spec(ledger, target, names)
         ledger.end_interrupted(target.spec)  # what a killed watcher was doing
         if target.baseline != target:
             with contextlib.suppress(Claimed), claim(run.settings.state_dir, target.full_spec, at):
@@ -282,6 +284,25 @@ def open_books(run: Run, ledger: Ledger, described: Mapping[Target, Mapping[str,
             *(names["device"], names["dataset"], names["queries"], names["encoded"], names["documents"]),
             *(target.sampler, target.spec),
         )
+
+
+def warn_of_another_spec(ledger: Ledger, target: Target, names: Mapping[str, Any]) -> None:
+    """Where an earlier start with these settings had another spec: a file that they name is another one now, or gone."""
+    known = {spec: told for spec, told in ledger.specs().items() if not told.get("baseline")}
+    if target.spec in known:
+        return
+    settings = json.loads(json.dumps(names.get("made")))  # tuples are lists in the ledger
+    for spec, told in reversed(known.items()):
+        if settings is None or told.get("made") != settings or told.get("dataset") != target.dataset:
+            continue
+        parts = {"dataset_fingerprint": "the files of the collection", "sample_fingerprint": "the runs that the sampler takes"}
+        if changed := next((words for key, words in parts.items() if told.get(key) != names.get(key)), ""):
+            log.warning(
+                "%s: %s are others than at an earlier start with these settings (changed, removed or added): spec %s now, %s "
+                "then; their rows lie side by side in state_dir and are not compared with each other",
+                *(target.dataset, changed, target.spec, spec),
+            )
+        return
 
 
 def retry_or_name(ledger: Ledger, specs: set[str], *, retry: bool) -> None:

@@ -57,7 +57,7 @@ def watch(run: Run) -> Outcome:
     try:
         with stop_on_signals(stop), ledger, contextlib.ExitStack() as stack:
             stack.enter_context(stopped_after(run.watch.max_hours, stop, time_is_up))
-            stack.callback(worker.close)
+            stack.callback(lambda: [end() for end in (worker.close, run.engine.clean_up)])
             watcher = _Watcher(run, ledger, worker, stop)
             stack.enter_context(watcher.poller)  # copies are taken while the worker makes ready, which may take an hour
             told = worker.start(watcher.tick_of_start)

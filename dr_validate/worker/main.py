@@ -94,6 +94,10 @@ def errors_to(send: Callable[[Mapping[str, Any]], None]) -> Iterator[list[str]]:
             log.exception("the worker met an unexpected error")
         failed.append(kind)
         message = str(error) if kind != "unexpected" else f"{type(error).__name__}: {error}"
+        if isinstance(error, MemoryError):
+            message = (
+                "no memory is left on this machine, or under its limit (ulimit -v, a cgroup): free some, or raise the limit"
+            )
         if is_out_of_memory(error):
             message = f"no memory on the device: {error}; end what else runs there, or set device to another one"
         send({"error": {"kind": kind, "message": message, **(_where(error) if kind == "disk_full" else {})}})

@@ -15,7 +15,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import open_dict
 from pydantic import TypeAdapter
 
-from dr_validate.cli.overrides import explain, explain_grammar, explain_sweep
+from dr_validate.cli.overrides import explain, explain_grammar, explain_sweep, for_open_keys
 from dr_validate.cli.run import SETUP_IS_WRONG, run_job
 from dr_validate.cli.sweep import SweepStart
 from dr_validate.config import ReportSettings, Settings, Watch, build, conf_dir, state_dir_of
@@ -73,6 +73,24 @@ def test_all_unreadable_values_are_named_at_once_and_a_secret_is_not_shown() -> 
     assert "abc" not in message
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            "dataset.members.a/b=x",
+            "dataset.members.a/b: no key may have such a name; give one of letters, digits, _ and - alone",
+        ),
+        ("dataset.members.ä=x", "dataset.members.ä: no key may have such a name"),
+        ("+encoder.po oling=cls", "encoder.po oling: no key may have such a name"),
+        ("source.metadata.train/loss=3", "'train/loss' is written as 'source.metadata={train/loss: 3}'"),
+        ("source.metadata.my/api_key=planted", "source.metadata.my/api_key: no key may have such a name"),
+    ],
+)
+def test_a_key_with_a_name_that_no_key_may_have_is_named_and_not_its_value(typed: str, said: str) -> None:
+    message = explain_grammar(for_open_keys([typed]))
+    assert message is not None and said in message and "planted" not in message and "one text goes in quotes" not in message
+
+
 def test_a_bracket_that_is_left_open_is_no_path() -> None:
     message = explain_grammar(["metrics=[mrr@10"])
     assert message is not None
@@ -89,7 +107,7 @@ def test_without_a_data_set_the_choices_are_named() -> None:
 
 @pytest.mark.parametrize("more", [[], ["--cfg", "job"]])
 def test_a_key_of_a_data_set_that_is_not_chosen_asks_for_the_choice_once(more: list[str]) -> None:
-    arguments = ["source.path=x", "dataset.path=y", "dataset.split=dev"]
+    arguments = ["source.path=x", "dataset.path=y", "dataset.split=dev", "tracker=none"]
     with pytest.raises(ConfigCompositionException) as caught:
         composed(*arguments)
     message = explain(caught.value, [*arguments, *more])
@@ -100,7 +118,7 @@ def test_own_configurations_get_suggestions_too(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     own = "# @package _global_\ndefaults:\n  - override /dataset: beir\ndataset:\n  path: x\n"
     (tmp_path / "run" / "mine.yaml").write_text(own)
-    arguments = ["--config-dir", str(tmp_path), "+run=mine", "source.path=x"]
+    arguments = ["--config-dir", str(tmp_path), "+run=mine", "source.path=x", "tracker=none"]
     with pytest.raises(ConfigCompositionException) as caught:
         composed("watch.pol_s=3")
     said = "watch.pol_s: there is no such key; did you mean watch.poll_s?"

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dr_validate.cli.doctor import check_start, examine
+from dr_validate.cli.doctor import check_start, examine, with_other_problems
+from dr_validate.cli.overrides import NOT_COMPOSED, explain
 from dr_validate.config import build
-from dr_validate.errors import SetupError
+from dr_validate.errors import ConfigError, SetupError
 from dr_validate.index.flat import FlatIndex
 from dr_validate.index.torch import TorchIndex
 from tests.factories import composed
@@ -36,6 +37,59 @@ def refusal(*overrides: str) -> str:
     with pytest.raises(SetupError) as caught:
         check_start(build(composed(*overrides)))
     return str(caught.value)
+
+
+MISTAKES = {
+    "encoder.poling=cls": "encoder.poling: encoder=auto has no such key",
+    "dataset=bier": "dataset: got 'bier', expected one of",
+    "sampler.fraction=7": "sampler.fraction: Input should be less than or equal to 1",
+    "encoder.pooling=men": "encoder.pooling: ",
+    "metrics=[mrr@1000]": "top_k: got 100",
+    "source.path=a-file": "source.path: got 'a-file', a file",
+    "source.path=nowhere": "source: no checkpoint was found (source.path=nowhere)",
+    "dataset.path=nowhere": "dataset.path: nowhere does not exist",
+    "sampler.pool=[nowhere]": "sampler.pool: got 'nowhere', which is no file",
+    "device=cuda:93": "device: got 'cuda:93'",
+    "index=factory": "index: index=factory needs faiss",
+    "state_dir=a-file/state": "state_dir a-file/state: cannot be written",
+}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["encoder.poling=cls", "source.path=a-file"],
+        ["dataset=bier", "encoder.poling=cls", "sampler.pool=[nowhere]"],
+        ["sampler.fraction=7", "dataset.path=nowhere"],
+        ["encoder.pooling=men", "source.path=a-file", "dataset.path=nowhere"],
+        ["metrics=[mrr@1000]", "sampler.pool=[nowhere]"],
+        ["source.path=nowhere", "sampler.pool=[nowhere]", "dataset.path=nowhere"],
+        ["state_dir=a-file/state", "source.path=nowhere", "device=cuda:93", "index=factory", "index.spec=Flat"],
+    ],
+)
+def test_mistakes_of_several_kinds_come_in_one_message(
+    arguments: list[str], tmp_path: Path, monkeypatch: Monkey, no_faiss: None, wrong: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-file").touch()
+    message = all_that_is_said([*arguments, "sampler=stratified", "watch.mode=once", *wrong])
+    for one in wrong:
+        assert MISTAKES.get(one, "") in message
+
+
+def all_that_is_said(overrides: list[str]) -> str:
+    """As the command has it."""
+    try:
+        config = composed(*overrides)
+    except NOT_COMPOSED as error:
+        return explain(error, overrides)
+    try:
+        check_start(build(config))
+    except ConfigError as error:
+        return str(with_other_problems(error, config))
+    except SetupError as error:
+        return str(error)
+    return ""
 
 
 def test_a_run_that_lacks_nothing_begins(arguments: list[str]) -> None:

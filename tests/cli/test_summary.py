@@ -33,6 +33,11 @@ def test_a_sampled_value_comes_with_its_interval_and_the_full_one_where_there_is
     assert lines[5].startswith("300 checkpoint-300:v3 skipped:")
 
 
+def test_a_value_that_is_only_an_upper_bound_says_so() -> None:
+    lines = shown([report(100, "s", Estimate(value=0.1063, low=0.0, high=0.1063, naive=0.1063))], [])
+    assert lines[3].startswith("100 0.1063 at most 0.1063 1,078 2.4 ")
+
+
 def test_the_full_corpus_is_not_compared_with_itself() -> None:
     reports = [report(100, "f", exactly(0.0871))]
     lines = shown(reports, reports)

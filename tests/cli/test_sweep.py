@@ -276,6 +276,18 @@ def test_a_job_that_died_is_told_from_one_that_was_not_run() -> None:
     assert rows_as_csv(rows).count("\n") == 4
 
 
+@pytest.mark.parametrize(("jobs", "said"), [("6", "4 more of the sweep never began"), ("2", ""), (None, "")])
+def test_jobs_that_never_began_because_another_one_died_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, jobs: str | None, said: str
+) -> None:
+    monkeypatch.setenv(sweep.SWEEP_JOBS, jobs) if jobs else monkeypatch.delenv(sweep.SWEEP_JOBS, raising=False)
+    for number in (1, 2):
+        record(number).save(tmp_path)
+    assert show_sweep(tmp_path) == 1
+    out = capsys.readouterr().out
+    assert said in out and ("never began" in out) is bool(said) and "died" in out
+
+
 def test_only_jobs_of_equal_cost_are_compared_by_error_and_cost_is_counted_in_documents(tmp_path: Path) -> None:
     training = Training(tmp_path)
     with training.ledger:

@@ -88,6 +88,16 @@ def test_several_problems_come_in_one_message(write: Write, cache: Path) -> None
     ]
 
 
+@pytest.mark.parametrize("part", ["corpus", "queries", "qrels"])
+def test_a_problem_with_an_id_of_megabytes_is_short_and_names_its_line(write: Write, cache: Path, part: str) -> None:
+    name = "z" * 3_000_000
+    row = json.dumps({"_id": name, "text": "x"}) + "\n"
+    wrong = {"corpus": DOCUMENT + row * 2, "queries": QUERY + row * 2, "qrels": f"q1 d1 1\nq1 {name} 1\n"}
+    text = message(write(**{"corpus": DOCUMENT, "queries": QUERY, "qrels": "q1 d1 1\n", part: wrong[part]}), cache)
+    assert len(text) < 3_000
+    assert {"corpus": "corpus.jsonl:5: ", "queries": "queries.jsonl:4: ", "qrels": "test.tsv:2: "}[part] in text
+
+
 def test_a_thousand_problems_end_after_ten(write: Write, cache: Path) -> None:
     text = message(write(corpus="broken\n" * 1000), cache)
     assert text.startswith("10 problems (there may be more) in the data set tiny:")

@@ -1,6 +1,7 @@
 """Many workers of Ray, with real processes on nodes of one machine: the ranking is that of one device, whoever dies."""
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -246,6 +247,14 @@ def test_a_machine_that_does_not_see_the_folder_gets_the_files_and_keeps_nothing
     (folder / "kill-2").touch()  # who comes after gets them, too
     assert_same(shared(ranker, unseen), alone(workload_of(folder)))
     wait_for(lambda: not list(nodes.folder.rglob("weights")))
+
+
+def test_an_address_where_nobody_listens_is_named_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+    for address in (place, "127.0.0.1:99999", "ray://nowhere.invalid:10001"):
+        with pytest.raises(SetupError, match=f"engine.address: nobody answers at {address} .*host:port"):
+            RayEngine(address=address, workers=1).describe("cpu")
 
 
 @pytest.mark.parametrize(

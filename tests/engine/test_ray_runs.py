@@ -149,5 +149,28 @@ def test_a_kill_of_a_worker_costs_no_attempt_one_of_the_driver_costs_one_and_nob
     assert not [root for root in (tempfile.gettempdir(), "/dev/shm", "/tmp") for pid in everyone if left(root, pid)]
 
 
+def test_a_signal_to_the_whole_group_leaves_no_process_and_no_folder(
+    dr_validate: Any, tmp_path: Path, wide_collection: Path, write_checkpoint: Callable[..., Path]
+) -> None:
+    write_checkpoint(tmp_path / "checkpoints" / "checkpoint-1", step=1)
+    process = dr_validate.start(
+        *(f"source.path={tmp_path / 'checkpoints'}", "dataset=beir", f"dataset.path={wide_collection}", "tracker=none", *RAY),
+        *("index=torch", "encoder.pooling=mean", "encoder.normalize=true", "watch.poll_s=0.05", "device=cpu", "sampler=full"),
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: len(dr_validate.reports()) == 1 or process.poll() is not None)
+        everyone = list(processes_under(process.pid))
+        os.killpg(process.pid, signal.SIGTERM)  # as a batch system does, or a supervisor
+        _, err = process.communicate(timeout=LIMIT_S)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in everyone))
+    assert not [root for root in (tempfile.gettempdir(), "/dev/shm", "/tmp") for pid in everyone if left(root, pid)]
+
+
 def left(root: str, pid: int) -> bool:
     return Path(root, f"dr-ray-{pid}").exists()

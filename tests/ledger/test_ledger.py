@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -263,6 +264,35 @@ def test_a_damaged_ledger_is_refused(tmp_path: Path) -> None:
         Ledger(path).open()
 
 
+@pytest.mark.parametrize(
+    ("change", "row"),
+    [
+        ("UPDATE reports SET report = 'null'", "Report 1 is"),
+        ("UPDATE reports SET report = '{\"checkpoint\": '", "Report 1 is"),
+        ("UPDATE reports SET report = x'00ff'", "Report 1 is"),
+        (f"UPDATE reports SET report = '{'[' * 100_000}'", "Report 1 is"),
+        ("UPDATE reports SET report = json_set(report, '$.notes', json('[[]]'))", "Report 1 is"),
+        ("UPDATE reports SET report = json_remove(report, '$.metrics')", "Report 1 is"),
+        ("UPDATE reports SET report = json_set(report, '$.checkpoint.step', 'x')", "Report 1 is"),
+        ("UPDATE specs SET description = 'null'", "the description of spec s1 is"),
+        ("UPDATE specs SET description = '{'", "the description of spec s1 is"),
+        ("DROP TABLE reports", "no such table"),
+    ],
+)
+def test_a_row_that_nobody_of_us_wrote_is_named_with_the_way_out(tmp_path: Path, change: str, row: str) -> None:
+    path = tmp_path / "ledger.db"
+    with Ledger(path) as ledger:
+        ledger.register_spec("s1", {"dataset": "d"}, "at")
+        ledger.finish(report())
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(change)
+        connection.commit()
+    with Ledger(path, read_only=True) as ledger, pytest.raises(SetupError, match=r"ledger\.db") as caught:
+        ledger.specs()
+        ledger.reports("s1")
+    assert row in str(caught.value) and "move it away (its results go with it) or set another state_dir" in str(caught.value)
+
+
 def test_a_ledger_whose_maker_died_at_once_is_finished(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     with sqlite3.connect(path) as connection:
@@ -478,3 +508,26 @@ def test_status_tells_the_trainings_of_one_state_dir_apart(ledger: Ledger, capsy
     lines = capsys.readouterr().out.splitlines()
     assert "training" in lines[1]
     assert [line.split()[0] for line in lines[3:5]] == ["warm", "cold"]
+
+
+def test_a_skip_is_recorded_without_looking_through_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect, steps = sqlite3.connect, [0]
+
+    def counting(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        def count() -> int:
+            steps[0] += 1
+            return 0
+
+        connection: sqlite3.Connection = connect(*arguments, **options)
+        connection.set_progress_handler(count, 10)  # instructions of SQLite's machine
+        return connection
+
+    monkeypatch.setattr("dr_validate.ledger.database.sqlite3.connect", counting)
+    taken = []
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        for step in range(300):
+            before = steps[0]
+            ledger.finish(report(step, "skipped"))
+            taken.append(steps[0] - before)
+        assert ledger.finish(report(7, "skipped")) == 8  # known
+    assert sum(taken[-50:]) < 1.5 * sum(taken[50:100])

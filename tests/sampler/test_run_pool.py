@@ -187,6 +187,25 @@ def test_unknown_ids_are_counted_and_equal_hits_taken_once(
     assert "hits for 1 of 6 queries; of 5 lines, 1 name an unknown query and 1 an unknown document" in caplog.text
 
 
+@pytest.mark.parametrize(("queries", "is_said"), [(1, True), (2, True), (3, False), (6, False)])
+@pytest.mark.parametrize("name", ["shipped", "own"])
+def test_a_run_for_few_of_the_queries_is_said_so_at_each_start(
+    small: TestSet,
+    tmp_path: Path,
+    write_run: WriteRun,
+    caplog: pytest.LogCaptureFixture,
+    queries: int,
+    is_said: bool,
+    name: str,
+) -> None:
+    path = write_run("run", "".join(f"q{row} Q0 d{n} 1 {9 - n / 100} t\n" for row in range(queries) for n in range(40, 90)))
+    named = NamedRun(name="shipped" if name == "shipped" else str(path), key="sampler.pool")
+    for _ in range(2):  # made, and kept
+        caplog.clear()
+        named.read(replace(small, shipped_run=path), tmp_path / "cache")
+        assert (f"sampler.pool: run {path} has hits for {queries} of the 6 queries" in caplog.text) is is_said
+
+
 def test_the_document_that_is_the_query_takes_no_place(small: TestSet, tmp_path: Path, write_run: WriteRun) -> None:
     own = np.array([101, -1, -1, -1, -1, -1])
     sample = RunPoolSampler(run=str(write_run("run", TREC)), depth=1).draw(replace(small, own_documents=own), 13, tmp_path)

@@ -144,3 +144,17 @@ def test_a_state_dir_that_does_not_exist_is_refused_and_not_made(tmp_path: Path)
     with pytest.raises(SetupError, match="elsewhere/ledger.db: no such ledger"):
         proxies(parse(["--state-dir", str(elsewhere), "--dataset", "pydoc", "dataset.num_queries=3"]))
     assert not elsewhere.exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["--dataset", "bier"], "dataset: got 'bier', expected one of .*did you mean beir\\?"),
+        (["encoder.poling=cls"], "encoder.poling: .*did you mean encoder.pooling\\?"),
+        (["encoder.pooling=a,b"], "encoder.pooling: got a,b, which is several values"),
+    ],
+)
+def test_what_does_not_compose_is_one_message_as_on_the_command_line(tmp_path: Path, typed: list[str], said: str) -> None:
+    with pytest.raises(SetupError, match=said) as caught:
+        proxies(parse(["--state-dir", str(tmp_path), "--data", "nq", *typed]))
+    assert "problem in the configuration" in str(caught.value) and "Traceback" not in str(caught.value)

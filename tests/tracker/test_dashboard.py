@@ -171,3 +171,12 @@ def test_a_key_that_is_refused_is_told_without_a_traceback(command: CommandLine,
     done = command(*PROJECT)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     assert "W&B does not save the view" in done.stderr and "wandb login" in done.stderr
+
+
+def test_without_a_key_the_way_out_is_one_that_a_view_can_be_made_by(command: CommandLine, server: ServerHandle) -> None:
+    validated(command.folder, *REPORTS)
+    command.environment.update(WANDB_API_KEY="", HOME=str(command.folder), NETRC=str(command.folder / "none"))
+    done = command(*PROJECT)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert "no W&B key" in done.stderr and "wandb login" in done.stderr
+    assert "offline" not in done.stderr and "tracker=none" not in done.stderr

@@ -118,12 +118,59 @@ def test_what_somebody_cut_out_is_there_again_at_the_next_start(
     for one in reports:
         JsonlTracker(path=path).deliver(one, [])
     whole = path.read_text().splitlines(keepends=True)
-    path.write_text('{"checkpoint": []}\n' + "".join(whole[place] for place in kept))
+    path.write_text("".join(whole[place] for place in kept))
     JsonlTracker(path=path).restore(reports)
-    assert sorted(path.read_text().splitlines(keepends=True)[1:]) == sorted(whole)
+    assert sorted(path.read_text().splitlines(keepends=True)) == sorted(whole)
     assert (f"lacked {3 - len(kept)} of the 3 Reports" in caplog.text) is (len(kept) < 3)
 
 
 def test_a_file_that_was_removed_is_written_again(path: Path) -> None:
     JsonlTracker(path=path).restore([report(100), report(200)])
     assert lines(path) == [report(100), report(200)]
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"not json\n", b"\xff\xfe\x00\n", b"\n", b"[1]\n", b'{"checkpoint": []}\n', b'{"half": \n']
+)
+def test_what_is_no_report_is_moved_beside_the_file_at_the_next_start(
+    path: Path, garbage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    reports = [report(step) for step in (100, 200, 300)]
+    for one in [*reports, report(100, spec="another")]:
+        JsonlTracker(path=path).deliver(one, [])
+    whole = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(whole[0] + garbage + garbage + whole[2] + whole[3] + garbage)  # in the place of a Report, too
+    for _ in range(2):
+        JsonlTracker(path=path).restore(reports)
+        assert path.read_bytes() == whole[0] + whole[2] + whole[3] + whole[1]
+    assert (path.parent / "reports.removed").read_bytes() == garbage * 3
+    assert caplog.text.count("moved 3 lines that are no Report") == 1 and "the first was line 2" in caplog.text
+
+
+def test_a_start_without_reports_makes_no_file(path: Path) -> None:
+    JsonlTracker(path=path).restore([])
+    assert not path.exists()
+
+
+def test_a_report_costs_what_came_since_the_last_one_and_not_the_whole_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = JsonlTracker(path=path), JsonlTracker(path=path)  # two watchers of one state_dir
+    parsed: list[bytes] = []
+    loads = json.loads
+
+    def counted(line: bytes) -> object:
+        parsed.append(line)
+        return loads(line)
+
+    monkeypatch.setattr("dr_validate.tracker.jsonl.json.loads", counted)
+    for step in range(40):
+        (first if step % 3 else second).deliver(report(step), [])
+        (second if step % 2 else first).deliver(report(step), [])
+    assert len(parsed) <= 40 * 2
+    assert [one.checkpoint.step for one in lines(path)] == list(range(40))
+    path.unlink()
+    first.deliver(report(7), [])  # of another file: nothing of the old one is known
+    path.write_text("")
+    first.deliver(report(7), [])
+    assert [one.checkpoint.step for one in lines(path)] == [7]

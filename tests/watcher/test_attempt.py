@@ -22,6 +22,7 @@ import pytest
 from dr_validate.config import Run, Settings, Watch
 from dr_validate.dataset.hub import HubDataset
 from dr_validate.dataset.msmarco import MsmarcoDataset
+from dr_validate.engine.local import LocalEngine
 from dr_validate.errors import (
     CheckpointDeleted,
     CheckpointError,
@@ -134,8 +135,9 @@ def checkpoint(step: int) -> Checkpoint:
 
 def run_of(state_dir: Path, steps: Sequence[int], **watch_settings: Any) -> Run:
     source: Any = FakeSource(steps)
-    others: Any = dict.fromkeys(("dataset", "encoder", "sampler", "engine", "index"), None)
+    others: Any = dict.fromkeys(("dataset", "encoder", "sampler", "index"), None)
     return Run(
+        engine=LocalEngine(),
         settings=Settings(state_dir=state_dir),
         watch=Watch(**{"mode": "once", **watch_settings}),
         source=source,
@@ -577,6 +579,13 @@ def test_a_device_without_memory_fails_the_checkpoint_at_once_and_costs_no_attem
     with errors_to(sent.append):
         raise DeviceFailure("all workers were lost again and again, last worker 1")  # nobody knows: an attempt less
     assert sent[1]["error"]["kind"] == "device"
+
+
+def test_a_limit_on_memory_is_said_in_words() -> None:
+    sent: list[Mapping[str, Any]] = []
+    with errors_to(sent.append):
+        raise MemoryError
+    assert "under its limit (ulimit -v, a cgroup)" in sent[0]["error"]["message"] and sent[0]["error"]["kind"] == "unexpected"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's choice is Linux's")

@@ -11,7 +11,7 @@ from dr_validate.config import Settings, Watch
 from dr_validate.errors import CheckpointError, NotStated, SetupError
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.values import Checkpoint, Estimate, Listing, Report
-from dr_validate.watcher.attempts import Attempts, Target
+from dr_validate.watcher.attempts import Attempts, Target, warn_of_another_spec
 
 TARGET = Target(dataset="d", sampler="random", spec="s", sampled_spec="s", full_spec="f")
 AT = "2026-11-21T03:12:00Z"
@@ -155,3 +155,29 @@ def test_the_same_training_and_one_with_a_name_are_welcome(attempts: Attempts, l
 def test_what_was_never_complete_says_nothing_of_a_training(attempts: Attempts, ledger: Ledger) -> None:
     attempts.skip(checkpoint("checkpoint-100", "incomplete:checkpoint-100"), TARGET, "incomplete: no weights")
     attempts.refuse_another_training(listed(checkpoint("checkpoint-100", "sha256:b1", ELSEWHERE)), TARGET)
+
+
+MADE = {"seed": 13, "metrics": ("mrr@10",), "sampler": {"choice": "stratified", "pool": ("shipped",)}}
+
+
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [
+        ({"sample_fingerprint": "of a run"}, "the runs that the sampler takes are others"),
+        ({"dataset_fingerprint": "of other files", "sample_fingerprint": "of a run"}, "the files of the collection are others"),
+        ({"made": {**MADE, "seed": 14}, "sample_fingerprint": "of another seed"}, ""),
+        ({"dataset": "another", "dataset_fingerprint": "of another"}, ""),
+        ({}, ""),  # another encoder, which is stated and meant
+        ({"spec": "s", "sample_fingerprint": "of a run"}, ""),  # there were rows of this one already
+    ],
+)
+def test_a_file_that_is_another_one_at_the_next_start_is_told_with_both_specs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, then: dict[str, Any], said: str
+) -> None:
+    names = {"dataset": "d", "made": MADE, "dataset_fingerprint": "of files", "sample_fingerprint": "of bm25", "spec": "s"}
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        before = {**names, "spec": "before", **then}
+        ledger.register_spec(before["spec"], {**before, "baseline": False}, AT)
+        ledger.register_spec("f", {**before, "spec": "f", "baseline": True}, AT)
+        warn_of_another_spec(ledger, TARGET, names)
+    assert said in caplog.text and ("spec s now, before then" in caplog.text) is bool(said)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dr_validate.config import Run, Settings, Watch
+from dr_validate.engine.local import LocalEngine
 from dr_validate.errors import CheckpointError, Stopped
 from dr_validate.fidelity.against_full import AgainstFull
 from dr_validate.ledger.ledger import Ledger
@@ -108,9 +109,10 @@ class Validation:
         return watch(self._run(baseline, {"mode": "once", "order": "oldest_first", "max_attempts": 1, **watch_settings}))
 
     def _run(self, baseline: Any, watch_settings: Mapping[str, Any]) -> Run:
-        others: Any = dict.fromkeys(("encoder", "sampler", "engine", "index", "dataset"), None)
+        others: Any = dict.fromkeys(("encoder", "sampler", "index", "dataset"), None)
         source: Any = self.source
         run = Run(
+            engine=LocalEngine(),
             settings=Settings(state_dir=self.state_dir, metrics=("mrr@10",)),
             watch=Watch(**watch_settings),
             source=source,

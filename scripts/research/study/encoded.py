@@ -78,13 +78,20 @@ def chosen(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 
 
 def configured(state_dir: Path, overrides: Sequence[str]) -> Run:
-    """What `python -m dr_validate state_dir=... OVERRIDES` would run. Raises ConfigError."""
+    """What `python -m dr_validate state_dir=... OVERRIDES` would run. Raises SetupError in the words of that command."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
+    from dr_validate.cli.overrides import NOT_COMPOSED, explain, explain_grammar
+
     needed = [f"state_dir={state_dir}", "source=folder", "source.path=.", "tracker=none"]
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        plain = OmegaConf.to_container(compose("config", [*needed, *overrides]), resolve=True)
+    if mistake := explain_grammar(overrides):
+        raise SetupError(mistake)
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+            plain = OmegaConf.to_container(compose("config", [*needed, *overrides]), resolve=True)
+    except NOT_COMPOSED as error:
+        raise SetupError(explain(error, [*needed, *overrides])) from error
     assert isinstance(plain, dict)
     return build({str(key): value for key, value in plain.items()})
 
