@@ -1,5 +1,6 @@
 """The values that flow through the pipeline, in the order in which they appear. Frozen, checked at birth, numpy only."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -242,6 +243,17 @@ class Estimate:
     def __post_init__(self) -> None:
         assert self.low <= self.value <= self.high, f"estimate: {self.low} <= {self.value} <= {self.high} is false"
 
+    @property
+    def is_bound(self) -> bool:
+        """A sampled value without an estimator: the metric lies somewhere below it."""
+        lowest = not math.isfinite(self.low) or (self.low <= 0 and self.high == self.value == self.naive)
+        return lowest and self.low < self.high
+
+    @property
+    def has_interval(self) -> bool:
+        """Neither exact nor a mere bound."""
+        return self.low < self.high and not self.is_bound and math.isfinite(self.high)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
@@ -276,3 +288,8 @@ class Report:
     def __post_init__(self) -> None:
         done = self.status == "done"
         assert done == bool(self.metrics) == (self.error is None), f"report: {self.status}, {self.metrics}, {self.error!r}"
+
+    @property
+    def is_mean(self) -> bool:
+        """Over the collections of a suite: its interval is not for these queries but for any like them."""
+        return "collections" in self.notes

@@ -250,8 +250,12 @@ def _fork_workers() -> tuple[dict[str, Any], list[int]] | None:
         for number in range(3):
             os.dup2(nowhere, number)
         os.close(nowhere)
+        for number in (signal.SIGINT, signal.SIGTERM):  # which a worker takes no notice of either
+            signal.signal(number, signal.SIG_IGN)
         if (request := serve(theirs)) is None:
             os._exit(0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         return request
     theirs.close()
     atexit.register(ours.close)

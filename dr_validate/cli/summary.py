@@ -8,7 +8,6 @@ from dr_validate.config import Run
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.revised import of_training
 from dr_validate.process import new_console
-from dr_validate.report.words import is_bound
 from dr_validate.values import Report
 from dr_validate.watcher.loop import Outcome
 
@@ -69,7 +68,7 @@ def outcome_table(sampled: Sequence[Report], full: Sequence[Report], metric: str
     reports = {(r.checkpoint.training_run, r.checkpoint.label): r for r in sorted(sampled, key=lambda r: r.at)}.values()
     has_several = len({report.checkpoint.training_run for report in reports}) > 1
     highest = max((r.metrics[metric].value for r in reports if r.status == "done"), default=0.0)
-    of_mean = "mean of collections, " if (is_mean := any("collections" in report.notes for report in sampled)) else ""
+    of_mean = "mean of collections, " if (is_mean := any(report.is_mean for report in sampled)) else ""
     reach = "95%, any queries" if is_mean else "95% interval"
     table = Table(title=f"{of_mean}{metric} by training step", title_justify="left", show_edge=False)
     compared = ("sampled", reach, "full", "difference") if is_sampled else ("full", reach)[: 1 + is_mean]
@@ -115,7 +114,7 @@ def _compared(report: Report, full: float | None, metric: str) -> list[str]:
     if report.status != "done":
         return [""] * 4
     estimate = report.metrics[metric]
-    interval = f"{estimate.low:.4f} to {estimate.high:.4f}" if not is_bound(estimate) else f"at most {estimate.high:.4f}"
+    interval = f"{estimate.low:.4f} to {estimate.high:.4f}" if not estimate.is_bound else f"at most {estimate.high:.4f}"
     exact = ["", ""] if full is None else [f"{full:.4f}", f"{estimate.value - full:+.4f}"]
     return [f"{estimate.value:.4f}", interval, *exact]
 

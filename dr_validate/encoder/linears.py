@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 # Relative to the largest output of a layer; both ways round, they do not differ in kind.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 PROBE_TOKENS, PROBE_ROUNDS = 512, 5
-PAYS = 0.98  # of the time that the plain layer takes
+PAYS = 0.9  # of the time of the plain layer: where both take about as long, chance must not choose, for they round differently
 CHECK_TOKENS = 4
 
 

@@ -1,15 +1,15 @@
 """Whether the sample judges these checkpoints as the whole corpus does."""
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 from pydantic import field_validator
 
 from dr_validate.component import component
-from dr_validate.values import Agreement, Float64, Report
+from dr_validate.fidelity.comparison import compare
+from dr_validate.values import Agreement, Report
 
+LEAST_COMPARED = 2  # checkpoints
 _EVERY = re.compile(r"every:([1-9][0-9]*)")
 
 
@@ -39,37 +39,15 @@ class AgainstFull:
         return self.baseline != "off" and (every is None or place % int(every[1]) == 0)
 
     def compare(self, sampled: Sequence[Report], full: Sequence[Report], metric: str) -> Agreement | None:
-        """See `Fidelity.compare`. Every supported metric is better when higher.
-
-        bias = mean(sampled - full); rmse its root mean square; regret = what is lost on the full corpus by taking the
-        checkpoint that is best on the sample (the worst of them where several tie); Kendall's tau-b is None where one side
-        is constant.
-        """
-        on_sample, on_full = _values(sampled, metric), _values(full, metric)
-        digests = [digest for digest in on_sample if digest in on_full]
-        if len(digests) < 2:
+        """See `Fidelity.compare`."""
+        found = compare(sampled, full, metric)
+        if found is None or found.checkpoints < LEAST_COMPARED:
             return None
-        x = np.array([on_sample[digest] for digest in digests])
-        y = np.array([on_full[digest] for digest in digests])
         return Agreement(
             metric=metric,
-            checkpoints=len(digests),
-            kendall_tau=_kendall_tau_b(x, y),
-            rmse=float(np.sqrt(np.mean((x - y) ** 2))),
-            bias=float(np.mean(x - y)),
-            regret=float(y.max() - y[x == x.max()].min()),
+            checkpoints=found.checkpoints,
+            kendall_tau=found.tau,
+            rmse=found.rmse,
+            bias=found.bias,
+            regret=found.regret,
         )
-
-
-def _values(reports: Sequence[Report], metric: str) -> Mapping[str, float]:
-    """By checkpoint digest; the last Report counts."""
-    return {r.checkpoint.digest: r.metrics[metric].value for r in reports if r.status == "done" and metric in r.metrics}
-
-
-def _kendall_tau_b(x: Float64, y: Float64) -> float | None:
-    if np.all(x == x[0]) or np.all(y == y[0]):
-        return None
-    from scipy.stats import kendalltau
-
-    tau = float(kendalltau(x, y, variant="b").statistic)
-    return None if math.isnan(tau) else tau

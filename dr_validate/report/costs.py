@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from dr_validate.fidelity.comparison import Comparison
 from dr_validate.report import plot
-from dr_validate.report.comparison import Comparison
 from dr_validate.report.gather import Section, Strategy
 from dr_validate.report.markup import Markup, el, join
 from dr_validate.report.queries import Movement

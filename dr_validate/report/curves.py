@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
+from dr_validate.fidelity.comparison import paired
 from dr_validate.ledger.revised import is_expected
 from dr_validate.report import plot
-from dr_validate.report.comparison import paired
 from dr_validate.report.gather import Section, Strategy
 from dr_validate.report.markup import Markup, el, join
 from dr_validate.report.scales import around
-from dr_validate.report.words import has_interval, interval_name, is_bound, number, with_interval
+from dr_validate.report.words import interval_name, number, with_interval
 from dr_validate.values import Estimate, Report
 
 MANY_POINTS = 40  # beyond, they are drawn smaller
@@ -71,7 +71,7 @@ def _headline(section: Section, done: Sequence[Report], exact: Sequence[Report])
 
 
 def _ends(estimate: Estimate) -> tuple[float, ...]:
-    return (estimate.low, estimate.high) if has_interval(estimate) else ()
+    return (estimate.low, estimate.high) if estimate.has_interval else ()
 
 
 def _naive(estimate: Estimate) -> tuple[float, ...]:
@@ -87,7 +87,7 @@ def _bands(on: plot.Frame, done: Sequence[Report], metric: str) -> list[Markup]:
     """Runs of checkpoints that have an interval; a lone one has a bar."""
     runs: list[list[Report]] = [[]]
     for report in done:
-        if has_interval(report.metrics[metric]):
+        if report.metrics[metric].has_interval:
             runs[-1].append(report)
         elif runs[-1]:
             runs.append([])
@@ -131,13 +131,13 @@ def _ring(on: plot.Frame, best: Report, metric: str) -> Markup:
 
 def _steps_legend(section: Section, strategy: Strategy) -> list[tuple[str, Markup]]:
     estimates = [estimate for report in strategy.done for estimate in report.metrics.values()]
-    bounds = bool(estimates) and all(is_bound(estimate) for estimate in estimates)
+    bounds = bool(estimates) and all(estimate.is_bound for estimate in estimates)
     own = "full" if strategy is section.full else "sampled"
     kind = "diamond" if own == "full" else "circle"
     point = el("g", plot.shape(kind, (14, 7)), class_=f"{own} point")
     name = f"{strategy.name}, an upper bound" if bounds else strategy.name
     entries = [(name, join(plot.line([(1, 7), (27, 7)], f"{own} line"), point))]
-    if any(has_interval(estimate) for estimate in estimates):
+    if any(estimate.has_interval for estimate in estimates):
         entries.append((interval_name(strategy.done), plot.band([(1, 2), (27, 2)], [(1, 12), (27, 12)], "band")))
     if any(_naive(estimate) for estimate in estimates):
         entries.append(("naive, an upper bound", plot.line([(1, 7), (27, 7)], "naive")))
@@ -161,7 +161,7 @@ def scatter_charts(section: Section, strategy: Strategy) -> Markup:
         (f"a checkpoint, {strategy.name}", el("g", plot.shape("circle", (14, 7)), class_="sampled point")),
         ("sampled = full", plot.line([(1, 12), (27, 2)], "diagonal")),
     ]
-    if any(has_interval(report.metrics[metric]) for metric, found in pairs.items() for report, _ in found):
+    if any(report.metrics[metric].has_interval for metric, found in pairs.items() for report, _ in found):
         entries.insert(1, (interval_name(strategy.done), el("g", plot.upright(14, 1, 13), class_="sampled")))
     return join(plot.legend(entries), plot.charts(*figures))
 
@@ -174,7 +174,7 @@ def _scatter(pairs: Sequence[tuple[Report, Report]], metric: str) -> Markup:
     marks = [plot.line([(on.x(span[0]), on.y(span[0])), (on.x(span[1]), on.y(span[1]))], "diagonal")]
     for (report, _), (estimate, exact) in zip(pairs, both, strict=True):
         told = f"{_told(report, metric, 'sampled')}; full corpus {number(exact)}"
-        bars = [plot.upright(on.x(exact), on.y(estimate.low), on.y(estimate.high))] if has_interval(estimate) else []
+        bars = [plot.upright(on.x(exact), on.y(estimate.low), on.y(estimate.high))] if estimate.has_interval else []
         dot = plot.shape("circle", (on.x(exact), on.y(estimate.value)), 3.5 if len(pairs) <= MANY_POINTS else 2.5)
         marks.append(plot.titled(told, *bars, dot, class_="sampled point"))
     return plot.chart(on, plot.Labels(title=metric, x=f"{metric} on the full corpus", y=f"sampled {metric}"), *marks)

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dr_validate.fidelity.comparison import holds, paired
 from dr_validate.ledger.findings import MAX_ROWS, Cell, Findings, Table
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.report.comparison import holds, paired
 from dr_validate.report.costs import change_in_words
 from dr_validate.report.gather import Section, Strategy, gather
 from dr_validate.report.queries import Movement, movement

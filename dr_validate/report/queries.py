@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from dr_validate.dataset.corpus import ArrowCorpus, is_usable
+from dr_validate.fidelity.comparison import Z_95
 from dr_validate.ledger.per_query import Retrieved, read_query_texts, read_query_values, read_top
-from dr_validate.report.comparison import Z_95
 from dr_validate.report.gather import Section, Strategy, best_of
 from dr_validate.values import Float64, Report
 

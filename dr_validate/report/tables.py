@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
+from dr_validate.fidelity.comparison import Comparison
 from dr_validate.ledger.per_query import Retrieved
 from dr_validate.ledger.revised import EstimateDetails, lag_s
 from dr_validate.ledger.schema import State
-from dr_validate.report.comparison import Comparison
 from dr_validate.report.gather import Section, Strategy
 from dr_validate.report.grid import EMPTY, Cell, Column, Row, numeric, table, text
 from dr_validate.report.markup import Markup, el, join
 from dr_validate.report.queries import Movement, Top
-from dr_validate.report.words import duration, has_interval, interval, is_bound, is_mean, number, percent, shortened, signed
+from dr_validate.report.words import duration, interval, number, percent, shortened, signed
 from dr_validate.values import Estimate, Report
 
 MOST_STEPS = 8  # of a table with a column for each
@@ -168,10 +168,8 @@ def _metric_cells(report: Report, exact: Report | None, metric: str) -> Row:
     full = exact.metrics.get(metric) if exact else None
     value, naive = number(estimate.value), number(estimate.naive)
     return [
-        Cell(shown=f"\u2264 {value}" if is_bound(estimate) else value, sort=estimate.value, look="value"),
-        numeric(estimate.low, interval(estimate.low, estimate.high))
-        if has_interval(estimate) and not is_mean(report)
-        else EMPTY,
+        Cell(shown=f"\u2264 {value}" if estimate.is_bound else value, sort=estimate.value, look="value"),
+        numeric(estimate.low, interval(estimate.low, estimate.high)) if estimate.has_interval and not report.is_mean else EMPTY,
         _population(report, metric),
         numeric(estimate.naive, naive) if estimate.naive != estimate.value else EMPTY,
         numeric(full.value, number(full.value)) if full else EMPTY,

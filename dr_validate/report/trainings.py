@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dr_validate.fidelity.comparison import Z_95
 from dr_validate.ledger.per_query import paired_change
 from dr_validate.ledger.revised import EstimateDetails
 from dr_validate.report import plot
-from dr_validate.report.comparison import Z_95
 from dr_validate.report.costs import COLOURS, SHAPES
 from dr_validate.report.curves import MANY_POINTS, unit_range
 from dr_validate.report.gather import Section
@@ -18,11 +18,8 @@ from dr_validate.report.markup import Markup, el, join
 from dr_validate.report.scales import around
 from dr_validate.report.words import (
     count,
-    has_interval,
     interval,
     interval_name,
-    is_bound,
-    is_mean,
     number,
     signed,
     with_interval,
@@ -124,7 +121,7 @@ def _overlay(
 
 def _difference(training: str, report: Report, first: Report, metric: str, state_dir: Path) -> TrainingDifference | None:
     """None of upper bounds, which say nothing of a difference."""
-    if is_bound(report.metrics[metric]) or is_bound(first.metrics[metric]):
+    if report.metrics[metric].is_bound or first.metrics[metric].is_bound:
         return None
     value = report.metrics[metric].value - first.metrics[metric].value
     reach = _as_estimated(report, first, metric)
@@ -154,7 +151,7 @@ def _query_by_query(report: Report, first: Report, metric: str, state_dir: Path)
         return None
     if found is None or found[2] < LEAST_QUERIES:
         return None
-    known = [] if is_mean(report) else [one.metrics[metric] for one in (report, first)]
+    known = [] if report.is_mean else [one.metrics[metric] for one in (report, first)]
     of_samples = sum(((estimate.high - estimate.low) / 2) ** 2 for estimate in known)
     return math.sqrt(of_samples + (Z_95 * found[1]) ** 2)
 
@@ -178,7 +175,7 @@ def overlay_charts(overlay: Overlay) -> Markup:
         for place, name in enumerate(overlay.trainings)
     ]
     every = [report for done in overlay.trainings.values() for report in done]
-    if any(has_interval(report.metrics[name]) for report in every for name in overlay.metrics):
+    if any(report.metrics[name].has_interval for report in every for name in overlay.metrics):
         entries.append((interval_name(every), plot.band([(1, 2), (27, 2)], [(1, 12), (27, 12)], "band")))
     return join(plot.legend(entries), *rows)
 
@@ -194,7 +191,7 @@ def _mark(place: int, at: plot.Place, size: float = 3.5) -> Markup:
 def _steps_chart(overlay: Overlay, metric: str) -> Markup:
     every = [report for done in overlay.trainings.values() for report in done]
     estimates = [report.metrics[metric] for report in every]
-    ends = [end for estimate in estimates if has_interval(estimate) for end in (estimate.low, estimate.high)]
+    ends = [end for estimate in estimates if estimate.has_interval for end in (estimate.low, estimate.high)]
     on = plot.frame(
         around([report.checkpoint.step for report in every], least=10),
         unit_range([*(estimate.value for estimate in estimates), *ends]),
@@ -202,7 +199,7 @@ def _steps_chart(overlay: Overlay, metric: str) -> Markup:
     marks: list[Markup] = []
     for place, (name, done) in enumerate(overlay.trainings.items()):
         known = [(on.x(report.checkpoint.step), report.metrics[metric]) for report in done]
-        sure = [(x, estimate) for x, estimate in known if has_interval(estimate)]
+        sure = [(x, estimate) for x, estimate in known if estimate.has_interval]
         upper, lower = ([(x, on.y(getattr(estimate, end))) for x, estimate in sure] for end in ("high", "low"))
         marks += [
             plot.band(upper, lower, f"band {_class(place)}"),

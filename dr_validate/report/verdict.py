@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass
 
+from dr_validate.fidelity.comparison import Comparison
 from dr_validate.ledger.revised import SAME_WEIGHTS, EstimateDetails, is_expected, warnings_of
-from dr_validate.report.comparison import Candidate, Comparison, smallest_errors
+from dr_validate.report.comparison import Candidate, smallest_errors
 from dr_validate.report.gather import Section, Strategy
 from dr_validate.report.queries import Movement
 from dr_validate.report.words import (
     count,
-    has_interval,
     interval,
-    is_bound,
     listed,
     number,
     percent,
@@ -72,7 +71,7 @@ def _mean(judge: Strategy, best: Report, metric: str) -> list[str]:
     if not members:
         return []
     told = f"Its collections ({listed(members)}) count the same"
-    interval = "; its interval is for other queries like theirs" if has_interval(best.metrics[metric]) else ""
+    interval = "; its interval is for other queries like theirs" if best.metrics[metric].has_interval else ""
     return [f"{told}{interval}."]
 
 
@@ -84,11 +83,11 @@ def _rivals(done: list[Report], best: Report, metric: str) -> list[str]:
         return []
     if same := [report.checkpoint.step for report in others if report.metrics[metric].value == top.value]:
         return [f"{steps(same).capitalize()} {'has' if len(same) == 1 else 'have'} the very same value."]
-    if is_bound(top):
+    if top.is_bound:
         return []
-    near = [r for r in others if has_interval(r.metrics[metric]) and r.metrics[metric].high >= top.low]
+    near = [r for r in others if r.metrics[metric].has_interval and r.metrics[metric].high >= top.low]
     if not near:
-        return ["No other interval reaches into its own."] if has_interval(top) else []
+        return ["No other interval reaches into its own."] if top.has_interval else []
     near.sort(key=lambda report: -report.metrics[metric].value)
     theirs = f"{'that' if len(near) == 1 else 'those'} of {steps([report.checkpoint.step for report in near])}"
     return [f"Its interval overlaps with {theirs}: these intervals cannot tell them apart."]
@@ -106,7 +105,7 @@ def _course(done: list[Report], best: Report, metric: str, movement: Movement | 
     begin = f"The last checkpoint (step {last.checkpoint.step:,}) is {much} lower"
     if lost <= 0:
         return []
-    if is_bound(end) or is_bound(top):
+    if end.is_bound or top.is_bound:
         return [f"{begin} on the sample."]
     if end.high >= top.low:
         return [f"{begin}, within the intervals."]

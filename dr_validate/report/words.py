@@ -36,31 +36,15 @@ def shortened(text: str, most: int = 240) -> str:
 
 def with_interval(estimate: Estimate, digits: int = 3) -> str:
     """`0.312 [0.301, 0.322]`, the value alone where it is exact, `at most 0.331` where it is only an upper bound."""
-    if is_bound(estimate):
+    if estimate.is_bound:
         return f"at most {number(estimate.value, digits)}"
     value = number(estimate.value, digits)
-    return value if not has_interval(estimate) else f"{value} {interval(estimate.low, estimate.high, digits)}"
-
-
-def is_bound(estimate: Estimate) -> bool:
-    """A sampled value without an estimator: the metric lies somewhere below it."""
-    lowest = not math.isfinite(estimate.low) or (estimate.low <= 0 and estimate.high == estimate.value == estimate.naive)
-    return lowest and estimate.low < estimate.high
-
-
-def has_interval(estimate: Estimate) -> bool:
-    """Neither exact nor a mere bound."""
-    return estimate.low < estimate.high and not is_bound(estimate) and math.isfinite(estimate.high)
-
-
-def is_mean(report: Report) -> bool:
-    """Over the collections of a suite: its interval is not for these queries but for any like them."""
-    return "collections" in report.notes
+    return value if not estimate.has_interval else f"{value} {interval(estimate.low, estimate.high, digits)}"
 
 
 def interval_name(reports: Iterable[Report]) -> str:
     """What a band or bar is."""
-    return "95% interval, any queries" if any(map(is_mean, reports)) else "95% interval"
+    return "95% interval, any queries" if any(report.is_mean for report in reports) else "95% interval"
 
 
 def count(how_many: int, noun: str) -> str:

@@ -110,6 +110,7 @@ def test_a_kill_of_a_worker_costs_no_attempt_one_of_the_driver_costs_one_and_nob
         *(f"dataset.members.small={collection}", "engine=ray", "engine.workers=1", "device=cpu", "watch.poll_s=0.05"),
         *("encoder.pooling=mean", "encoder.normalize=true"),
         *("sampler=random", "sampler.fraction=0.5", "engine.slice_documents=8", "fidelity.baseline=off"),
+        cold=True,  # processes are told apart by their command lines
     )
 
     def running(name: str) -> list[int]:

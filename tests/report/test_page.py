@@ -75,7 +75,7 @@ def test_every_number_of_the_ledger_is_in_the_page(rich: Training) -> None:
             for estimate in report.metrics.values():
                 assert words.number(estimate.value) in text
                 assert words.number(estimate.naive) in text
-                assert not words.has_interval(estimate) or words.interval(estimate.low, estimate.high) in text
+                assert not estimate.has_interval or words.interval(estimate.low, estimate.high) in text
             if report.status == "done":
                 assert f"{report.corpus['encoded']:,.0f}" in text
                 assert f"{report.seconds['total']:,.1f}" in text

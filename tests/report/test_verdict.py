@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from dr_validate.report.comparison import Comparison
+from dr_validate.fidelity.comparison import Comparison
 from dr_validate.report.gather import Section, Strategy
 from dr_validate.report.queries import Movement, movement
 from dr_validate.report.verdict import verdict
