@@ -1,4 +1,5 @@
-"""The two pictures of the README, from a demo that has run: `bash scripts/demo.sh && .venv/bin/python scripts/pictures.py`.
+"""Two pictures of the README (the third is of research/proxies.py), from a demo that has run:
+`bash scripts/demo.sh && .venv/bin/python scripts/pictures.py`.
 
 `.github/report.png`: the top of the page of task=report, by Chromium. `.github/curve.png`: what stands in W&B under
 `charts/pydoc/mrr@10`: value and interval as now known, full-corpus values, and the plain metric on the sample.

@@ -154,3 +154,14 @@ def test_no_test_imports_another_tests_file() -> None:
     for path in tests.rglob("*.py"):
         found = re.findall(r"^from tests\.(?:\w+\.)*(?:test_\w+|conftest) import", path.read_text(), re.M)
         assert not found, f"{path.relative_to(tests)}: {found}; what tests share is in factories.py or beside them"
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE), ids=lambda f: f.name
+)
+def test_the_map_of_a_folder_names_its_modules_and_no_others(folder: Path) -> None:
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    alone = {*re.findall(r"`([a-z_0-9]+)`", text), *re.findall(r"(\w+)\.py\b", text)}
+    assert alone <= modules, "no such module"
+    assert modules <= alone | set(re.findall(r"`([a-z_0-9]+)\.", text)), "not on the map"

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from dr_validate.columns import Columns, split_quoted
 from dr_validate.dataset.remote import File
 from dr_validate.errors import DatasetError
-from dr_validate.tables import Columns, split_quoted
 
 Row = Mapping[str, Any]
 Bare = Callable[[str], Row | str]  # a line without a header: its row, or what is wrong with it

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from dr_validate.columns import DOCUMENT_ID, QUERY_ID, Columns
 from dr_validate.dataset.read import (
     MSMARCO_DOCUMENTS,
     Place,
@@ -25,7 +26,6 @@ from dr_validate.dataset.read import (
     topic_rows,
 )
 from dr_validate.dataset.remote import File
-from dr_validate.tables import DOCUMENT_ID, QUERY_ID, Columns
 
 log = logging.getLogger(__name__)
 

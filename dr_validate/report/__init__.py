@@ -1,6 +1,6 @@
 """`task=report`: one page from the ledger.
 
-`write`, `gather`, `page`: from the ledger to HTML; `verdict`, `words`: sentences; `comparison`: a strategy against the full
-corpus; `trainings`: one over another; `curves`, `costs`, `plot`, `scales`: charts; `tables`, `grid`, `queries`, `making`:
+`write`, `gather`, `page`: from the ledger to HTML; `verdict`, `words`: sentences; `comparison`: strategies side by
+side; `trainings`: one over another; `curves`, `costs`, `plot`, `scales`: charts; `tables`, `grid`, `queries`, `making`:
 tables; `markup`; `findings`: for trackers.
 """

@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from dr_validate.columns import DOCUMENT_ID, QUERY_ID, Columns
 from dr_validate.errors import SetupError
-from dr_validate.tables import DOCUMENT_ID, QUERY_ID, Columns
 from dr_validate.values import Float64, Int64, TestSet
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from dr_validate.errors import Outage
 from dr_validate.ledger.findings import Findings
 from dr_validate.ledger.revised import refined
 from dr_validate.tracker.arrivals import Arrivals
-from dr_validate.tracker.command import alert_of
 from dr_validate.tracker.lineage import Lineage
+from dr_validate.tracker.on_best import alert_of
 from dr_validate.tracker.rows import BASELINE, REPORT, SAMPLED, STEP, report_id, row
 from dr_validate.tracker.run_target import RunTarget
 from dr_validate.tracker.session import Plan, failures

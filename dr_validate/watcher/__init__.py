@@ -2,5 +2,5 @@
 
 `loop`: the only loop and the only clock; `polling`, `deleted`, `backoff`: what exists, and copies of it; `schedule`: which
 is next; `attempts`: one attempt and its books; `worker_process`, `stall`: the worker seen from here; `delivery`: Reports to
-trackers.
+trackers; `lock`: one watcher for each spec; `progress`: what `task=status` shows of it.
 """

@@ -17,8 +17,8 @@ from dr_validate.ledger.findings import Findings
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.report_json import report_to_json
 from dr_validate.stages import TrackerRun
-from dr_validate.tracker.command import KeepBest, OnBest
 from dr_validate.tracker.jsonl import JsonlTracker
+from dr_validate.tracker.on_best import KeepBest, OnBest
 from dr_validate.values import Report
 from dr_validate.watcher.polling import source_key
 

@@ -1,4 +1,4 @@
-"""The process that holds the device: `python -m dr_validate.worker.main`, started and steered by `worker_client`.
+"""The process that holds the device: `python -m dr_validate.worker.main`, started and steered by `watcher/worker_process`.
 
 It speaks JSON lines on its standard streams. In: the configuration, then, one at a time, requests
 `{"validate": checkpoint, "folder": ..., "collection": ..., "full": ..., "more": ..., "request": n}` (see `Suite.validate`),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dr_validate.tracker.command import OnBest
+from dr_validate.tracker.on_best import OnBest
 from dr_validate.values import Checkpoint, Estimate, Report
 
 pytestmark = pytest.mark.slow  # the commands are processes
