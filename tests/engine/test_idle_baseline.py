@@ -12,7 +12,7 @@ from typing import Any
 from scripts.research.sharing import kept
 from tests.processes import LIMIT_S, wait_for
 
-NUM_DOCUMENTS, FRACTION, SLICE = 1600, 0.05, 4
+NUM_DOCUMENTS, FRACTION, SLICE = 900, 0.05, 4
 
 
 def write_collection(folder: Path) -> Path:
