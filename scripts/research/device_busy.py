@@ -100,7 +100,7 @@ class SleepingIndex(TorchIndex):
 
     device = Device()
 
-    def open(self, queries: Any, top_k: int, tie_rank: Int64, device: str) -> SleepingSearch:  # type: ignore[override]
+    def open(self, queries: Any, top_k: int, tie_rank: Int64, device: str) -> SleepingSearch:
         """See `Index.open`."""
         return SleepingSearch(super().open(queries, top_k, tie_rank, device), self.device)
 
@@ -162,7 +162,12 @@ def measure(folder: Path, state: Path, size: int, checkpoints: int) -> Iterator[
     for number in range(checkpoints):
         device.__init__()  # type: ignore[misc]  # from the beginning
         began = time.monotonic()
-        about = {"version": "1", "step_from": "folder name", "created_at": "2026-01-01T00:00:00Z", "uri": "here"}
+        about: dict[str, Any] = {
+            "version": "1",
+            "step_from": "folder name",
+            "created_at": "2026-01-01T00:00:00Z",
+            "uri": "here",
+        }
         checkpoint = Checkpoint(name=f"c{number}", digest=f"sha256:{number}", step=number, **about)
         pipeline.validate(checkpoint, folder / "checkpoint", full=False, control=NoControl())
         wall = time.monotonic() - began
