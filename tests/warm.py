@@ -62,7 +62,7 @@ NUMBER = struct.Struct("i")
 
 
 class Forked(subprocess.Popen[str]):
-    """`subprocess.Popen` of a process that `forker` forks and waits for."""
+    """`subprocess.Popen` of a process that `forker` forks and waits for. What it replaces of Popen has no types."""
 
     def __init__(self, forker: socket.socket, args: Sequence[str], **options: Any) -> None:
         self._forker = forker
@@ -215,12 +215,13 @@ def _run(request: Mapping[str, Any], streams: Sequence[int]) -> None:
         _run_as_main(request["folder"], *command)
 
 
-def _run_as_main(folder: str, first: str, *arguments: str) -> None:
+def _run_as_main(folder: str, first: str, *rest: str) -> None:
     """`-m module`, `-c code`, or a script or folder by its path."""
+    arguments = list(rest)
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     place = main.__file__ = first
     if first == "-m":
-        module, *arguments = arguments  # type: ignore[assignment]
+        module = arguments.pop(0)
         spec = importlib.util.find_spec(module)
         assert spec is not None
         if spec.submodule_search_locations is not None:
@@ -230,7 +231,7 @@ def _run_as_main(folder: str, first: str, *arguments: str) -> None:
         place = main.__file__ = str(spec.origin)
         path, code = folder, Path(place).read_text()
     elif first == "-c":
-        code, *arguments = arguments  # type: ignore[assignment]
+        code = arguments.pop(0)
         path = ""
     else:
         script = Path(first) / "__main__.py" if Path(first).is_dir() else Path(first)

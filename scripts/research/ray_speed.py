@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +66,10 @@ def pin(processes: Mapping[int, int]) -> None:
 
 
 @contextlib.contextmanager
-def kills(number: int, done: list[int]) -> Iterator[None]:
-    """Within the block kill a random worker again and again."""
-    over, chance = threading.Event(), random.Random(7)
-
-    def kill() -> None:
-        while len(done) < number and not over.wait(chance.uniform(2, 8)):
-            there = [pid for pid in tree(os.getpid()) if "ray::RayWorker" in command_of(pid)]
-            if there:
-                done.append(chance.choice(there))
-                os.kill(done[-1], signal.SIGKILL)
-
-    thread = threading.Thread(target=kill)
+def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Within the block a thread is at `work`, which is told when it is over."""
+    over = threading.Event()
+    thread = threading.Thread(target=work, args=(over,))
     thread.start()
     try:
         yield
@@ -86,12 +78,24 @@ def kills(number: int, done: list[int]) -> Iterator[None]:
         thread.join()
 
 
-@contextlib.contextmanager
-def slowed(pid: int, times: float) -> Iterator[None]:
-    """Within the block let a process run for one part in so many."""
-    over = threading.Event()
+def kills(number: int, done: list[int]) -> contextlib.AbstractContextManager[None]:
+    """Within the block kill a random worker again and again."""
+    chance = random.Random(7)
 
-    def stop_and_go() -> None:
+    def kill(over: threading.Event) -> None:
+        while len(done) < number and not over.wait(chance.uniform(2, 8)):
+            there = [pid for pid in tree(os.getpid()) if "ray::RayWorker" in command_of(pid)]
+            if there:
+                done.append(chance.choice(there))
+                os.kill(done[-1], signal.SIGKILL)
+
+    return beside(kill)
+
+
+def slowed(pid: int, times: float) -> contextlib.AbstractContextManager[None]:
+    """Within the block let a process run for one part in so many."""
+
+    def stop_and_go(over: threading.Event) -> None:
         with contextlib.suppress(ProcessLookupError):
             while not over.is_set():
                 os.kill(pid, signal.SIGSTOP)
@@ -99,13 +103,7 @@ def slowed(pid: int, times: float) -> Iterator[None]:
                 os.kill(pid, signal.SIGCONT)
                 over.wait(0.5 / times)
 
-    thread = threading.Thread(target=stop_and_go)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return beside(stop_and_go)
 
 
 def command_of(pid: int) -> str:
