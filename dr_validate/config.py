@@ -44,6 +44,7 @@ class Watch:
     mode: Literal["follow", "once"] = "follow"
     order: Literal["newest_first", "oldest_first"] = "newest_first"
     poll_s: float = Field(default=30, gt=0)
+    at_once: int = Field(default=1, ge=1)  # processes: one validates, the others rank what comes next
     max_attempts: int = Field(default=3, ge=1)
     retry_failed: bool = False  # those that failed for good before this start
     timeout_s: float = Field(default=0, ge=0)  # of a fetch, and of a validation
@@ -130,6 +131,8 @@ def build(config: Mapping[str, Any], optional: Collection[str] = ()) -> Run:
     _construct(ReportSettings, "report", config.get("report") or {}, problems)
     shared = {key: value for key, value in config.items() if key not in (*STAGES, "watch", "report")}
     settings = _construct(Settings, "", shared, problems)
+    if built["watch"] is not None and built["engine"] is not None and built["watch"].at_once > 1:
+        problems.extend(built["engine"].problems_of_many())
     members = _members(config, built["dataset"], problems)
     if settings is not None:
         problems.extend(_metric_problems(settings, _plugins(config)))

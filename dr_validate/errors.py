@@ -7,6 +7,7 @@
     │   └── DatasetError   documents, queries or qrels are wrong; names file and line
     └── CheckpointError    this checkpoint can never be validated: one failed Report, no retry
         ├── CheckpointDeleted  it or its files were deleted before it could be fetched: reported as skipped
+        ├── NoMemory       the device has no room for it; beside another checkpoint (watch.at_once) it is tried alone
         └── NotStated      neither it nor the configuration says what encoding takes: ends a run that has validated nothing yet
     Outage(OSError)        a source or tracker is out of reach; it may pass
     DeviceFailure(RuntimeError)  all devices elsewhere failed, or their processes died, again and again: an attempt less
@@ -58,6 +59,10 @@ class CheckpointDeleted(CheckpointError):
     """A checkpoint that was there and is not any more: reported skipped, nobody's failure."""
 
 
+class NoMemory(CheckpointError):
+    """The device has no room: as little as there is now, there is at the next try, unless another checkpoint is on it too."""
+
+
 class NotStated(CheckpointError):
     """Pooling and the like, which every checkpoint of a training leaves out if one does; the message names the keys to set."""
 
@@ -94,6 +99,7 @@ INTERRUPTS: Mapping[str, type[Interrupted]] = {"preempted": Preempted, "stopped"
 KINDS: Mapping[str, type[Exception]] = {
     **INTERRUPTS,
     "not_stated": NotStated,
+    "no_memory": NoMemory,
     "checkpoint": CheckpointError,
     "setup": SetupError,
     "device": DeviceFailure,

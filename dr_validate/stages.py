@@ -312,6 +312,9 @@ class Engine(Protocol):
     def find_device(self, wanted: str) -> str:
         """From the `device` key to what models are loaded on. Raises SetupError naming what there is."""
 
+    def problems_of_many(self) -> Sequence[str]:
+        """What is wrong in the configuration where several worker processes use this engine (`watch.at_once`)."""
+
     def describe(self, device: str) -> str:
         """What `task=doctor` says of devices elsewhere, "" where there are none. Raises SetupError where none can be had."""
 

@@ -16,7 +16,7 @@ from dr_validate.encoder.pooling import pool
 from dr_validate.encoder.spec import TowerSpec
 from dr_validate.encoder.threads import for_each
 from dr_validate.encoder.tokenizer import FastTokenizer
-from dr_validate.errors import CheckpointError
+from dr_validate.errors import CheckpointError, NoMemory
 from dr_validate.values import Int64, TokenBlock
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class LoadedTower:
             if not is_out_of_memory(error):
                 raise
             if len(rows) == 1:
-                raise CheckpointError(
+                raise NoMemory(
                     f"no memory on {self._device} for one text of {tokens.lengths[rows[0]]} tokens; lower "
                     "encoder.document_max_length or encoder.query_max_length, or use encoder.dtype=bfloat16"
                 ) from error
@@ -113,7 +113,7 @@ def or_cannot(run: Callable[[], T], tower: TowerSpec, device: str) -> T:
         return run()
     except RuntimeError as error:
         if is_out_of_memory(error):
-            raise CheckpointError(
+            raise NoMemory(
                 f"{tower.weights}: no memory on {device} for its weights ({error}); end what else runs there, set device to "
                 "another one, or use encoder.dtype=bfloat16"
             ) from error

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,10 @@ class LocalEngine:
         """See `Engine.find_device`: one of this machine. Imports torch."""
         return resolve_device(wanted)
 
+    def problems_of_many(self) -> Sequence[str]:
+        """See `Engine.problems_of_many`: they take turns on the device."""
+        return ()
+
     def describe(self, device: str) -> str:
         """See `Engine.describe`."""
         return ""
@@ -65,7 +70,7 @@ class LocalEngine:
             done, num_saved, saved_at = set(unfinished.done), len(unfinished.done), time.monotonic()
             count = progress.count(done)
             try:
-                for piece, following in zip(todo, [*todo[1:], None], strict=True):
+                for piece, following in zip(todo, [*todo[1:], None], strict=False):  # killed at the very end, nothing is to do
                     control.check()
                     share.add(piece, following)
                     done.add(piece.start)

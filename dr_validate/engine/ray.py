@@ -11,7 +11,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,6 +70,12 @@ class RayEngine:
                 "set device=cuda or device=cpu"
             )
         return resolve_device(wanted).partition(":")[0] if wanted == "auto" else wanted
+
+    def problems_of_many(self) -> Sequence[str]:
+        """See `Engine.problems_of_many`: who gets which device is for one cluster to say, so that none takes all of them."""
+        missing = [key for key in ("address", "workers") if getattr(self, key) is None]
+        whose = {"address": "the cluster that they share (`ray start --head`)", "workers": "how many each takes"}
+        return [f"engine.{key}: watch.at_once has several processes rank with Ray; set {whose[key]}" for key in missing]
 
     def describe(self, device: str) -> str:
         """See `Engine.describe`: starts the cluster, or connects to it, and asks what is there."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dr_validate.devices import free_memory, is_out_of_memory, to_device
-from dr_validate.errors import CheckpointError
+from dr_validate.errors import NoMemory
 from dr_validate.values import Float32, Int64, TopK
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class RunningTopK:
 
     def _halve(self, error: RuntimeError) -> None:
         if self._at_once <= FEWEST_QUERIES:
-            raise CheckpointError(
+            raise NoMemory(
                 f"no memory on {self._device} to search ({error}); end what else runs there, or lower top_k or "
                 "encoder.max_tokens_per_batch"
             ) from error

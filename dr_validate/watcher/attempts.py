@@ -13,12 +13,13 @@ from dr_validate.errors import CheckpointDeleted, CheckpointError, Interrupted, 
 from dr_validate.files import interruptible, is_disk_full, is_read_only
 from dr_validate.ledger.ledger import Attempt, Ledger
 from dr_validate.ledger.made import command_line
-from dr_validate.ledger.revised import STALE, EstimateDetails, of_training, refined
+from dr_validate.ledger.revised import EstimateDetails, of_training, refined
 from dr_validate.process import printable
 from dr_validate.values import Checkpoint, Incomplete, Listing, Report
 from dr_validate.watcher.lock import Claimed, claim
 from dr_validate.watcher.polling import SourcePoller
-from dr_validate.watcher.worker_process import Tick, WorkerClient
+from dr_validate.watcher.worker_pool import WorkerPool
+from dr_validate.watcher.worker_process import Tick
 
 MAX_INTERRUPTIONS_PER_ATTEMPT = 5
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Target:
 class Attempts:
     """Runs attempts and keeps their books; `poller` brings the copies, `now` gives ISO 8601 times."""
 
-    def __init__(self, run: Run, ledger: Ledger, worker: WorkerClient, poller: SourcePoller, now: Callable[[], str]) -> None:
+    def __init__(self, run: Run, ledger: Ledger, worker: WorkerPool, poller: SourcePoller, now: Callable[[], str]) -> None:
         self.run, self.ledger, self.worker, self.poller, self.now = run, ledger, worker, poller, now
         self._is_known_training = False
         self._skipped: set[tuple[str, ...]] = set()  # told in this process; the ledger keeps each skip once, ever
@@ -131,10 +132,6 @@ class Attempts:
             f"{ours} would mix with them; set another state_dir, or tell this training apart by a name: source.name=NAME"
         )
 
-    def stale(self, target: Target) -> set[str]:
-        """Digests of what was skipped because something newer had overtaken it."""
-        return {digest for digest, reason in self.ledger.skips(target.spec).items() if reason.startswith(STALE)}
-
     def skip_incomplete(self, part: Incomplete, target: Target) -> None:
         """Report what was never completed, or never seen; it has no digest, so its name stands for one."""
         if (part.name, part.name, target.spec, part.reason) in self._skipped:
@@ -193,9 +190,10 @@ class Attempts:
         done = "baseline of" if target.is_baseline else "validated"
         done = f"mean, {done}" if report.dataset == MEAN and target.collection is None else done
         log.info(
-            "%s %s: %s %.4f (%d documents, %.1f s)",
+            "%s %s: %s %.4f (%d documents, %.1f s%s)",
             *(done, target.label(report.checkpoint), metric, estimate.value),
             *(report.corpus["encoded"], report.seconds["total"]),
+            ", ranked ahead" if report.notes.get("ranked_ahead") else "",
         )
         if words := _revisions(before, now, metric):
             where = "" if target.collection is None else f" on {target.dataset}"

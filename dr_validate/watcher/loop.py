@@ -15,7 +15,7 @@ from typing import Any
 
 from dr_validate.config import Run
 from dr_validate.errors import Preempted, SetupError, Stopped, TimedOut
-from dr_validate.files import disk_words, is_disk_full, is_read_only
+from dr_validate.files import disk_words, interruptible, is_disk_full, is_read_only
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.made import settings_of
 from dr_validate.ledger.means import SuiteMean, mean_names
@@ -26,15 +26,17 @@ from dr_validate.watcher import schedule
 from dr_validate.watcher.attempts import Attempts, Target, open_books
 from dr_validate.watcher.deleted import Deleted
 from dr_validate.watcher.delivery import Delivery
-from dr_validate.watcher.lock import Claimed, claim, holder, note_activity
-from dr_validate.watcher.polling import Needs, SourcePoller
+from dr_validate.watcher.lock import Claimed, claim, note_activity
+from dr_validate.watcher.polling import SourcePoller
 from dr_validate.watcher.progress import Progress
 from dr_validate.watcher.stall import StallLimit
+from dr_validate.watcher.work_queue import Work, WorkQueue
+from dr_validate.watcher.worker_pool import WorkerPool
 from dr_validate.watcher.worker_process import WorkerClient, WorkerFailure
 
 STOP_FILE_EVERY_S = 1.0
+LOOK_AHEAD_EVERY_S = 0.5
 NOTE_EVERY_S = 10.0  # what `task=status` says of what is done now is as old as this
-Work = tuple[Checkpoint, Target]
 PLACE_KEYS = ("path", "entity", "project", "artifact", "run")
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,9 @@ def watch(run: Run) -> Outcome:
     """Validate what the source has (`once`) or goes on to bring (`follow`); returns when that is done or was stopped."""
     state_dir = run.settings.state_dir
     stop, time_is_up = threading.Event(), threading.Event()
-    worker = WorkerClient(run.raw, hub=not all(getattr(one.dataset, "is_here", True) for one in run.collections))
+    hub = not all(getattr(one.dataset, "is_here", True) for one in run.collections)
+    clients = [WorkerClient(run.raw, hub=hub) for _ in range(run.watch.at_once)]
+    worker = WorkerPool(clients, lambda digest: run.store.lease(digest, state_dir))
     ledger = Ledger(state_dir / "ledger.db", may_wait=until_stopped(stop, run.watch.exit_timeout_s / 2))
     try:
         with stop_on_signals(stop), ledger, contextlib.ExitStack() as stack:
@@ -74,20 +78,22 @@ def watch(run: Run) -> Outcome:
 
 
 class _Watcher:
-    def __init__(self, run: Run, ledger: Ledger, worker: WorkerClient, stop: threading.Event) -> None:
-        self.run, self.ledger, self.stop = run, ledger, stop
-        self.poller = SourcePoller(run, self._needs)
+    def __init__(self, run: Run, ledger: Ledger, worker: WorkerPool, stop: threading.Event) -> None:
+        self.run, self.ledger, self.worker, self.stop = run, ledger, worker, stop
+        self.queue = WorkQueue(run, ledger)
+        self.poller = SourcePoller(run, self.queue.needs)
         self.attempts = Attempts(run, ledger, worker, self.poller, now)
         self.progress = Progress()
         self.stall = StallLimit(run.watch.stall_timeout_s, worker.activity)
         self._has_spec = False
         self._noted = -1  # changes of the poller that have been taken note of
         self._doing, self._next_note = "", 0.0
+        self._at: Work | None = None  # what is validated now
+        self._ahead, self._next_look_ahead = "", 0.0  # what other processes do meanwhile, in words
         self._seen: dict[str, Checkpoint] = {}  # complete ones by digest: what is deleted later was found all the same
         self._deadline = float("inf")
         self._not_before: dict[tuple[str, str], float] = {}  # digest and spec -> when a failed attempt may be repeated
         self._baseline_not_before: dict[tuple[str, str], float] = {}
-        self._begun = ""  # digest of the checkpoint whose other collections are next
         self._mean: SuiteMean | None = None
         self._another_has_baselines = False  # which is said once
 
@@ -100,7 +106,8 @@ class _Watcher:
             self._mean = SuiteMean(self.ledger, names, collections)
             self.targets = [Target.of(one, number) for number, one in enumerate(collections)]
             described |= dict(zip(self.targets, collections, strict=True))
-        self.all_targets = list(described)
+        self.queue.open(self.target, self.targets)
+        self.all_targets = self.queue.all_targets
         self._has_spec = True
         self.stall.on_processors = names["device"].startswith("cpu")
         self.deleted = Deleted(self.run, names["spec"], self.poller.reason)
@@ -119,23 +126,41 @@ class _Watcher:
         self.progress.show(progress)
         if progress is not None and self._has_spec and time.monotonic() > self._next_note:
             self._note(self._doing, " ({phase} {done} of {total})".format(**progress))
-        if self.stop.is_set():
-            raise Stopped("stopped by a signal")
+        self._check_stop()
         if time.monotonic() > self._deadline:
             raise TimedOut(f"took longer than watch.timeout_s={self.run.watch.timeout_s:g}")
         self.stall.look(progress)
+        if self._at and self.run.watch.at_once > 1 and time.monotonic() > self._next_look_ahead:
+            self._look_ahead(self._at)
 
     def tick_of_start(self, progress: Mapping[str, Any] | None) -> None:
         """The same, while the worker starts: a source that is set up wrongly ends that."""
         self.tick(progress)
         self.poller.check(SetupError)
 
+    def _look_ahead(self, at: Work) -> None:
+        """Have the other processes rank what comes next."""
+        self._next_look_ahead = time.monotonic() + LOOK_AHEAD_EVERY_S
+        not_before = self._baseline_not_before if at[1].is_baseline else self._not_before
+        following = self.queue.after(at, self.poller.listing, not_before, self.poller.has_copy)
+        with interruptible(self._check_stop):  # copies may have to be read
+            ahead = self.worker.look_ahead(
+                at[0].digest, ((c, target.collection or 0, target.is_baseline) for c, target in following)
+            )
+        if ahead != self._ahead:
+            self._ahead = ahead
+            self._note(self._doing)
+
+    def _check_stop(self) -> None:
+        if self.stop.is_set():
+            raise Stopped("stopped by a signal")
+
     def _note(self, doing: str, detail: str = "") -> None:
         """For `task=status`. What cannot be written now is not worth ending for."""
         self._doing, self._next_note = doing, time.monotonic() + NOTE_EVERY_S
         with contextlib.suppress(OSError):
             for target in self.all_targets:
-                note_activity(self.run.settings.state_dir, target.spec, doing + detail, now())
+                note_activity(self.run.settings.state_dir, target.spec, doing + detail + self._ahead, now())
 
     def _loop(self) -> None:
         asked = self.poller.poll_again()
@@ -149,6 +174,7 @@ class _Watcher:
             except (OSError, sqlite3.OperationalError) as error:
                 self._wait_for_disk(error)
             finally:
+                self._at, self._ahead = None, ""
                 self.progress.end()
 
     def _wait_for_disk(self, error: OSError | sqlite3.OperationalError) -> None:
@@ -196,8 +222,8 @@ class _Watcher:
             for target in self.all_targets:
                 self.attempts.skip(later, target, f"{SAME_WEIGHTS}{earlier.version}")
         if self.run.watch.skip == "stale":
-            known = self.attempts.stale(self.target)
-            for old, newest in self._stale(listing):
+            known = self.queue.skipped_as_stale()
+            for old, newest in self.queue.stale(listing):
                 if old.digest not in known:
                     self._skip(old, f"{STALE}overtaken by {newest.label} at step {newest.step}")
         self._report_deleted(listing)
@@ -211,11 +237,6 @@ class _Watcher:
     def _skip_incomplete(self, part: Incomplete) -> None:
         for target in self.all_targets:
             self.attempts.skip_incomplete(part, target)
-
-    def _stale(self, listing: Listing) -> list[tuple[Checkpoint, Checkpoint]]:
-        """As `schedule.stale`; what has begun is not overtaken on its other collections."""
-        pairs = schedule.stale(listing, self.ledger.settled(self.target.spec))
-        return [(old, newest) for old, newest in pairs if old.digest != self._begun]
 
     def _report_deleted(self, listing: Listing) -> None:
         settled, skips = self.ledger.settled(self.target.spec), self.ledger.skips(self.target.spec)
@@ -239,31 +260,7 @@ class _Watcher:
 
     def _left(self) -> list[Work]:
         """What is still to be validated, in order."""
-        return self._left_of(self.poller.listing)
-
-    def _left_of(self, listing: Listing) -> list[Work]:
-        stale: set[str] = set()
-        if self.run.watch.skip == "stale":
-            stale = {old.digest for old, _ in self._stale(listing)} | self.attempts.stale(self.target)
-        left = []
-        for target in self.targets:
-            waiting = schedule.waiting(listing, self.ledger.settled(target.spec), self.run.watch.order)
-            left += [(c, target) for c in waiting if c.digest not in stale]
-        return schedule.together(left, listing, self.run.watch.order, self._begun)
-
-    def _needs(self, listing: Listing) -> Needs:
-        """What copies are needed for; asked by the thread of the poller, from before the spec is known."""
-        if not self._has_spec:
-            settled = {digest: status for spec in self.ledger.specs() for digest, status in self.ledger.settled(spec).items()}
-            return Needs(order=schedule.waiting(listing, settled, self.run.watch.order))
-        work = [*self._left_of(listing), *self._missing_baselines(listing)]
-        order = list({c.digest: c for c, _ in work}.values())
-        state_dir = self.run.settings.state_dir
-        foreign = set(self.ledger.specs()) - {spec for one in self.all_targets for spec in (one.spec, one.full_spec)}
-        living = [spec for spec in sorted(foreign) if holder(state_dir, spec)]
-        present = self.run.store.digests(state_dir) if living else set()
-        others = {digest for spec in living for digest in present - self.ledger.settled(spec).keys()}
-        return Needs(order=order, others=others)
+        return self.queue.left(self.poller.listing)
 
     def _waiting(self) -> list[Work]:
         """What can be validated now, in order."""
@@ -282,9 +279,9 @@ class _Watcher:
     def _validate(self, checkpoint: Checkpoint, target: Target) -> None:
         limit = self.run.watch.timeout_s
         self._note(f"validating {target.label(checkpoint)}")
-        self._begin(f"{target.label(checkpoint)} (step {checkpoint.step})")
+        self._begin((checkpoint, target), f"{target.label(checkpoint)} (step {checkpoint.step})")
         more = any(c.digest == checkpoint.digest and other != target for c, other in self._left())
-        self._begun = checkpoint.digest if self._mean else ""
+        self.queue.begun = checkpoint.digest if self._mean else ""
         self._deadline = time.monotonic() + limit if limit else float("inf")
         try:
             report = self.attempts.validate(checkpoint, target, self.tick, more=more)
@@ -294,31 +291,21 @@ class _Watcher:
             self._skip(checkpoint, report.error or "")
         self._after((checkpoint, target), report, self._not_before)
 
-    def _begin(self, title: str) -> None:
+    def _begin(self, work: Work, title: str) -> None:
+        self._at = work
         self.progress.begin(title)
         self.stall.begin("loading")
 
     def _next_baseline(self) -> Work | None:
-        missing = [one for one in self._missing_baselines(self.poller.listing) if self.poller.has_copy(one[0])]
+        missing = [one for one in self.queue.missing_baselines(self.poller.listing) if self.poller.has_copy(one[0])]
         due = schedule.due(missing, self._baseline_not_before, time.monotonic())
         return due[0] if due else None
 
-    def _missing_baselines(self, listing: Listing) -> list[Work]:
-        """With the target of the baseline."""
-        found = []
-        for target in self.targets if self.run.fidelity.runs_in(self.run.watch.mode) else ():
-            if target != target.baseline:
-                settled, full = self.ledger.settled(target.spec), self.ledger.settled(target.full_spec)
-                wanted = [place for place in range(len(settled)) if self.run.fidelity.wants_baseline(place)]
-                missing = schedule.missing_baselines(listing, settled, full, wanted, self.run.watch.order)
-                found += [(c, target.baseline) for c in missing]
-        return schedule.together(found, listing, self.run.watch.order, "")
-
     def _run_baseline(self, checkpoint: Checkpoint, target: Target) -> None:
-        self._begin(f"{target.label(checkpoint)} (step {checkpoint.step}), full corpus")
+        self._begin((checkpoint, target), f"{target.label(checkpoint)} (step {checkpoint.step}), full corpus")
         self._note(f"computing the full-corpus baseline of {target.label(checkpoint)}")
         report = None
-        missing = self._missing_baselines(self.poller.listing)
+        missing = self.queue.missing_baselines(self.poller.listing)
         more = any(c.digest == checkpoint.digest and other != target for c, other in missing)
         try:
             with claim(self.run.settings.state_dir, target.spec, now()):
@@ -363,7 +350,7 @@ class _Watcher:
         self._wait_for(lambda: self.poller.has_answered(asked))
         self.poller.check()
         self._take_note()
-        baselines = self._missing_baselines(self.poller.listing)
+        baselines = self.queue.missing_baselines(self.poller.listing)
         more = any(self.poller.has_copy(c) or self.poller.is_coming(c) for c, _ in baselines)
         return not (self.poller.is_out_of_reach or self._left() or more)
 

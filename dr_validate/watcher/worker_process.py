@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,10 @@ class DiskFull(OSError):
     """The worker ran out of disk space, or files, or a quota: `errno` says of what."""
 
 
+Job = tuple[str, int, bool]
+"""What is ranked: digest of a checkpoint, number of the collection, whether on the full corpus."""
+
+
 class WorkerClient:
     """One worker process at a time. `config` is the plain configuration that it builds its pipeline from; only with `hub` may
     it ask the Hugging Face hub for anything (or where the environment says HF_HUB_OFFLINE=0)."""
@@ -46,18 +50,14 @@ class WorkerClient:
         self._process: subprocess.Popen[str] | None = None
         self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._request = 0
+        self.ranking: Job | None = None  # what it was asked to rank ahead, until it has answered
+        self.ranked: list[Job] = []  # finished, kept by the process until they are validated
+        self.has_begun = False  # whether documents of `ranking` were counted
 
     def start(self, tick: Tick) -> Mapping[str, Any]:
         """Start the process and wait until its pipeline is open; returns what that says of itself. Raises SetupError."""
-        self.kill()
-        self._messages = queue.Queue()
-        command = [sys.executable, "-m", "dr_validate.worker.main"]
-        pipe = subprocess.PIPE
-        text: dict[str, Any] = {"text": True, "encoding": "utf-8"}
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=self._environment, **text)
-        threading.Thread(target=_read, args=(self._process, self._messages), daemon=True).start()
-        self._send(self._config)
-        return dict(self._answer("ready", tick))
+        self._spawn()
+        return self._answer("ready", tick)
 
     def validate(
         self, checkpoint: Checkpoint, folder: Path, *, full: bool, tick: Tick, collection: int = 0, more: bool = False
@@ -69,17 +69,57 @@ class WorkerClient:
         """
         if self._process is None:
             self.start(tick)
-        self._request += 1
-        which = {"collection": collection, "full": full, "more": more}
-        self._send({"validate": asdict(checkpoint), "folder": str(folder), "request": self._request, **which})
-        return report_from_json(self._answer("report", tick))
+        self._ask("validate", checkpoint, folder, full=full, collection=collection, more=more)
+        report = report_from_json(self._answer("report", tick))
+        self.ranked = [job for job in self.ranked if job != (checkpoint.digest, collection, full)]
+        return report
+
+    def rank_ahead(self, checkpoint: Checkpoint, folder: Path, *, full: bool, collection: int, keep: Sequence[Job]) -> None:
+        """Have a checkpoint ranked before its turn, without waiting; `validate` of it, here, then begins with the ranking.
+
+        Of what is ranked already only `keep` stays.
+        """
+        if self._process is None:
+            self._spawn()
+        self.ranked = [job for job in self.ranked if job in keep]
+        self.ranking, self.has_begun = (checkpoint.digest, collection, full), False
+        self._ask("rank", checkpoint, folder, full=full, collection=collection, keep=keep)
+
+    def has_ranked(self) -> bool:
+        """Whether what `rank_ahead` began is finished, without waiting; raises what the worker met, as `validate` does."""
+        try:
+            while not self._messages.empty():
+                message = self._messages.get()
+                if self._found(message, "ranked") is not None:
+                    self._keep_ranked()
+                    return True
+                self.has_begun |= message is not None and bool(message.get("progress", {}).get("total"))
+        except Exception:
+            self.ranking = None
+            raise
+        return False
+
+    def wait_until_ranked(self, tick: Tick) -> None:
+        """Until it is; raises what the worker met."""
+        try:
+            self._answer("ranked", tick)
+        except Exception:
+            self.ranking = None
+            raise
+        self._keep_ranked()
+
+    def give_way(self, reason: str) -> None:
+        """Have what is ranked ahead interrupted (`reason`: of `errors.INTERRUPTS`); it goes on from there when asked again."""
+        if self.ranking is not None:
+            self._send({"interrupt": reason, "request": self._request})
 
     def close(self) -> None:
-        """Let the idle process end by itself; kill it if it does not."""
+        """Let the process end by itself, at once if it is idle; kill it if it does not."""
+        self.give_way("stopped")
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 self._process.stdin.close()
-                self._process.wait(timeout=CLOSE_S)
+                self._process.wait(timeout=CLOSE_S if self.ranking is None else GRACE_S)
         self.kill()
 
     def kill(self) -> None:
@@ -92,11 +132,38 @@ class WorkerClient:
             with contextlib.suppress(OSError):  # a broken pipe, flushed by close()
                 if stream is not None:
                     stream.close()
-        self._process = None
+        self._process, self.ranking, self.ranked = None, None, []
 
     def activity(self) -> Activity | None:
         """What the process has done so far, with those that it has started; None where that cannot be known."""
         return activity_of(self._process.pid) if self._process is not None else None
+
+    def _spawn(self) -> None:
+        self.kill()
+        self._messages = queue.Queue()
+        command = [sys.executable, "-m", "dr_validate.worker.main"]
+        pipe = subprocess.PIPE
+        text: dict[str, Any] = {"text": True, "encoding": "utf-8"}
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=self._environment, **text)
+        threading.Thread(target=_read, args=(self._process, self._messages), daemon=True).start()
+        self._send(self._config)
+
+    def _ask(self, verb: str, checkpoint: Checkpoint, folder: Path, **which: Any) -> None:
+        self._request += 1
+        self._send({verb: asdict(checkpoint), "folder": str(folder), "request": self._request, **which})
+
+    def _keep_ranked(self) -> None:
+        assert self.ranking is not None
+        self.ranked.append(self.ranking)
+        self.ranking = None
+
+    def _found(self, message: Mapping[str, Any] | None, key: str) -> dict[str, Any] | None:
+        """What the message says of `key`, if it does. Raises what the worker met, its end included."""
+        if message is None:
+            raise self._death()
+        if "error" in message:
+            raise self._error(message["error"])
+        return dict(message[key]) if key in message else None
 
     def _answer(self, key: str, tick: Tick) -> dict[str, Any]:
         interrupted: Interrupted | None = None
@@ -106,15 +173,14 @@ class WorkerClient:
                 message = self._messages.get(timeout=TICK_S)
             except queue.Empty:
                 message = {}
-            if message is None:
-                raise self._death()
-            if key in message:
-                return dict(message[key])
-            if "error" in message:
-                error = self._error(message["error"])
-                raise interrupted if interrupted and isinstance(error, Interrupted) else error  # ours says why
+            try:
+                found = self._found(message, key)
+            except Interrupted as error:
+                raise interrupted or error from None  # ours says why
+            if found is not None:
+                return found
             if interrupted is None:
-                interrupted = self._tick(tick, message.get("progress"))
+                interrupted = self._tick(tick, message.get("progress") if message else None)
                 deadline = time.monotonic() + GRACE_S if interrupted else deadline
             elif time.monotonic() > deadline:
                 log.warning("the worker did not stop within %.0f s and was killed", GRACE_S)

@@ -1,10 +1,11 @@
 """The process that holds the device: `python -m dr_validate.worker.main`, started and steered by `watcher/worker_process`.
 
 It speaks JSON lines on its standard streams. In: the configuration, then, one at a time, requests
-`{"validate": checkpoint, "folder": ..., "collection": ..., "full": ..., "more": ..., "request": n}` (see `Suite.validate`),
-and while one runs perhaps `{"interrupt": "preempted" | "stopped" | "timed_out", "request": n}`. Out: `{"ready": ...}`,
-`{"progress": ...}`, then `{"report": ...}` or `{"error": {"kind": ..., "message": ...}}` for each request. A crash of the
-device, the driver or a library ends this process and costs one attempt; the watcher lives on.
+`{"validate": checkpoint, "folder": ..., "collection": ..., "full": ..., "more": ..., "request": n}` (see `Suite.validate`) or
+`{"rank": checkpoint, "folder": ..., "collection": ..., "full": ..., "keep": [...], "request": n}` (see `Suite.rank`), and while
+one runs perhaps `{"interrupt": "preempted" | "stopped" | "timed_out", "request": n}`. Out: `{"ready": ...}`,
+`{"progress": ...}`, then `{"report": ...}`, `{"ranked": {}}` or `{"error": {"kind": ..., "message": ...}}` for each request. A
+crash of the device, the driver or a library ends this process and costs one attempt; the watcher lives on.
 """
 
 import contextlib
@@ -45,7 +46,7 @@ def main() -> None:
     while not failed and (request := requests.get()) is not None:
         control.request = request["request"]
         with errors_to(channel.send):
-            channel.send({"report": _validate(suite, request, control)})
+            channel.send(_answer(suite, request, control))
     if not failed:
         suite.close()
     channel.stream.close()
@@ -71,15 +72,18 @@ def _build_suite(config: Mapping[str, Any]) -> Any:
     return Suite(run, run.engine.find_device(run.settings.device))
 
 
-def _validate(suite: Any, request: Mapping[str, Any], control: "_WorkerControl") -> dict[str, Any]:
+def _answer(suite: Any, request: Mapping[str, Any], control: "_WorkerControl") -> dict[str, Any]:
     from dr_validate.ledger.report_json import report_to_json
     from dr_validate.values import Checkpoint
 
-    checkpoint = Checkpoint(**request["validate"])
     control.check()
-    which = {name: request[name] for name in ("collection", "full", "more")}
-    report = suite.validate(checkpoint, Path(request["folder"]), **which, control=control)
-    return report_to_json(report)
+    verb = "rank" if "rank" in request else "validate"
+    checkpoint, folder = Checkpoint(**request[verb]), Path(request["folder"])
+    which = {name: request[name] for name in ("collection", "full")}
+    if verb == "rank":
+        suite.rank(checkpoint, folder, **which, keep=[tuple(job) for job in request["keep"]], control=control)
+        return {"ranked": {}}
+    return {"report": report_to_json(suite.validate(checkpoint, folder, **which, more=request["more"], control=control))}
 
 
 @contextlib.contextmanager
@@ -113,7 +117,7 @@ def _kind(error: Exception) -> str:
     if is_disk_full(error):
         return "disk_full"
     if is_out_of_memory(error):  # as little as there is now, there is at the next try
-        return "checkpoint"
+        return "no_memory"
     if is_read_only(error):
         return "setup"
     return next((name for name, cls in KINDS.items() if isinstance(error, cls)), "unexpected")

@@ -63,13 +63,24 @@ class Pipeline:
         self.samples = Samples(self.run, self.test_set, FullSampler())
         self.encoding = Encoding(self.run, self.device, self.test_set, self._load)
 
-    def validate(self, checkpoint: Checkpoint, folder: Path, *, full: bool, control: Control) -> Report:
-        """Encode, search, score, report. `full` encodes the whole corpus whatever the sampler says (a baseline)."""
+    def rank(self, checkpoint: Checkpoint, folder: Path, *, full: bool, control: Control) -> "RankedAhead":
+        """Encode and search. `full` encodes the whole corpus whatever the sampler says (a baseline)."""
         clock, sample = _Clock(), self.sample(full=full)
         with self.encoding.open(checkpoint.digest, folder, sample, self._begin_warm_up) as encoded:
             ranked = self._rank(encoded, checkpoint.digest, folder, sample, control)
             clock.lap("rank", ranked.seconds)
             clock.spent({"load": encoded.model.load_s})
+        return RankedAhead(ranked=ranked, clock=clock)
+
+    def validate(
+        self, checkpoint: Checkpoint, folder: Path, *, full: bool, control: Control, ahead: "RankedAhead | None" = None
+    ) -> Report:
+        """Encode, search (unless `ahead` has what comes of it), score, report."""
+        sample = self.sample(full=full)
+        noted = {"ranked_ahead": True} if ahead else {}
+        ahead = ahead or self.rank(checkpoint, folder, full=full, control=control)
+        clock, ranked = ahead.clock, ahead.ranked
+        clock.resume()
         control.progress("scoring", 0, 0)
         self._begin_warm_up()  # nothing was loaded if all vectors were kept
         self._warm_up.join()
@@ -92,6 +103,7 @@ class Pipeline:
             seconds=clock.seconds(),
             notes={
                 "encoder": ranked.contract,
+                **noted,
                 **_workers(ranked),
                 **self._notes(scores),
                 **outcome.notes,
@@ -163,6 +175,14 @@ class Pipeline:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RankedAhead:
+    """What `Pipeline.rank` has found, and how long it took."""
+
+    ranked: Ranked
+    clock: "_Clock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineElsewhere:
     """`engine.ray_worker.Elsewhere`: the same pipeline in another process, where it stays between checkpoints."""
 
@@ -210,6 +230,12 @@ class _Clock:
         """Seconds that were measured elsewhere."""
         for phase, seconds in parts.items():
             self._laps[phase] = self._laps.get(phase, 0.0) + seconds
+
+    def resume(self) -> None:
+        """Leave out what went by since the last lap: nothing was done for this checkpoint."""
+        now = time.monotonic()
+        self._start += now - self._last
+        self._last = now
 
     def seconds(self) -> dict[str, float]:
         return {**self._laps, "total": self._last - self._start}

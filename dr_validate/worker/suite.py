@@ -1,7 +1,7 @@
 """The collections of a run, one pipeline each. They take turns with a checkpoint, whose weights are loaded once for all."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,10 @@ from dr_validate.config import Run, of_member
 from dr_validate.errors import SetupError
 from dr_validate.stages import Control, Encoder, Model
 from dr_validate.values import Checkpoint, Report
-from dr_validate.worker.pipeline import Pipeline
+from dr_validate.worker.pipeline import Pipeline, RankedAhead
+
+Job = tuple[str, int, bool]
+"""Digest of a checkpoint, number of the collection, whether on the full corpus."""
 
 
 class HeldModel:
@@ -52,6 +55,7 @@ class Suite:
         load = self._held.load if self._held else None
         self._pipelines = [Pipeline(one, device, load) for one in run.collections]
         self._run, self._device = run, device
+        self._ranked: dict[Job, RankedAhead] = {}
         self._engine = contextlib.ExitStack()
 
     def open(self) -> None:
@@ -79,13 +83,22 @@ class Suite:
         described = [pipeline.describe() for pipeline in self._pipelines]
         return {"collections": described} if self._names else described[0]
 
+    def rank(
+        self, checkpoint: Checkpoint, folder: Path, *, collection: int, full: bool, keep: Collection[Job], control: Control
+    ) -> None:
+        """Rank ahead: `validate` then begins with the ranking. Of what is ranked already only `keep` stays."""
+        self._ranked = {job: ranked for job, ranked in self._ranked.items() if job in keep}
+        ranked = self._pipelines[collection].rank(checkpoint, folder, full=full, control=control)
+        self._ranked[checkpoint.digest, collection, full] = ranked
+
     def validate(
         self, checkpoint: Checkpoint, folder: Path, *, collection: int, full: bool, more: bool, control: Control
     ) -> Report:
         """`Pipeline.validate` of one collection. `more`: others of the same checkpoint follow, for which its model is held."""
         is_held = False
+        ahead = self._ranked.pop((checkpoint.digest, collection, full), None)
         try:
-            report = self._pipelines[collection].validate(checkpoint, folder, full=full, control=control)
+            report = self._pipelines[collection].validate(checkpoint, folder, full=full, control=control, ahead=ahead)
             is_held = more
         finally:
             if self._held and not is_held:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from dr_validate.engine.local import LocalEngine, slice_size
+from dr_validate.engine.progress import Progress
 from dr_validate.errors import CheckpointError, Preempted, Stopped
 from dr_validate.index.factory import FactoryIndex
 from dr_validate.index.torch import TorchIndex
@@ -111,6 +112,16 @@ def test_a_ranking_killed_after_every_slice_ends_with_each_document_encoded_once
             lives += 1
     assert_same(found, expected)
     assert (lives, model.texts_encoded) == (-(-64 // 16) * 3 + 1, NUM_DOCUMENTS)
+
+
+def test_a_progress_file_that_lacks_nothing_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workload, engine = workload_of(tmp_path), LocalEngine(slice_documents=16, save_every_s=0)
+    with monkeypatch.context() as killed_just_before:
+        killed_just_before.setattr(Progress, "clear", lambda self: None)
+        expected = rank(workload, engine)
+    found = rank(workload, engine)
+    assert_same(found, expected)
+    assert found.encoded_now == 0 and not workload.progress_file.exists()
 
 
 def test_nothing_is_saved_before_it_is_time(tmp_path: Path) -> None:

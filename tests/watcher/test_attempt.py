@@ -574,7 +574,7 @@ def test_a_device_without_memory_fails_the_checkpoint_at_once_and_costs_no_attem
     with errors_to(sent.append):
         raise RuntimeError(message)
     (said,) = sent
-    assert said["error"]["kind"] == "checkpoint" and message in said["error"]["message"]
+    assert said["error"]["kind"] == "no_memory" and message in said["error"]["message"]
     assert "set device to another one" in said["error"]["message"]
     with errors_to(sent.append):
         raise DeviceFailure("all workers were lost again and again, last worker 1")  # nobody knows: an attempt less
