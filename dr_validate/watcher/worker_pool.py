@@ -120,6 +120,7 @@ class WorkerPool:
 
     def _take_answers(self) -> None:
         for worker in self._others():
+            worker.client.forget_the_dead()
             job = worker.client.ranking
             if job is not None:
                 self._take_answer(worker, job, worker.client.has_ranked)

@@ -67,6 +67,7 @@ class WorkerClient:
         An Interrupted from `tick` stops the worker, which keeps what it has encoded.
         Raises what the worker met: CheckpointError, SetupError, Interrupted, DiskFull, or WorkerFailure for anything else.
         """
+        self.forget_the_dead()
         if self._process is None:
             self.start(tick)
         self._ask("validate", checkpoint, folder, full=full, collection=collection, more=more)
@@ -79,6 +80,7 @@ class WorkerClient:
 
         Of what is ranked already only `keep` stays.
         """
+        self.forget_the_dead()
         if self._process is None:
             self._spawn()
         self.ranked = [job for job in self.ranked if job in keep]
@@ -107,6 +109,11 @@ class WorkerClient:
             self.ranking = None
             raise
         self._keep_ranked()
+
+    def forget_the_dead(self) -> None:
+        """A process that was killed while it had nothing to do costs what it had ranked, and no attempt."""
+        if self.ranking is None and self._process is not None and self._process.poll() is not None:
+            self.kill()
 
     def give_way(self, reason: str) -> None:
         """Have what is ranked ahead interrupted (`reason`: of `errors.INTERRUPTS`); it goes on from there when asked again."""

@@ -24,7 +24,7 @@ class Client:
         self.ranking: Job | None = None
         self.ranked: list[Job] = []
         self.has_begun = False
-        self.is_closed = self.is_done = False
+        self.is_closed = self.is_done = self.is_dead = False
         self.met: Exception | None = None  # what ranking ahead raises when it is looked at next
         self.refuses: list[Exception] = []  # what validating raises, each once
 
@@ -57,6 +57,10 @@ class Client:
             raise
         self.is_done = True
         self.has_ranked()
+
+    def forget_the_dead(self) -> None:
+        if self.is_dead:
+            self.ranked, self.is_dead = [], False
 
     def give_way(self, reason: str) -> None:
         if self.ranking is not None:
@@ -217,6 +221,17 @@ def test_where_memory_ends_beside_another_checkpoint_it_is_tried_again_alone(cap
     with pytest.raises(NoMemory):
         pool.validate(300)
     assert len(first.refuses) == 1  # nobody else was there
+
+
+def test_a_process_that_dies_with_what_it_has_ranked_is_not_asked_for_it() -> None:
+    pool = Pool(2)
+    first, second = pool.clients
+    pool.ahead(100, 200)
+    second.finish()
+    pool.ahead(100, 200)
+    second.is_dead = True
+    pool.validate(200)
+    assert first.validated == [200] and second.validated == []
 
 
 def test_the_end_is_told_to_all() -> None:
