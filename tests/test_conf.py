@@ -103,6 +103,15 @@ def test_the_msmarco_run_takes_a_device() -> None:
         built("+run=msmarco", "device=[cuda:0,cuda:1]")
 
 
+def test_several_processes_with_ray_share_a_cluster_and_say_how_much_of_it_each_takes() -> None:
+    wanted = ("dataset=pydoc", "source.path=x", "engine=ray", "watch.at_once=2")
+    with pytest.raises(ConfigError) as caught:
+        built(*wanted)
+    assert [line.split(":")[0] for line in caught.value.problems] == ["engine.address", "engine.workers"]
+    assert built(*wanted, "engine.address=auto", "engine.workers=4").watch.at_once == 2
+    assert built("dataset=pydoc", "source.path=x", "watch.at_once=2").watch.at_once == 2
+
+
 def test_a_sweep_on_slurm_has_a_launcher_of_its_own() -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):

@@ -89,26 +89,25 @@ class WorkerClient:
 
     def has_ranked(self) -> bool:
         """Whether what `rank_ahead` began is finished, without waiting; raises what the worker met, as `validate` does."""
-        try:
-            while not self._messages.empty():
-                message = self._messages.get()
-                if self._found(message, "ranked") is not None:
-                    self._keep_ranked()
-                    return True
-                self.has_begun |= message is not None and bool(message.get("progress", {}).get("total"))
-        except Exception:
-            self.ranking = None
-            raise
+        job, self.ranking = self.ranking, None  # as it is if this raises
+        while job is not None and not self._messages.empty():
+            message = self._messages.get()
+            if self._found(message, "ranked") is not None:
+                self.ranked.append(job)
+                return True
+            self.has_begun |= message is not None and bool(message.get("progress", {}).get("total"))
+        self.ranking = job
         return False
 
     def wait_until_ranked(self, tick: Tick) -> None:
         """Until it is; raises what the worker met."""
+        job = self.ranking
+        assert job is not None
         try:
             self._answer("ranked", tick)
-        except Exception:
+        finally:
             self.ranking = None
-            raise
-        self._keep_ranked()
+        self.ranked.append(job)
 
     def forget_the_dead(self) -> None:
         """A process that was killed while it had nothing to do costs what it had ranked, and no attempt."""
@@ -158,11 +157,6 @@ class WorkerClient:
     def _ask(self, verb: str, checkpoint: Checkpoint, folder: Path, **which: Any) -> None:
         self._request += 1
         self._send({verb: asdict(checkpoint), "folder": str(folder), "request": self._request, **which})
-
-    def _keep_ranked(self) -> None:
-        assert self.ranking is not None
-        self.ranked.append(self.ranking)
-        self.ranking = None
 
     def _found(self, message: Mapping[str, Any] | None, key: str) -> dict[str, Any] | None:
         """What the message says of `key`, if it does. Raises what the worker met, its end included."""

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from scripts.research.sharing import kept
 from tests.processes import LIMIT_S, wait_for
 
@@ -32,8 +34,9 @@ def has_baselines(state_dir: Path, sample: int, number: int) -> bool:
     return sum(len(ordinals) > sample for ordinals in kept(state_dir).values()) >= number
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
 def test_three_checkpoints_come_during_a_baseline_and_are_validated_first(
-    dr_validate: Any, tmp_path: Path, write_checkpoint: Callable[..., Path]
+    dr_validate: Any, tmp_path: Path, write_checkpoint: Callable[..., Path], at_once: int
 ) -> None:
     source, sample = tmp_path / "checkpoints", int(NUM_DOCUMENTS * FRACTION)
     for number in range(1, 5):
@@ -43,7 +46,7 @@ def test_three_checkpoints_come_during_a_baseline_and_are_validated_first(
     process = dr_validate.start(
         *(f"source.path={source}", "dataset=beir", f"dataset.path={write_collection(tmp_path / 'collection')}"),
         *("tracker=none", "encoder.pooling=mean", "encoder.normalize=true", "watch.mode=follow", "watch.poll_s=0.05"),
-        *("sampler=random", f"sampler.fraction={FRACTION}", f"engine.slice_documents={SLICE}"),
+        *("sampler=random", f"sampler.fraction={FRACTION}", f"watch.at_once={at_once}", f"engine.slice_documents={SLICE}"),
     )
     try:
         for number in range(1, 5):

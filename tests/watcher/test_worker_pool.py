@@ -12,7 +12,7 @@ from dr_validate.errors import CheckpointError, NoMemory, Preempted, SetupError,
 from dr_validate.values import Checkpoint
 from dr_validate.watcher.worker_pool import WorkerPool
 from dr_validate.watcher.worker_process import Job, WorkerFailure
-from tests.watcher.test_attempt import checkpoint
+from tests.factories import checkpoint
 
 
 class Client:
