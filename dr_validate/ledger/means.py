@@ -117,7 +117,7 @@ class SuiteMean:
             seen = {one: [each[one] for each in known] for one in set.intersection(*map(set, known))}
             views = {one: self._view(mine) for one, mine in seen.items() if all(each.status == "done" for each in mine)}
             sample = fingerprint({"sample": self.names["sample_fingerprint"]})
-            return {**notes, "estimate": estimate.to_json(), "sampled": {"spec": spec, "earlier": {sample: views}}}
+            return {**notes, "estimate": estimate.to_json(), "sampled": {spec: {"earlier": {sample: views}}}}
         return {**notes, "estimate": estimate.to_json()}
 
     def _view(self, reports: Sequence[Report]) -> dict[str, list[float]]:

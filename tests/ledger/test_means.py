@@ -179,7 +179,7 @@ def test_a_full_mean_is_made_of_full_ones_and_says_how_the_sampled_ones_look_by_
     ledger.finish(report("a", "a-f", exactly(0.125), at="03:17:00"))
     assert suite.due(full=True) == []
     seen = {"sample b": {"sha256:0064": {METRIC: [0.5, 0.45, 0.55, 0.4, 0.6]}}}
-    ledger.finish(report("b", "b-f", exactly(0.5), at="03:17:00", sampled={"spec": "b-s", "earlier": seen}))
+    ledger.finish(report("b", "b-f", exactly(0.5), at="03:17:00", sampled={"b-s": {"earlier": seen}}))
     (full,) = suite.due("03:18:00", full=True)
     assert (full.spec, full.sampler, full.metrics[METRIC].value) == (suite.names["full_spec"], "full", 0.3125)
     assert [one.metrics[METRIC].value for one in ledger.refined(suite.names["spec"])] == [0.375]
