@@ -40,6 +40,9 @@ class Source(Protocol):
     needs_config: ClassVar[bool]
     """Whether a checkpoint without config.json is incomplete. Not so where the encoder is given one (`config.build`)."""
 
+    brings_several: ClassVar[bool]
+    """Whether its checkpoints may be of several training runs, which they name; else all are of `training_run`."""
+
     @property
     def training_run(self) -> str:
         """Name of the training run that writes the checkpoints: groups the validation runs of one training."""

@@ -233,7 +233,8 @@ class Scores:
 class Estimate:
     """A metric on the full corpus as far as it is known: `low`..`high` holds it with 95% for these queries (of a mean over
     collections: of other queries like these, even where the corpora were encoded whole); `naive` is the
-    metric on the sample as if it were the corpus: a certain upper bound, for leaving documents out lifts the judged ones."""
+    uncorrected value, the metric on the sample as if it were the corpus: a certain upper bound, for leaving documents out lifts
+    the judged ones."""
 
     value: float
     low: float

@@ -2,7 +2,7 @@
 `bash scripts/demo.sh && .venv/bin/python scripts/pictures.py`.
 
 `.github/report.png`: the top of the page of task=report, by Chromium. `.github/curve.png`: what stands in W&B under
-`charts/pydoc/mrr@10`: value and interval as now known, full-corpus values, and the plain metric on the sample.
+`charts/pydoc/mrr@10`: value and interval as now known, full-corpus values, and the uncorrected values.
 """
 
 import shutil
@@ -40,12 +40,14 @@ def draw_curve(path: Path) -> None:
     steps = [report.checkpoint.step for report in sampled]
     estimates = [report.metrics[METRIC] for report in sampled]
     figure, axes = pyplot.subplots(figsize=(7.2, 3.4), dpi=160)
-    axes.fill_between(steps, [e.low for e in estimates], [e.high for e in estimates], alpha=0.2, label="95% interval")
+    axes.fill_between(
+        steps, [e.low for e in estimates], [e.high for e in estimates], alpha=0.2, label="95% interval of the full-corpus value"
+    )
     axes.plot(steps, [e.value for e in estimates], marker="o", markersize=4, label="sampled, corrected")
-    axes.plot(steps, [e.naive for e in estimates], linestyle=":", label="sampled, as it is")
+    axes.plot(steps, [e.naive for e in estimates], linestyle=":", label="sampled, uncorrected")
     points = [(report.checkpoint.step, report.metrics[METRIC].value) for report in full]
-    axes.scatter(*zip(*points, strict=True), marker="x", color="black", zorder=3, label="full corpus")
-    axes.set(xlabel="train/global_step", ylabel=METRIC, ylim=(0, None))
+    axes.scatter(*zip(*points, strict=True), marker="x", color="black", zorder=3, label="full corpus (baseline)")
+    axes.set(xlabel="training step (train/global_step)", ylabel="MRR@10", ylim=(0, None))
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

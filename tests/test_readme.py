@@ -11,6 +11,10 @@ from dr_validate.cli.overrides import explain_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [
+    ROOT / "README.md",
+    *(page for folder in ("dr_validate", "scripts", "tests", ".github") for page in (ROOT / folder).rglob("*.md")),
+]
 BASH = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
 COMMANDS = [shlex.split(line, comments=True)[3:] for line in BASH if line.startswith("python -m dr_validate")]
 
@@ -29,6 +33,33 @@ def test_there_are_commands_and_their_scripts_exist() -> None:
     scripts = [shlex.split(line)[1] for line in BASH if line.startswith("bash ")]
     assert scripts == ["scripts/demo.sh", "scripts/test.sh"]
     assert all((ROOT / script).exists() for script in scripts)
+
+
+def test_it_stays_short() -> None:
+    assert len(README.splitlines()) <= 160, "whole sections belong on the page of their folder"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not link.startswith("https://"):
+            path, _, anchor = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def anchors(page: str) -> set[str]:
+    """Of its headings, as GitHub names them."""
+    headings = re.findall(r"^#+ (.+)$", page, re.M)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_recipe_of_ms_marco_is_the_same_command_on_both_pages() -> None:
+    (command,) = re.findall(
+        r"^python -m dr_validate \+run=msmarco .*$", (ROOT / "dr_validate/dataset/README.md").read_text(), re.M
+    )
+    assert command in BASH
 
 
 def test_the_table_names_every_choice() -> None:

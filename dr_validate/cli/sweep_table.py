@@ -21,6 +21,7 @@ from dr_validate.errors import Outage, SetupError
 from dr_validate.fidelity.comparison import Comparison, compare
 from dr_validate.files import write_atomically
 from dr_validate.ledger.ledger import Ledger
+from dr_validate.ledger.revised import of_training
 from dr_validate.ledger.strategies import Strategy, Sweep
 from dr_validate.process import new_console
 from dr_validate.report.comparison import Candidate, smallest_errors
@@ -34,14 +35,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One job. `overrides`: those that not all jobs have; `reports`: the one that counts for each checkpoint.
+    """One training of one job. `overrides`: those that not all jobs have; `reports`: the one that counts for each checkpoint.
 
-    `agreement` and `comparison` are over all checkpoints that have a full-corpus Report, in this job's state_dir or in another
-    job's; None for a job that is the full corpus itself.
+    `agreement` and `comparison` are over the checkpoints of the training that have a full-corpus Report, in this job's
+    state_dir or in another job's; None for a job that is the full corpus itself.
     """
 
     job: JobRecord
     overrides: str
+    training: str = ""
     metric: str = ""
     reports: tuple[Report, ...] = ()
     agreement: Agreement | None = None
@@ -84,7 +86,7 @@ class Row:
 
 
 def show_sweep(folder: Path) -> int:
-    """Print a row per job, keep the rows in `sweep.csv` beside the jobs' records; the worst exit code of the jobs.
+    """Print a row per job and training, keep the rows in `sweep.csv` beside the jobs' records; the worst exit code of the jobs.
 
     A sweep of one job prints what a plain run would. Fidelity is computed here and now, so that a job on the full corpus
     gives baselines to all others, whenever it ran.
@@ -157,23 +159,43 @@ def _strategy(row: Row) -> Strategy:
 
 
 def sweep_rows(jobs: Sequence[JobRecord]) -> list[Row]:
-    """Read what the ledgers hold for each job."""
+    """Read what the ledgers hold for each job and training."""
     runs = {job.number: run for job in jobs if (run := _run_of(job))}
     full = _full_reports(jobs, runs)
     common = set(jobs[0].overrides).intersection(*(job.overrides for job in jobs)) if len(jobs) > 1 else set()
-    return [_row(job, runs.get(job.number), full, common) for job in jobs]
+    named = {run.source.training_run for run in runs.values()}
+    return [row for job in jobs for row in _rows(job, runs.get(job.number), full, common, named)]
 
 
-def _row(job: JobRecord, run: Run | None, full: Mapping[str, Sequence[Report]], common: set[str]) -> Row:
+def _rows(
+    job: JobRecord, run: Run | None, full: Mapping[str, Sequence[Report]], common: set[str], named: set[str]
+) -> list[Row]:
+    """A row for each training of a job, as the page has them apart. `named`: the trainings that jobs ask for by name."""
     overrides = " ".join(override for override in job.overrides if override not in common)
     target = _outcome_of(job).target
     if run is None or target is None:
-        return Row(job=job, overrides=overrides)
-    reports, metric = _reports(run, target.spec), run.settings.metrics[0]
+        return [Row(job=job, overrides=overrides)]
+    reports, metric, own = _reports(run, target.spec), run.settings.metrics[0], run.source.training_run
     baselines = full[target.full_spec] if target.spec != target.full_spec else []
-    agreement = run.fidelity.compare(reports, baselines, metric)
-    found = compare(reports, baselines, metric) if agreement else None
-    return Row(job=job, overrides=overrides, metric=metric, reports=tuple(reports), agreement=agreement, comparison=found)
+    trainings = dict(of_training(report, reports, own) for report in reports)
+    mine = {own: trainings.get(own, [])}  # a state_dir may hold those of other jobs and days
+    if run.source.brings_several and own not in trainings:
+        mine = {name: of for name, of in trainings.items() if name not in named} or mine
+    rows = []
+    for training, of in sorted(mine.items()):
+        agreement = run.fidelity.compare(of, baselines, metric)
+        rows.append(
+            Row(
+                job=job,
+                overrides=f"{overrides} ({training})".strip() if len(mine) > 1 else overrides,
+                training=training,
+                metric=metric,
+                reports=tuple(of),
+                agreement=agreement,
+                comparison=compare(of, baselines, metric) if agreement else None,
+            )
+        )
+    return rows
 
 
 def _full_reports(jobs: Sequence[JobRecord], runs: Mapping[int, Run]) -> Mapping[str, Sequence[Report]]:
@@ -186,7 +208,8 @@ def _full_reports(jobs: Sequence[JobRecord], runs: Mapping[int, Run]) -> Mapping
 def _reports(run: Run, spec: str) -> list[Report]:
     """By ascending step; of a checkpoint that was skipped first and validated later the later Report counts."""
     with Ledger(run.settings.state_dir / "ledger.db") as ledger:
-        latest = {report.checkpoint.label: report for report in sorted(ledger.refined(spec), key=lambda r: r.at)}
+        by_time = sorted(ledger.refined(spec), key=lambda report: report.at)
+    latest = {(report.checkpoint.training_run, report.checkpoint.label): report for report in by_time}
     return sorted(latest.values(), key=lambda r: (r.checkpoint.step, r.checkpoint.name))
 
 
@@ -199,7 +222,7 @@ def _outcome_of(job: JobRecord) -> Outcome:
 
 
 def sweep_table(rows: Sequence[Row]) -> Any:
-    """A rich table, a row per job in the order of their numbers."""
+    """A rich table, a row per job and training in the order of their numbers."""
     from rich import box
     from rich.table import Table
     from rich.text import Text  # plain: overrides and messages may hold what looks like rich's markup
@@ -207,7 +230,11 @@ def sweep_table(rows: Sequence[Row]) -> Any:
     metrics = {row.metric for row in rows if row.metric}
     metric = metrics.pop() if len(metrics) == 1 else "best"
     table = Table(
-        title=f"A sweep of {len(rows)} jobs", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+        title=f"A sweep of {len({row.job.number for row in rows})} jobs",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("job", justify="right", no_wrap=True)
     table.add_column("overrides", overflow="fold", min_width=12)
@@ -266,6 +293,7 @@ def _fields(row: Row) -> dict[str, Any]:
     return {
         "job": job.number,
         "overrides": row.overrides,
+        "training": row.training,
         **{name: (job.target or {}).get(name) for name in ("dataset", "sampler", "spec", "full_spec")},
         "metric": row.metric,
         **{name: getattr(estimate, name, None) for name in ("value", "low", "high", "naive")},

@@ -94,13 +94,13 @@ class SuiteMean:
         )
 
     def _notes(self, digest: str, of: Mapping[str, Sequence[Report]], *, full: bool) -> dict[str, Any]:
-        """With what earlier means look like now; a mean of full corpora says it of the sampled ones."""
+        """With what earlier means look like now; a mean of full corpora says it of all sampled ones in the state_dir."""
         reports = of[digest]
         metrics = list(reports[0].metrics)
         details = [EstimateDetails.of(report) for report in reports]
         done = {other: mine for other, mine in of.items() if other != digest and all(one.status == "done" for one in mine)}
-        spec, notes = self.names["spec"], {"collections": {one.dataset: one.spec for one in reports}}
-        is_sampled = self.names["full_spec"] != spec
+        notes = {"collections": {one.dataset: one.spec for one in reports}}
+        is_full = full or self.names["full_spec"] == self.names["spec"]
         estimate = EstimateDetails(
             sample=fingerprint({"full" if full else "sample": self.names["sample_fingerprint"]}),
             metric=metrics[0],
@@ -109,16 +109,22 @@ class SuiteMean:
             population={name: ends for name in metrics if (ends := self._estimate(reports, name)[1]) is not None},
             differences={other: told for other in done if (told := _difference(reports, other)) is not None},
         )
-        if is_sampled and not full:
+        if not is_full:
             earlier = {other: self._view(mine) for other, mine in done.items()}
             estimate = EstimateDetails(**{**estimate.to_json(), "earlier": {estimate.sample: earlier}})
-        if is_sampled and full:
-            known = [self._by_digest(names["spec"]) for names in self._collections]
-            seen = {one: [each[one] for each in known] for one in set.intersection(*map(set, known))}
-            views = {one: self._view(mine) for one, mine in seen.items() if all(each.status == "done" for each in mine)}
-            sample = fingerprint({"sample": self.names["sample_fingerprint"]})
-            return {**notes, "estimate": estimate.to_json(), "sampled": {"spec": spec, "earlier": {sample: views}}}
-        return {**notes, "estimate": estimate.to_json()}
+        sampled = self._sampled_now() if is_full else {}
+        return {**notes, "estimate": estimate.to_json(), **({"sampled": sampled} if sampled else {})}
+
+    def _sampled_now(self) -> dict[str, dict[str, Any]]:
+        """How the sampled means over these full corpora look now, by spec, whichever run they are of."""
+        found: dict[str, dict[str, Any]] = {}
+        for spec, names in self._ledger.specs().items():
+            if names.get("members") and names.get("full_spec") == self.names["full_spec"] != spec:
+                known = [self._by_digest(member) for member in names["members"].values()]
+                seen = {one: [each[one] for each in known] for one in set.intersection(*map(set, known))}
+                views = {one: self._view(mine) for one, mine in seen.items() if all(each.status == "done" for each in mine)}
+                found[spec] = {"earlier": {fingerprint({"sample": names["sample_fingerprint"]}): views}}
+        return found
 
     def _view(self, reports: Sequence[Report]) -> dict[str, list[float]]:
         """As `EstimateDetails.earlier` has a checkpoint."""

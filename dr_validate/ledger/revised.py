@@ -23,6 +23,7 @@ class EstimateDetails:
     metric: str = ""  # the first one: what `differences` are of
     checkpoints: int = 0  # that evidence was read from, this one included
     baselines: int = 0  # full-corpus rankings of other checkpoints among them
+    as_of: float = 0.0  # when the newest of these was written, seconds since 1970: who has a newer one knows more
     outranking: Mapping[str, float] = field(default_factory=dict)  # by metric: sampled documents above a relevant one
     population: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # by metric: for other queries like these
     earlier: Views = field(default_factory=dict)
@@ -46,6 +47,7 @@ class EstimateDetails:
             population={name: (float(low), float(high)) for name, (low, high) in population.items()},
             earlier=_mapping(written.get("earlier")),
             differences=_mapping(written.get("differences")),
+            as_of=_as_of(written),
             as_reported=_numbers(written.get("as_reported")),
             **numbers,
         )
@@ -81,29 +83,31 @@ def refined(reports: Sequence[Report], baselines: Sequence[Report] = ()) -> list
     """The same, with the values that the latest Report, or the latest full-corpus baseline, gives to those before it: it has
     seen more checkpoints, and perhaps more baselines. Values that came apart by what was known then would not compare."""
     known = {_key(report): report for report in reports if report.metrics}
+    since = {key: (EstimateDetails.of(report).as_of, report.at) for key, report in known.items()}
     told: dict[tuple[str, str, str], dict[str, Sequence[float]]] = {key: {} for key in known}
     open_keys = set(known)  # of those that a Report still to be read may say something about
-    for latest in sorted(reversed([*reports, *baselines]), key=lambda report: report.at, reverse=True):
-        open_keys = {
-            key for key in open_keys if known[key].at <= latest.at and not known[key].metrics.keys() <= told[key].keys()
-        }
+    # Of jobs side by side the one that ends last is not always the one that has seen the most.
+    views = [view for report in reversed([*reports, *baselines]) for view in _told_by(report)]
+    for latest, spec, samples in sorted(views, key=lambda view: view[0], reverse=True):
+        open_keys = {key for key in open_keys if since[key] <= latest and not known[key].metrics.keys() <= told[key].keys()}
         if not open_keys:
             break
-        for spec, views in _told_by(latest):
-            for sample, checkpoints in views.items():
-                for digest, metrics in _mapping(checkpoints).items():
-                    if (key := (spec, sample, digest)) in open_keys:
-                        told[key] = {**_mapping(metrics), **told[key]}
+        for sample, checkpoints in samples.items():
+            for digest, metrics in _mapping(checkpoints).items():
+                if (key := (spec, sample, digest)) in open_keys:
+                    told[key] = {**_mapping(metrics), **told[key]}
     return [_with(report, told[_key(report)]) if report.metrics and told[_key(report)] else report for report in reports]
 
 
-def _told_by(report: Report) -> list[tuple[str, Views]]:
-    """What a Report says of others, by spec; a baseline speaks of the sampled values that it has changed."""
-    of_samples = _mapping(report.notes.get("sampled"))
-    return [
-        (report.spec, EstimateDetails.of(report).earlier),
-        (str(of_samples.get("spec", "")), _mapping(of_samples.get("earlier"))),
-    ]
+def _told_by(report: Report) -> list[tuple[tuple[float, str], str, Views]]:
+    """What a Report says of others: as of when, and by spec; a baseline speaks of the sampled values that it has changed."""
+    of_samples = {spec: _mapping(found) for spec, found in _mapping(report.notes.get("sampled")).items()}
+    told = {report.spec: _mapping(report.notes.get("estimate")), **of_samples}
+    return [((_as_of(found), report.at), spec, _mapping(found.get("earlier"))) for spec, found in told.items()]
+
+
+def _as_of(found: Mapping[str, Any]) -> float:
+    return float(moment) if isinstance(moment := found.get("as_of"), (int, float)) else 0.0
 
 
 def _key(report: Report) -> tuple[str, str, str]:

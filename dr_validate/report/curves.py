@@ -114,9 +114,9 @@ def _points(on: plot.Frame, reports: Sequence[Report], metric: str, own: str) ->
 def _told(report: Report, metric: str, own: str) -> str:
     name = "full corpus" if own == "full" else "sampled"
     estimate = report.metrics[metric]
-    naive = f", naive {number(estimate.naive)}" if _naive(estimate) else ""
+    uncorrected = f", uncorrected {number(estimate.naive)}" if _naive(estimate) else ""
     checkpoint = report.checkpoint
-    return f"step {checkpoint.step:,} ({checkpoint.label}), {name}: {metric} {with_interval(estimate, 4)}{naive}"
+    return f"step {checkpoint.step:,} ({checkpoint.label}), {name}: {metric} {with_interval(estimate, 4)}{uncorrected}"
 
 
 def _cross(on: plot.Frame, report: Report) -> Markup:
@@ -140,7 +140,7 @@ def _steps_legend(section: Section, strategy: Strategy) -> list[tuple[str, Marku
     if any(estimate.has_interval for estimate in estimates):
         entries.append((interval_name(strategy.done), plot.band([(1, 2), (27, 2)], [(1, 12), (27, 12)], "band")))
     if any(_naive(estimate) for estimate in estimates):
-        entries.append(("naive, an upper bound", plot.line([(1, 7), (27, 7)], "naive")))
+        entries.append(("uncorrected, an upper bound", plot.line([(1, 7), (27, 7)], "naive")))
     if own == "sampled" and section.full and section.full.done:
         entries.append(("full corpus", el("g", plot.shape("diamond", (14, 7)), class_="full point")))
     for best in _headline(section, strategy.done, section.full.done if section.full else ()):

@@ -35,8 +35,9 @@ COMPARED = (
 )
 COLUMNS = (
     "95% interval: where the full-corpus value of these queries lies; any queries: the same for other queries like these; "
-    "naive: as if the sample were the corpus; \u2264: an upper bound; outranking: sampled documents above a relevant one; lag: "
-    "from the checkpoint to its report. Of a mean over collections there is only the one for any queries."
+    "uncorrected (naive in files and in W&B): as if the sample were the corpus; \u2264: an upper bound; outranking: sampled "
+    "documents above a relevant one; lag: from the checkpoint to its report. Of a mean over collections there is only the one "
+    "for any queries."
 )
 HERE = Path(__file__).parent
 

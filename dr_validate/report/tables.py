@@ -131,7 +131,7 @@ def other_metrics_table(section: Section, strategy: Strategy) -> Markup:
 
 
 _WHICH = (Column(name="step"), Column(name="checkpoint", number=False))
-_METRIC_COLUMNS = ("value", "95% interval", "any queries", "naive", "full", "difference")
+_METRIC_COLUMNS = ("value", "95% interval", "any queries", "uncorrected", "full", "difference")
 
 
 def _which(report: Report) -> Row:

@@ -46,6 +46,7 @@ class FolderSource:
     follow_links: bool = False
     max_gib: float = Field(default=32, gt=0)
     needs_config: ClassVar[bool] = True  # see Source
+    brings_several: ClassVar[bool] = False
 
     @property
     def training_run(self) -> str:

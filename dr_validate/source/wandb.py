@@ -56,6 +56,7 @@ class WandbSource:
     timeout_s: float = Field(default=60, gt=0)
     api_timeout_s: float = Field(default=10, gt=0)
     needs_config: ClassVar[bool] = True  # see Source
+    brings_several: ClassVar[bool] = True
 
     @property
     def training_run(self) -> str:

@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from dr_validate.errors import Outage
 from dr_validate.files import write_atomically
@@ -23,7 +23,6 @@ class RunTarget:
 
     def __init__(self, plan: Plan, training_run: str, group: str) -> None:
         self._plan, self._training_run, self._group = plan, training_run, group
-        self._first_step: int | None = None
 
     def open(self) -> "wandb.Run":
         """Start it, or resume it after a restart. Raises what the SDK does."""
@@ -34,17 +33,12 @@ class RunTarget:
             plan.folder.mkdir(parents=True, exist_ok=True)
         run = opened(self._init)
         if plan.offline:
-            self._first_step = self._num_starts() * ROWS_PER_START
+            run.log({}, step=self._num_starts() * ROWS_PER_START, commit=False)  # from there on the SDK counts
         run.define_metric(STEP)
         for prefix in PREFIXES:
             # W&B drops rows whose step goes backwards, and late checkpoints do: so we bring our own axis.
             run.define_metric(f"{prefix}/*", step_metric=STEP, summary="max" if prefix in HIGHER_IS_BETTER else None)
         return run
-
-    def log(self, run: "wandb.Run", row: Mapping[str, Any]) -> None:
-        """Log a row."""
-        run.log(dict(row), step=self._first_step, commit=True)
-        self._first_step = None  # from here on the SDK counts
 
     def alert_once(self, run: "wandb.Run", key: str, words: tuple[str, str] | None) -> None:
         """Have W&B tell the user (title, text) of the Report with id `key`, which is noted first: a kill may cost an alert, and

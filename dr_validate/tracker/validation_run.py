@@ -55,7 +55,7 @@ class ValidationRun:
             told = row(report, history, is_baseline=self._is_baseline(report.spec), whole=self._plan.whole)
             if self._plan.alert and report.spec == self._plan.spec:
                 self._target.alert_once(run, key, alert_of(report, history, self._plan.state_dir))
-            self._target.log(run, {**told, REPORT: key})
+            run.log({**told, REPORT: key})
             self._summarize(run, report.spec)
             self._rows.log(key)
             self._is_told = False
@@ -189,7 +189,7 @@ class ValidationRun:
             for key, lines in revised_curves(self._revised(), self._baselines()).items()
         }
         if charts:
-            self._target.log(run, charts)
+            run.log(charts)
 
     def _log_tables(self, run: "wandb.Run") -> None:
         import wandb
@@ -208,12 +208,11 @@ class ValidationRun:
             **self._found.tables,
         }
         if filled := {f"tables/{name}": table for name, table in tables.items() if table.rows}:
-            self._target.log(
-                run,
+            run.log(
                 {
                     name: wandb.Table(columns=[*table.columns], data=table.rows, allow_mixed_types=True)
                     for name, table in filled.items()
-                },
+                }
             )
         self._num_since_tables = 0
 

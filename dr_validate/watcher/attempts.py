@@ -19,7 +19,7 @@ from dr_validate.values import Checkpoint, Incomplete, Listing, Report
 from dr_validate.watcher.lock import Claimed, claim
 from dr_validate.watcher.polling import SourcePoller
 from dr_validate.watcher.worker_pool import WorkerPool
-from dr_validate.watcher.worker_process import Tick
+from dr_validate.watcher.worker_process import Tick, WorkerClient
 
 MAX_INTERRUPTIONS_PER_ATTEMPT = 5
 log = logging.getLogger(__name__)
@@ -62,7 +62,9 @@ class Target:
 class Attempts:
     """Runs attempts and keeps their books; `poller` brings the copies, `now` gives ISO 8601 times."""
 
-    def __init__(self, run: Run, ledger: Ledger, worker: WorkerPool, poller: SourcePoller, now: Callable[[], str]) -> None:
+    def __init__(
+        self, run: Run, ledger: Ledger, worker: WorkerClient | WorkerPool, poller: SourcePoller, now: Callable[[], str]
+    ) -> None:
         self.run, self.ledger, self.worker, self.poller, self.now = run, ledger, worker, poller, now
         self._is_known_training = False
         self._skipped: set[tuple[str, ...]] = set()  # told in this process; the ledger keeps each skip once, ever

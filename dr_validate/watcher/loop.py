@@ -56,7 +56,7 @@ def watch(run: Run) -> Outcome:
     stop, time_is_up = threading.Event(), threading.Event()
     hub = not all(getattr(one.dataset, "is_here", True) for one in run.collections)
     clients = [WorkerClient(run.raw, hub=hub) for _ in range(run.watch.at_once)]
-    worker = WorkerPool(clients, lambda digest: run.store.lease(digest, state_dir))
+    worker = WorkerPool(clients, lambda digest: run.store.lease(digest, state_dir)) if len(clients) > 1 else clients[0]
     ledger = Ledger(state_dir / "ledger.db", may_wait=until_stopped(stop, run.watch.exit_timeout_s / 2))
     try:
         with stop_on_signals(stop), ledger, contextlib.ExitStack() as stack:
@@ -78,7 +78,7 @@ def watch(run: Run) -> Outcome:
 
 
 class _Watcher:
-    def __init__(self, run: Run, ledger: Ledger, worker: WorkerPool, stop: threading.Event) -> None:
+    def __init__(self, run: Run, ledger: Ledger, worker: WorkerClient | WorkerPool, stop: threading.Event) -> None:
         self.run, self.ledger, self.worker, self.stop = run, ledger, worker, stop
         self.queue = WorkQueue(run, ledger)
         self.poller = SourcePoller(run, self.queue.needs)
@@ -130,23 +130,21 @@ class _Watcher:
         if time.monotonic() > self._deadline:
             raise TimedOut(f"took longer than watch.timeout_s={self.run.watch.timeout_s:g}")
         self.stall.look(progress)
-        if self._at and self.run.watch.at_once > 1 and time.monotonic() > self._next_look_ahead:
-            self._look_ahead(self._at)
+        if self._at and isinstance(self.worker, WorkerPool) and time.monotonic() > self._next_look_ahead:
+            self._look_ahead(self._at, self.worker)
 
     def tick_of_start(self, progress: Mapping[str, Any] | None) -> None:
         """The same, while the worker starts: a source that is set up wrongly ends that."""
         self.tick(progress)
         self.poller.check(SetupError)
 
-    def _look_ahead(self, at: Work) -> None:
+    def _look_ahead(self, at: Work, pool: WorkerPool) -> None:
         """Have the other processes rank what comes next."""
         self._next_look_ahead = time.monotonic() + LOOK_AHEAD_EVERY_S
         not_before = self._baseline_not_before if at[1].is_baseline else self._not_before
         following = self.queue.after(at, self.poller.listing, not_before, self.poller.has_copy)
         with interruptible(self._check_stop):  # copies may have to be read
-            ahead = self.worker.look_ahead(
-                at[0].digest, ((c, target.collection or 0, target.is_baseline) for c, target in following)
-            )
+            ahead = pool.look_ahead(at[0].digest, ((c, target.collection or 0, target.is_baseline) for c, target in following))
         if ahead != self._ahead:
             self._ahead = ahead
             self._note(self._doing)

@@ -65,8 +65,7 @@ class WorkerPool:
     def validate(self, checkpoint: Checkpoint, folder: Path, *, full: bool, tick: Tick, **which: Any) -> Report:
         """See `WorkerClient.validate`. Where memory ends beside other checkpoints it is tried again alone."""
         job = (checkpoint.digest, which.get("collection", 0), full)
-        if len(self._workers) > 1:
-            self._choose(job, tick)
+        self._choose(job, tick)
         try:
             return self._current.client.validate(checkpoint, folder, full=full, tick=tick, **which)
         except NoMemory as error:

@@ -52,6 +52,10 @@ class Baselines:
         places = np.unique(np.linspace(0, len(ordered) - 1, min(len(ordered), number)).astype(np.int64))
         return [ordered[place] for place in places]
 
+    def as_of(self, digests: Collection[str]) -> float:
+        """When the newest of these was kept, seconds since 1970; 0 without any."""
+        return max((path.stat().st_mtime for digest in digests if (path := self._path(digest)).exists()), default=0.0)
+
     def steps(self) -> dict[str, int]:
         """Training step of each checkpoint that has a baseline, by digest; damaged files are left out."""
         found = {}

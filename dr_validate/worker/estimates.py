@@ -1,5 +1,6 @@
 """From the ranking of a sample to corrected metrics: the evidence of every checkpoint is kept, and corrects the others."""
 
+import json
 import logging
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
@@ -10,13 +11,15 @@ from typing import Any
 from dr_validate.estimator.differences import differences
 from dr_validate.estimator.estimate import Estimated, estimate
 from dr_validate.estimator.evidence import RankEvidence, can_be_estimated, rank_evidence
-from dr_validate.ledger.revised import EstimateDetails, Views
+from dr_validate.files import write_atomically
+from dr_validate.ledger.revised import EstimateDetails
 from dr_validate.metrics.names import parse
 from dr_validate.values import Estimate, Float64, Int64, Ranking, Sample, Scores, TestSet
 from dr_validate.worker.baselines import Baselines
 
 MOST_CHECKPOINTS = 32  # the latest: more add little and cost time
 MOST_BASELINES = 4  # far from all of them a checkpoint is corrected less well; more cost time
+SAMPLE_FILE = "sample.json"  # beside the evidence: of which sample it is, and of which full corpus
 log = logging.getLogger(__name__)
 
 
@@ -54,49 +57,33 @@ class Estimates:
         if not self.possible:
             return self._uncorrected(scores)
         mine = self.meet(digest, ranking)
-        earlier, known = _known_from(self._folder, self._baselines, self._shape, but=digest)
-        history = [*earlier.values(), mine]
-        made = self._estimated(history, scores.per_query, known)
+        now = _known_from(self._folder, self._baselines, self._shape, last=digest)
+        history = {**now.history, digest: mine}
+        made = _estimated([*history.values()], self._test_set, self._top_k, scores.per_query, now.full)
         if not made:
             return self._uncorrected(scores)
-        first = dict(zip([*earlier, digest], next(iter(made.values())), strict=True))
+        *earlier, _ = history
+        first = dict(zip(history, next(iter(made.values())), strict=True))
         corrected = {name: _as_estimate(estimated[-1], scores.mean(name)) for name, estimated in made.items()}
         per_query = {name: estimated[-1].per_query for name, estimated in made.items()}
-        plain = self._uncorrected(scores)
+        uncorrected = self._uncorrected(scores)
         return Outcome(
-            metrics={name: corrected.get(name, plain.metrics[name]) for name in scores.per_query},
-            per_query={name: per_query.get(name, plain.per_query[name]) for name in scores.per_query},
+            metrics={name: corrected.get(name, uncorrected.metrics[name]) for name in scores.per_query},
+            per_query={name: per_query.get(name, uncorrected.per_query[name]) for name in scores.per_query},
             notes={
                 "estimate": EstimateDetails(
                     sample=self._sample.fingerprint,
                     metric=next(iter(made)),
                     checkpoints=len(history),
-                    baselines=len(known),
+                    baselines=len(now.full.keys() - {len(earlier)}),
+                    as_of=now.as_of,
                     outranking={name: estimated[-1].outranking for name, estimated in made.items()},
                     population={name: estimated[-1].population_interval for name, estimated in made.items()},
-                    earlier={self._sample.fingerprint: _earlier(list(earlier), made)},
+                    earlier={self._sample.fingerprint: _earlier(earlier, made)},
                     differences=_differences(digest, first),
                 ).to_json()
             },
         )
-
-    def seen(self, metrics: Sequence[str]) -> Views:
-        """All checkpoints that met this sample, as they look now; by sample, as `EstimateDetails.earlier`."""
-        if not self.possible:
-            return {}
-        history, known = _known_from(self._folder, self._baselines, self._shape)
-        if not history:
-            return {}
-        met = list(history.values())
-        made = self._estimated(met, metrics, known)
-        return {self._sample.fingerprint: _earlier(list(history), made)}
-
-    def _estimated(
-        self, history: Sequence[RankEvidence], metrics: Collection[str], known: Mapping[int, Int64]
-    ) -> dict[str, Sequence[Estimated]]:
-        """Of the metrics whose dependence on ranks is known: not of those of other packages."""
-        names = [name for name in metrics if parse(name).package is None]
-        return {name: estimate(history, self._test_set.qrels, name, self._top_k, known) for name in names}
 
     def meet(self, digest: str, ranking: Ranking) -> RankEvidence:
         """Keep what the ranking of a checkpoint over this sample shows."""
@@ -118,16 +105,51 @@ class Estimates:
         return Outcome(metrics=metrics, per_query=scores.per_query, notes={})
 
 
-def _known_from(
-    folder: Path, baselines: Baselines, shape: tuple[int, int], but: str = ""
-) -> tuple[dict[str, RankEvidence], dict[int, Int64]]:
-    """What is kept of other checkpoints, oldest first, by digest: of the latest, and of some with a baseline.
+def note_sample(folder: Path, sample: Sample, full_spec: str) -> None:
+    """Have `folder` (see `Estimates`) say whose it is: a ranking under `full_spec` revises its values, too, whichever run of
+    this state_dir it comes from."""
+    if has_intervals(sample) and not (path := folder / SAMPLE_FILE).exists():
+        write_atomically(path, json.dumps({"sample": sample.fingerprint, "full_spec": full_spec}))
 
-    And of the last, by their place: what `RankEvidence.unsampled_above` counts.
-    """
-    files = {_digest(path): path for path in folder.glob("*.npz") if path.name != _file_name(but)}
+
+def revised_by(
+    digest: str, estimates: Path, full_spec: str, test_set: TestSet, top_k: int, metrics: Sequence[str], baselines: Baselines
+) -> dict[str, dict[str, Any]]:
+    """What a full-corpus ranking of `digest` changes: by spec, of every sample under `estimates` that it has met, all
+    checkpoints as they look now (`as_of` and `earlier` of `EstimateDetails`)."""
+    found = {}
+    for path in sorted(estimates.glob(f"*/{_file_name(digest)}")):
+        note = path.parent / SAMPLE_FILE
+        try:
+            noted = json.loads(note.read_bytes())
+            fingerprint, is_mine = noted["sample"], noted["full_spec"] == full_spec
+        except FileNotFoundError:  # of a version that did not note it; the next start of that run does
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("%s is damaged (%s): the values of that sample are not revised; delete it", note, error)
+            continue
+        if is_mine:
+            now = _known_from(path.parent, baselines, (len(test_set.query_ids), top_k))
+            made = _estimated(list(now.history.values()), test_set, top_k, metrics, now.full)
+            found[path.parent.name] = {"as_of": now.as_of, "earlier": {fingerprint: _earlier(list(now.history), made)}}
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What is kept of checkpoints, oldest first, by digest: of the latest, and of some with a baseline."""
+
+    history: Mapping[str, RankEvidence]
+    full: Mapping[int, Int64]  # of those with a baseline, by their place: what `RankEvidence.unsampled_above` counts
+    as_of: float  # when the newest of it was written, seconds since 1970
+
+
+def _known_from(folder: Path, baselines: Baselines, shape: tuple[int, int], last: str = "") -> _Known:
+    """`last`: taken for the latest, whatever its file says."""
+    files = {_digest(path): path for path in folder.glob("*.npz")}
+    as_of = max([baselines.as_of(files), *(path.stat().st_mtime for path in files.values())])
     sources = baselines.spread(files, MOST_BASELINES)
-    history = _evidence_in(files, sources)
+    history = _evidence_in(files, sources, last)
     known: dict[int, Int64] = {}
     for place, (digest, met) in enumerate(history.items()):
         if digest in sources:
@@ -135,7 +157,15 @@ def _known_from(
                 known[place] = met.unsampled_above(_of_shape(baselines.ranking(digest), shape))
             except (OSError, ValueError) as error:
                 log.warning("the full-corpus ranking of %s cannot be read (%s) and is not used", digest, error)
-    return history, known
+    return _Known(history=history, full=known, as_of=as_of)
+
+
+def _estimated(
+    history: Sequence[RankEvidence], test_set: TestSet, top_k: int, metrics: Collection[str], known: Mapping[int, Int64]
+) -> dict[str, Sequence[Estimated]]:
+    """Of the metrics whose dependence on ranks is known: not of those of other packages."""
+    names = [name for name in metrics if parse(name).package is None]
+    return {name: estimate(history, test_set.qrels, name, top_k, known) for name in names} if history else {}
 
 
 def _of_shape(ranking: Ranking, shape: tuple[int, int]) -> Ranking:
@@ -144,10 +174,10 @@ def _of_shape(ranking: Ranking, shape: tuple[int, int]) -> Ranking:
     return ranking
 
 
-def _evidence_in(files: Mapping[str, Path], kept: Collection[str]) -> dict[str, RankEvidence]:
+def _evidence_in(files: Mapping[str, Path], kept: Collection[str], last: str) -> dict[str, RankEvidence]:
     """Of the latest checkpoints and those to be kept, oldest first, by digest."""
-    ordered = sorted(files, key=lambda digest: files[digest].stat().st_mtime_ns)
-    recent = ordered[-(MOST_CHECKPOINTS - 1) :]
+    ordered = sorted(files, key=lambda digest: (digest == last, files[digest].stat().st_mtime_ns))
+    recent = ordered[-MOST_CHECKPOINTS:]
     found = {}
     for digest in [*(digest for digest in ordered if digest in kept and digest not in recent), *recent]:
         try:

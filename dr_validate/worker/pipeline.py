@@ -22,7 +22,7 @@ from dr_validate.stages import Control, Ranked, Ranker
 from dr_validate.values import Checkpoint, Float64, Ranking, Report, Sample, Scores, TestSet
 from dr_validate.worker import results
 from dr_validate.worker.encoding import CheckpointEncoding, Encoding, Load
-from dr_validate.worker.estimates import Estimates
+from dr_validate.worker.estimates import Estimates, note_sample, revised_by
 from dr_validate.worker.samples import Samples, SpecSample
 
 PerQuery = Mapping[str, Float64]  # metric -> (num_queries,)
@@ -49,7 +49,9 @@ class Pipeline:
         SetupError where the test set, the sample or the device cannot be used."""
         self.ranker = ranker or self._opened.enter_context(self.run.engine.start(self.device))
         self.open_data()
-        results.write_sample(self.state_dir, self.test_set, self.samples.sampled.sample)
+        sampled = self.samples.sampled
+        note_sample(self.state_dir / "estimates" / sampled.spec, sampled.sample, self.samples.full.spec)
+        results.write_sample(self.state_dir, self.test_set, sampled.sample)
         results.write_queries(self.state_dir, self.test_set)
 
     def close(self) -> None:
@@ -107,7 +109,7 @@ class Pipeline:
                 **_workers(ranked),
                 **self._notes(scores),
                 **outcome.notes,
-                **self._revised(sample),
+                **self._revised(checkpoint.digest, sample),
             },
         )
 
@@ -156,13 +158,14 @@ class Pipeline:
         queries = {"queries": len(self.test_set.query_ids), "queries_without_relevant_documents": left_out}
         return {"device": self.device, "versions": versions(), **queries}
 
-    def _revised(self, sample: SpecSample) -> dict[str, Any]:
-        """Of a baseline: the sampled values that it has changed."""
-        sampled = self.samples.sampled
-        if sample is sampled:
+    def _revised(self, digest: str, sample: SpecSample) -> dict[str, Any]:
+        """Of a full-corpus ranking: the sampled values that it has changed, those of other runs in this state_dir, too."""
+        if sample is not self.samples.full:
             return {}
-        seen = self._estimates(sampled).seen(self.run.settings.metrics)
-        return {"sampled": {"spec": sampled.spec, "earlier": seen}} if seen else {}
+        settings, baselines = self.run.settings, self.samples.baselines
+        estimates = self.state_dir / "estimates"
+        found = revised_by(digest, estimates, sample.spec, self.test_set, settings.top_k, settings.metrics, baselines)
+        return {"sampled": found} if found else {}
 
     def _keep(self, checkpoint: Checkpoint, sample: SpecSample, ranking: Ranking, values: tuple[PerQuery, PerQuery]) -> None:
         place = f"{sample.spec}/{_file_name(checkpoint.digest)}"

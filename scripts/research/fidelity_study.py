@@ -10,8 +10,8 @@ Encoder keys of that run are repeated at the end (`encoder.pooling=cls`). Vector
 with `NAME.d.npy` and `NAME.q.npy` (vectors in the order of the documents and queries) for each checkpoint, and `coll.json`,
 {"docs": [text], "queries": [text], "gold": [ordinal of the relevant document]}, or "rel": [[ordinal]] for several.
 
-The tables compare each value with that of the full corpus: the metric on the sample as it is (`random+gold`, `RUN top`,
-`stratified naive`), or corrected as a Report has it (`stratified`, `random corrected`), every strategy over the same number of
+The tables compare each value with that of the full corpus: the uncorrected metric (`random+gold`, `RUN top`, `stratified
+uncorrected`), or corrected as a Report has it (`stratified`, `random corrected`), every strategy over the same number of
 documents. Samplers, metrics and estimates are those of the package.
 """
 

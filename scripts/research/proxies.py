@@ -7,7 +7,7 @@ Encoder keys of that run are repeated at the end (`encoder.pooling=cls`); vector
 (`--vectors FOLDER --checkpoints 'c*'`). One table and one picture of
 
 - samples of 1, 2 and 5%: `sampler=stratified` with a pool of BM25, corrected as a Report has it;
-- the same samples without the correction;
+- the same samples, uncorrected;
 - subsets like NanoBEIR's: 50 of the queries, and as a corpus what is relevant for them and BM25's first 100 of each. NanoBEIR
   has 50 queries a collection (for NQ 5,035 documents); how its documents were chosen is not published, here BM25 does it;
 - re-ranking, as TAS-B chooses its checkpoint: of each query BM25's first 100, and nothing that BM25 does not find.
@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from dr_validate.values import Float64, Int64
     from scripts.research.study.draws import Study, Workers
 
-CORRECTED, PLAIN, NANO, RERANKED = "sample, corrected", "sample as it is", "like NanoBEIR", "re-ranked"
-LOOKS = {CORRECTED: ("#0072b2", "o"), PLAIN: ("#7a828c", "v"), NANO: ("#c04a00", "s"), RERANKED: ("#00785a", "D")}
-LABELS = {"tau": "Kendall's tau with the full corpus", "regret": "{} lost by its choice"}
+CORRECTED, UNCORRECTED, NANO, RERANKED = "sample, corrected", "sample, uncorrected", "like NanoBEIR", "BM25 re-ranked"
+LOOKS = {CORRECTED: ("#0072b2", "o"), UNCORRECTED: ("#7a828c", "v"), NANO: ("#c04a00", "s"), RERANKED: ("#00785a", "D")}
+LABELS = {"tau": "Kendall's tau with the full corpus's order", "regret": "regret: {} lost by its choice"}
+WRITTEN = {"mrr": "MRR", "ndcg": "nDCG", "recall": "Recall", "map": "MAP"}
 BESIDE = 1.07  # two kinds that cost the same are drawn so far from each other
 WORSE = 0.05  # share of draws that are worse than what stands behind the mean
 
@@ -130,14 +131,14 @@ def proxies(options: argparse.Namespace) -> str:
 
 
 def _samples(options: argparse.Namespace, study: "Study", processes: "Workers", refused: list[str]) -> Iterator[Proxy]:
-    """Stratified samples, corrected and as they are; into `refused` which are too small, and why."""
+    """Stratified samples, corrected and uncorrected; into `refused` which are too small, and why."""
     import numpy as np
 
     from dr_validate.errors import SetupError
     from scripts.research.study.draws import Task
     from scripts.research.study.strategies import STRATIFIED
 
-    plain = []
+    uncorrected = []
     for fraction in options.fractions:
         try:
             study.samplers.draw(STRATIFIED, fraction, options.seed)
@@ -150,7 +151,7 @@ def _samples(options: argparse.Namespace, study: "Study", processes: "Workers", 
         documents = float(np.mean([each.num_documents for each in drawn]))
         for kind, values in (
             (CORRECTED, [each.corrected[options.metric].value for each in drawn]),
-            (PLAIN, [each.naive[options.metric] for each in drawn]),
+            (UNCORRECTED, [each.naive[options.metric] for each in drawn]),
         ):
             proxy = Proxy(
                 kind=kind,
@@ -159,11 +160,11 @@ def _samples(options: argparse.Namespace, study: "Study", processes: "Workers", 
                 queries=len(study.test_set.query_ids),
                 values=np.stack(values),
             )
-            if kind == PLAIN:
-                plain.append(proxy)
+            if kind == UNCORRECTED:
+                uncorrected.append(proxy)
             else:
                 yield proxy
-    yield from plain
+    yield from uncorrected
 
 
 def _like_nano(options: argparse.Namespace, study: "Study", run: "Run") -> Proxy:
@@ -257,7 +258,7 @@ def _spread(values: "Float64", worse: float, digits: int) -> str:
 
 
 def _draw(path: Path, judged: Sequence[Judged], size: int, metric: str) -> None:
-    """tau and regret by documents; a bar is where 90% of the draws lie."""
+    """tau and regret by documents; a bar is where 90% of the draws lie, which the picture says."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -270,7 +271,7 @@ def _draw(path: Path, judged: Sequence[Judged], size: int, metric: str) -> None:
             mine = [one for one in judged if one.proxy.kind == kind]
             if not mine:
                 continue
-            x = [one.proxy.documents * (BESIDE if kind == PLAIN else 1) for one in mine]
+            x = [one.proxy.documents * (BESIDE if kind == UNCORRECTED else 1) for one in mine]
             drawn = [getattr(one, label) for one in mine]
             means = np.array([values.mean() for values in drawn])
             ends = np.array([np.quantile(values, [WORSE, 1 - WORSE]) for values in drawn]).T
@@ -278,14 +279,28 @@ def _draw(path: Path, judged: Sequence[Judged], size: int, metric: str) -> None:
             axes.errorbar(
                 x, means, yerr=reach, fmt=f"{marker}-", color=colour, markersize=5, capsize=3, linewidth=1.2, label=kind
             )
-        axes.set(xscale="log", xlabel=f"documents encoded for a checkpoint, of {size:,}", ylabel=LABELS[label].format(metric))
+        axes.set(
+            xscale="log",
+            xlabel=f"documents encoded for a checkpoint, of {size:,}",
+            ylabel=LABELS[label].format(written(metric)),
+        )
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     figure.legend(*both[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="upper center", ncols=4)
-    figure.tight_layout(rect=(0, 0, 1, 0.93))
+    said = (
+        "Points: mean over the draws of the sample or subset; bars: where 90% of the draws lie (5% on either side are beyond)."
+    )
+    figure.text(0.5, 0.01, said, ha="center", va="bottom", fontsize=8)
+    figure.tight_layout(rect=(0, 0.04, 1, 0.93))
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def written(metric: str) -> str:
+    """`mrr@10` as papers write it."""
+    base, at, cutoff = metric.partition("@")
+    return f"{WRITTEN.get(base, base)}{at}{cutoff}"
 
 
 def _count(text: str) -> int:

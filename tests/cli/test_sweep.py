@@ -23,8 +23,9 @@ from dr_validate.config import build
 from dr_validate.fidelity.comparison import compare
 from dr_validate.watcher.attempts import Target
 from dr_validate.watcher.loop import Outcome
+from tests.factories import composed
 from tests.processes import LIMIT_S, wait_for
-from tests.report.training import FULL, SAMPLE, Training, bound
+from tests.report.training import FULL, SAMPLE, Training, bound, exact
 from tests.wandb_server.fixture import ServerHandle, start_server
 
 SAMPLED = "sampler=random sampler.fraction=0.1"
@@ -317,6 +318,38 @@ def test_only_jobs_of_equal_cost_are_compared_by_error_and_cost_is_counted_in_do
     assert (rows[0]["documents"], rows[0]["encoded"]) == ("500", "1000")
     columns = [str(column.header) for column in sweep_table([row(1, 0.2, 1)]).columns]
     assert "documents" in columns and "seconds" not in columns
+
+
+def test_each_training_has_a_row_of_its_own_in_the_job_that_brings_it(tmp_path: Path) -> None:
+    training = Training(tmp_path)
+    with training.ledger:
+        training.strategy(SAMPLE)
+        training.strategy(FULL, "full")
+        for run, off in (("a", 0.1), ("b", 0.3)):  # checkpoints of the same names
+            for step, value in ((100, 0.2), (200, 0.4)):
+                training.done(step, bound(value + off), run=run)
+                training.done(step, exact(value), FULL, run=run)
+    target = {"dataset": "d", "sampler": "random", "spec": SAMPLE, "sampled_spec": SAMPLE, "full_spec": FULL}
+
+    def job(number: int, *overrides: str) -> JobRecord:
+        stated = ["dataset=beir", "dataset.path=unused", f"state_dir={tmp_path}", "tracker=none"]
+        return record(number, exit_code=0, target=target, config=composed(*stated, *overrides))
+
+    def told(rows: list[Row]) -> list[tuple[int, str, int, float]]:
+        known = [(row, row.agreement, row.comparison) for row in rows]
+        assert all(agreement and found and agreement.bias == found.bias for _, agreement, found in known)
+        return [(row.job.number, row.training, a.checkpoints, round(a.bias, 6)) for row, a, _ in known if a]
+
+    folders = [job(n, "source.path=unused", f"source.name={name}") for n, name in enumerate("ab", 1)]
+    assert told(sweep_rows(folders)) == [(1, "a", 2, 0.1), (2, "b", 2, 0.3)]
+    project = [job(n, "source=wandb", "source.project=p") for n in (1, 2)]  # whose versions say which run logged them
+    rows = sweep_rows(project)
+    assert told(rows) == [(1, "a", 2, 0.1), (1, "b", 2, 0.3), (2, "a", 2, 0.1), (2, "b", 2, 0.3)]
+    assert [row.overrides.rpartition(" ")[2] for row in rows] == ["(a)", "(b)"] * 2
+    assert sweep_table(rows).title == "A sweep of 2 jobs"
+    assert [one["training"] for one in csv.DictReader(rows_as_csv(rows).splitlines())] == ["a", "b"] * 2
+    (empty,) = sweep_rows([job(1, "source.path=unused", "source.name=c")])
+    assert (empty.training, empty.status) == ("c", "nothing to validate")
 
 
 def test_what_looks_like_markup_is_shown_as_it_is_and_a_narrow_terminal_hides_no_digit() -> None:

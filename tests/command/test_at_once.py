@@ -52,10 +52,16 @@ def told(run: Any) -> list[dict[str, Any]]:
     """What Reports say, in their order, but for moments and durations."""
     found = []
     for report in run.reports():
-        notes = {name: value for name, value in report["notes"].items() if name != "ranked_ahead"}
+        notes = {name: value for name, value in without_moments(report["notes"]).items() if name != "ranked_ahead"}
         kept = {name: report[name] for name in ("status", "spec", "sampler", "attempts", "metrics", "agreement")}
         found.append({"step": report["checkpoint"]["step"], **kept, "notes": notes})
     return found
+
+
+def without_moments(notes: Any) -> Any:
+    if not isinstance(notes, dict):
+        return notes
+    return {name: without_moments(value) for name, value in notes.items() if name != "as_of"}
 
 
 def ahead(run: Any) -> list[int]:

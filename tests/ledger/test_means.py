@@ -171,16 +171,20 @@ def test_what_later_reports_make_of_earlier_values_moves_the_means(ledger: Ledge
     )
 
 
-def test_a_full_mean_is_made_of_full_ones_and_says_how_the_sampled_ones_look_by_it(ledger: Ledger) -> None:
+@pytest.mark.parametrize("by_another_run", [False, True])
+def test_a_full_mean_is_made_of_full_ones_and_says_how_the_sampled_ones_look_by_it(
+    ledger: Ledger, by_another_run: bool
+) -> None:
     suite = Suite(ledger, sampled=True)
+    of_full = Suite(ledger) if by_another_run else suite
     for name, value in (("a", 0.25), ("b", 0.75)):
         ledger.finish(report(name, f"{name}-s", about(value, 0.05), estimate=notes(name, value)))
     suite.due()
     ledger.finish(report("a", "a-f", exactly(0.125), at="03:17:00"))
-    assert suite.due(full=True) == []
+    assert of_full.due(full=not by_another_run) == []
     seen = {"sample b": {"sha256:0064": {METRIC: [0.5, 0.45, 0.55, 0.4, 0.6]}}}
-    ledger.finish(report("b", "b-f", exactly(0.5), at="03:17:00", sampled={"spec": "b-s", "earlier": seen}))
-    (full,) = suite.due("03:18:00", full=True)
+    ledger.finish(report("b", "b-f", exactly(0.5), at="03:17:00", sampled={"b-s": {"earlier": seen}}))
+    (full,) = of_full.due("03:18:00", full=not by_another_run)
     assert (full.spec, full.sampler, full.metrics[METRIC].value) == (suite.names["full_spec"], "full", 0.3125)
     assert [one.metrics[METRIC].value for one in ledger.refined(suite.names["spec"])] == [0.375]
 

@@ -54,6 +54,13 @@ def rich(training: Training) -> Training:
     return training
 
 
+def test_the_uncorrected_value_has_one_name_and_the_key_of_files_is_said_once(rich: Training) -> None:
+    page = written(rich)
+    assert re.findall(r"[^ ]* ?\bnaive\b[^;:]*", shown(page)) == ["(naive in files and in W&B)"]
+    assert "uncorrected, an upper bound" in shown(page)
+    assert ", uncorrected 0." in page  # at each point
+
+
 def test_the_page_is_one_file_of_well_formed_markup_that_asks_for_nothing_else(rich: Training) -> None:
     page = written(rich)
     tree = parsed(page)

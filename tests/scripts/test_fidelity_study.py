@@ -74,7 +74,7 @@ def test_a_folder_of_vectors_becomes_tables_whatever_fits_into_memory(vectors: P
     assert "600 documents, 12 queries, 12 judged documents, 3 checkpoints (c9 to c11)" in text
     error = re.search(r"differ by at most (\S+) on any query", text)
     assert error is not None and float(error[1]) <= 1e-12
-    for strategy in ("random+gold", "bm25 top", "strong top", "stratified naive"):
+    for strategy in ("random+gold", "bm25 top", "strong top", "stratified uncorrected"):
         biases = [float(row["bias"]) for row in rows(text, strategy)]
         assert len(biases) == 4 and min(biases) >= 0, "a sample can only lift a metric"
         assert biases[1] == biases[3] == 0, "nothing is left out"

@@ -11,7 +11,7 @@ import pytest
 
 from dr_validate.errors import SetupError
 from dr_validate.values import Float64
-from scripts.research.proxies import parse, proxies
+from scripts.research.proxies import parse, proxies, written
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_DOCUMENTS, NUM_QUERIES, DIM, DEPTH = 600, 12, 16, 5
@@ -85,11 +85,21 @@ def test_the_command_writes_one_table_and_one_picture(vectors: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
     found = rows(done.stdout)
-    names = ["full corpus", "30% sample, corrected", "30% sample as it is", "like NanoBEIR, 4 queries", "BM25 top 5 re-ranked"]
+    names = [
+        "full corpus",
+        "30% sample, corrected",
+        "30% sample, uncorrected",
+        "like NanoBEIR, 4 queries",
+        "BM25 top 5 re-ranked",
+    ]
     assert list(found) == names
-    assert found["30% sample as it is"]["documents"] == "180" and found["30% sample as it is"]["share"] == "30.0%"
-    assert float(found["30% sample as it is"]["bias"]) >= 0, "a sample can only lift a metric"
+    assert found["30% sample, uncorrected"]["documents"] == "180" and found["30% sample, uncorrected"]["share"] == "30.0%"
+    assert float(found["30% sample, uncorrected"]["bias"]) >= 0, "a sample can only lift a metric"
     assert "Left out: a sample of 1%: sampler.fraction: got 0.01" in done.stdout
+
+
+def test_metrics_are_written_as_papers_do() -> None:
+    assert [written(name) for name in ("mrr@10", "ndcg@10", "hit_rate@5", "map")] == ["MRR@10", "nDCG@10", "hit_rate@5", "MAP"]
 
 
 def test_re_ranking_is_that_of_each_query_s_own_list(vectors: Path) -> None:

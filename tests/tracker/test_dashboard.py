@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.report.findings import findings
+from dr_validate.report.for_trackers import findings
 from dr_validate.tracker.rows import STEP, row
 from dr_validate.tracker.tables import revised_curves
 from dr_validate.values import Agreement, Estimate, Report

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strategy:
     """A row of the tables: samples are drawn by `sampler` (`random`, `stratified`, or the name of a run for its top), and the
-    metric on the sample is taken as it is or `corrected`."""
+    metric on the sample is uncorrected or `corrected`."""
 
     name: str
     sampler: str
@@ -41,7 +41,7 @@ def strategies(runs: Sequence[str]) -> list[Strategy]:
         Strategy(name="random+gold", sampler=RANDOM),
         Strategy(name="random corrected", sampler=RANDOM, corrected=True),
         *(Strategy(name=f"{run} top", sampler=run) for run in runs),
-        Strategy(name="stratified naive", sampler=STRATIFIED),
+        Strategy(name="stratified uncorrected", sampler=STRATIFIED),
         Strategy(name="stratified", sampler=STRATIFIED, corrected=True),
     ]
 
