@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -409,6 +410,12 @@ def alone(check: Check, collection: Path, checkpoint: Path) -> dict[str, float]:
         return {"encode": seconds(check, encode, 1), **spent}
 
 
+def between(reports: list[Mapping[str, Any]]) -> float:
+    """Seconds from the first Report to the last, to the second."""
+    first, last = (datetime.fromisoformat(report["at"]) for report in (reports[0], reports[-1]))
+    return (last - first).total_seconds()
+
+
 def whole(check: Check) -> None:
     """Step 6: the command on a generated collection; then killed in the middle, and the same ranking after all."""
     from safetensors.torch import load_file, save_file
@@ -449,6 +456,18 @@ def whole(check: Check) -> None:
     first, *_, last = reports("undisturbed")
     say("whole", first_checkpoint=first["seconds"], gpu_busy_start_and_all=busy.share())
     say("whole", third_checkpoint=last["seconds"], device_needs=alone(check, collection, source / "checkpoint-3"))
+    with Busy() as busy:
+        subprocess.run([*command("two"), "watch.at_once=2"], check=True, stdout=subprocess.DEVNULL)
+    ahead = [report["seconds"] for report in reports("two") if report["notes"].get("ranked_ahead")]
+    right = rankings("two") == rankings("undisturbed")
+    say(
+        "whole",
+        two_at_once=between(reports("two")),
+        one_at_once=between(reports("undisturbed")),
+        ranked_ahead=len(ahead),
+        right=right,
+    )
+    say("whole", two_at_once_gpu_busy=busy.share())
     victim = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, start_new_session=True)
     while victim.poll() is None and not list((check.folder / "killed").glob("progress/*.npz")):
         time.sleep(0.05)
@@ -588,7 +607,7 @@ STEPS: Mapping[str, tuple[Callable[[Check], None], int]] = {
     "ranking": (ranking, 60 + 20),
     "memory": (memory, 30 + 20),
     "speed": (speed, 120),
-    "whole": (whole, 130),
+    "whole": (whole, 160),
     "trainer": (trainer, 90),
 }
 
