@@ -11,9 +11,14 @@ import secrets
 import shutil
 import sqlite3
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dr_validate.errors import SetupError
 
@@ -119,6 +124,21 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Replace `path` by arrays, by their names."""
+    with atomic_file(path) as stream:
+        np.savez(stream, **arrays)
+
+
+def read_arrays(path: Path, *names: str) -> tuple[NDArray[Any], ...]:
+    """Some of what `write_arrays` wrote. Raises OSError for a file that cannot be read, ValueError for a damaged one."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return tuple(file[name] for name in names)
+    except (ValueError, KeyError, EOFError, RuntimeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
 
 
 @contextlib.contextmanager

@@ -1,18 +1,18 @@
 """From the ranking of a sample to corrected metrics: the evidence of every checkpoint is kept, and corrects the others."""
 
 import logging
-import zipfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dr_validate.estimator.differences import differences
-from dr_validate.estimator.estimate import Estimated, estimate
-from dr_validate.estimator.evidence import RankEvidence, can_be_estimated, rank_evidence
+from dr_validate.estimator.estimate import Estimated, differences, estimate
+from dr_validate.estimator.evidence import FORMAT, RankEvidence, can_be_estimated, rank_evidence
+from dr_validate.files import read_arrays, write_arrays
 from dr_validate.ledger.revised import EstimateDetails, Views
+from dr_validate.metrics.gains import means
 from dr_validate.metrics.names import parse
-from dr_validate.values import Estimate, Float64, Int64, Ranking, Sample, Scores, TestSet
+from dr_validate.values import Estimate, Float64, Ranking, Sample, Scores, TestSet
 from dr_validate.worker.baselines import Baselines
 
 MOST_CHECKPOINTS = 32  # the latest: more add little and cost time
@@ -46,17 +46,17 @@ class Estimates:
     ) -> None:
         self._folder, self._test_set, self._sample, self._top_k = folder, test_set, sample, top_k
         self._baselines = baselines
-        self._shape = (len(test_set.query_ids), top_k)  # of a ranking
-        self.possible = has_intervals(sample)
+        self.possible = can_be_estimated(sample)
 
     def of(self, digest: str, ranking: Ranking, scores: Scores) -> Outcome:
         """Corrected by all that is known so far; where the sample says nothing of the rest, the value is an upper bound."""
         if not self.possible:
             return self._uncorrected(scores)
         mine = self.meet(digest, ranking)
-        earlier, known = _known_from(self._folder, self._baselines, self._shape, but=digest)
+        names = _of_ranks(scores.per_query)
+        earlier, known = self._known(names, but=digest)
         history = [*earlier.values(), mine]
-        made = self._estimated(history, scores.per_query, known)
+        made = self._estimated(history, names, known)
         if not made:
             return self._uncorrected(scores)
         first = dict(zip([*earlier, digest], next(iter(made.values())), strict=True))
@@ -84,25 +84,47 @@ class Estimates:
         """All checkpoints that met this sample, as they look now; by sample, as `EstimateDetails.earlier`."""
         if not self.possible:
             return {}
-        history, known = _known_from(self._folder, self._baselines, self._shape)
+        names = _of_ranks(metrics)
+        history, known = self._known(names)
         if not history:
             return {}
-        met = list(history.values())
-        made = self._estimated(met, metrics, known)
+        made = self._estimated(list(history.values()), names, known)
         return {self._sample.fingerprint: _earlier(list(history), made)}
 
     def _estimated(
-        self, history: Sequence[RankEvidence], metrics: Collection[str], known: Mapping[int, Int64]
+        self, history: Sequence[RankEvidence], names: Sequence[str], known: Mapping[int, Mapping[str, float]]
     ) -> dict[str, Sequence[Estimated]]:
-        """Of the metrics whose dependence on ranks is known: not of those of other packages."""
-        names = [name for name in metrics if parse(name).package is None]
-        return {name: estimate(history, self._test_set.qrels, name, self._top_k, known) for name in names}
+        full = {name: {place: values[name] for place, values in known.items()} for name in names}
+        return {name: estimate(history, self._test_set.qrels, name, self._top_k, full[name]) for name in names}
+
+    def _known(self, names: Sequence[str], but: str = "") -> tuple[dict[str, RankEvidence], dict[int, dict[str, float]]]:
+        """What is kept of other checkpoints, oldest first, by digest: of the latest, and of some with a baseline.
+
+        And of the last, by their place: these metrics on the full corpus.
+        """
+        files = {_digest(path): path for path in self._folder.glob("*.npz") if path.name != _file_name(but)}
+        sources = self._baselines.spread(files, MOST_BASELINES)
+        history = _evidence_in(files, sources)
+        known: dict[int, dict[str, float]] = {}
+        for place, digest in enumerate(history):
+            if digest in sources:
+                try:
+                    known[place] = means(names, self._full_ranking(digest).documents, self._test_set.qrels)
+                except (OSError, ValueError) as error:
+                    log.warning("the full-corpus ranking of %s cannot be read (%s) and is not used", digest, error)
+        return history, known
+
+    def _full_ranking(self, digest: str) -> Ranking:
+        ranking, shape = self._baselines.ranking(digest), (len(self._test_set.query_ids), self._top_k)
+        if ranking.documents.shape != shape:
+            raise ValueError(f"it has the shape {ranking.documents.shape}, expected {shape}")
+        return ranking
 
     def meet(self, digest: str, ranking: Ranking) -> RankEvidence:
         """Keep what the ranking of a checkpoint over this sample shows."""
         id_hash = self._test_set.corpus.id_hash[self._sample.ordinals]
         mine = rank_evidence(ranking, self._test_set.qrels, self._sample, id_hash)
-        mine.save(self._folder / _file_name(digest))
+        save(mine, self._folder / _file_name(digest))
         return mine
 
     def has_met(self, digest: str) -> bool:
@@ -118,30 +140,18 @@ class Estimates:
         return Outcome(metrics=metrics, per_query=scores.per_query, notes={})
 
 
-def _known_from(
-    folder: Path, baselines: Baselines, shape: tuple[int, int], but: str = ""
-) -> tuple[dict[str, RankEvidence], dict[int, Int64]]:
-    """What is kept of other checkpoints, oldest first, by digest: of the latest, and of some with a baseline.
-
-    And of the last, by their place: what `RankEvidence.unsampled_above` counts.
-    """
-    files = {_digest(path): path for path in folder.glob("*.npz") if path.name != _file_name(but)}
-    sources = baselines.spread(files, MOST_BASELINES)
-    history = _evidence_in(files, sources)
-    known: dict[int, Int64] = {}
-    for place, (digest, met) in enumerate(history.items()):
-        if digest in sources:
-            try:
-                known[place] = met.unsampled_above(_of_shape(baselines.ranking(digest), shape))
-            except (OSError, ValueError) as error:
-                log.warning("the full-corpus ranking of %s cannot be read (%s) and is not used", digest, error)
-    return history, known
+def save(evidence: RankEvidence, path: Path) -> None:
+    """In a file of its own."""
+    write_arrays(path, format=FORMAT, **{field.name: getattr(evidence, field.name) for field in fields(evidence)})
 
 
-def _of_shape(ranking: Ranking, shape: tuple[int, int]) -> Ranking:
-    if ranking.documents.shape != shape:
-        raise ValueError(f"it has the shape {ranking.documents.shape}, expected {shape}")
-    return ranking
+def load(path: Path) -> RankEvidence:
+    """Raises OSError for a file that cannot be read, ValueError for one that is damaged or of another format."""
+    names = [field.name for field in fields(RankEvidence)]
+    found, *arrays = read_arrays(path, "format", *names)
+    if found != FORMAT:
+        raise ValueError(f"{path} has the format {found}, expected {FORMAT}")
+    return RankEvidence(**dict(zip(names, arrays, strict=True)))
 
 
 def _evidence_in(files: Mapping[str, Path], kept: Collection[str]) -> dict[str, RankEvidence]:
@@ -151,15 +161,15 @@ def _evidence_in(files: Mapping[str, Path], kept: Collection[str]) -> dict[str, 
     found = {}
     for digest in [*(digest for digest in ordered if digest in kept and digest not in recent), *recent]:
         try:
-            found[digest] = RankEvidence.load(files[digest])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            log.warning("%s is damaged (%s) and left out of the estimates", files[digest], error)
+            found[digest] = load(files[digest])
+        except (OSError, ValueError) as error:
+            log.warning("%s: left out of the estimates; it can be deleted", error)
     return found
 
 
-def has_intervals(sample: Sample) -> bool:
-    """Whether values over this sample can be corrected, and come with an interval."""
-    return not sample.is_full and can_be_estimated(sample)
+def _of_ranks(metrics: Collection[str]) -> list[str]:
+    """Those whose dependence on ranks is known: not those of other packages."""
+    return [name for name in metrics if parse(name).package is None]
 
 
 def _file_name(digest: str) -> str:
