@@ -113,7 +113,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary stream that becomes `path` when the block ends without an error, and leaves nothing when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
+    temporary = beside(path)
     try:
         with temporary.open("xb") as stream:
             yield stream
@@ -124,6 +124,11 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def beside(path: Path) -> Path:
+    """A new name. What `tempfile` makes is for this user alone, whatever the umask, and would stay so under its final name."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
@@ -148,7 +153,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     If another process made `path` meanwhile, its folder stays and ours is dropped.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
+    temporary = beside(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -293,11 +298,6 @@ def disk_words(error: BaseException, folder: Path) -> str:
     if isinstance(error, OSError) and error.errno in NO_ROOM or "full" in str(error):
         return f"no space left on the disk of {folder} ({free}); free some ({error})"
     return f"the disk of {folder} is busy, or fails ({error}; {free})"
-
-
-def _beside(path: Path) -> Path:
-    """A new name. What `tempfile` makes is for this user alone, whatever the umask, and would stay so under its final name."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
 
 
 def _sync_folder(folder: Path) -> None:

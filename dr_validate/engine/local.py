@@ -3,7 +3,6 @@
 import contextlib
 import time
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -15,9 +14,6 @@ from dr_validate.engine.share import Share
 from dr_validate.engine.slices import cut
 from dr_validate.errors import Interrupted
 from dr_validate.stages import Control, Index, Model, Ranked, Ranker, Workload
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SLICE = 2048
 SLICE_ON_A_GPU = 8192  # a third of a second there, where a smaller one does not fill it
@@ -54,16 +50,20 @@ class LocalEngine:
 
     def rank(self, model: Model, workload: Workload, index: Index, control: Control, device: str) -> Ranked:
         """See `Ranker.rank`. Raises Interrupted when told to stop; the next call goes on from there, to the same ranking."""
+        import torch
+
         size = slice_size(self.slice_documents, workload, index, device)
         slices = cut(workload.documents, size)
         progress = Progress(workload, index, slices)
         with contextlib.closing(Share(model, workload, index, device)) as share:
-            queries = _query_vectors(share, workload, control, size)
+            queries = []
+            for piece in cut(workload.queries, size):
+                control.check()
+                queries.append(share.query_vectors(piece))
             unfinished = progress.load()
-            share.open(queries, unfinished.top)
-            todo = [piece for piece in slices if piece.start not in unfinished.done]
+            share.open(torch.cat(queries), unfinished.top)
             done, num_saved, saved_at = set(unfinished.done), len(unfinished.done), time.monotonic()
-            count = progress.count(done)
+            todo, count = [piece for piece in slices if piece.start not in done], progress.count(done)
             try:
                 for piece, following in zip(todo, [*todo[1:], None], strict=True):
                     control.check()
@@ -91,13 +91,3 @@ def slice_size(wanted: int | None, workload: Workload, index: Index, device: str
     if device.startswith("cuda"):
         return SLICE_ON_A_GPU
     return SLICE_THAT_GIVES_WAY if workload.preemptible else SLICE
-
-
-def _query_vectors(share: Share, workload: Workload, control: Control, size: int) -> "Tensor":
-    import torch
-
-    vectors = []
-    for piece in cut(workload.queries, size):
-        control.check()
-        vectors.append(share.query_vectors(piece))
-    return torch.cat(vectors)

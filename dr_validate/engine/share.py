@@ -98,22 +98,17 @@ class _Finite:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._counted: deque[tuple[Side, int, Landing]] = deque()
-
-    @property
-    def is_counting(self) -> bool:
-        """Whether something was not read yet."""
-        return bool(self._counted)
+        self.unread: deque[tuple[Side, int, Landing]] = deque()
 
     def count(self, side: Side, vectors: "Tensor") -> None:
         """Begin with these."""
         broken = (~vectors.isfinite()).any(dim=1).sum()
-        self._counted.append((side, len(vectors), Landing().fill(broken)))
+        self.unread.append((side, len(vectors), Landing().fill(broken)))
 
     def wait(self, but: int) -> None:
         """For all counts but the last few. Raises CheckpointError where one is not 0."""
-        while len(self._counted) > but:
-            side, number, landing = self._counted.popleft()
+        while len(self.unread) > but:
+            side, number, landing = self.unread.popleft()
             if broken := int(landing.array()):
                 raise CheckpointError(
                     f"{broken} of {number} {side} vectors hold NaN or Inf ({self._model.contract.get('dtype')}): the weights "
@@ -144,7 +139,7 @@ class _Texts:
 
     def wait(self, but: int) -> None:
         """See `_Finite.wait`: until the device has encoded so much."""
-        if self._finite.is_counting:
+        if self._finite.unread:
             began = time.monotonic()
             self._finite.wait(but)
             self.seconds["encode"] += time.monotonic() - began
