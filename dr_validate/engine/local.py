@@ -59,10 +59,10 @@ class LocalEngine:
             queries = []
             for piece in cut(workload.queries, size):
                 control.check()
-                queries.append(share.query_vectors(piece))
-            unfinished = progress.load()
-            share.open(torch.cat(queries), unfinished.top)
-            done, num_saved, saved_at = set(unfinished.done), len(unfinished.done), time.monotonic()
+                queries.append(share.queries.vectors(piece))
+            finished, top = progress.load()
+            share.open(torch.cat(queries), top)
+            done, num_saved, saved_at = set(finished), len(finished), time.monotonic()
             todo, count = [piece for piece in slices if piece.start not in done], progress.count(done)
             try:
                 for piece, following in zip(todo, [*todo[1:], None], strict=True):
@@ -80,7 +80,7 @@ class LocalEngine:
                 raise
             ranking = ranking_of(share.top(), workload)
         progress.clear()
-        return Ranked(ranking=ranking, encoded_now=share.encoded_now, seconds=share.seconds)
+        return Ranked(ranking=ranking, encoded_now=share.documents.encoded_now, seconds=share.seconds)
 
 
 def slice_size(wanted: int | None, workload: Workload, index: Index, device: str) -> int:

@@ -55,7 +55,7 @@ def keep_alone(copy: Path, name: str, report: Mapping[str, Any], digests: Collec
         pointer.symlink_to(place.name)
         pointer.replace(folder / LINK)
         for other in sorted(folder.iterdir()):
-            spec, digest = _made_of(_report_in(other))
+            spec, digest = _kept_in(other)
             if spec == report["spec"] and digest in digests and not other.is_symlink() and other != place:
                 _remove(other.rename(beside(other)))  # gone in one step
 
@@ -66,25 +66,22 @@ def _place(folder: Path, name: str, report: Mapping[str, Any]) -> Path:
     spec, digest = _made_of(report)
     own = fingerprint({"spec": spec, "digest": digest})[:8]
     for place in (folder / plain, folder / f"{plain}-{own}"):
-        is_it = _made_of(_report_in(place)) == (spec, digest)
+        is_it = _kept_in(place) == (spec, digest)
         if place.name != LINK and (is_it or not (place.exists() or place.is_symlink())):
             return place
     raise OSError(f"{folder}: {plain} and {plain}-{own} are there, and not of this checkpoint; move them away")
 
 
-def _report_in(place: Path) -> Any:
+def _kept_in(place: Path) -> tuple[Any, str]:
+    """Spec and digest of the Report there; of none where there is no such."""
     try:
-        return json.loads((place / REPORT).read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
-def _made_of(report: Any) -> tuple[Any, str]:
-    """Spec and digest; of nothing where it is no Report."""
-    try:
-        return report["spec"], str(report["checkpoint"]["digest"])
-    except (TypeError, KeyError):
+        return _made_of(json.loads((place / REPORT).read_bytes()))
+    except (OSError, ValueError, TypeError, KeyError):
         return None, ""
+
+
+def _made_of(report: Mapping[str, Any]) -> tuple[Any, str]:
+    return report["spec"], str(report["checkpoint"]["digest"])
 
 
 def _link(path: Path, target: Path) -> None:

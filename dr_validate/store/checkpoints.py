@@ -120,10 +120,8 @@ class CheckpointStore:
             check_folder(self.keep_best)
 
     def link_best(self, checkpoint: Checkpoint, report: Mapping[str, Any], digests: Collection[str], root: Path) -> None:
-        """Keep the copy and its Report (JSON values) in `keep_best`, in place of earlier ones with one of `digests`.
-
-        Raises Outage where there is no copy, and OSError.
-        """
+        """Keep the copy and its Report (JSON values) in `keep_best`, in place of earlier ones with one of `digests`. Raises
+        Outage where there is no copy, and OSError."""
         assert self.keep_best is not None
         with self.lease(checkpoint.digest, root) as copy:
             keep_alone(copy, checkpoint.label, report, digests, self.keep_best)
@@ -246,8 +244,6 @@ def _remove_leftovers(cache: LeasedCache, but: str) -> None:
     """Remove what killed processes left: a temporary folder whose fetch lock nobody holds (`but` is held by the caller)."""
     for folder in cache.root.glob(".*.*"):
         key = folder.name[1:].rpartition(".")[0]
-        if key == but:
-            shutil.rmtree(folder, ignore_errors=True)
-            continue
-        with contextlib.suppress(BlockingIOError), locked(cache.lock_file(key, "fetch"), blocking=False):
+        lock = contextlib.nullcontext() if key == but else locked(cache.lock_file(key, "fetch"), blocking=False)
+        with contextlib.suppress(BlockingIOError), lock:
             shutil.rmtree(folder, ignore_errors=True)

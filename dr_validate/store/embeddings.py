@@ -48,16 +48,14 @@ def opened(
                 room = _Room(cache, max_gib * 2**30, evicts=not baseline)
                 room.take(0)  # the limit may be lower than it was
                 kept = KeptVectors(folder, counts, dtype=dtype, take=room.take, whole=baseline)
-                stack.callback(_used, cache, key)
                 vectors = stack.enter_context(contextlib.closing(kept))
             except OSError as error:
                 log.warning("vectors are not kept: %s", error)
-        yield vectors
-
-
-def _used(cache: LeasedCache, key: str) -> None:
-    with contextlib.suppress(OSError):
-        cache.used(key)
+        try:
+            yield vectors
+        finally:
+            with contextlib.suppress(OSError):
+                cache.used(key)
 
 
 class _Room:
@@ -70,16 +68,13 @@ class _Room:
     def take(self, size: int) -> bool:
         """Set this many bytes aside; what was used longest ago makes room. False where there is none."""
         if size > self._left:
-            self._left = self._look(size)
+            disk = shutil.disk_usage(self._cache.root)
+            reserved = min(RESERVED_SHARE * disk.total, RESERVED_BYTES)
+            allowed = min(self._limit, sum(self._cache.sizes().values()) + disk.free - reserved)
+            if self._evicts:
+                self._cache.evict(allowed - size)
+            self._left = min(allowed - sum(self._cache.sizes().values()), max(size, self._limit * SHARE_AT_ONCE))
         if size > self._left:
             return False
         self._left -= size
         return True
-
-    def _look(self, wanted: int) -> float:
-        disk = shutil.disk_usage(self._cache.root)
-        reserved = min(RESERVED_SHARE * disk.total, RESERVED_BYTES)
-        allowed = min(self._limit, sum(self._cache.sizes().values()) + disk.free - reserved)
-        if self._evicts:
-            self._cache.evict(allowed - wanted)
-        return min(allowed - sum(self._cache.sizes().values()), max(wanted, self._limit * SHARE_AT_ONCE))

@@ -5,7 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from dr_validate.devices import Landing, to_device
 from dr_validate.files import write_atomically
 from dr_validate.stages import Encode, Kept
 from dr_validate.store.claims import Claims
-from dr_validate.store.vector_file import RECORD, VectorFile
+from dr_validate.store.vector_file import RECORD, VectorFile, nothing
 from dr_validate.values import Float32, Int64, Side
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class NothingKept:
 
     def look(self, side: Side, ordinals: Int64) -> Kept:
         """Nothing."""
-        return _none(ordinals)
+        return nothing(ordinals)
 
     def get(self, side: Side, ordinals: Int64, encode: Encode, device: str = "cpu", kept: Kept | None = None) -> "Tensor":
         """All of them made."""
@@ -82,7 +82,7 @@ class KeptVectors:
             return self._files[side].read(ordinals)
         except OSError as error:
             self._stop_keeping(error)
-            return _none(ordinals)
+            return nothing(ordinals)
 
     def get(self, side: Side, ordinals: Int64, encode: Encode, device: str = "cpu", kept: Kept | None = None) -> "Tensor":
         """See `Vectors.get`. What another process encodes at this moment is waited for; nothing is encoded twice."""
@@ -127,12 +127,9 @@ class KeptVectors:
     def contract(self, read: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         """See `Vectors.contract`."""
         path = self._folder / "contract.json"
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            found = None
-        if isinstance(found, dict):
-            return found
+        with suppress(OSError, ValueError):
+            if isinstance(found := json.loads(path.read_bytes()), dict):
+                return found
         contract = read()
         try:
             write_atomically(path, json.dumps(contract, indent=2) + "\n")
@@ -197,7 +194,3 @@ def _joined(parts: Sequence[tuple[Int64, "Tensor"]], number: int, device: str) -
     for positions, vectors in parts:
         joined[to_device(positions, device)] = vectors
     return joined
-
-
-def _none(ordinals: Int64) -> Kept:
-    return Kept(mask=np.zeros(len(ordinals), dtype=bool), vectors=np.empty((0, 0), dtype=np.float32))

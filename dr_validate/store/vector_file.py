@@ -67,7 +67,7 @@ class VectorFile:
             self._refresh()
             kept = self._places[ordinals] > 0
             if self._header is None or not kept.any():
-                return Kept(mask=np.zeros(len(ordinals), dtype=bool), vectors=np.empty((0, 0), dtype=np.float32))
+                return nothing(ordinals)
             wanted, (dim, width) = ordinals[kept], self._header
             rows = self._read_rows(self._places[wanted].astype(np.int64) - 1, dim * width)
             whole = _checksums(rows, wanted) == self._checksums[wanted]
@@ -148,6 +148,11 @@ class VectorFile:
             # No memory map: a file that got shorter, or a broken disk, must not end the process.
             _read(self._vectors, rows[start:stop].reshape(-1), int(numbers[start]) * size)
         return rows
+
+
+def nothing(ordinals: Int64) -> Kept:
+    """Where none of these is kept."""
+    return Kept(mask=np.zeros(len(ordinals), dtype=bool), vectors=np.empty((0, 0), dtype=np.float32))
 
 
 def _checksums(rows: NDArray[np.uint8], ordinals: Int64) -> NDArray[np.uint32]:
