@@ -98,8 +98,8 @@ def similarity(history: Sequence[RankEvidence]) -> Float64:
     held = np.zeros((len(history), len(names)))
     held[np.repeat(np.arange(len(keys)), [len(each) for each in keys]), place] = 1
     both, size = held @ held.T, held.sum(axis=1)
-    content = [[getattr(each, field.name).tobytes() for field in fields(each)] for each in history]
-    copies = [[one == other for other in content] for one in content]
+    marks = [[hash(getattr(each, field.name).tobytes()) for field in fields(each)] for each in history]
+    copies = [[one == other for other in marks] for one in marks]
     return np.where(copies, 1.0, np.minimum(both / np.maximum(size[:, None] + size - both, 1), 0.99))
 
 
@@ -145,9 +145,9 @@ def _expect(evidence: RankEvidence, table: Gains, coefficients: Float64) -> tupl
         return table.weight * chance, table.weight * np.sqrt(np.maximum(chance - chance**2, 0))
     first, second = np.zeros(len(table.rows)), np.zeros(len(table.rows))
     for part, worth in table.worth_below():
-        folds = [negative_binomial(mean[fold, part], form[fold, part], len(worth)).T for fold in range(NUM_FOLDS)]
-        chances = sum(folds) / NUM_FOLDS
-        first[part], second[part] = (chances * worth).sum(axis=0), (chances * worth**2).sum(axis=0)
+        chances = sum(negative_binomial(mean[fold, part], form[fold, part], len(worth)).T for fold in range(NUM_FOLDS))
+        first[part] = (chances * worth).sum(axis=0) / NUM_FOLDS
+        second[part] = (chances * worth**2).sum(axis=0) / NUM_FOLDS
     return first, np.sqrt(np.maximum(second - first**2, 0))
 
 
