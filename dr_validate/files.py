@@ -11,9 +11,14 @@ import secrets
 import shutil
 import sqlite3
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dr_validate.errors import SetupError
 
@@ -108,7 +113,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary stream that becomes `path` when the block ends without an error, and leaves nothing when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
+    temporary = beside(path)
     try:
         with temporary.open("xb") as stream:
             yield stream
@@ -121,6 +126,26 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     _sync_folder(path.parent)
 
 
+def beside(path: Path) -> Path:
+    """A new name. What `tempfile` makes is for this user alone, whatever the umask, and would stay so under its final name."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Replace `path` by arrays, by their names."""
+    with atomic_file(path) as stream:
+        np.savez(stream, **arrays)
+
+
+def read_arrays(path: Path, *names: str) -> tuple[NDArray[Any], ...]:
+    """Some of what `write_arrays` wrote. Raises OSError for a file that cannot be read, ValueError for a damaged one."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return tuple(file[name] for name in names)
+    except (ValueError, KeyError, EOFError, RuntimeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A fresh folder beside `path` that becomes `path` when the block ends without an error.
@@ -128,7 +153,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     If another process made `path` meanwhile, its folder stays and ours is dropped.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
+    temporary = beside(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -273,11 +298,6 @@ def disk_words(error: BaseException, folder: Path) -> str:
     if isinstance(error, OSError) and error.errno in NO_ROOM or "full" in str(error):
         return f"no space left on the disk of {folder} ({free}); free some ({error})"
     return f"the disk of {folder} is busy, or fails ({error}; {free})"
-
-
-def _beside(path: Path) -> Path:
-    """A new name. What `tempfile` makes is for this user alone, whatever the umask, and would stay so under its final name."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
 
 
 def _sync_folder(folder: Path) -> None:

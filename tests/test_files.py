@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dr_validate.errors import Stopped
@@ -14,7 +15,9 @@ from dr_validate.files import (
     copy_with_digest,
     give_home,
     interruptible,
+    read_arrays,
     sha256_of_file,
+    write_arrays,
     write_atomically,
 )
 
@@ -129,3 +132,20 @@ def test_hashing_and_copying_ask_between_two_chunks_whether_to_go_on(tmp_path: P
             work()
         assert len(asked) == 2
     assert copy_with_digest(tmp_path / "file", tmp_path / "whole") == digest and len(asked) == 2
+
+
+def test_arrays_are_read_by_their_names_and_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "kept" / "arrays.npz"
+    write_arrays(path, ranks=np.arange(1000), step=7)
+    step, ranks = read_arrays(path, "step", "ranks")
+    assert (int(step), ranks.tolist()) == (7, list(range(1000)))
+    content = path.read_bytes()
+    np.savez_compressed(path, ranks=np.arange(1000))
+    squeezed = bytearray(path.read_bytes())
+    squeezed[len(squeezed) // 2] ^= 0xFF
+    for damaged in (b"", b"text", content[:500], content.replace(b"ranks", b"ranges"), bytes(squeezed)):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"arrays\.npz is damaged"):
+            read_arrays(path, "ranks")
+    with pytest.raises(FileNotFoundError):
+        read_arrays(tmp_path / "other.npz", "ranks")

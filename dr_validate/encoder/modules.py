@@ -1,5 +1,6 @@
 """Read a sentence-transformers folder (`modules.json`) as sentence-transformers 6.2 does, without importing it. JSON only."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from dr_validate.encoder.checks import (
     read_objects,
 )
 from dr_validate.encoder.lengths import NO_LIMIT, length_warnings, max_length
-from dr_validate.encoder.prompts import prompt_for, prompt_warnings
 from dr_validate.encoder.spec import EncoderSpec, Head, PoolingName, TowerSpec, contradiction
 from dr_validate.errors import CheckpointError, NotStated
 from dr_validate.values import Side
 
+log = logging.getLogger(__name__)
 POOLING_NAMES: Mapping[str, PoolingName] = {
     "cls": "cls",
     "max": "max",
@@ -37,6 +38,8 @@ POOLING_FLAGS: Mapping[str, PoolingName] = {
     "pooling_mode_weightedmean_tokens": "weighted_mean",
     "pooling_mode_lasttoken": "last",
 }
+# Names of the prompts that `encode_query` and `encode_document` take.
+PROMPT_NAMES: Mapping[Side, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 ACTIVATIONS = ("GELU", "Identity", "ReLU", "Sigmoid", "SiLU", "Tanh")
 SUPPORTED = "Transformer, Pooling, then any of Dense, LayerNorm, Normalize, Dropout"
 TRANSFORMER_FILES = tuple(
@@ -83,7 +86,7 @@ def modules_tower(folder: Path, root: Path, side: Side, stated: EncoderSpec) -> 
         heads=heads,
         truncate_dim=library.get("truncate_dim"),
         normalize=normalize,
-        prefix=prompt_for(side, library, stated, folder),
+        prefix=_prompt(side, library, stated, folder),
         max_length=length,
         max_length_from=origin,
         architecture=backbone.architecture,
@@ -91,7 +94,7 @@ def modules_tower(folder: Path, root: Path, side: Side, stated: EncoderSpec) -> 
             *backbone.warnings,
             *contradiction("pooling", stated.pooling, said["pooling"]),
             *contradiction("normalize", stated.normalize, said["normalize"]),
-            *prompt_warnings(side, library, stated),
+            *_prompt_warnings(side, library, stated),
             *length_warnings(stated, side, settings, backbone.tokenizer),
         ),
     )
@@ -158,7 +161,7 @@ def _static_tower(folder: Path, parts: Sequence[tuple[str, Path]], side: Side, s
         heads=heads,
         truncate_dim=library.get("truncate_dim"),
         normalize=normalize,
-        prefix=prompt_for(side, library, stated, folder),
+        prefix=_prompt(side, library, stated, folder),
         max_length=length,
         max_length_from="no limit"
         if length == NO_LIMIT
@@ -167,7 +170,7 @@ def _static_tower(folder: Path, parts: Sequence[tuple[str, Path]], side: Side, s
         else file.name,
         architecture="StaticEmbedding",
         static=True,
-        warnings=(*contradiction("pooling", stated.pooling, "mean"), *prompt_warnings(side, library, stated)),
+        warnings=(*contradiction("pooling", stated.pooling, "mean"), *_prompt_warnings(side, library, stated)),
     )
 
 
@@ -274,3 +277,37 @@ def _normalization(
             "vectors are compared by cosine or by dot product; set encoder.normalize to true (cosine) or false (dot)"
         )
     return kept, last or similarity == "cosine"
+
+
+def _prompt_warnings(side: Side, library: Mapping[str, Any], stated: EncoderSpec) -> list[str]:
+    """Where another prefix is stated than the prompt that the checkpoint names for this side; an empty one says nothing."""
+    prompts = library.get("prompts")
+    named = [prompts[name] for name in PROMPT_NAMES[side] if prompts.get(name)] if isinstance(prompts, dict) else []
+    return contradiction(f"{side}_prefix", stated.prefix(side), str(named[0]) if named else None, "prompts")
+
+
+def _prompt(side: Side, library: Mapping[str, Any], stated: EncoderSpec, folder: Path) -> str:
+    """The prefix of one side: what is stated, else the first candidate among the saved prompts, else none.
+
+    `library` is config_sentence_transformers.json. A default prompt alone is refused: version 5 puts it before both sides,
+    version 6 before neither.
+    """
+    configured = stated.prefix(side)
+    if configured is not None:
+        return configured
+    prompts = library.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise CheckpointError(f"{folder / 'config_sentence_transformers.json'}: prompts: got {prompts!r}, expected an object")
+    name = next((candidate for candidate in PROMPT_NAMES[side] if candidate in prompts), None)
+    if name is not None:
+        prompt = str(prompts[name] or "")
+        if prompt and name != PROMPT_NAMES[side][0]:
+            log.warning("%s: %ss get the prompt %r (%r), which sentence-transformers 6 skips", folder.name, side, name, prompt)
+        return prompt
+    default = library.get("default_prompt_name")
+    if default and prompts.get(default):
+        raise NotStated(
+            f"{folder}: default_prompt_name {default!r}: versions of sentence-transformers disagree whether its prompt "
+            f"{prompts[default]!r} goes before a {side}; set encoder.{side}_prefix to it, or to ''"
+        )
+    return ""

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,8 +12,7 @@ from dr_validate.devices import free_memory, is_out_of_memory, to_device
 from dr_validate.encoder.batches import Batch, plan, take
 from dr_validate.encoder.forward import Chosen
 from dr_validate.encoder.heads import Step, load_heads, unit
-from dr_validate.encoder.pooling import pool
-from dr_validate.encoder.spec import TowerSpec
+from dr_validate.encoder.spec import PoolingName, TowerSpec
 from dr_validate.encoder.threads import for_each
 from dr_validate.encoder.tokenizer import FastTokenizer
 from dr_validate.errors import CheckpointError, NoMemory
@@ -93,7 +92,7 @@ class LoadedTower:
     def _vectors(self, batch: Batch) -> Tensor:
         """(num_texts, dim) float32 on the device."""
         lengths = to_device(batch.lengths, self._device)
-        vectors = pool(self._forward(batch), lengths, self._tower.pooling, self._skip)
+        vectors = _pool(self._forward(batch), lengths, self._tower.pooling, self._skip)
         for head in self._heads:
             vectors = head(vectors)
         if self._tower.truncate_dim is not None:
@@ -105,6 +104,41 @@ class LoadedTower:
         one = Batch(rows=np.zeros(1, dtype=np.int64), lengths=np.ones(1, dtype=np.int64), ids=np.ones(1, dtype=np.int64))
         with torch.inference_mode():
             return or_cannot(lambda: int(self._vectors(one).shape[1]), self._tower, self._device)
+
+
+def _pool(hidden: Tensor, lengths: Tensor, modes: Sequence[PoolingName], skip: int) -> Tensor:
+    """(num_texts, len(modes) * width) float32 from hidden (num_tokens, width) of one text after the other. Formulas as in
+    sentence_transformers 6.2 (`modules/pooling.py`); no operation here waits for a GPU.
+
+    `lengths` (num_texts,) are at least 1; the first `skip` tokens of each text are left out.
+    """
+    hidden = hidden.float()
+    ends = lengths.cumsum(0)
+    text = torch.repeat_interleave(torch.arange(len(lengths), device=hidden.device), lengths, output_size=len(hidden))
+    places = torch.arange(len(hidden), device=hidden.device) - (ends - lengths)[text]
+    return torch.cat([_pool_one(hidden, (lengths, ends, places), mode, skip) for mode in modes], dim=-1)
+
+
+def _pool_one(hidden: Tensor, layout: tuple[Tensor, Tensor, Tensor], mode: PoolingName, skip: int) -> Tensor:
+    lengths, ends, places = layout
+    if mode == "cls":
+        return hidden[ends - lengths + torch.where(lengths > skip, skip, 0)]
+    if mode == "last":
+        return hidden[ends - 1]
+    inside = places >= skip  # (num_tokens,)
+    if mode == "max":
+        return _reduce(hidden.masked_fill(~inside[:, None], float("-inf")) if skip else hidden, lengths, "max")
+    weights = inside.float()
+    if mode == "weighted_mean":  # SGPT (Muennighoff 2022): weight = position, counted from 1
+        weights = weights * (places + 1)
+    total = _reduce(hidden * weights[:, None] if skip or mode == "weighted_mean" else hidden, lengths, "sum")
+    count = _reduce(weights[:, None], lengths, "sum").clamp(min=1e-9)
+    return total / (count.sqrt() if mode == "mean_sqrt_len" else count)
+
+
+def _reduce(values: Tensor, lengths: Tensor, how: str) -> Tensor:
+    reduce: Any = torch.segment_reduce
+    return reduce(values, how, lengths=lengths, unsafe=True)  # type: ignore[no-any-return]  # the checks would wait for a GPU
 
 
 def or_cannot(run: Callable[[], T], tower: TowerSpec, device: str) -> T:

@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -16,9 +15,6 @@ from dr_validate.engine.share import Share
 from dr_validate.engine.slices import cut
 from dr_validate.errors import Interrupted
 from dr_validate.stages import Control, Index, Model, Ranked, Ranker, Workload
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SLICE = 2048
 SLICE_ON_A_GPU = 8192  # a third of a second there, where a smaller one does not fill it
@@ -59,16 +55,20 @@ class LocalEngine:
 
     def rank(self, model: Model, workload: Workload, index: Index, control: Control, device: str) -> Ranked:
         """See `Ranker.rank`. Raises Interrupted when told to stop; the next call goes on from there, to the same ranking."""
+        import torch
+
         size = slice_size(self.slice_documents, workload, index, device)
         slices = cut(workload.documents, size)
         progress = Progress(workload, index, slices)
         with contextlib.closing(Share(model, workload, index, device)) as share:
-            queries = _query_vectors(share, workload, control, size)
-            unfinished = progress.load()
-            share.open(queries, unfinished.top)
-            todo = [piece for piece in slices if piece.start not in unfinished.done]
-            done, num_saved, saved_at = set(unfinished.done), len(unfinished.done), time.monotonic()
-            count = progress.count(done)
+            queries = []
+            for piece in cut(workload.queries, size):
+                control.check()
+                queries.append(share.queries.vectors(piece))
+            finished, top = progress.load()
+            share.open(torch.cat(queries), top)
+            done, num_saved, saved_at = set(finished), len(finished), time.monotonic()
+            todo, count = [piece for piece in slices if piece.start not in done], progress.count(done)
             try:
                 for piece, following in zip(todo, [*todo[1:], None], strict=False):  # killed at the very end, nothing is to do
                     control.check()
@@ -85,7 +85,7 @@ class LocalEngine:
                 raise
             ranking = ranking_of(share.top(), workload)
         progress.clear()
-        return Ranked(ranking=ranking, encoded_now=share.encoded_now, seconds=share.seconds)
+        return Ranked(ranking=ranking, encoded_now=share.documents.encoded_now, seconds=share.seconds)
 
 
 def slice_size(wanted: int | None, workload: Workload, index: Index, device: str) -> int:
@@ -96,13 +96,3 @@ def slice_size(wanted: int | None, workload: Workload, index: Index, device: str
     if device.startswith("cuda"):
         return SLICE_ON_A_GPU
     return SLICE_THAT_GIVES_WAY if workload.preemptible else SLICE
-
-
-def _query_vectors(share: Share, workload: Workload, control: Control, size: int) -> "Tensor":
-    import torch
-
-    vectors = []
-    for piece in cut(workload.queries, size):
-        control.check()
-        vectors.append(share.query_vectors(piece))
-    return torch.cat(vectors)

@@ -70,11 +70,11 @@ class _Ranking:
         size = slice_size(self._wanted.slice_documents, workload, job.index, self._wanted.device)
         self._slices = cut(workload.documents, size)
         self._progress = Progress(workload, job.index, self._slices)
-        unfinished = self._progress.load()
-        covered = set(unfinished.done)
+        finished, top = self._progress.load()
+        covered = set(finished)
         if len(covered) == len(self._slices):
             covered.discard(max(covered, default=0))  # once more: so there is somebody who says what the model is
-        self._covered, self._top = covered, unfinished.top
+        self._covered, self._top = covered, top
         self._queries: deque[Slice] = deque(cut(workload.queries, size))
         self._num_queries = len(self._queries)
         self._vectors: dict[int, Float32] = {}  # of queries, by first position
@@ -85,7 +85,7 @@ class _Ranking:
         self._finished = set(covered)  # also what is only with its worker
         self._count = self._progress.count(covered)  # documents in those
         self._num_needed = len(workload.ordinals) - self._count
-        self._saved_at, self._num_saved = time.monotonic(), len(unfinished.done)
+        self._saved_at, self._num_saved = time.monotonic(), len(finished)
         self._alone_since = time.monotonic()
         for worker in ranker.workers.all:
             worker.finished, worker.handed, worker.is_new = [], [], True

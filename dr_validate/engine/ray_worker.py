@@ -111,7 +111,7 @@ class RayWorker:
     def query_vectors(self, job: Job, piece: Slice) -> Float32:
         """(len(piece), dim) of a slice of the queries."""
         share = self._begin(job)
-        vectors = share.query_vectors(piece)
+        vectors = share.queries.vectors(piece)
         share.settle()
         found: NDArray[Any] = vectors.cpu().numpy()
         return found
@@ -137,7 +137,9 @@ class RayWorker:
         top = share.top()
         seconds = {"load": self._opened.load_s, **share.seconds}
         contract = dict(self._opened.contract())
-        return Handed(top=top, slices=tuple(self._done), encoded_now=share.encoded_now, seconds=seconds, contract=contract)
+        return Handed(
+            top=top, slices=tuple(self._done), encoded_now=share.documents.encoded_now, seconds=seconds, contract=contract
+        )
 
     def end(self) -> None:
         """Let go of the model."""

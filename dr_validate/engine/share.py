@@ -31,23 +31,19 @@ class Share:
         every_query = np.arange(len(workload.own_documents))
         self._finite = _Finite(model)
         options = workload.vectors, model, device, self._finite
-        self._queries = _Texts("query", workload.queries, every_query, *options)
-        self._documents = _Texts("document", workload.documents, workload.ordinals, *options)
+        self.queries = Texts("query", workload.queries, every_query, *options)
+        self.documents = Texts("document", workload.documents, workload.ordinals, *options)
         self._search: Search | None = None
         self._unsearched: list[tuple[Tensor, Slice]] = []
         self._search_s = 0.0
 
     def close(self) -> None:
         """End the threads, after what they do now."""
-        self._documents.close()
-
-    def query_vectors(self, piece: Slice) -> "Tensor":
-        """(num_queries, dim) of a slice of the queries."""
-        return self._queries.vectors(piece)
+        self.documents.close()
 
     def settle(self) -> None:
         """Wait for the device. Raises CheckpointError for vectors that are not finite."""
-        self._documents.wait(0)
+        self.documents.wait(0)
 
     def open(self, queries: Any, top: TopK | None = None) -> None:
         """Open the search for these vectors of all queries, and go on from `top` where there is one."""
@@ -58,13 +54,11 @@ class Share:
         self._search_all()
 
     def add(self, piece: Slice, following: Slice | None = None) -> None:
-        """Encode a slice of the documents and search it, while a thread prepares the one that follows.
-
-        Raises CheckpointError for vectors that are not finite, on a GPU those of the slice before.
-        """
-        self._unsearched.append((self._documents.vectors(piece, following), piece))
+        """Encode a slice of the documents and search it, while a thread prepares the one that follows. Raises CheckpointError
+        for vectors that are not finite, on a GPU those of the slice before."""
+        self._unsearched.append((self.documents.vectors(piece, following), piece))
         self._search_all()
-        self._documents.wait(0 if self._device == "cpu" else 1)
+        self.documents.wait(0 if self._device == "cpu" else 1)
 
     def top(self) -> TopK:
         """The best documents of those added so far."""
@@ -73,14 +67,9 @@ class Share:
         return self._search.top()
 
     @property
-    def encoded_now(self) -> int:
-        """Documents that had to be encoded."""
-        return self._documents.encoded_now
-
-    @property
     def seconds(self) -> Mapping[str, float]:
         """By phase, as this thread spent them: what others did meanwhile is in none."""
-        sides = (self._queries.seconds, self._documents.seconds)
+        sides = (self.queries.seconds, self.documents.seconds)
         return {phase: sum(seconds[phase] for seconds in sides) for phase in sides[0]} | {"search": self._search_s}
 
     def _search_all(self) -> None:
@@ -98,22 +87,17 @@ class _Finite:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._counted: deque[tuple[Side, int, Landing]] = deque()
-
-    @property
-    def is_counting(self) -> bool:
-        """Whether something was not read yet."""
-        return bool(self._counted)
+        self.unread: deque[tuple[Side, int, Landing]] = deque()
 
     def count(self, side: Side, vectors: "Tensor") -> None:
         """Begin with these."""
         broken = (~vectors.isfinite()).any(dim=1).sum()
-        self._counted.append((side, len(vectors), Landing().fill(broken)))
+        self.unread.append((side, len(vectors), Landing().fill(broken)))
 
     def wait(self, but: int) -> None:
         """For all counts but the last few. Raises CheckpointError where one is not 0."""
-        while len(self._counted) > but:
-            side, number, landing = self._counted.popleft()
+        while len(self.unread) > but:
+            side, number, landing = self.unread.popleft()
             if broken := int(landing.array()):
                 raise CheckpointError(
                     f"{broken} of {number} {side} vectors hold NaN or Inf ({self._model.contract.get('dtype')}): the weights "
@@ -121,11 +105,9 @@ class _Finite:
                 )
 
 
-class _Texts:
-    """The texts of one side of a workload; counts what had to be encoded and adds up the seconds of each phase.
-
-    Neither the model nor the tokens are touched for a slice whose vectors are all kept.
-    """
+class Texts:
+    """The texts of one side of a workload; counts what had to be encoded and adds up the seconds of each phase. Neither the
+    model nor the tokens are touched for a slice whose vectors are all kept."""
 
     def __init__(
         self, side: Side, blocks: TextBlocks, ordinals: Int64, vectors: Vectors, model: Model, device: str, finite: _Finite
@@ -144,7 +126,7 @@ class _Texts:
 
     def wait(self, but: int) -> None:
         """See `_Finite.wait`: until the device has encoded so much."""
-        if self._finite.is_counting:
+        if self._finite.unread:
             began = time.monotonic()
             self._finite.wait(but)
             self.seconds["encode"] += time.monotonic() - began

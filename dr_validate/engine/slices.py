@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 from dr_validate.stages import TextBlocks
 
@@ -74,7 +75,4 @@ class Dealer:
 
 
 def _by_block(slices: Iterable[Slice]) -> list[deque[Slice]]:
-    blocks: dict[int, deque[Slice]] = {}
-    for piece in slices:
-        blocks.setdefault(piece.block, deque()).append(piece)
-    return list(blocks.values())
+    return [deque(group) for _, group in groupby(slices, key=lambda piece: piece.block)]

@@ -16,9 +16,8 @@ class Priors:
     pool_tail_length: int = 8
     tail_shrinkage: float = 3.0  # scores' worth of the other queries' scale, in each query's own unit: tails of two or three
     least_tail: float = 1e-3  # documents; logarithms need a floor, and no coefficient is known further out
-    # A pool tail below e^-2 documents says no more than e^-2: near copies are above even what is far out. Floors of -1.5 and
-    # -2.7 fitted worse (sum of squares 0.56 and 0.52 for 0.47); without one, corrections at 5% were too large by a fifth
-    # and a third.
+    # A pool tail below e^-2 documents says no more: near copies are above even what is far out. Floors of -1.5 and -2.7 fitted
+    # worse (sum of squares 0.56 and 0.52 for 0.47); without one, corrections at 5% were a fifth and a third too large.
     least_pool_tail: float = -2.0
 
     # Which certain documents serve as thresholds beside the relevant ones: enough for counts, few enough for seconds.
@@ -30,14 +29,12 @@ class Priors:
     # log(mean number above in the whole stratum) = mean . [1, rest tail, pool tail, mean tail].
     # [-2.7 to -1.2, 0.10 to 0.21, 1.23 to 1.60, 0.92 to 1.23]; a collection left out had a bias of at most 0.012, mostly 0.005.
     mean: tuple[float, float, float, float] = (-2.45, 0.17, 1.5, 1.15)
-    # Wider than those ranges. Deep metrics want less of the mean tail, and their many counts show it (recall@100, differences
-    # of B at 5%: RMSE 0.039 became 0.028, of K2 0.035 became 0.023). Other pools have other slopes of both tails: with BM25's
-    # alone RMSE of A at 5% 0.016 became 0.010, of K2 at 10% 0.025 became 0.021; without a pool (K2, 5%) 0.11 became 0.044. Of
-    # MRR@10 over the pools that the means were fitted on, 0.0151 became 0.0160 on the mean.
+    # Wider than those ranges. Deep metrics want less of the mean tail, and their many counts show it (RMSE of differences in
+    # recall@100 at 5%: B 0.039 → 0.028, K2 0.035 → 0.023). Other pools have other slopes of both tails (MRR@10, BM25's alone: A
+    # at 5% 0.016 → 0.010, K2 at 10% 0.025 → 0.021; none: K2 at 5% 0.11 → 0.044; those fitted on: 0.0151 → 0.0160).
     sd: tuple[float, float, float, float] = (1.2, 0.15, 0.3, 0.6)
-    # The counts of which it is learnt: relevant thresholds count in full, all others together this much of them (they are ten
-    # times as many, and a little unlike), and rows with more documents above than `reach` of the cutoff, where a metric is 0
-    # whatever their number, ever less.
+    # What it is learnt from: relevant thresholds count in full, all others together this much of them (they are more, and a bit
+    # unlike); rows with more documents above than `reach` of the cutoff, where a metric is 0 whatever their number, ever less.
     weight_of_others: float = 2.0
     reach: float = 0.8
 

@@ -35,7 +35,7 @@ class FactoryIndex:
         from dr_validate.index.topk import MARGIN, RunningTopK
 
         library = _Factory(faiss, queries, self.spec, device if top_k + MARGIN <= MOST_ON_A_GPU else "cpu")
-        return RunningTopK(queries, top_k, tie_rank, device, library, exact=self._is_exact)
+        return RunningTopK(queries, top_k, tie_rank, device, library, exact=self.spec == "Flat")
 
     def check(self) -> str:
         """See `Index.check`. Raises SetupError without faiss."""
@@ -45,11 +45,7 @@ class FactoryIndex:
 
     def fingerprint(self) -> Mapping[str, Any]:
         """Empty for the exact `Flat`."""
-        return {} if self._is_exact else {"index": self.spec}
-
-    @property
-    def _is_exact(self) -> bool:
-        return self.spec == "Flat"
+        return {} if self.spec == "Flat" else {"index": self.spec}
 
 
 class _Factory:

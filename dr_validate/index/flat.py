@@ -4,7 +4,6 @@ import functools
 import importlib
 import importlib.util
 import logging
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dr_validate.component import component
@@ -59,7 +58,7 @@ def say_once(message: str, level: int = logging.INFO) -> None:
 
 
 @component
-class FlatIndex:
+class FlatIndex(TorchIndex):
     """Exact inner products by `faiss.knn` on a CPU and `faiss.knn_gpu` on a GPU; by torch, with the same ranking, where there
     is no faiss, or none for that device."""
 
@@ -69,15 +68,13 @@ class FlatIndex:
             faiss = import_faiss()
         except SetupError as error:
             say_once(f"{error}: index=torch searches", logging.WARNING if has_faiss() else logging.DEBUG)
-            return TorchIndex().open(queries, top_k, tie_rank, device)
+            return super().open(queries, top_k, tie_rank, device)
         from dr_validate.index.topk import MARGIN, RunningTopK
 
         if device.startswith("cuda") and (gpu_resources(faiss) is None or top_k + MARGIN > MOST_ON_A_GPU):
             why = f"more than {MOST_ON_A_GPU - MARGIN} documents" if gpu_resources(faiss) else "this build of faiss"
-            say_once(
-                f"index=flat: {why} cannot be searched by faiss on {device}, so index=torch searches there, just as exactly"
-            )
-            return TorchIndex().open(queries, top_k, tie_rank, device)
+            say_once(f"index=flat: {why} cannot be searched by faiss on {device}, so index=torch searches there, as exactly")
+            return super().open(queries, top_k, tie_rank, device)
         return RunningTopK(queries, top_k, tie_rank, device, _Knn(faiss, queries, device))
 
     def check(self) -> str:
@@ -85,10 +82,6 @@ class FlatIndex:
         if has_faiss():
             return ""
         return f"index=flat: faiss is not installed, so index=torch searches, with the same ranking (for faiss: {WAY_OUT})"
-
-    def fingerprint(self) -> Mapping[str, Any]:
-        """Empty: exact."""
-        return {}
 
 
 class _Knn:

@@ -8,9 +8,7 @@ in another index, may get neighbouring scores and change places. No test can pro
 On one H200, 8,192 documents x 6,980 queries x 768 took 6 ms by torch, 16 by faiss' knn_gpu for 1,024 queries at a time (k=100).
 """
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -192,8 +190,12 @@ class RunningTopK:
         kth = scores_of(keys[:, -1]).double() - self._slack[rows] * block.longest
         floor = torch.nextafter(kth.float(), torch.tensor(-torch.inf, device=kth.device))
         if self._library is None:
-            with _full_precision():
+            allowed = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")  # whatever somebody allowed: the slack is that of float32
+            try:
                 found = self._single[rows] @ block.single.T >= floor[:, None]
+            finally:
+                torch.set_float32_matmul_precision(allowed)
             row, position = torch.nonzero(found, as_tuple=True)
         else:
             count = min(self._top_k + MARGIN, len(block))
@@ -230,14 +232,3 @@ def _first(keys: Tensor, count: int) -> Tensor:
     if keys.is_cuda:
         return keys.sort(dim=1).values[:, :count]
     return torch.from_numpy(np.sort(keys.numpy(), axis=1)[:, :count])  # with vector instructions, which torch's has not
-
-
-@contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    """Products in float32 even where somebody allowed bfloat16 for them: the slack is that of float32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

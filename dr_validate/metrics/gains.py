@@ -1,6 +1,6 @@
 """Every metric as a sum over the relevant documents of a query, each a falling function of its rank (FIDELITY, section 1)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,37 +15,51 @@ BLOCK = 2_000  # rows held at once
 class Gains:
     """`weight[row] * value(rank)` is what a relevant document at a rank (1 is the first) within its query's cutoff adds."""
 
-    rows: Int64  # (num_rows,) positions among the relevant documents given
-    weight: Float64  # (num_rows,)
-    cutoff: Int64  # (num_rows,)
+    rows: Int64  # (num_rows,) positions among the documents given
+    query: Int64  # (num_rows,) as the next three
+    rank: Int64
+    weight: Float64
+    cutoff: Int64
     value: Callable[[Float64], Float64]
     scored: Int64  # queries that count, ascending: those that have a relevant document, and those that are `not_found`
+    num_queries: int
 
     @property
     def is_flat(self) -> bool:
         """Whether every rank within the cutoff is worth the same."""
         return self.value is _one
 
-    def worth(self, rank: Int64) -> Float64:
+    @property
+    def deepest(self) -> int:
+        """The largest cutoff."""
+        return int(self.cutoff.max(initial=1))
+
+    def per_query(self, values: Float64) -> Float64:
+        """(num_queries,) sums of one value a row; NaN where there is nothing relevant."""
+        sums = np.full(self.num_queries, np.nan)
+        sums[self.scored] = np.bincount(self.query, values, self.num_queries)[self.scored]
+        return sums
+
+    def worth(self) -> Float64:
         """(num_rows,) what each row adds at its rank."""
-        found: Float64 = np.where(rank <= self.cutoff, self.weight * self.value(rank.astype(np.float64)), 0)
+        found: Float64 = np.where(self.rank <= self.cutoff, self.weight * self.value(self.rank.astype(np.float64)), 0)
         return found
 
-    def worth_below(self, rank: Int64) -> Iterator[tuple[Int64, Float64]]:
+    def worth_below(self) -> Iterator[tuple[Int64, Float64]]:
         """Blocks of rows, each with (number, len(block)) of what a row adds 0, 1, ... places below its rank."""
-        value = self.value(np.arange(1, int(self.cutoff.max(initial=1)) + 1, dtype=np.float64))
-        further = self.cutoff - rank  # (num_rows,) places to the last that adds something
+        value = self.value(np.arange(1, self.deepest + 1, dtype=np.float64))
+        further = self.cutoff - self.rank  # (num_rows,) places to the last that adds something
         order = np.argsort(further)  # like beside like, so that a block is only as wide as its rows need
         order = order[np.searchsorted(further[order], 0) :]
         for part in np.array_split(order, 1 + len(order) // BLOCK):
             place = np.arange(int(further[part].max(initial=-1)) + 1)[:, None]
-            worth = value[np.minimum(rank[part] + place, len(value)) - 1]
+            worth = value[np.minimum(self.rank[part] + place, len(value)) - 1]
             yield part, np.where(place <= further[part], self.weight[part] * worth, 0)
 
 
-def gains(name: str, query: Int64, gain: Int64, qrels: Qrels, depth: int) -> Gains:
-    """`query` and `gain` of the relevant documents in the ranking, by ascending (query, rank); `depth` of the ranking is the
-    cutoff of a metric without one."""
+def gains(name: str, query: Int64, rank: Int64, gain: Int64, qrels: Qrels, depth: int) -> Gains:
+    """`query`, `rank` (0 is the first) and `gain` of documents in the ranking, all relevant ones among them, by ascending
+    (query, rank); `depth` of the ranking is the cutoff of a metric without one."""
     metric = parse(name)
     judged = np.repeat(np.arange(len(qrels.offsets) - 1), np.diff(qrels.offsets))
     relevant = qrels.gains >= metric.relevant_from
@@ -70,7 +84,24 @@ def gains(name: str, query: Int64, gain: Int64, qrels: Qrels, depth: int) -> Gai
     else:
         assert metric.base == "ndcg", metric.base
         weight, value = gain[rows] / _ideal(judged, qrels, metric.cutoff)[of_query], _discount
-    return Gains(rows=rows, weight=weight, cutoff=cutoff, value=value, scored=np.flatnonzero(scored))
+    return Gains(
+        rows=rows,
+        query=query[rows],
+        rank=rank[rows] + 1,
+        weight=weight,
+        cutoff=cutoff,
+        value=value,
+        scored=np.flatnonzero(scored),
+        num_queries=len(scored),
+    )
+
+
+def means(names: Iterable[str], documents: Int64, qrels: Qrels) -> dict[str, float]:
+    """Metrics of a ranking (num_queries, top_k) as it is."""
+    gain = gains_retrieved(documents, qrels)
+    query, rank = np.nonzero(gain)
+    tables = {name: gains(name, query, rank, gain[query, rank], qrels, documents.shape[1]) for name in names}
+    return {name: float(np.nanmean(table.per_query(table.worth()))) for name, table in tables.items()}
 
 
 def gains_retrieved(documents: Int64, qrels: Qrels) -> Int64:

@@ -10,10 +10,10 @@ from typing import Any
 from dr_validate.errors import CheckpointError
 from dr_validate.files import SHARD, two_sets_of_weights
 from dr_validate.source.remembered import by_stamp, is_at_rest
-from dr_validate.source.safetensors import what_is_wrong
 from dr_validate.source.wanted import PICKLES, TOWER_FOLDERS, TRAINING_STATE, is_wanted_file, matches
 
 MAX_JSON_MIB = 8
+MAX_HEADER_BYTES = 4 << 20  # of 30,000 tensors; parsed, a header takes up to 25 times its size. The format allows 100 MB
 MAX_MIB_OF = {"tokenizer.json": 64, "vocab.json": 64, "trainer_state.json": 128}  # a large vocabulary has 35, a long log 100
 MAX_SHOWN = 600  # characters of what a stranger wrote
 TRAINER_LEAVES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
@@ -227,7 +227,7 @@ def _shards(index: Path) -> list[str]:
 def _broken_weights(folder: Path) -> str | None:
     for path in sorted(folder.glob("*.safetensors")):
         _check_regular(path)
-        if wrong := what_is_wrong(path):
+        if wrong := _what_is_cut(path):
             return f"{path.name}: {wrong}"
     return None
 
@@ -249,3 +249,32 @@ def _check_inside(place: str, said_by: str) -> None:
     path = PurePosixPath(place)
     if path.is_absolute() or ".." in path.parts or "\\" in place or "\0" in place:
         raise Unreadable(f"{said_by} names {place!r}, which is outside the checkpoint")
+
+
+@by_stamp
+def _what_is_cut(path: Path) -> str | None:
+    """What keeps a safetensors file from being whole, in words, or None. Reads the header, which says how long it must be."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        start = stream.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > size - 8:
+            return f"its header is not all there ({size:,} bytes so far)"
+        if length > MAX_HEADER_BYTES:
+            return f"its header has {length:,} bytes, more than {MAX_HEADER_BYTES:,}: save the weights in several files"
+        header = stream.read(length)
+    end = _data_bytes(header)
+    if end is None:
+        return "its header cannot be read: being written, or not a safetensors file"
+    if size != (expected := 8 + length + end):
+        return f"{size:,} of {expected:,} bytes"
+    return None
+
+
+def _data_bytes(header: bytes) -> int | None:
+    try:
+        tensors = json.loads(header)
+        ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        return None
+    return max(ends, default=0) if all(isinstance(end, int) for end in ends) else None

@@ -5,7 +5,6 @@ a symbolic link to it. Each step is one rename, so a kill leaves the best before
 best removes. What else is in FOLDER is left alone, another training's best too.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from typing import Any
 
 from dr_validate.component import fingerprint
 from dr_validate.errors import SetupError
-from dr_validate.files import atomic_folder, copy_with_digest, locked
+from dr_validate.files import atomic_folder, beside, copy_with_digest, locked
 
 REPORT = "dr_validate_report.json"  # a folder with it was made here
 LINK = "best"
@@ -52,41 +51,37 @@ def keep_alone(copy: Path, name: str, report: Mapping[str, Any], digests: Collec
                     if path.is_file():
                         _link(path, temporary / path.relative_to(copy))
                 (temporary / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
-        pointer = folder / f".{LINK}.{os.urandom(6).hex()}"
+        pointer = beside(folder / LINK)
         pointer.symlink_to(place.name)
         pointer.replace(folder / LINK)
         for other in sorted(folder.iterdir()):
-            about = _report_in(other)
-            mine = about.get("spec") == report["spec"] and _digest(about) in digests
-            if mine and not other.is_symlink() and other != place:
-                hidden = other.with_name(f".{other.name}.{os.urandom(6).hex()}")
-                other.rename(hidden)  # gone in one step
-                _remove(hidden)
+            spec, digest = _kept_in(other)
+            if spec == report["spec"] and digest in digests and not other.is_symlink() and other != place:
+                _remove(other.rename(beside(other)))  # gone in one step
 
 
 def _place(folder: Path, name: str, report: Mapping[str, Any]) -> Path:
     """Under the checkpoint's name, or with something added to it where that is taken by anything else."""
     plain = re.sub(r"[/:]", "-", name)
-    own = fingerprint({"spec": report["spec"], "digest": _digest(report)})[:8]
+    spec, digest = _made_of(report)
+    own = fingerprint({"spec": spec, "digest": digest})[:8]
     for place in (folder / plain, folder / f"{plain}-{own}"):
-        about = _report_in(place)
-        is_it = about.get("spec") == report["spec"] and _digest(about) == _digest(report)
+        is_it = _kept_in(place) == (spec, digest)
         if place.name != LINK and (is_it or not (place.exists() or place.is_symlink())):
             return place
     raise OSError(f"{folder}: {plain} and {plain}-{own} are there, and not of this checkpoint; move them away")
 
 
-def _report_in(place: Path) -> Mapping[str, Any]:
+def _kept_in(place: Path) -> tuple[Any, str]:
+    """Spec and digest of the Report there; of none where there is no such."""
     try:
-        found = json.loads((place / REPORT).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return _made_of(json.loads((place / REPORT).read_bytes()))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None, ""
 
 
-def _digest(report: Mapping[str, Any]) -> str:
-    checkpoint = report.get("checkpoint")
-    return str(checkpoint.get("digest")) if isinstance(checkpoint, dict) else ""
+def _made_of(report: Mapping[str, Any]) -> tuple[Any, str]:
+    return report["spec"], str(report["checkpoint"]["digest"])
 
 
 def _link(path: Path, target: Path) -> None:
@@ -98,8 +93,6 @@ def _link(path: Path, target: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+    shutil.rmtree(path, ignore_errors=True)  # leaves a link alone
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from dr_validate.errors import Outage
 from dr_validate.files import NO_ROOM, atomic_folder, locked, sha256_of_file, sha256_of_files, write_atomically
 from dr_validate.stages import Vectors
 from dr_validate.store.best import check_folder, keep_alone
-from dr_validate.store.embeddings import EmbeddingStore
+from dr_validate.store.embeddings import opened
 from dr_validate.store.leased_cache import LeasedCache, folder_size, key_of
 from dr_validate.values import Checkpoint, Side
 
@@ -33,7 +33,7 @@ class CheckpointStore:
     """`<root>/checkpoints/<digest>/`, about `max_gib` in all; what is leased stays whatever it weighs.
 
     `<root>/checkpoints/.records/<digest>.json` says of each copy which checkpoint it is, of which sources, and the SHA-256 of
-    its files. `<root>/embeddings/` holds vectors, at most about `embeddings_max_gib`, 0 for none; see `EmbeddingStore`.
+    its files. `<root>/embeddings/` holds vectors, at most about `embeddings_max_gib`, 0 for none; see `embeddings.opened`.
     """
 
     max_gib: float = Field(default=50, gt=0)
@@ -49,10 +49,8 @@ class CheckpointStore:
         """
         cache, key = _leased_cache(root), key_of(checkpoint.digest)
         with locked(cache.lock_file(key, "fetch")):
-            if cache.folder(key).is_dir() and not _record(root, key).get(
-                "files"
-            ):  # damaged, or of an earlier version: nothing to compare the copy with
-                cache.remove(key)
+            if cache.folder(key).is_dir() and not _record(root, key).get("files"):
+                cache.remove(key)  # damaged, or of an earlier version: nothing to compare the copy with
             if not cache.folder(key).is_dir():
                 _remove_leftovers(cache, but=key)
                 try:
@@ -60,7 +58,7 @@ class CheckpointStore:
                 except OSError as error:
                     if error.errno not in NO_ROOM:
                         raise
-                    if not any([cache.evict(0, {key, *map(key_of, keep)}), self._embeddings(root).clear()]):
+                    if not any([cache.evict(0, {key, *map(key_of, keep)}), _vectors_cache(root).evict(0)]):
                         raise
                     log.info("disk full: removed copies and vectors that nobody uses, fetching %s again", checkpoint.name)
                     self._fetch(checkpoint, fetch, root, source)
@@ -77,12 +75,11 @@ class CheckpointStore:
 
     def taken(self, source: str, root: Path) -> list[Checkpoint]:
         """Checkpoints of one source that there are copies of."""
-        return _noted([folder.name for folder in sorted((root / "checkpoints").glob("[!.]*"))], source, root)
+        return _noted(source, root, with_copy=True)
 
     def let_go(self, source: str, root: Path) -> list[Checkpoint]:
         """Checkpoints of one source that there were copies of."""
-        keys = [path.stem for path in sorted((root / "checkpoints" / ".records").glob("[!.]*.json"))]
-        return _noted([key for key in keys if not _leased_cache(root).folder(key).is_dir()], source, root)
+        return _noted(source, root, with_copy=False)
 
     def make_room(self, num_bytes: int, keep: Collection[str], precious: Sequence[str], root: Path) -> bool:
         """Remove copies until `num_bytes` more fit into `max_gib`; whether they do. Removes nothing where that is not enough.
@@ -99,29 +96,13 @@ class CheckpointStore:
         order = [key for key in sizes if key not in kept and key not in last] + [key for key in last[::-1] if key in sizes]
         return cache.evict(limit, order=order) is not None
 
-    def lease(self, digest: str, root: Path) -> AbstractContextManager[Path]:
+    @contextlib.contextmanager
+    def lease(self, digest: str, root: Path) -> Iterator[Path]:
         """The folder of a copy whose files have the digests they had when it was taken; nobody removes it within the block.
 
         Raises Outage where there is none, and where it is damaged: then it is removed, to be taken again.
         """
-        return self._leased(_leased_cache(root), key_of(digest), root)
-
-    def check(self) -> None:
-        """Raise SetupError where `keep_best` is no folder that can be written to."""
-        if self.keep_best is not None:
-            check_folder(self.keep_best)
-
-    def link_best(self, checkpoint: Checkpoint, report: Mapping[str, Any], digests: Collection[str], root: Path) -> None:
-        """Keep the copy and its Report (JSON values) in `keep_best`, in place of earlier ones with one of `digests`.
-
-        Raises Outage where there is no copy, and OSError.
-        """
-        assert self.keep_best is not None
-        with self.lease(checkpoint.digest, root) as copy:
-            keep_alone(copy, checkpoint.label, report, digests, self.keep_best)
-
-    @contextlib.contextmanager
-    def _leased(self, cache: LeasedCache, key: str, root: Path) -> Iterator[Path]:
+        cache, key = _leased_cache(root), key_of(digest)
         with cache.lease(key) as folder:
             if not folder.is_dir():
                 raise Outage(f"the copy in {folder} is gone; it is taken again where its source still has it")
@@ -132,6 +113,18 @@ class CheckpointStore:
                 return
         cache.remove(key)
         raise Outage(f"{wrong} in {folder} is not what was copied; the copy is removed, and taken again from its source")
+
+    def check(self) -> None:
+        """Raise SetupError where `keep_best` is no folder that can be written to."""
+        if self.keep_best is not None:
+            check_folder(self.keep_best)
+
+    def link_best(self, checkpoint: Checkpoint, report: Mapping[str, Any], digests: Collection[str], root: Path) -> None:
+        """Keep the copy and its Report (JSON values) in `keep_best`, in place of earlier ones with one of `digests`. Raises
+        Outage where there is no copy, and OSError."""
+        assert self.keep_best is not None
+        with self.lease(checkpoint.digest, root) as copy:
+            keep_alone(copy, checkpoint.label, report, digests, self.keep_best)
 
     def weights_sha256(self, digest: str, root: Path) -> str:
         """Hex SHA-256 of the weights of a copy: of the file where there is one, else over names and digests of all of them."""
@@ -144,18 +137,14 @@ class CheckpointStore:
     def vectors(
         self, digest: str, terms: Mapping[str, Any], counts: Mapping[Side, int], root: Path, *, baseline: bool = False
     ) -> AbstractContextManager[Vectors]:
-        """Kept vectors of one checkpoint under one encoder contract and for one test set (`terms`, JSON values).
-
-        `counts`: how many queries and documents there are in all. Nobody removes them within the block.
-        """
-        return self._embeddings(root).open(digest, terms, counts, baseline=baseline)
+        """See `Store.vectors`; nobody removes them within the block. `counts`: of all queries and documents that there are."""
+        return opened(_vectors_cache(root), digest, terms, counts, self.embeddings_max_gib, self.embeddings_dtype, baseline)
 
     def describe_vectors(self, root: Path) -> str:
         """What is kept, in words for people."""
-        return self._embeddings(root).describe()
-
-    def _embeddings(self, root: Path) -> EmbeddingStore:
-        return EmbeddingStore(root / "embeddings", max_gib=self.embeddings_max_gib, dtype=self.embeddings_dtype)
+        sizes = [size for size in _vectors_cache(root).sizes().values() if size]
+        what = "1 checkpoint" if len(sizes) == 1 else f"{len(sizes)} checkpoints"
+        return f"{sum(sizes) / 2**30:.2f} GiB for {what}, at most {self.embeddings_max_gib:g} (store.embeddings_max_gib)"
 
     def _fetch(self, checkpoint: Checkpoint, fetch: Fetch, root: Path, source: str) -> None:
         folder = _leased_cache(root).folder(key_of(checkpoint.digest))
@@ -183,6 +172,10 @@ def _leased_cache(root: Path) -> LeasedCache:
     return LeasedCache(root / "checkpoints")
 
 
+def _vectors_cache(root: Path) -> LeasedCache:
+    return LeasedCache(root / "embeddings")
+
+
 def _record_file(root: Path, key: str) -> Path:
     return root / "checkpoints" / ".records" / f"{key}.json"
 
@@ -205,10 +198,10 @@ def _listed(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return listed if isinstance(listed, dict) else {}
 
 
-def _noted(keys: Sequence[str], source: str, root: Path) -> list[Checkpoint]:
-    found = []
-    for key in keys:
-        if fields := _listed(_record(root, key)).get(source):
+def _noted(source: str, root: Path, *, with_copy: bool) -> list[Checkpoint]:
+    found, cache = [], _leased_cache(root)
+    for key in sorted(path.stem for path in (cache.root / ".records").glob("[!.]*.json")):
+        if cache.folder(key).is_dir() == with_copy and (fields := _listed(_record(root, key)).get(source)):
             with contextlib.suppress(TypeError, AssertionError):  # damaged: as if it had not been noted
                 found.append(Checkpoint(**fields))
     return found
@@ -251,8 +244,6 @@ def _remove_leftovers(cache: LeasedCache, but: str) -> None:
     """Remove what killed processes left: a temporary folder whose fetch lock nobody holds (`but` is held by the caller)."""
     for folder in cache.root.glob(".*.*"):
         key = folder.name[1:].rpartition(".")[0]
-        if key == but:
-            shutil.rmtree(folder, ignore_errors=True)
-            continue
-        with contextlib.suppress(BlockingIOError), locked(cache.lock_file(key, "fetch"), blocking=False):
+        lock = contextlib.nullcontext() if key == but else locked(cache.lock_file(key, "fetch"), blocking=False)
+        with contextlib.suppress(BlockingIOError), lock:
             shutil.rmtree(folder, ignore_errors=True)

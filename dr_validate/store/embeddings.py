@@ -4,7 +4,6 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from dr_validate.component import fingerprint
@@ -20,81 +19,62 @@ SHARE_AT_ONCE = 1 / 16  # of the limit, between two looks at the disk and at wha
 log = logging.getLogger(__name__)
 
 
-class EmbeddingStore:
-    """A folder with one sub-folder for each (checkpoint, encoder contract, test set), at most about `max_gib` in all.
+@contextlib.contextmanager
+def opened(
+    cache: LeasedCache,
+    digest: str,
+    terms: Mapping[str, Any],
+    counts: Mapping[Side, int],
+    max_gib: float,
+    dtype: str,
+    baseline: bool,
+) -> Iterator[Vectors]:
+    """See `CheckpointStore.vectors`. `cache` has a folder for each (checkpoint, encoder contract, test set).
 
     What was used longest ago goes first; what is in use never does, and takes no more once the limit is reached. A baseline
-    removes nothing: it keeps its vectors where there is room for all of them, and else none.
+    removes nothing: it keeps its vectors where there is room for all of them, and else none. Where the disk does not let us,
+    nothing is kept, which is logged.
     """
-
-    def __init__(self, root: Path, *, max_gib: float, dtype: str) -> None:
-        self._leased_cache = LeasedCache(root)
-        self._limit = max_gib * 2**30
-        self._dtype = dtype
-
-    @contextlib.contextmanager
-    def open(
-        self, digest: str, terms: Mapping[str, Any], counts: Mapping[Side, int], *, baseline: bool = False
-    ) -> Iterator[Vectors]:
-        """See `CheckpointStore.vectors`. Where the disk does not let us, nothing is kept, which is logged."""
-        key = f"{key_of(digest)}-{fingerprint({'format': FORMAT, **terms})}"
-        with contextlib.ExitStack() as stack:
-            vectors: Vectors = NothingKept()
-            if self._limit == 0:
-                self._leased_cache.evict(0)
-            else:
-                try:
-                    vectors = stack.enter_context(self._opened(key, counts, baseline))
-                except OSError as error:
-                    log.warning("vectors are not kept: %s", error)
-            yield vectors
-
-    def clear(self) -> bool:
-        """Remove all that nobody uses; whether there was something."""
-        return bool(self._leased_cache.evict(0))
-
-    def describe(self) -> str:
-        """How much is kept, in words."""
-        sizes = [size for size in self._leased_cache.sizes().values() if size]
-        what = "1 checkpoint" if len(sizes) == 1 else f"{len(sizes)} checkpoints"
-        return f"{sum(sizes) / 2**30:.2f} GiB for {what}, at most {self._limit / 2**30:g} (store.embeddings_max_gib)"
-
-    @contextlib.contextmanager
-    def _opened(self, key: str, counts: Mapping[Side, int], baseline: bool) -> Iterator[Vectors]:
-        with self._leased_cache.lease(key) as folder:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._leased_cache.used(key)
-            room = _Room(self._leased_cache, self._limit, evicts=not baseline)
-            room.take(0)  # the limit may be lower than it was
-            vectors = KeptVectors(folder, counts, dtype=self._dtype, take=room.take, whole=baseline)
+    key = f"{key_of(digest)}-{fingerprint({'format': FORMAT, **terms})}"
+    with contextlib.ExitStack() as stack:
+        vectors: Vectors = NothingKept()
+        if max_gib == 0:
+            cache.evict(0)
+        else:
             try:
-                yield vectors
-            finally:
-                vectors.close()
-                with contextlib.suppress(OSError):
-                    self._leased_cache.used(key)
+                folder = stack.enter_context(cache.lease(key))
+                folder.mkdir(parents=True, exist_ok=True)
+                cache.used(key)
+                room = _Room(cache, max_gib * 2**30, evicts=not baseline)
+                room.take(0)  # the limit may be lower than it was
+                kept = KeptVectors(folder, counts, dtype=dtype, take=room.take, whole=baseline)
+                vectors = stack.enter_context(contextlib.closing(kept))
+            except OSError as error:
+                log.warning("vectors are not kept: %s", error)
+        try:
+            yield vectors
+        finally:
+            with contextlib.suppress(OSError):
+                cache.used(key)
 
 
 class _Room:
     """How much one user of the store may still keep, as far as the limit, the other users and the disk allow."""
 
     def __init__(self, cache: LeasedCache, limit: float, *, evicts: bool) -> None:
-        self._leased_cache, self._limit, self._evicts = cache, limit, evicts
+        self._cache, self._limit, self._evicts = cache, limit, evicts
         self._left = -1.0
 
     def take(self, size: int) -> bool:
         """Set this many bytes aside; what was used longest ago makes room. False where there is none."""
         if size > self._left:
-            self._left = self._look(size)
+            disk = shutil.disk_usage(self._cache.root)
+            reserved = min(RESERVED_SHARE * disk.total, RESERVED_BYTES)
+            allowed = min(self._limit, sum(self._cache.sizes().values()) + disk.free - reserved)
+            if self._evicts:
+                self._cache.evict(allowed - size)
+            self._left = min(allowed - sum(self._cache.sizes().values()), max(size, self._limit * SHARE_AT_ONCE))
         if size > self._left:
             return False
         self._left -= size
         return True
-
-    def _look(self, wanted: int) -> float:
-        disk = shutil.disk_usage(self._leased_cache.root)
-        reserved = min(RESERVED_SHARE * disk.total, RESERVED_BYTES)
-        allowed = min(self._limit, sum(self._leased_cache.sizes().values()) + disk.free - reserved)
-        if self._evicts:
-            self._leased_cache.evict(allowed - wanted)
-        return min(allowed - sum(self._leased_cache.sizes().values()), max(wanted, self._limit * SHARE_AT_ONCE))

@@ -3,9 +3,9 @@
 import json
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from dr_validate.devices import Landing, to_device
 from dr_validate.files import write_atomically
 from dr_validate.stages import Encode, Kept
 from dr_validate.store.claims import Claims
-from dr_validate.store.vector_file import RECORD, VectorFile
+from dr_validate.store.vector_file import RECORD, VectorFile, nothing
 from dr_validate.values import Float32, Int64, Side
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class NothingKept:
 
     def look(self, side: Side, ordinals: Int64) -> Kept:
         """Nothing."""
-        return _none(ordinals)
+        return nothing(ordinals)
 
     def get(self, side: Side, ordinals: Int64, encode: Encode, device: str = "cpu", kept: Kept | None = None) -> "Tensor":
         """All of them made."""
@@ -82,53 +82,60 @@ class KeptVectors:
             return self._files[side].read(ordinals)
         except OSError as error:
             self._stop_keeping(error)
-            return _none(ordinals)
+            return nothing(ordinals)
 
     def get(self, side: Side, ordinals: Int64, encode: Encode, device: str = "cpu", kept: Kept | None = None) -> "Tensor":
         """See `Vectors.get`. What another process encodes at this moment is waited for; nothing is encoded twice."""
-        gathered, claims = _Gathered(len(ordinals), device), self._claims[side]
-        missing = gathered.put_kept(np.arange(len(ordinals)), kept or self.look(side, ordinals))
+        import torch
+
+        claims, parts = self._claims[side], []
+
+        def found(positions: Int64, kept: Kept) -> Int64:
+            """Take what is kept of these; returns those that are missing."""
+            if kept.mask.any():
+                parts.append((positions[kept.mask], to_device(kept.vectors, device)))
+            return positions[~kept.mask]
+
+        def made(positions: Int64) -> "Tensor":
+            vectors = torch.as_tensor(encode(positions), device=device)
+            parts.append((positions, vectors))
+            return vectors
+
+        missing = found(np.arange(len(ordinals)), kept or self.look(side, ordinals))
         while len(missing) and not self._full:
             self._settle(side, ordinals[missing])
             ours = claims.take(ordinals[missing])
             claimed = ordinals[missing[ours]]
             try:
-                rest = self._read(side, ordinals, missing[ours], gathered)  # finished by another just before the claim
-                fresh = gathered.put(rest, encode(rest)) if len(rest) else gathered.vectors
+                rest = found(missing[ours], self.look(side, claimed))  # finished by another just before the claim
+                fresh = made(rest) if len(rest) else None
             except BaseException:
                 claims.release(claimed)
                 raise
-            if len(rest):
-                self._write_behind(side, ordinals[rest], fresh, claimed)
-            else:
+            if fresh is None:
                 claims.release(claimed)
+            else:
+                self._write_behind(side, ordinals[rest], fresh, claimed)
             missing = missing[~ours]
             if len(missing):
                 claims.wait(ordinals[missing])
-                missing = self._read(side, ordinals, missing, gathered)
+                missing = found(missing, self.look(side, ordinals[missing]))
         if len(missing):
-            gathered.put(missing, encode(missing))
-        return gathered.vectors
+            made(missing)
+        return _joined(parts, len(ordinals), device)
 
     def contract(self, read: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         """See `Vectors.contract`."""
         path = self._folder / "contract.json"
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            found = None
-        if isinstance(found, dict):
-            return found
+        with suppress(OSError, ValueError):
+            if isinstance(found := json.loads(path.read_bytes()), dict):
+                return found
         contract = read()
         try:
             write_atomically(path, json.dumps(contract, indent=2) + "\n")
         except OSError as error:
             self._stop_keeping(error)
         return contract
-
-    def _read(self, side: Side, ordinals: Int64, positions: Int64, gathered: "_Gathered") -> Int64:
-        """Take what is kept at these positions; returns those that are missing."""
-        return gathered.put_kept(positions, self.look(side, ordinals[positions])) if len(positions) else positions
 
     def _write_behind(self, side: Side, ordinals: Int64, vectors: "Tensor", claimed: Int64) -> None:
         """Have vectors kept, and then the claim ended; waits only where two slices are behind already."""
@@ -177,34 +184,13 @@ class KeptVectors:
         self._full = True
 
 
-class _Gathered:
-    """Vectors that come in parts, in the order of their positions, on a device."""
+def _joined(parts: Sequence[tuple[Int64, "Tensor"]], number: int, device: str) -> "Tensor":
+    """(number, dim) of vectors and their positions, which are all from 0 on."""
+    import torch
 
-    def __init__(self, number: int, device: str) -> None:
-        import torch
-
-        self._number, self._device = number, device
-        self.vectors = torch.empty((0, 0), device=device)
-
-    def put(self, positions: Int64, vectors: "Tensor | Float32") -> "Tensor":
-        """Vectors of some positions; returns them as they are on the device."""
-        import torch
-
-        part = torch.as_tensor(vectors, device=self._device)
-        if len(positions) == self._number:  # in their order
-            self.vectors = part
-            return part
-        if not self.vectors.numel():
-            self.vectors = torch.empty((self._number, part.shape[1]), device=self._device)
-        self.vectors[to_device(positions, self._device)] = part
-        return part
-
-    def put_kept(self, positions: Int64, kept: Kept) -> Int64:
-        """What was found at these positions; returns those where nothing was."""
-        if kept.mask.any():
-            self.put(positions[kept.mask], to_device(kept.vectors, self._device))
-        return positions[~kept.mask]
-
-
-def _none(ordinals: Int64) -> Kept:
-    return Kept(mask=np.zeros(len(ordinals), dtype=bool), vectors=np.empty((0, 0), dtype=np.float32))
+    if len(parts) == 1:  # in their order
+        return parts[0][1]
+    joined = torch.empty((number, parts[0][1].shape[1] if parts else 0), device=device)
+    for positions, vectors in parts:
+        joined[to_device(positions, device)] = vectors
+    return joined

@@ -41,7 +41,11 @@ class LeasedCache:
 
     def sizes(self) -> dict[str, int]:
         """Bytes by key, the folder used longest ago first."""
-        return {folder.name: folder_size(folder) for folder in self._oldest_first()}
+        found = []
+        for folder in self.root.glob("[!.]*"):
+            with contextlib.suppress(FileNotFoundError):  # another process may evict as well
+                found.append((folder.stat().st_mtime_ns, folder))
+        return {folder.name: folder_size(folder) for _, folder in sorted(found)}
 
     def evict(self, limit_bytes: float, keep: Collection[str] = (), order: Sequence[str] | None = None) -> list[str] | None:
         """Remove the folders used longest ago until `limit_bytes` is kept; never a leased one or the keys in `keep`.
@@ -76,13 +80,6 @@ class LeasedCache:
                 shutil.rmtree(hidden, ignore_errors=True)
                 return True
         return False
-
-    def _oldest_first(self) -> list[Path]:
-        found = []
-        for folder in self.root.glob("[!.]*"):
-            with contextlib.suppress(FileNotFoundError):  # another process may evict as well
-                found.append((folder.stat().st_mtime_ns, folder))
-        return [folder for _, folder in sorted(found)]
 
 
 def key_of(digest: str) -> str:

@@ -4,12 +4,12 @@ A vector counts as kept when its checksum is there and fits, so a killed writer,
 ever cost vectors, never change one. Nothing waits for the disk (no fsync): what a power cut takes is encoded again.
 """
 
+import itertools
 import logging
 import os
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,25 +64,21 @@ class VectorFile:
     def read(self, ordinals: Int64) -> Kept:
         """What is kept of these; what is found damaged is no longer kept."""
         with self._lock:
-            return self._read(ordinals)
+            self._refresh()
+            kept = self._places[ordinals] > 0
+            if self._header is None or not kept.any():
+                return nothing(ordinals)
+            wanted, (dim, width) = ordinals[kept], self._header
+            rows = self._read_rows(self._places[wanted].astype(np.int64) - 1, dim * width)
+            whole = _checksums(rows, wanted) == self._checksums[wanted]
+            if not whole.all():
+                log.warning("%d vectors in %s are damaged and will be made again", int((~whole).sum()), self._path)
+                self._places[wanted[~whole]] = 0
+                kept[kept] = whole
+        return Kept(mask=kept, vectors=rows.view(NUMBERS[width].dtype)[whole].astype(np.float32, copy=False))
 
-    def _read(self, ordinals: Int64) -> Kept:
-        self._refresh()
-        kept = self._places[ordinals] > 0
-        if self._header is None or not kept.any():
-            return Kept(mask=np.zeros(len(ordinals), dtype=bool), vectors=np.empty((0, 0), dtype=np.float32))
-        wanted = ordinals[kept]
-        rows = self._read_rows(self._places[wanted].astype(np.int64) - 1)
-        whole = _checksums(rows, wanted) == self._checksums[wanted]
-        if not whole.all():
-            log.warning("%d vectors in %s are damaged and will be made again", int((~whole).sum()), self._path)
-            self._places[wanted[~whole]] = 0
-            kept[kept] = whole
-        vectors = rows.view(NUMBERS[self._header[1]].dtype)[whole]
-        return Kept(mask=kept, vectors=vectors.astype(np.float32, copy=False))
-
-    def append(self, ordinals: Int64, vectors: Float32) -> int:
-        """Keep these, (n, dim); returns how many bytes that took. In float16 only what that holds exactly is kept."""
+    def append(self, ordinals: Int64, vectors: Float32) -> None:
+        """Keep these, (n, dim). In float16 only what that holds exactly is kept."""
         with locked(self._path.with_suffix(".appending")):
             dim, width, number = self._prepare(vectors)
             numbers, exact = _narrowed(vectors, width)
@@ -94,7 +90,6 @@ class VectorFile:
             _write(self._vectors, rows.reshape(-1), number * dim * width)
             # Only now do they count. A torn record at the end, of a killed writer, is overwritten.
             _write(self._records, records.view(np.uint8), HEADER.size + number * RECORD.itemsize)
-        return int(rows.nbytes + records.nbytes)
 
     def _prepare(self, vectors: Float32) -> tuple[int, int, int]:
         """Dimensions, bytes of a number and how many vectors there are; starts anew where the header is missing or broken."""
@@ -145,22 +140,19 @@ class VectorFile:
     def _num_records(self) -> int:
         return max(0, os.fstat(self._records).st_size - HEADER.size) // RECORD.itemsize
 
-    def _read_rows(self, numbers: Int64) -> NDArray[np.uint8]:
-        assert self._header is not None
-        size = self._header[0] * self._header[1]
+    def _read_rows(self, numbers: Int64, size: int) -> NDArray[np.uint8]:
+        """(n, size) bytes of these vectors; those that lie one behind the other are read together."""
         rows = np.zeros((len(numbers), size), dtype=np.uint8)
-        for part in _runs(numbers):
+        cuts = [0, *(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)]
+        for start, stop in itertools.pairwise(cuts):
             # No memory map: a file that got shorter, or a broken disk, must not end the process.
-            _read(self._vectors, rows[part].reshape(-1), int(numbers[part.start]) * size)
+            _read(self._vectors, rows[start:stop].reshape(-1), int(numbers[start]) * size)
         return rows
 
 
-def _runs(numbers: Int64) -> Iterator[slice]:
-    """Parts in which each number follows the one before."""
-    cuts = np.flatnonzero(np.diff(numbers) != 1) + 1
-    edges = [0, *cuts.tolist(), len(numbers)]
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
-        yield slice(start, stop)
+def nothing(ordinals: Int64) -> Kept:
+    """Where none of these is kept."""
+    return Kept(mask=np.zeros(len(ordinals), dtype=bool), vectors=np.empty((0, 0), dtype=np.float32))
 
 
 def _checksums(rows: NDArray[np.uint8], ordinals: Int64) -> NDArray[np.uint32]:

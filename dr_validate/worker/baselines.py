@@ -2,15 +2,12 @@
 
 import gzip
 import logging
-import zipfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dr_validate.files import atomic_file
+from dr_validate.files import atomic_file, read_arrays, write_arrays
 from dr_validate.values import Checkpoint, Ranking, TestSet
 
 log = logging.getLogger(__name__)
@@ -24,17 +21,16 @@ class Baselines:
 
     def keep(self, checkpoint: Checkpoint, ranking: Ranking) -> None:
         """Called when a full-corpus ranking is finished."""
-        with atomic_file(self._path(checkpoint.digest)) as stream:
-            np.savez(stream, documents=ranking.documents.astype(np.int32), step=np.array(checkpoint.step))
+        path = self._path(checkpoint.digest)
+        write_arrays(path, documents=ranking.documents.astype(np.int32), step=checkpoint.step)
 
     def ranking(self, digest: str) -> Ranking:
-        """Scores are not kept: they are all 0. Raises OSError for a file that cannot be read or is damaged."""
-        with self._path(digest).open("rb") as stream:
-            documents = _array(stream, "documents").astype(np.int64)
+        """Scores are not kept: they are all 0. Raises OSError for a file that cannot be read, ValueError for a damaged one."""
+        documents = read_arrays(self._path(digest), "documents")[0].astype(np.int64)
         return Ranking(documents=documents, scores=np.where(documents >= 0, 0, -np.inf).astype(np.float32))
 
     def write_run(self, digest: str, test_set: TestSet, path: Path) -> None:
-        """The ranking in TREC's form, gzip; equal bytes for equal rankings. Raises OSError as `ranking` does."""
+        """The ranking in TREC's form, gzip; equal bytes for equal rankings. Raises as `ranking` does."""
         documents = self.ranking(digest).documents
         with (
             atomic_file(path) as stream,
@@ -61,20 +57,10 @@ class Baselines:
         found = {}
         for path in sorted(self._folder.glob("*.npz")):
             try:
-                with path.open("rb") as stream:
-                    found[path.stem.replace("-", ":", 1)] = int(_array(stream, "step"))
-            except OSError as error:
-                log.warning("%s is damaged (%s): it is not used; delete it, or put back a copy", path, error)
+                found[path.stem.replace("-", ":", 1)] = int(read_arrays(path, "step")[0])
+            except (OSError, ValueError) as error:
+                log.warning("%s: it is not used; delete it, or put back a copy", error)
         return found
 
     def _path(self, digest: str) -> Path:
         return self._folder / f"{digest.replace(':', '-')}.npz"
-
-
-def _array(stream: IO[bytes], name: str) -> NDArray[Any]:
-    try:
-        with np.load(stream, allow_pickle=False) as file:
-            found: NDArray[Any] = file[name]
-            return found
-    except (ValueError, KeyError, EOFError, RuntimeError, TypeError, zipfile.BadZipFile) as error:
-        raise OSError(f"damaged: {error}") from error

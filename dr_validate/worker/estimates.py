@@ -2,19 +2,18 @@
 
 import json
 import logging
-import zipfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dr_validate.estimator.differences import differences
-from dr_validate.estimator.estimate import Estimated, estimate
-from dr_validate.estimator.evidence import RankEvidence, can_be_estimated, rank_evidence
-from dr_validate.files import write_atomically
+from dr_validate.estimator.estimate import Estimated, differences, estimate
+from dr_validate.estimator.evidence import FORMAT, RankEvidence, can_be_estimated, rank_evidence
+from dr_validate.files import read_arrays, write_arrays, write_atomically
 from dr_validate.ledger.revised import EstimateDetails
+from dr_validate.metrics.gains import means
 from dr_validate.metrics.names import parse
-from dr_validate.values import Estimate, Float64, Int64, Ranking, Sample, Scores, TestSet
+from dr_validate.values import Estimate, Float64, Ranking, Sample, Scores, TestSet
 from dr_validate.worker.baselines import Baselines
 
 MOST_CHECKPOINTS = 32  # the latest: more add little and cost time
@@ -49,17 +48,16 @@ class Estimates:
     ) -> None:
         self._folder, self._test_set, self._sample, self._top_k = folder, test_set, sample, top_k
         self._baselines = baselines
-        self._shape = (len(test_set.query_ids), top_k)  # of a ranking
-        self.possible = has_intervals(sample)
+        self.possible = can_be_estimated(sample)
 
     def of(self, digest: str, ranking: Ranking, scores: Scores) -> Outcome:
         """Corrected by all that is known so far; where the sample says nothing of the rest, the value is an upper bound."""
         if not self.possible:
             return self._uncorrected(scores)
         mine = self.meet(digest, ranking)
-        now = _known_from(self._folder, self._baselines, self._shape, last=digest)
+        now = _known_from(self._folder, self._baselines, self._test_set, self._top_k, scores.per_query, last=digest)
         history = {**now.history, digest: mine}
-        made = _estimated([*history.values()], self._test_set, self._top_k, scores.per_query, now.full)
+        made = _estimated([*history.values()], self._test_set, self._top_k, now.full)
         if not made:
             return self._uncorrected(scores)
         *earlier, _ = history
@@ -75,7 +73,7 @@ class Estimates:
                     sample=self._sample.fingerprint,
                     metric=next(iter(made)),
                     checkpoints=len(history),
-                    baselines=len(now.full.keys() - {len(earlier)}),
+                    baselines=len(next(iter(now.full.values())).keys() - {len(earlier)}),
                     as_of=now.as_of,
                     outranking={name: estimated[-1].outranking for name, estimated in made.items()},
                     population={name: estimated[-1].population_interval for name, estimated in made.items()},
@@ -89,7 +87,7 @@ class Estimates:
         """Keep what the ranking of a checkpoint over this sample shows."""
         id_hash = self._test_set.corpus.id_hash[self._sample.ordinals]
         mine = rank_evidence(ranking, self._test_set.qrels, self._sample, id_hash)
-        mine.save(self._folder / _file_name(digest))
+        save(mine, self._folder / _file_name(digest))
         return mine
 
     def has_met(self, digest: str) -> bool:
@@ -108,7 +106,7 @@ class Estimates:
 def note_sample(folder: Path, sample: Sample, full_spec: str) -> None:
     """Have `folder` (see `Estimates`) say whose it is: a ranking under `full_spec` revises its values, too, whichever run of
     this state_dir it comes from."""
-    if has_intervals(sample) and not (path := folder / SAMPLE_FILE).exists():
+    if can_be_estimated(sample) and not (path := folder / SAMPLE_FILE).exists():
         write_atomically(path, json.dumps({"sample": sample.fingerprint, "full_spec": full_spec}))
 
 
@@ -129,8 +127,8 @@ def revised_by(
             log.warning("%s is damaged (%s): the values of that sample are not revised; delete it", note, error)
             continue
         if is_mine:
-            now = _known_from(path.parent, baselines, (len(test_set.query_ids), top_k))
-            made = _estimated(list(now.history.values()), test_set, top_k, metrics, now.full)
+            now = _known_from(path.parent, baselines, test_set, top_k, metrics)
+            made = _estimated(list(now.history.values()), test_set, top_k, now.full)
             found[path.parent.name] = {"as_of": now.as_of, "earlier": {fingerprint: _earlier(list(now.history), made)}}
     return found
 
@@ -140,38 +138,54 @@ class _Known:
     """What is kept of checkpoints, oldest first, by digest: of the latest, and of some with a baseline."""
 
     history: Mapping[str, RankEvidence]
-    full: Mapping[int, Int64]  # of those with a baseline, by their place: what `RankEvidence.unsampled_above` counts
+    full: Mapping[str, Mapping[int, float]]  # by metric: of those with a baseline, by their place, its full-corpus value
     as_of: float  # when the newest of it was written, seconds since 1970
 
 
-def _known_from(folder: Path, baselines: Baselines, shape: tuple[int, int], last: str = "") -> _Known:
-    """`last`: taken for the latest, whatever its file says."""
+def _known_from(
+    folder: Path, baselines: Baselines, test_set: TestSet, top_k: int, metrics: Collection[str], last: str = ""
+) -> _Known:
+    """`last`: taken for the latest, whatever its file says. Of the metrics whose dependence on ranks is known: not of those of
+    other packages."""
     files = {_digest(path): path for path in folder.glob("*.npz")}
     as_of = max([baselines.as_of(files), *(path.stat().st_mtime for path in files.values())])
     sources = baselines.spread(files, MOST_BASELINES)
     history = _evidence_in(files, sources, last)
-    known: dict[int, Int64] = {}
-    for place, (digest, met) in enumerate(history.items()):
+    names = [name for name in metrics if parse(name).package is None]
+    full: dict[str, dict[int, float]] = {name: {} for name in names}
+    for place, digest in enumerate(history):
         if digest in sources:
             try:
-                known[place] = met.unsampled_above(_of_shape(baselines.ranking(digest), shape))
+                ranking, shape = baselines.ranking(digest), (len(test_set.query_ids), top_k)
+                if ranking.documents.shape != shape:
+                    raise ValueError(f"it has the shape {ranking.documents.shape}, expected {shape}")
+                for name, value in means(names, ranking.documents, test_set.qrels).items():
+                    full[name][place] = value
             except (OSError, ValueError) as error:
                 log.warning("the full-corpus ranking of %s cannot be read (%s) and is not used", digest, error)
-    return _Known(history=history, full=known, as_of=as_of)
+    return _Known(history=history, full=full, as_of=as_of)
 
 
 def _estimated(
-    history: Sequence[RankEvidence], test_set: TestSet, top_k: int, metrics: Collection[str], known: Mapping[int, Int64]
+    history: Sequence[RankEvidence], test_set: TestSet, top_k: int, full: Mapping[str, Mapping[int, float]]
 ) -> dict[str, Sequence[Estimated]]:
-    """Of the metrics whose dependence on ranks is known: not of those of other packages."""
-    names = [name for name in metrics if parse(name).package is None]
-    return {name: estimate(history, test_set.qrels, name, top_k, known) for name in names} if history else {}
+    if not history:
+        return {}
+    return {name: estimate(history, test_set.qrels, name, top_k, known) for name, known in full.items()}
 
 
-def _of_shape(ranking: Ranking, shape: tuple[int, int]) -> Ranking:
-    if ranking.documents.shape != shape:
-        raise ValueError(f"it has the shape {ranking.documents.shape}, expected {shape}")
-    return ranking
+def save(evidence: RankEvidence, path: Path) -> None:
+    """In a file of its own."""
+    write_arrays(path, format=FORMAT, **{field.name: getattr(evidence, field.name) for field in fields(evidence)})
+
+
+def load(path: Path) -> RankEvidence:
+    """Raises OSError for a file that cannot be read, ValueError for one that is damaged or of another format."""
+    names = [field.name for field in fields(RankEvidence)]
+    found, *arrays = read_arrays(path, "format", *names)
+    if found != FORMAT:
+        raise ValueError(f"{path} has the format {found}, expected {FORMAT}")
+    return RankEvidence(**dict(zip(names, arrays, strict=True)))
 
 
 def _evidence_in(files: Mapping[str, Path], kept: Collection[str], last: str) -> dict[str, RankEvidence]:
@@ -181,15 +195,10 @@ def _evidence_in(files: Mapping[str, Path], kept: Collection[str], last: str) ->
     found = {}
     for digest in [*(digest for digest in ordered if digest in kept and digest not in recent), *recent]:
         try:
-            found[digest] = RankEvidence.load(files[digest])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            log.warning("%s is damaged (%s) and left out of the estimates", files[digest], error)
+            found[digest] = load(files[digest])
+        except (OSError, ValueError) as error:
+            log.warning("%s: left out of the estimates; it can be deleted", error)
     return found
-
-
-def has_intervals(sample: Sample) -> bool:
-    """Whether values over this sample can be corrected, and come with an interval."""
-    return not sample.is_full and can_be_estimated(sample)
 
 
 def _file_name(digest: str) -> str:

@@ -8,14 +8,13 @@ from typing import Any
 from dr_validate.component import fingerprint
 from dr_validate.config import Run
 from dr_validate.errors import SetupError
-from dr_validate.estimator.evidence import FORMAT
+from dr_validate.estimator.evidence import FORMAT, can_be_estimated
 from dr_validate.estimator.priors import PRIORS
 from dr_validate.metrics.gains import gains_retrieved
 from dr_validate.sampler.named_run import BASELINE
 from dr_validate.stages import Sampler
 from dr_validate.values import Int64, Sample, TestSet
 from dr_validate.worker.baselines import Baselines
-from dr_validate.worker.estimates import has_intervals
 
 SHALLOW = 10  # ranks at which full-corpus rankings are compared
 GOOD_ENOUGH = 2 / 3  # those with 0.7 of the best gained, with 0.25 and 0.36 lost (scripts/research/STUDY.md)
@@ -64,7 +63,7 @@ def _baseline_run(path: Path, baselines: Baselines, test_set: TestSet) -> Path:
     for digest in sorted(steps := baselines.steps(), key=lambda digest: (steps[digest], digest)):
         try:
             found[digest] = _num_found(baselines.ranking(digest).documents[:, :SHALLOW], test_set)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             log.warning("the full-corpus ranking of %s cannot be read (%s) and is not used", digest, error)
     if not found:
         raise SetupError(
@@ -93,6 +92,6 @@ def _drawn(run: Run, test_set: TestSet, sampler: Sampler) -> SpecSample:
         "metrics": list(settings.metrics),
         "top_k": settings.top_k,
     }
-    if has_intervals(sample):  # values are corrected: by other constants they would be others
+    if can_be_estimated(sample):  # values are corrected: by other constants they would be others
         parts["estimator"] = {"format": FORMAT, **asdict(PRIORS)}
     return SpecSample(spec=fingerprint(parts), sampler=str(sampler.fingerprint()["sampler"]), sample=sample)

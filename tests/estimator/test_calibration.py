@@ -8,7 +8,7 @@ import pytest
 from dr_validate.estimator.calibration import added, calibrate, negative_binomial, shape, unsampled_given
 from dr_validate.estimator.estimate import estimate, similarity
 from dr_validate.estimator.evidence import RankEvidence, rank_evidence
-from dr_validate.estimator.priors import PRIORS
+from dr_validate.estimator.priors import PRIORS, Priors
 from dr_validate.values import Float64, Qrels, Ranking
 from tests.estimator.synthetic import collection, history_of, pool_and_rest, sample_of, training
 
@@ -37,8 +37,14 @@ def test_a_sampled_document_above_raises_what_is_expected_of_the_others() -> Non
     assert float(chances @ (1 / np.arange(2, 11))) == pytest.approx(0.33284, abs=1e-4)
 
 
-def test_the_shape_is_a_constant_times_a_power_of_the_mean() -> None:
-    assert shape(np.array([0.25, 1.0, 4.0]), replace(PRIORS, shape=(np.log(0.6), 0.5))) == pytest.approx([0.3, 0.6, 1.2])
+def use(monkeypatch: pytest.MonkeyPatch, priors: Priors) -> None:
+    """For the calibration alone: tails are read as always."""
+    monkeypatch.setattr("dr_validate.estimator.calibration.PRIORS", priors)
+
+
+def test_the_shape_is_a_constant_times_a_power_of_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, replace(PRIORS, shape=(np.log(0.6), 0.5)))
+    assert shape(np.array([0.25, 1.0, 4.0])) == pytest.approx([0.3, 0.6, 1.2])
 
 
 def test_variances_of_strata_add_up() -> None:
@@ -47,16 +53,17 @@ def test_variances_of_strata_add_up() -> None:
     assert (mean[0], form[0]) == pytest.approx((4.0, 16 / 3.5))
 
 
-def test_a_constant_is_learnt_from_counts_where_its_prior_lets_it() -> None:
+def test_a_constant_is_learnt_from_counts_where_its_prior_lets_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """With all slopes at 0 the mean number above is what the counts say: 4 folds with 0.125 of the stratum each show a half."""
     given = collection(6, num_documents=600, num_queries=40)
     history = history_of(given, training(given, 2), pool_and_rest(given, 300, seed=0))
     free = replace(
         PRIORS, mean=(0.0, 0.0, 0.0, 0.0), sd=(10.0, 1e-6, 1e-6, 1e-6), shape=(30.0, 0.0), reach=1e9, weight_of_others=1e9
     )
-    fit = calibrate(history, 10, np.eye(2), free)
+    use(monkeypatch, free)
+    coefficients, _ = calibrate(history, 10, np.eye(2))
     counted = np.concatenate([each.outranking[0][:, each.rank < 10].ravel() for each in history])
-    assert np.exp(fit.coefficients[0, 0]) == pytest.approx(counted.mean() * 4 / history[0].inclusion[0], rel=1e-3)
+    assert np.exp(coefficients[0, 0]) == pytest.approx(counted.mean() * 4 / history[0].inclusion[0], rel=1e-3)
 
 
 def small() -> tuple[list[RankEvidence], Qrels]:

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dr_validate.estimator.differences import differences
-from dr_validate.estimator.estimate import Estimated
+from dr_validate.estimator.estimate import Estimated, differences
 
 
 def estimated(value: float, error: float, per_query: list[float], naive: float = 0.9) -> Estimated:

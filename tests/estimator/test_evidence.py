@@ -1,11 +1,8 @@
-"""RankEvidence against plain loops over the ranking, and what of a file may be trusted."""
+"""RankEvidence against plain loops over the ranking."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -164,64 +161,6 @@ def test_a_fold_is_judged_by_documents_of_other_folds_alone() -> None:
     assert_array_equal(after.outranking[0, :fold, same_rows], before.outranking[0, :fold, rows])
     assert_array_equal(after.rest_tail[0, fold, same_rows], before.rest_tail[0, fold, rows])
     assert not np.array_equal(after.rest_tail[0, 0, same_rows], before.rest_tail[0, 0, rows])
-
-
-def some_evidence() -> RankEvidence:
-    given = collection(0, num_documents=600, num_queries=20)
-    return history_of(given, training(given, 1), pool_and_rest(given, 300, seed=0))[0]
-
-
-def assert_same(one: RankEvidence, other: RankEvidence) -> None:
-    for field in dataclasses.fields(RankEvidence):
-        first, second = np.asarray(getattr(one, field.name)), np.asarray(getattr(other, field.name))
-        assert first.dtype == second.dtype, field.name
-        assert_array_equal(first, second, err_msg=field.name)
-
-
-def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
-    one = some_evidence()
-    one.save(tmp_path / "kept" / "one.npz")
-    found = RankEvidence.load(tmp_path / "kept" / "one.npz")
-    assert_same(one, found)
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["one.npz"]
-
-
-def test_a_damaged_file_is_an_os_error_or_a_value_error_wherever_the_damage_is(tmp_path: Path) -> None:
-    file, damaged, one = tmp_path / "one.npz", tmp_path / "damaged.npz", some_evidence()
-    one.save(file)
-    content = file.read_bytes()
-    for length in (0, 1, 100, len(content) // 2, len(content) - 1):
-        damaged.write_bytes(content[:length])
-        with pytest.raises((OSError, ValueError)):
-            RankEvidence.load(damaged)
-    refused = 0
-    for place in [
-        *range(0, len(content), len(content) // 100),
-        *range(len(content) - 700, len(content), 2),
-    ]:  # the directory, too
-        flipped = bytearray(content)
-        flipped[place] ^= 0xFF
-        damaged.write_bytes(flipped)
-        try:
-            assert_same(one, RankEvidence.load(damaged))  # what nobody reads, such as the time of an entry
-        except (OSError, ValueError):
-            refused += 1
-    assert refused > 250
-
-
-def test_a_file_that_is_no_evidence_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        RankEvidence.load(tmp_path / "missing.npz")
-    (tmp_path / "text.npz").write_text("query rank gain")
-    np.savez(tmp_path / "less.npz", query=np.arange(3))
-    one = some_evidence()
-    arrays: Any = {field.name: np.asarray(getattr(one, field.name)) for field in dataclasses.fields(RankEvidence)}
-    np.savez(tmp_path / "earlier.npz", **arrays)  # before formats were numbered
-    np.savez(tmp_path / "other.npz", format=np.array(1), **arrays)
-    np.save(tmp_path / "objects.npy", np.array([{"query": 1}], dtype=object), allow_pickle=True)
-    for name in ("text.npz", "less.npz", "objects.npy", "earlier.npz", "other.npz"):
-        with pytest.raises(ValueError, match=name):
-            RankEvidence.load(tmp_path / name)
 
 
 @pytest.mark.parametrize(

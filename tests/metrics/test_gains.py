@@ -6,6 +6,7 @@ from numpy.testing import assert_allclose
 
 from dr_validate.estimator.estimate import estimate
 from dr_validate.estimator.evidence import RankEvidence, can_be_estimated, rank_evidence
+from dr_validate.metrics.gains import means
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.values import Float64, Qrels, Ranking, Sample
 from tests.estimator.synthetic import everything
@@ -43,6 +44,7 @@ def test_an_estimate_of_everything_is_ranxs_metric_for_every_query_and_in_the_me
         assert estimated.value == pytest.approx(scores.mean(name), abs=1e-12), name
         assert estimated.interval == (estimated.value, estimated.value) == (estimated.naive, estimated.naive), name
         assert estimated.outranking == 0
+    assert means(NAMES, ranking.documents, qrels) == pytest.approx({name: scores.mean(name) for name in NAMES}, abs=1e-12)
     varied = {name: np.nanstd(scores.per_query[name]) for name in NAMES}
     assert min(varied.values()) > 0, varied  # constants would prove nothing
 

@@ -3,16 +3,20 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
+from dr_validate.estimator.evidence import RankEvidence
 from dr_validate.ledger.revised import refined
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.values import Checkpoint, Float32, Int64, Qrels, Ranking, Report, Sample, TestSet
 from dr_validate.worker.baselines import Baselines
-from dr_validate.worker.estimates import Estimates, Outcome
+from dr_validate.worker.estimates import Estimates, Outcome, load, save
+from tests.estimator.synthetic import collection, history_of, pool_and_rest, training
 
 NUM_DOCUMENTS, NUM_QUERIES, NUM_POOL, NUM_DRAWN, TOP_K = 4000, 80, 240, 200, 100
 NAMES = ("mrr@10", "recall@100")
@@ -263,3 +267,61 @@ def test_values_before_are_read_as_the_latest_report_sees_them(test_set: TestSet
 def replace_sample(report: Report, name: str) -> Report:
     estimate = {**report.notes["estimate"], "sample": name}
     return dataclasses.replace(report, notes={**report.notes, "estimate": estimate})
+
+
+def some_evidence() -> RankEvidence:
+    given = collection(0, num_documents=600, num_queries=20)
+    return history_of(given, training(given, 1), pool_and_rest(given, 300, seed=0))[0]
+
+
+def assert_same(one: RankEvidence, other: RankEvidence) -> None:
+    for field in dataclasses.fields(RankEvidence):
+        first, second = np.asarray(getattr(one, field.name)), np.asarray(getattr(other, field.name))
+        assert first.dtype == second.dtype, field.name
+        assert_array_equal(first, second, err_msg=field.name)
+
+
+def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
+    one = some_evidence()
+    save(one, tmp_path / "kept" / "one.npz")
+    found = load(tmp_path / "kept" / "one.npz")
+    assert_same(one, found)
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["one.npz"]
+
+
+def test_a_damaged_file_is_an_os_error_or_a_value_error_wherever_the_damage_is(tmp_path: Path) -> None:
+    file, damaged, one = tmp_path / "one.npz", tmp_path / "damaged.npz", some_evidence()
+    save(one, file)
+    content = file.read_bytes()
+    for length in (0, 1, 100, len(content) // 2, len(content) - 1):
+        damaged.write_bytes(content[:length])
+        with pytest.raises((OSError, ValueError)):
+            load(damaged)
+    refused = 0
+    for place in [
+        *range(0, len(content), len(content) // 100),
+        *range(len(content) - 700, len(content), 2),
+    ]:  # the directory, too
+        flipped = bytearray(content)
+        flipped[place] ^= 0xFF
+        damaged.write_bytes(flipped)
+        try:
+            assert_same(one, load(damaged))  # what nobody reads, such as the time of an entry
+        except (OSError, ValueError):
+            refused += 1
+    assert refused > 250
+
+
+def test_a_file_that_is_no_evidence_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "missing.npz")
+    (tmp_path / "text.npz").write_text("query rank gain")
+    np.savez(tmp_path / "less.npz", query=np.arange(3))
+    one = some_evidence()
+    arrays: Any = {field.name: np.asarray(getattr(one, field.name)) for field in dataclasses.fields(RankEvidence)}
+    np.savez(tmp_path / "earlier.npz", **arrays)  # before formats were numbered
+    np.savez(tmp_path / "other.npz", format=np.array(1), **arrays)
+    np.save(tmp_path / "objects.npy", np.array([{"query": 1}], dtype=object), allow_pickle=True)
+    for name in ("text.npz", "less.npz", "objects.npy", "earlier.npz", "other.npz"):
+        with pytest.raises(ValueError, match=name):
+            load(tmp_path / name)

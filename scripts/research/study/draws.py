@@ -8,9 +8,9 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from dr_validate.estimator.differences import differences
-from dr_validate.estimator.estimate import Estimated, estimate
+from dr_validate.estimator.estimate import Estimated, differences, estimate
 from dr_validate.estimator.evidence import RankEvidence, can_be_estimated, rank_evidence
+from dr_validate.metrics.gains import means
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.values import Float64, Ranking, Sample, Scores, TestSet
 from scripts.research.study.ranking import Rankings
@@ -130,7 +130,8 @@ class Study:
         )
 
     def _estimate(self, history: Sequence[RankEvidence], metric: str) -> list[Estimated]:
-        known = {place: history[place].unsampled_above(full) for place, full in self.baselines.items() if place < len(history)}
+        full = {place: ranking.documents for place, ranking in self.baselines.items() if place < len(history)}
+        known = {place: means([metric], documents, self.test_set.qrels)[metric] for place, documents in full.items()}
         return estimate(history, self.test_set.qrels, metric, self.top_k, known)
 
 
