@@ -82,6 +82,7 @@ class WorkerClient:
         """
         self.forget_the_dead()
         if self._process is None:
+            log.info("another worker process starts, which ranks ahead (watch.at_once)")
             self._spawn()
         self.ranked = [job for job in self.ranked if job in keep]
         self.ranking, self.has_begun = (checkpoint.digest, collection, full), False
