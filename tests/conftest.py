@@ -98,7 +98,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
 
 @functools.lru_cache(maxsize=1)
 def _set_imports_aside(number: int) -> None:
-    """Of so many modules: garbage is not looked for in what they hold. The encoder looks for it after each model, which took half
+    """Of so many modules: garbage is not looked for in what they hold, as the encoder does after each model, which took half
     the time of its tests."""
     gc.collect()
     gc.freeze()
