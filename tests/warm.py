@@ -43,7 +43,7 @@ LIBRARIES = [
         "pandas",
         "pyarrow.dataset",
         "faiss",
-        "wandb",
+        "wandb.sdk.launch",  # which each run imports
     ),
     *("safetensors.torch", "hydra.main", "hydra.compose", "rich.console", "rich.table", "ranx"),
 ]
