@@ -9,13 +9,12 @@ from pathlib import Path
 LIMIT_S = 3600
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Until `condition` holds, asked the more rarely the longer that takes; fails where it never comes."""
-    began = time.monotonic()
+def wait_for(condition: Callable[[], bool], between_s: float = 0.02) -> None:
+    """Until `condition` holds; fails where that never comes."""
+    end = time.monotonic() + LIMIT_S
     while not condition():
-        waited_s = time.monotonic() - began
-        assert waited_s < LIMIT_S, f"not within {LIMIT_S} s"
-        time.sleep(min(max(waited_s / 10, 0.01), 0.1))
+        assert time.monotonic() < end, f"not within {LIMIT_S} s"
+        time.sleep(between_s)
 
 
 def children(pid: int) -> set[int]:
