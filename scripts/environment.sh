@@ -20,5 +20,6 @@ make_environment() {
 stay_in_checkout() {
   export HOME="$PWD/.venv/home" TMPDIR="$PWD/.venv/tmp" HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=true
   export XDG_CACHE_HOME="$PWD/.venv/cache" WANDB_ERROR_REPORTING=false
+  unset PYTHONDONTWRITEBYTECODE  # each of a hundred processes would compile the package, and pytest all tests, again
   mkdir -p "$HOME" "$TMPDIR" "$XDG_CACHE_HOME"
 }

@@ -1,5 +1,7 @@
 """Fixtures that every part shares: small real checkpoints and collections, and the command line as a user calls it."""
 
+import functools
+import gc
 import inspect
 import subprocess
 import sys
@@ -86,11 +88,20 @@ def _names_in(function: Any, found: set[str]) -> set[str]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
     """While a test of the fast tier runs, what does not belong there fails it."""
+    _set_imports_aside(len(sys.modules))
     _fast[:] = [] if "slow" in item.keywords else [item.nodeid]
     try:
         return (yield)
     finally:
         _fast.clear()
+
+
+@functools.lru_cache(maxsize=1)
+def _set_imports_aside(number: int) -> None:
+    """Of so many modules: garbage is not looked for in what they hold, as the encoder does after each model, which took half
+    the time of its tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def _keep_out(event: str, args: tuple[Any, ...]) -> None:

@@ -1,6 +1,5 @@
 """A pipeline in this process on a collection that is big enough to take parts of, and checkpoints that differ in quality."""
 
-import gc
 import json
 from pathlib import Path
 
@@ -67,7 +66,6 @@ def open_pipeline(collection: Path, state_dir: Path, *overrides: str) -> Pipelin
     assert isinstance(plain, dict)
     pipeline = Pipeline(build({str(key): value for key, value in plain.items()}), "cpu")
     pipeline.open()
-    gc.freeze()  # the encoder collects garbage after each checkpoint, here among all that pytest and its tests hold
     return pipeline
 
 

@@ -1,9 +1,9 @@
 """Starts Python by forking a process that has imported everything, where a new one would import it all again.
 
-It is the same code in a process of its own, with its own pid, streams and end; what it saves is 5 of the 6 CPU seconds in which
-a watcher and its worker begin (torch, transformers, numba, Hydra). A worker is forked from a process that was forked when its
-watcher began, and that dies with it. What is decided while something is imported needs a real start: `cold=True`, or another
-value of one of the variables in AT_IMPORT. With DR_VALIDATE_COLD=1 all starts are real.
+It is the same code in a process of its own, with its own pid, streams and end; what it saves is most of the 8 CPU seconds in
+which a watcher and its worker begin and end (torch, transformers, ranx, Hydra). A worker is forked from a process that was
+forked when its watcher began, and that dies with it. What is decided while something is imported, or taken apart at the end,
+needs a real start: `cold=True`, or another value of one of the variables in AT_IMPORT. With DR_VALIDATE_COLD=1 all are real.
 """
 
 import atexit
@@ -43,9 +43,9 @@ LIBRARIES = [
         "pandas",
         "pyarrow.dataset",
         "faiss",
-        "wandb",
+        "wandb.sdk.launch",  # which each run imports
     ),
-    *("safetensors.torch", "hydra.main", "hydra.compose", "rich.console", "rich.table"),
+    *("safetensors.torch", "hydra.main", "hydra.compose", "rich.console", "rich.table", "ranx"),
 ]
 PARTS = [
     *("cli.run", "cli.status", "watcher.loop", "watcher.worker_process", "worker.suite", "encoder.transformer", "report.write"),
@@ -54,7 +54,7 @@ PARTS = [
 ]
 # First letters of variables that are read when Python starts, or when something is imported.
 AT_IMPORT = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "OPENBLAS_", "MKL_", "ATEN_", "ONEDNN_", "TORCH", "CUDA", "NUMBA_", "HF_")
-SET_LATER = {"HF_HUB_OFFLINE", "OPENBLAS_NUM_THREADS", "PYTHONWARNINGS"}
+SET_LATER = {"HF_HUB_OFFLINE", "OPENBLAS_NUM_THREADS", "PYTHONWARNINGS", "TORCHINDUCTOR_CACHE_DIR"}
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 1 << 20  # bytes of a request
 _directories: list[Any] = []  # temporary ones that were made when something was imported
@@ -143,6 +143,8 @@ def main() -> None:
     for name in (*LIBRARIES, *(f"dr_validate.{part}" for part in PARTS)):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    with contextlib.suppress(ImportError, AttributeError):  # a thousand regular expressions, made for the first model
+        importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("bert")
     gc.collect()
     _directories[:] = [each for each in gc.get_objects() if isinstance(each, tempfile.TemporaryDirectory)]
     gc.freeze()
@@ -151,7 +153,23 @@ def main() -> None:
         requests.send(b"1" if alone else b"0")
         request = serve(requests)
     if request:
-        _run(*request)
+        code: Any = 0
+        try:
+            _run(*request)
+        except SystemExit as error:
+            code = error.code or 0
+        if isinstance(code, int):
+            _end(code)
+        sys.exit(code)
+
+
+def _end(code: int) -> None:
+    """As Python ends, but that nothing is taken apart: each page of an object would be copied first, in half a CPU second."""
+    vars(threading)["_shutdown"]()
+    vars(atexit)["_run_exitfuncs"]()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code & 0xFF)
 
 
 def serve(requests: socket.socket) -> tuple[dict[str, Any], list[int]] | None:

@@ -36,6 +36,7 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_COLOR_PREFIX": "0",
     "RAY_worker_niceness": "0",  # Ray's own 15 is for what nobody waits for: beside other programs a worker would stand still
+    "RAY_prestart_worker_first_driver": "0",  # one idle process for each CPU, which nobody here gives work
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a call after the end would start another cluster, anywhere
 }
 log = logging.getLogger(__name__)

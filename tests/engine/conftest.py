@@ -1,6 +1,5 @@
 """A pipeline in this process, as the worker builds it: for tests that need many of them."""
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -38,15 +37,10 @@ def open_pipeline(tmp_path: Path, wide_collection: Path) -> Iterator[Callable[..
 
 
 @pytest.fixture
-def checkpoints(
-    tmp_path: Path, write_checkpoint: Callable[..., Path]
-) -> Iterator[Callable[[int], Sequence[tuple[Checkpoint, Path]]]]:
+def checkpoints(tmp_path: Path, write_checkpoint: Callable[..., Path]) -> Callable[[int], Sequence[tuple[Checkpoint, Path]]]:
     """`checkpoints(8)`: that many, each with its folder."""
 
     def written(number: int) -> Sequence[tuple[Checkpoint, Path]]:
-        found = [(checkpoint_of(step), write_checkpoint(tmp_path / f"checkpoint-{step}", seed=step)) for step in range(number)]
-        gc.freeze()  # the encoder collects garbage after each checkpoint, here among all that pytest and its tests hold
-        return found
+        return [(checkpoint_of(step), write_checkpoint(tmp_path / f"checkpoint-{step}", seed=step)) for step in range(number)]
 
-    yield written
-    gc.unfreeze()
+    return written

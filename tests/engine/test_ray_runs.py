@@ -155,8 +155,9 @@ def test_a_signal_to_the_whole_group_leaves_no_process_and_no_folder(
 ) -> None:
     write_checkpoint(tmp_path / "checkpoints" / "checkpoint-1", step=1)
     process = dr_validate.start(
-        *(f"source.path={tmp_path / 'checkpoints'}", "dataset=beir", f"dataset.path={wide_collection}", "tracker=none", *RAY),
-        *("index=torch", "encoder.pooling=mean", "encoder.normalize=true", "watch.poll_s=0.05", "device=cpu", "sampler=full"),
+        *(f"source.path={tmp_path / 'checkpoints'}", "dataset=beir", f"dataset.path={wide_collection}", "tracker=none"),
+        *("engine=ray", "engine.workers=1", "index=torch", "encoder.pooling=mean", "encoder.normalize=true"),
+        *("watch.poll_s=0.05", "device=cpu", "sampler=full"),
         start_new_session=True,
     )
     try:

@@ -1,12 +1,17 @@
 """Tiny models as trainings hold them: a random BERT with its tokenizer, and the same as a SentenceTransformer."""
 
 import json
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from dr_validate.integrations import child
+from tests import warm
 from tests.factories import WORDS
 from tests.integrations.tiny import loaded
 
@@ -19,6 +24,18 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def warm_watcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watchers of trainings in this process start warm, and so do not end with it: for tests of what they do until then."""
+
+    def start(command: Sequence[str], **options: Any) -> "subprocess.Popen[str]":
+        _, _, module, _, *overrides = command
+        assert module == child.__name__
+        return warm.popen([sys.executable, *warm.COMMAND, *overrides], **options)
+
+    monkeypatch.setattr(child, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start}))
 
 
 @pytest.fixture

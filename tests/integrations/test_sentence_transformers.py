@@ -15,6 +15,7 @@ from tests.integrations.tiny import pairs_of, saved_steps, told
 KEY = "eval_tiny_cosine_mrr@10"
 
 
+@pytest.mark.usefixtures("warm_watcher")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_its_trainer_gets_the_key_it_asks_for_and_loads_the_best_and_its_evaluator_never_runs(
     sentence_transformer: Any, harder: Path, tmp_path: Path

@@ -87,6 +87,7 @@ def test_too_little_room_is_refused_before_the_training_with_the_way_out(tmp_pat
         check_room(2**60, tmp_path)
 
 
+@pytest.mark.usefixtures("warm_watcher")
 def test_a_training_without_saves_is_validated_from_its_first_weights_to_its_last_and_the_best_is_kept(
     bert: Any, harder: Path, tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ def best_of(values: dict[int, float]) -> int:
     return max(values, key=lambda step: (values[step], -step))
 
 
+@pytest.mark.usefixtures("warm_watcher")
 def test_the_best_of_the_whole_collection_is_loaded_and_the_losses_are_those_of_a_training_without(
     alone: Alone, bert: Any, harder: Path, tmp_path: Path
 ) -> None:
@@ -64,6 +65,7 @@ def test_the_best_of_the_whole_collection_is_loaded_and_the_losses_are_those_of_
     assert json.loads((tmp_path / "told").read_text())["checkpoint"]["step"] == best
 
 
+@pytest.mark.usefixtures("warm_watcher")
 def test_a_slow_watcher_costs_no_checkpoint_and_early_stopping_stops_where_a_replay_does(
     alone: Alone, bert: Any, harder: Path, tmp_path: Path
 ) -> None:
@@ -93,6 +95,7 @@ def test_a_slow_watcher_costs_no_checkpoint_and_early_stopping_stops_where_a_rep
     assert same_weights(trainer.model, trainer.state.best_model_checkpoint)
 
 
+@pytest.mark.usefixtures("warm_watcher")  # of the resumed training; the killed one, a process of its own, starts real ones
 def test_killed_watchers_and_a_killed_trainer_lose_nothing_and_the_best_is_right_after_a_resume(
     alone: Alone, bert: Any, harder: Path, tmp_path: Path
 ) -> None:
@@ -161,6 +164,7 @@ def replay(values: dict[int, float], times: int) -> int:
     raise AssertionError("it does not stop")
 
 
+@pytest.mark.usefixtures("warm_watcher")
 def test_of_several_collections_each_is_told_and_the_mean_chooses_and_steps_a_plateau_scheduler(
     bert: Any, harder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +196,7 @@ def test_of_several_collections_each_is_told_and_the_mean_chooses_and_steps_a_pl
     assert row["eval_mean_mrr@10_low"] < row["eval_mean_mrr@10"] < row["eval_mean_mrr@10_high"]
 
 
+@pytest.mark.usefixtures("warm_watcher")
 def test_a_watcher_that_runs_already_is_used_and_not_stopped(bert: Any, harder: Path, tmp_path: Path, dr_validate: Any) -> None:
     out = tmp_path / "out"
     given = [*STATED, f"dataset.path={harder}", f"state_dir={tmp_path / 'state'}"]

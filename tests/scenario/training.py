@@ -20,7 +20,7 @@ TRAINER_KEY = "fedcba9876543210fedcba9876543210fedcba98"  # so that faults can t
 TRAINER_FILES = ("optimizer.pt", "scheduler.pt", "training_args.bin")
 WANTED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 TRAIN = """
-import sys, wandb
+import contextlib, sys, wandb
 settings = dict(project="retrieval", id="t1", name="trainer", group="tas-b", job_type="train", tags=["a"])
 with wandb.init(**settings, config={"lr": 0.1}) as run:
     run.define_metric("train/*", step_metric="train/global_step")
@@ -30,7 +30,9 @@ with wandb.init(**settings, config={"lr": 0.1}) as run:
         run.log({"train/loss": 1 / int(step), "train/global_step": int(step)})
         version = wandb.Artifact("model-t1", "model", metadata={"train/global_step": int(step)})
         version.add_dir(folder.strip(), policy="immutable", skip_cache=True)
-        run.log_artifact(version, aliases=[f"checkpoint_global_step_{step}"]).wait()
+        logged = run.log_artifact(version, aliases=[f"checkpoint_global_step_{step}"])
+        with contextlib.suppress(ValueError):  # a watcher may have found it, and a fault deleted it, before this asks for it
+            logged.wait()
         print(step, flush=True)
 """
 
