@@ -30,9 +30,10 @@ def test_every_architecture_and_index_is_right_and_no_table_is_written() -> None
 
 
 def test_a_killed_command_goes_on_to_the_same_ranking() -> None:
-    first, third, killed = said("whole")
+    first, third, two, _, killed = said("whole")
     assert isinstance(first["first_checkpoint"], dict) and first["first_checkpoint"]["encode"] > 0
     assert isinstance(third["device_needs"], dict) and third["device_needs"]["encode"] > 0
+    assert two["right"] is True and isinstance(two["two_at_once"], float)
     assert killed["right"] is True
 
 
