@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dr_validate.values import Float64, Int64, Qrels, Ranking, Scores
 
 log = logging.getLogger(__name__)
 MOST_CELLS = 1 << 23  # of 16 bytes
+_one_at_a_time = threading.Lock()  # compiled code of two threads would end the process: numba's own threads serve one
 
 
 @component
@@ -114,7 +116,8 @@ def _evaluate(judged: Float64, retrieved: Float64, names: tuple[str, ...]) -> di
     values = {}
     for name in names:
         metric = parse(name)
-        scores = function_of(metric.base)(judged, retrieved, metric.cutoff or 0, metric.relevant_from)
+        with _one_at_a_time:
+            scores = function_of(metric.base)(judged, retrieved, metric.cutoff or 0, metric.relevant_from)
         values[name] = np.array(scores, dtype=np.float64)
     return values
 

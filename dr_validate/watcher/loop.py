@@ -139,12 +139,18 @@ class _Watcher:
         self.poller.check(SetupError)
 
     def _look_ahead(self, at: Work, pool: WorkerPool) -> None:
-        """Have the other processes rank what comes next."""
+        """Have the other processes rank what comes next, unless `at` failed before: then it has the machine to itself."""
         self._next_look_ahead = time.monotonic() + LOOK_AHEAD_EVERY_S
         not_before = self._baseline_not_before if at[1].is_baseline else self._not_before
-        following = self.queue.after(at, self.poller.listing, not_before, self.poller.has_copy)
-        with interruptible(self._check_stop):  # copies may have to be read
-            ahead = pool.look_ahead(at[0].digest, ((c, target.collection or 0, target.is_baseline) for c, target in following))
+        is_repeated = schedule.key_of(at) in not_before
+        try:
+            with interruptible(self._check_stop):  # copies may have to be read
+                following = () if is_repeated else self.queue.after(at, self.poller.listing, not_before, self.poller.has_copy)
+                work = [(c, target.collection or 0, target.is_baseline) for c, target in following]
+                ahead = pool.look_ahead(at[0].digest, work)
+        except (OSError, sqlite3.OperationalError) as error:  # nothing that is not next may cost what is
+            log.debug("nothing is ranked ahead now: %s", error)
+            return
         if ahead != self._ahead:
             self._ahead = ahead
             self._note(self._doing)

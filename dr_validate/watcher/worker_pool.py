@@ -48,7 +48,10 @@ class WorkerPool:
 
     def start(self, tick: Tick) -> Any:
         """See `WorkerClient.start`: of the first; the others start when there is something for them."""
-        return self._current.client.start(tick)
+        told = self._current.client.start(tick)
+        for worker in self._others():
+            worker.client.specs = self._current.client.specs
+        return told
 
     def activity(self) -> Activity | None:
         """See `WorkerClient.activity`: of the process that validates."""
@@ -111,11 +114,12 @@ class WorkerPool:
             return
         try:
             folder = worker.held.enter_context(self._lease(job[0]))
-        except OSError as error:
+            worker.client.rank_ahead(checkpoint, folder, collection=job[1], full=job[2], keep=keep[-MOST_RANKED + 1 :])
+        except OSError as error:  # no copy, or no further process
             log.debug("%s is not ranked ahead: %s", checkpoint.label, error)
             self._failed.add(job)
-        else:
-            worker.client.rank_ahead(checkpoint, folder, collection=job[1], full=job[2], keep=keep[-MOST_RANKED + 1 :])
+            worker.client.kill()
+            worker.held.close()
 
     def _take_answers(self) -> None:
         for worker in self._others():

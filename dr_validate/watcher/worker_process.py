@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dr_validate.errors import INTERRUPTS, KINDS, DeviceFailure, Interrupted
+from dr_validate.errors import INTERRUPTS, KINDS, DeviceFailure, Interrupted, SetupError
 from dr_validate.ledger.report_json import report_from_json
 from dr_validate.process import how_it_ended
 from dr_validate.values import Checkpoint, Report
@@ -50,14 +50,18 @@ class WorkerClient:
         self._process: subprocess.Popen[str] | None = None
         self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._request = 0
+        self.specs: list[tuple[str, str]] | None = None  # of the samples and full corpora that the run is about, once known
         self.ranking: Job | None = None  # what it was asked to rank ahead, until it has answered
         self.ranked: list[Job] = []  # finished, kept by the process until they are validated
         self.has_begun = False  # whether documents of `ranking` were counted
+        self._gives_way = False  # whether it was told so, which is said once: what reads nothing would fill the pipe
 
     def start(self, tick: Tick) -> Mapping[str, Any]:
         """Start the process and wait until its pipeline is open; returns what that says of itself. Raises SetupError."""
         self._spawn()
-        return self._answer("ready", tick)
+        told = self._answer("ready", tick)
+        self.specs = _specs(told)
+        return told
 
     def validate(
         self, checkpoint: Checkpoint, folder: Path, *, full: bool, tick: Tick, collection: int = 0, more: bool = False
@@ -85,7 +89,7 @@ class WorkerClient:
             log.info("another worker process starts, which ranks ahead (watch.at_once)")
             self._spawn()
         self.ranked = [job for job in self.ranked if job in keep]
-        self.ranking, self.has_begun = (checkpoint.digest, collection, full), False
+        self.ranking, self.has_begun, self._gives_way = (checkpoint.digest, collection, full), False, False
         self._ask("rank", checkpoint, folder, full=full, collection=collection, keep=keep)
 
     def has_ranked(self) -> bool:
@@ -117,7 +121,8 @@ class WorkerClient:
 
     def give_way(self, reason: str) -> None:
         """Have what is ranked ahead interrupted (`reason`: of `errors.INTERRUPTS`); it goes on from there when asked again."""
-        if self.ranking is not None:
+        if self.ranking is not None and not self._gives_way:
+            self._gives_way = True
             self._send({"interrupt": reason, "request": self._request})
 
     def close(self) -> None:
@@ -126,8 +131,14 @@ class WorkerClient:
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 self._process.stdin.close()
-                self._process.wait(timeout=CLOSE_S if self.ranking is None else GRACE_S)
+                self._process.wait(timeout=self._grace_s())
         self.kill()
+
+    def _grace_s(self) -> float:
+        """What has counted no document has nothing to save."""
+        if self.ranking is None:
+            return CLOSE_S
+        return GRACE_S if self.has_begun else 0.0
 
     def kill(self) -> None:
         """End the process at once; what it had finished is on disk."""
@@ -165,7 +176,19 @@ class WorkerClient:
             raise self._death()
         if "error" in message:
             raise self._error(message["error"])
+        if "ready" in message:
+            self._check_specs(_specs(message["ready"]))
         return dict(message[key]) if key in message else None
+
+    def _check_specs(self, found: list[tuple[str, str]]) -> None:
+        """Of a process that was started later: what it ranks would be another row."""
+        if self.specs is not None and found != self.specs:
+            self.kill()
+            now, then = next((a[0], b[0]) for a, b in zip(found, self.specs, strict=True) if a != b)
+            raise SetupError(
+                f"the files of the collection, or of the runs that its sample is drawn from, are others than when this run "
+                f"began (spec {now} now, {then} then): put them back, or start again; nothing done is lost"
+            )
 
     def _answer(self, key: str, tick: Tick) -> dict[str, Any]:
         interrupted: Interrupted | None = None
@@ -196,6 +219,9 @@ class WorkerClient:
             name = next(name for name, cls in INTERRUPTS.items() if isinstance(error, cls))
             self._send({"interrupt": name, "request": self._request})
             return error
+        except BaseException:  # nobody waits for the answer any more: it would be taken for that to the next request
+            self.kill()
+            raise
         return None
 
     def _error(self, error: Mapping[str, Any]) -> Exception:
@@ -215,6 +241,10 @@ class WorkerClient:
         with contextlib.suppress(BrokenPipeError):  # it died: the reader says so next
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
+
+
+def _specs(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(one["spec"], one["full_spec"]) for one in told.get("collections", [told]) if "spec" in one]
 
 
 def _read(process: subprocess.Popen[str], messages: queue.Queue[dict[str, Any] | None]) -> None:

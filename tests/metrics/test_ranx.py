@@ -1,5 +1,9 @@
 """Parity with trec_eval, per query, on everything that tends to differ."""
 
+import contextlib
+import threading
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -64,3 +68,22 @@ def test_a_metric_that_no_query_counts_for_is_refused() -> None:
 def test_one_metric_alone_gives_the_same_values(metrics: RanxMetrics) -> None:
     alone = RanxMetrics(names=("recall@10",)).score(ranking_of(6), qrels_of(6)).per_query["recall@10"]
     np.testing.assert_array_equal(alone, metrics.score(ranking_of(6), qrels_of(6)).per_query["recall@10"])
+
+
+def test_two_collections_are_never_scored_at_once_which_would_end_the_process(
+    metrics: RanxMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met = threading.Barrier(2)
+
+    def score(judged: Float64, *_: Any) -> Float64:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            met.wait(0.2)
+        return np.zeros(len(judged))
+
+    monkeypatch.setattr("ranx.metrics.metric_switch", lambda name: score)
+    threads = [threading.Thread(target=metrics.warm_up) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert met.broken  # nobody met anybody

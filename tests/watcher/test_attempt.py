@@ -48,6 +48,7 @@ from dr_validate.watcher.attempts import Attempts, Target
 from dr_validate.watcher.loop import watch
 from dr_validate.watcher.polling import Needs, SourcePoller
 from dr_validate.watcher.stall import Activity, StallLimit, activity_of
+from dr_validate.watcher.worker_pool import WorkerPool
 from dr_validate.watcher.worker_process import DiskFull, Tick, WorkerClient, WorkerFailure
 from dr_validate.worker.main import errors_to
 from tests.processes import LIMIT_S, wait_for
@@ -566,6 +567,59 @@ def test_what_the_worker_raises_is_what_the_watcher_meets(
     with pytest.raises(Exception, match="wrong") as caught:
         ScriptedWorker(monkeypatch, script).validate()
     assert type(caught.value) is expected
+
+
+READY = 'import os, sys, json; print(json.dumps({"ready": {"spec": str(os.getpid()), "full_spec": "f"}}), flush=True); '
+TWO_LINES = f"{READY}sys.stdin.readline(); sys.stdin.readline()"
+
+
+@pytest.mark.slow
+def test_an_answer_that_nobody_waits_for_any_more_is_not_taken_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(progress: Any) -> None:
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    client = ScriptedWorker(monkeypatch, TWO_LINES + "; sys.stdin.read()").client
+    client.start(lambda progress: None)
+    with pytest.raises(OSError, match="full"):
+        client.validate(checkpoint(100), Path(), full=False, tick=full)
+    assert client.activity() is None  # the process that is at it is gone
+
+
+@pytest.mark.slow
+def test_a_process_that_finds_other_files_than_the_run_began_with_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = ScriptedWorker(monkeypatch, TWO_LINES)
+    worker.client.start(lambda progress: None)
+    worker.client.kill()
+    with pytest.raises(SetupError, match="are others than when this run began .spec .* put them back, or start again"):
+        worker.validate()
+    clients = [ScriptedWorker(monkeypatch, TWO_LINES).client for _ in range(2)]
+    pool = WorkerPool(clients, lambda digest: contextlib.nullcontext(Path()))
+    pool.start(lambda progress: None)
+    clients[1].rank_ahead(checkpoint(100), Path(), full=False, collection=0, keep=())
+    with pytest.raises(SetupError, match="are others than when this run began"):
+        clients[1].wait_until_ranked(lambda progress: None)
+    pool.close()
+
+
+@pytest.mark.slow
+def test_what_is_to_give_way_is_told_so_once_lest_the_pipe_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = f"import sys; lines = sys.stdin.readlines(); open({str(tmp_path / 'lines')!r}, 'w').writelines(lines)"
+    client = ScriptedWorker(monkeypatch, read).client
+    client.rank_ahead(checkpoint(100), Path(), full=False, collection=0, keep=())
+    client.has_begun = True
+    for _ in range(3):
+        client.give_way("preempted")
+    client.close()
+    assert [line.split('"')[1:2] for line in (tmp_path / "lines").read_text().splitlines()[1:]] == [["rank"], ["interrupt"]]
+
+
+@pytest.mark.slow
+def test_the_end_does_not_wait_for_a_process_that_has_nothing_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dr_validate.watcher.worker_process.GRACE_S", "no time to wait for")
+    client = ScriptedWorker(monkeypatch, f"import time; time.sleep({LIMIT_S})").client
+    client.rank_ahead(checkpoint(100), Path(), full=False, collection=0, keep=())
+    client.close()
+    assert client.activity() is None
 
 
 @pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate 9 GiB", "CUBLAS_STATUS_ALLOC_FAILED"])

@@ -1,18 +1,23 @@
 """Who ranks what ahead, and who validates it then: with worker processes that do as they are told."""
 
 import contextlib
+import errno
 import logging
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dr_validate.config import Run
 from dr_validate.errors import CheckpointError, NoMemory, Preempted, SetupError, Stopped
-from dr_validate.values import Checkpoint
+from dr_validate.values import Checkpoint, Report
+from dr_validate.watcher.loop import watch
 from dr_validate.watcher.worker_pool import WorkerPool
 from dr_validate.watcher.worker_process import Job, WorkerFailure
 from tests.factories import checkpoint
+from tests.watcher.test_attempt import Behaviour, FakeWorker, run_of
 
 
 class Client:
@@ -27,8 +32,11 @@ class Client:
         self.is_closed = self.is_done = self.is_dead = False
         self.met: Exception | None = None  # what ranking ahead raises when it is looked at next
         self.refuses: list[Exception] = []  # what validating raises, each once
+        self.cannot_start: OSError | None = None
 
     def rank_ahead(self, wanted: Checkpoint, folder: Path, *, full: bool, collection: int, keep: Sequence[Job]) -> None:
+        if self.cannot_start is not None:
+            raise self.cannot_start
         self.ranked = [job for job in self.ranked if job in keep]
         self.ranking, self.has_begun, self.met = (wanted.digest, collection, full), True, None
         self.is_done = False
@@ -72,8 +80,12 @@ class Client:
         self.validated.append(wanted.step)
         self.ranked = [job for job in self.ranked if job != (wanted.digest, collection, full)]
 
+    def kill(self) -> None:
+        self.ranking, self.ranked = None, []
+
     def close(self) -> None:
-        self.is_closed, self.ranking, self.ranked = True, None, []
+        self.is_closed = True
+        self.kill()
 
 
 class Pool:
@@ -194,6 +206,69 @@ def test_what_cannot_be_ranked_ahead_is_left_to_its_attempt(caplog: pytest.LogCa
     for step in (200, 500):
         pool.validate(step)
     assert first.validated == [200, 500]
+
+
+def test_a_machine_that_starts_no_further_process_costs_the_checkpoint_whose_turn_it_is_nothing() -> None:
+    pool = Pool(2)
+    pool.clients[1].cannot_start = BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+    pool.ahead(100, 200)
+    assert not pool.leased
+
+
+class Process(Client):
+    """The same, in a whole run; `behave` is called while it validates."""
+
+    specs = None
+
+    def __init__(self, behave: Behaviour) -> None:
+        super().__init__()
+        self._alone = FakeWorker(behave)
+        self.start, self.activity = self._alone.start, self._alone.activity
+
+    def validate(self, wanted: Checkpoint, folder: Path, *, full: bool, tick: Any, collection: int = 0) -> Report:
+        self.validated.append(wanted.step)
+        return self._alone.validate(wanted, folder, full=full, tick=tick)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, run: Run, *processes: Process) -> int:
+    """The exit code of a run with these processes, which looks ahead at every tick."""
+    monkeypatch.setattr("dr_validate.watcher.loop.LOOK_AHEAD_EVERY_S", -1.0)
+    left = list(processes)
+    monkeypatch.setattr("dr_validate.watcher.loop.WorkerClient", lambda raw, hub: left.pop(0))
+    return watch(run).exit_code
+
+
+def test_what_failed_before_is_tried_again_with_the_machine_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside: list[list[Job | None]] = []
+
+    def behave(wanted: Checkpoint, tick: Any) -> None:
+        if [*first.validated, *second.validated].count(wanted.step) == 1:
+            raise WorkerFailure("was ended by SIGKILL (out of memory?)")
+        tick(None)
+        tick(None)
+        beside.append([first.ranking, second.ranking])
+
+    first, second = Process(behave), Process(behave)
+    run = run_of(tmp_path, [100, 200], at_once=2, poll_s=0.01, max_attempts=2)
+    assert watched(monkeypatch, run, first, second) == 0
+    assert beside == [[None, None]] * 2
+
+
+def test_a_ledger_that_cannot_be_read_for_what_comes_next_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def behave(wanted: Checkpoint, tick: Any) -> None:
+        tick(None)
+
+    def after(*_: Any) -> Any:
+        asked.append(1)
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr("dr_validate.watcher.work_queue.WorkQueue.after", after)
+    assert watched(monkeypatch, run_of(tmp_path, [100], at_once=2, max_attempts=1), Process(behave), Process(behave)) == 0
+    assert asked
 
 
 @pytest.mark.parametrize("error", [SetupError("the device is held by another program"), NoMemory("no memory on cuda:0")])
