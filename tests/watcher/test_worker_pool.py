@@ -17,7 +17,7 @@ from dr_validate.watcher.loop import watch
 from dr_validate.watcher.worker_pool import WorkerPool
 from dr_validate.watcher.worker_process import Job, WorkerFailure
 from tests.factories import checkpoint
-from tests.watcher.test_attempt import Behaviour, FakeWorker, run_of
+from tests.watcher.by_hand import Behaviour, FakeWorker, run_of
 
 
 class Client:
