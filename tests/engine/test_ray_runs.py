@@ -98,7 +98,7 @@ def test_two_workers_rank_as_one_device_does_and_live_on_whatever_a_checkpoint_b
     assert not any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in started)
 
 
-def test_a_kill_of_a_worker_costs_no_attempt_one_of_the_driver_costs_one_and_nobody_outlives_the_watcher(
+def test_a_kill_of_a_worker_or_of_an_idle_driver_costs_no_attempt_and_nobody_outlives_the_watcher(
     dr_validate: Any, tmp_path: Path, wide_collection: Path, collection: Path, write_checkpoint: Callable[..., Path]
 ) -> None:
     source = tmp_path / "checkpoints"
@@ -127,6 +127,7 @@ def test_a_kill_of_a_worker_costs_no_attempt_one_of_the_driver_costs_one_and_nob
         shutil.move(tmp_path / "ready" / "checkpoint-2", source / "checkpoint-2")
         wait_for_reports(6)
         os.kill(running("dr_validate.worker.main")[0], signal.SIGKILL)
+        wait_for(lambda: not running("dr_validate.worker.main"))
         shutil.move(tmp_path / "ready" / "checkpoint-3", source / "checkpoint-3")
         wait_for_reports(9)
         everyone = list(processes_under(process.pid))
@@ -141,10 +142,9 @@ def test_a_kill_of_a_worker_costs_no_attempt_one_of_the_driver_costs_one_and_nob
     assert all(report["status"] == "done" for report in reports)
     wide, small, mean = ([one for one in reports if one["dataset"] == name] for name in ("wide", "small", "mean"))
     assert [len(wide), len(small), len(mean)] == [3, 3, 3]
-    assert [report["attempts"] for report in wide + small] == [1, 1, 2, 1, 1, 1]
+    assert [report["attempts"] for report in wide + small] == [1, 1, 1, 1, 1, 1]
     assert [report["corpus"]["encoded_now"] for report in wide + small] == [100] * 3 + [24] * 3
     assert "was lost: " in err
-    assert "the worker process was ended by SIGKILL (out of memory?)" in err
     assert "Traceback" not in err
     remove_leftovers()
     assert not [root for root in (tempfile.gettempdir(), "/dev/shm", "/tmp") for pid in everyone if left(root, pid)]
