@@ -349,7 +349,7 @@ class Busy:
     """Share of the time in which the GPU did something, by nvidia-smi every half second; None where there is none."""
 
     def __enter__(self) -> "Busy":
-        self.seen: list[int] = []
+        self.seen: list[tuple[float, int]] = []  # seconds since 1970, percent
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
@@ -359,14 +359,16 @@ class Busy:
         self._over.set()
         self._thread.join()
 
-    def share(self) -> float | None:
-        return float(np.mean(self.seen)) / 100 if self.seen else None
+    def share(self, start: float = 0.0, end: float = np.inf) -> float | None:
+        seen = [percent for at, percent in self.seen if start <= at <= end]
+        return float(np.mean(seen)) / 100 if seen else None
 
     def _watch(self) -> None:
         command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
         while not self._over.wait(0.5):
-            with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
-                self.seen.append(int(subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.split()[0]))
+            with contextlib.suppress(OSError, ValueError, IndexError, subprocess.SubprocessError):
+                percent = int(subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.split()[0])
+                self.seen.append((time.time(), percent))
 
 
 def beir(folder: Path, texts: list[str], questions: list[str]) -> None:
@@ -410,73 +412,68 @@ def alone(check: Check, collection: Path, checkpoint: Path) -> dict[str, float]:
         return {"encode": seconds(check, encode, 1), **spent}
 
 
-def between(reports: list[Mapping[str, Any]]) -> float:
-    """Seconds from the first Report to the last, to the second."""
-    first, last = (datetime.fromisoformat(report["at"]) for report in (reports[0], reports[-1]))
-    return (last - first).total_seconds()
+def moments(reports: list[Mapping[str, Any]]) -> list[float]:
+    """When each Report was made, seconds since 1970, to the second."""
+    return [datetime.fromisoformat(report["at"]).timestamp() for report in reports]
 
 
 def whole(check: Check) -> None:
     """Step 6: the command on a generated collection; then killed in the middle, and the same ranking after all."""
     from safetensors.torch import load_file, save_file
 
-    number, queries = check.size(88_000, 400), check.size(6_980, 20)
+    number, queries, last = check.size(176_000, 400), check.size(6_980, 20), check.size(9, 3)
     source = check.folder / "trained"
-    for step in (1, 2, 3):
+    for step in range(1, last + 1):
         shutil.copytree(model_folder(check, "Bert", base=True), source / f"checkpoint-{step}")
         file = source / f"checkpoint-{step}" / "model.safetensors"
         save_file({name: one * (1 + step / 100) for name, one in load_file(file).items()}, file, {"format": "pt"})
     collection = check.folder / "collection"
     beir(collection, texts_of(number, 5), texts_of(queries, 6, 8))
 
-    def command(state: str, path: Path = source) -> list[str]:
-        return [
-            *(
-                sys.executable,
-                "-m",
-                "dr_validate",
-                f"source.path={path}",
-                "source.name=whole",
-                "dataset=beir",
-                f"dataset.path={collection}",
-            ),
-            *("sampler=full", "tracker=none", "watch.mode=once", f"device={check.device}", "encoder.dtype=bfloat16"),
-            *("write_ranking=true", f"state_dir={check.folder / state}", "engine.save_every_s=1", *STATED),
-            *(("engine.slice_documents=32",) if check.tiny else ()),
-        ]
+    def command(state: str, *more: str, path: Path = source) -> list[str]:
+        named = [f"source.path={path}", "source.name=whole", "dataset=beir", f"dataset.path={collection}"]
+        how = ["sampler=full", "tracker=none", "watch.mode=once", f"device={check.device}", "encoder.dtype=bfloat16"]
+        how += [f"state_dir={check.folder / state}", *STATED, *(["engine.slice_documents=32"] if check.tiny else [])]
+        return [sys.executable, "-m", "dr_validate", *named, *how, *more]
 
     def reports(state: str) -> list[Mapping[str, Any]]:
         return [json.loads(line) for line in (check.folder / state / "reports.jsonl").read_text().splitlines()]
 
-    def rankings(state: str) -> list[str]:
-        return [path.read_text() for path in sorted((check.folder / state / "rankings").rglob("*.trec"))]
+    def rankings(state: str) -> list[bytes]:
+        """What is kept of every full-corpus ranking: the documents, in order."""
+        return [path.read_bytes() for path in sorted((check.folder / state / "baselines").rglob("*.npz"))]
 
-    with Busy() as busy:
-        subprocess.run(command("undisturbed"), check=True, stdout=subprocess.DEVNULL)
-    first, *_, last = reports("undisturbed")
-    say("whole", first_checkpoint=first["seconds"], gpu_busy_start_and_all=busy.share())
-    say("whole", third_checkpoint=last["seconds"], device_needs=alone(check, collection, source / "checkpoint-3"))
-    with Busy() as busy:
-        subprocess.run([*command("two"), "watch.at_once=2"], check=True, stdout=subprocess.DEVNULL)
-    ahead = [report["seconds"] for report in reports("two") if report["notes"].get("ranked_ahead")]
-    right = rankings("two") == rankings("undisturbed")
-    say(
-        "whole",
-        two_at_once=between(reports("two")),
-        one_at_once=between(reports("undisturbed")),
-        ranked_ahead=len(ahead),
-        right=right,
-    )
-    say("whole", two_at_once_gpu_busy=busy.share())
-    victim = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, start_new_session=True)
+    def run(state: str, *more: str) -> Mapping[str, Any]:
+        """Seconds from Report to Report, and what the device was busy meanwhile, without the start and the last, after which
+        no process has anything left to rank."""
+        if (tokens := check.folder / "undisturbed" / "tokens").is_dir():  # to spare time: they are made beside the encoding
+            shutil.copytree(tokens, check.folder / state / "tokens")
+        with Busy() as busy:
+            subprocess.run(command(state, *more), check=True, stdout=subprocess.DEVNULL)
+        made = moments(reports(state))[1 : None if check.tiny else -1]
+        each = (made[-1] - made[0]) / (len(made) - 1)
+        return {"seconds_a_checkpoint": each, "of": len(made) - 1, "gpu_busy": busy.share(made[0], made[-1])}
+
+    found = run("undisturbed")
+    told = reports("undisturbed")
+    say("whole", at_once=1, **found, documents=number, queries=queries)
+    say("whole", first_checkpoint=told[0]["seconds"])
+    say("whole", last_checkpoint=told[-1]["seconds"])
+    say("whole", device_needs=alone(check, collection, source / f"checkpoint-{last}"))
+    found = run("two", "watch.at_once=2")
+    ahead = sum(bool(report["notes"].get("ranked_ahead")) for report in reports("two"))
+    say("whole", at_once=2, **found, ranked_ahead=ahead, right=rankings("two") == rankings("undisturbed"))
+    shutil.copytree(source / "checkpoint-1", check.folder / "one" / "checkpoint-1")
+    only = command("killed", "engine.save_every_s=1", path=check.folder / "one")
+    victim = subprocess.Popen(only, stdout=subprocess.DEVNULL, start_new_session=True)
     while victim.poll() is None and not list((check.folder / "killed").glob("progress/*.npz")):
         time.sleep(0.05)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(victim.pid, signal.SIGKILL)
     victim.wait()
-    was_in_the_middle = not (check.folder / "killed" / "rankings").is_dir()
-    subprocess.run(command("killed"), check=True, stdout=subprocess.DEVNULL)
-    again, right = reports("killed")[0]["corpus"]["encoded_now"], rankings("killed") == rankings("undisturbed")
+    was_in_the_middle = not rankings("killed")
+    subprocess.run(only, check=True, stdout=subprocess.DEVNULL)
+    again, right = reports("killed")[0]["corpus"]["encoded_now"], rankings("killed")[0] in rankings("undisturbed")
     say("whole", killed_in_the_middle=was_in_the_middle, encoded_after_the_kill=again, of=number, right=right)
 
 
@@ -607,7 +604,7 @@ STEPS: Mapping[str, tuple[Callable[[Check], None], int]] = {
     "ranking": (ranking, 60 + 20),
     "memory": (memory, 30 + 20),
     "speed": (speed, 120),
-    "whole": (whole, 160),
+    "whole": (whole, 270),
     "trainer": (trainer, 90),
 }
 

@@ -93,6 +93,7 @@ class Pipeline:
         clock.lap("estimate")
         control.progress("writing results", 0, 0)
         self._keep(checkpoint, sample, ranked.ranking, (outcome.per_query, scores.per_query))
+        clock.lap("write")
         return Report(
             checkpoint=checkpoint,
             dataset=self.test_set.name,

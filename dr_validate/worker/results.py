@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from dr_validate.files import atomic_file
-from dr_validate.values import Float64, Int64, Qrels, Ranking, Sample, TestSet
+from dr_validate.values import Float64, Int64, Ranking, Sample, TestSet
 
 TOP = 3  # documents of a query that are kept with its values
+LINES_AT_ONCE = 1 << 16  # of a run file
 
 
 def write_sample(state_dir: Path, test_set: TestSet, sample: Sample) -> Path | None:
@@ -49,35 +50,41 @@ def write_top(path: Path, test_set: TestSet, ranking: Ranking) -> None:
     documents = ranking.documents[:, :TOP]
     rows, ranks = np.nonzero(documents >= 0)
     ordinals = documents[rows, ranks]
-    judged = [_gains(test_set.qrels, row, retrieved) for row, retrieved in enumerate(documents)]
-    gains = [judged[row].get(ordinal) for row, ordinal in zip(rows.tolist(), ordinals.tolist(), strict=True)]
+    pairs = rows * len(test_set.corpus) + ordinals
     _write_parquet(
         path,
         {
             "query_id": [test_set.query_ids[row] for row in rows],
             "rank": ranks + 1,
             "document_id": test_set.corpus.ids(ordinals),
-            "gain": gains,
+            "gain": _gains(test_set, pairs),
         },
     )
 
 
-def _gains(qrels: Qrels, row: int, retrieved: Int64) -> dict[int, int]:
-    """Of the documents that are judged for a query, those that were retrieved: there may be a million others."""
-    documents, gains = qrels.row(row)
-    kept = np.isin(documents, retrieved)
-    return dict(zip(documents[kept].tolist(), gains[kept].tolist(), strict=True))
+def _gains(test_set: TestSet, pairs: Int64) -> list[int | None]:
+    """Of each pair, query row times the corpus' length plus ordinal, what was judged; there may be a million others."""
+    qrels = test_set.qrels
+    judged = np.repeat(np.arange(len(test_set.query_ids)), np.diff(qrels.offsets)) * len(test_set.corpus) + qrels.documents
+    kept = np.isin(judged, pairs)
+    gains = dict(zip(judged[kept].tolist(), qrels.gains[kept].tolist(), strict=True))
+    return [gains.get(pair) for pair in pairs.tolist()]
 
 
 def write_ranking(path: Path, test_set: TestSet, ranking: Ranking, tag: str) -> None:
     """TREC run file: query Q0 document rank score tag."""
     tag = "_".join(tag.split()) or "dr_validate"
+    rows, ranks = np.nonzero(ranking.documents >= 0)
     with atomic_file(path) as stream:
-        for row, query_id in enumerate(test_set.query_ids):
-            found = ranking.documents[row] >= 0
-            ids = test_set.corpus.ids(ranking.documents[row][found])
-            scores = ranking.scores[row][found]
-            lines = [f"{query_id} Q0 {d} {i} {s:.9g} {tag}\n" for i, (d, s) in enumerate(zip(ids, scores, strict=True), 1)]
+        for start in range(0, len(rows), LINES_AT_ONCE):
+            part = slice(start, start + LINES_AT_ONCE)
+            at = rows[part], ranks[part]
+            ids = test_set.corpus.ids(ranking.documents[at])
+            scores = ranking.scores[at].tolist()
+            lines = [
+                f"{test_set.query_ids[row]} Q0 {document} {rank} {score:.9g} {tag}\n"
+                for row, document, rank, score in zip(at[0].tolist(), ids, (at[1] + 1).tolist(), scores, strict=True)
+            ]
             stream.write("".join(lines).encode())
 
 

@@ -30,10 +30,12 @@ def test_every_architecture_and_index_is_right_and_no_table_is_written() -> None
 
 
 def test_a_killed_command_goes_on_to_the_same_ranking() -> None:
-    first, third, two, _, killed = said("whole")
+    one, first, last, needs, two, killed = said("whole")
+    assert isinstance(one["seconds_a_checkpoint"], float)
     assert isinstance(first["first_checkpoint"], dict) and first["first_checkpoint"]["encode"] > 0
-    assert isinstance(third["device_needs"], dict) and third["device_needs"]["encode"] > 0
-    assert two["right"] is True and isinstance(two["two_at_once"], float)
+    assert isinstance(last["last_checkpoint"], dict) and last["last_checkpoint"]["encode"] > 0
+    assert isinstance(needs["device_needs"], dict) and needs["device_needs"]["encode"] > 0
+    assert two["right"] is True and two["at_once"] == 2
     assert killed["right"] is True
 
 
