@@ -20,7 +20,17 @@ from dr_validate.metrics.names import deepest_cutoff, parse
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.stages import Dataset, Encoder, Engine, Fidelity, Index, Sampler, Source, Store, Tracker
 
-STAGES = ("source", "store", "dataset", "encoder", "sampler", "engine", "index", "fidelity", "tracker")
+STAGES: Mapping[str, Any] = {  # and what a class of each must have
+    "source": Source,
+    "store": Store,
+    "dataset": Dataset,
+    "encoder": Encoder,
+    "sampler": Sampler,
+    "engine": Engine,
+    "index": Index,
+    "fidelity": Fidelity,
+    "tracker": Tracker,
+}
 REQUIRED = "required, no default"
 PLUGINS = "dr_validate.plugins"  # the group of entry points by which an installed package offers its classes
 MEAN = "mean"  # of the collections of a suite: what its Reports have in place of the name of one
@@ -274,6 +284,11 @@ def _class_of(stage: str, config: Mapping[str, Any], problems: list[str]) -> Any
         return None
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         problems.append(f"{stage}._target_: got {target!r}, which is no @component (from dr_validate.component)")
+        return None
+    asked = {name for name in (*vars(STAGES[stage]), *STAGES[stage].__annotations__) if not name.startswith("_")}
+    if lacking := sorted(asked - {*dir(found), *found.__dataclass_fields__}):
+        what = f"which lacks {', '.join(lacking)}; dr_validate/stages.py says what each is (class {STAGES[stage].__name__})"
+        problems.append(f"{stage}._target_: got {target!r}, {what}")
         return None
     return found
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from dr_validate.component import component
 from dr_validate.config import build
 from dr_validate.errors import ConfigError
+from dr_validate.values import Listing
 from tests.factories import composed
 
 README = Path(__file__).resolve().parents[2] / "dr_validate" / "sampler" / "README.md"
@@ -61,3 +63,20 @@ def test_a_class_of_a_package_that_is_not_named_is_never_imported() -> None:
 def test_what_is_named_and_no_component_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"sampler._target_: got 'os.system', which is no @component"):
         build({**composed("source.path=x", "dataset=pydoc"), "plugins": ["os"], "sampler": {"_target_": "os.system"}})
+
+
+@component
+class Unfinished:
+    """A source that lists nothing and does nothing else."""
+
+    training_run: str = "mine"
+
+    def list(self, state_dir: Path) -> Listing:
+        return Listing()
+
+
+def test_a_class_that_lacks_what_its_stage_asks_for_is_refused_at_the_start() -> None:
+    source = {"_target_": f"{__name__}.{Unfinished.__name__}"}
+    lacks = "which lacks brings_several, check, fetch, identity, needs_config, still_has; dr_validate/stages.py says"
+    with pytest.raises(ConfigError, match=rf"source._target_: got '{__name__}.Unfinished', {lacks} .*\(class Source\)"):
+        build({**composed("source.path=x", "dataset=pydoc"), "plugins": ["tests"], "source": source})
