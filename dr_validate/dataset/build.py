@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from dr_validate.component import fingerprint
-from dr_validate.dataset.convert import open_corpus
-from dr_validate.dataset.corpus import FORMAT_VERSION, ArrowCorpus
-from dr_validate.dataset.digests import digests_of
+from dr_validate.dataset.cache import digests_of
+from dr_validate.dataset.corpus import FORMAT_VERSION, ArrowCorpus, open_corpus
 from dr_validate.dataset.judge import Judge, MissingJudged, check_texts, read_judged, resolve
 from dr_validate.dataset.read import Problems, kind_of
 from dr_validate.dataset.records import Entry, Judgement, Part

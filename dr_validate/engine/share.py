@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dr_validate.devices import Landing
-from dr_validate.engine.merge import searched_k
-from dr_validate.engine.slices import Slice
+from dr_validate.engine.slices import Slice, searched_k
 from dr_validate.errors import CheckpointError
 from dr_validate.stages import Index, Kept, Model, Search, TextBlocks, Vectors, Workload
 from dr_validate.values import Int64, Side, TokenBlock, TopK
