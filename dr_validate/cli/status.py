@@ -6,9 +6,8 @@ from typing import Any
 
 from dr_validate.config import source_if_any, state_dir_of, store_if_any
 from dr_validate.errors import DrValidateError
-from dr_validate.ledger.database import refuse_lost
+from dr_validate.ledger.database import State, refuse_lost
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.schema import State
 from dr_validate.process import new_console
 from dr_validate.values import Checkpoint, Listing
 from dr_validate.watcher import schedule

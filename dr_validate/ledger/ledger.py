@@ -17,6 +17,9 @@ from typing import Any, TypeVar, get_args
 
 from dr_validate.errors import Stopped
 from dr_validate.ledger.database import (
+    MIGRATIONS,
+    SETTLED,
+    State,
     check_same,
     check_whole,
     content_in_words,
@@ -25,10 +28,10 @@ from dr_validate.ledger.database import (
     is_locked,
     open_database,
     open_read_only,
+    state_of,
 )
 from dr_validate.ledger.report_json import report_from_json, report_to_json
 from dr_validate.ledger.revised import refined
-from dr_validate.ledger.schema import MIGRATIONS, SETTLED, State, state_of
 from dr_validate.values import Checkpoint, Report, Status
 
 ALL: tuple[Status, ...] = get_args(Status)

@@ -9,7 +9,7 @@ from dr_validate.errors import DrValidateError
 class Metric(NamedTuple):
     """A parsed name: `recall@100-l2` is base `recall`, cutoff 100, documents count as relevant from gain 2 on.
 
-    A base with a dot is a function of another package, see `own.py`.
+    A base with a dot is a function of another package, see `ranx.py`.
     """
 
     base: str

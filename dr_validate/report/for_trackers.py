@@ -7,7 +7,7 @@ from typing import Any
 from dr_validate.fidelity.comparison import holds, paired
 from dr_validate.ledger.findings import MAX_ROWS, Cell, Findings, Table
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.report.costs import change_in_words
+from dr_validate.report.charts import change_in_words
 from dr_validate.report.gather import Section, Strategy, gather
 from dr_validate.report.queries import Movement, movement
 from dr_validate.report.verdict import verdict

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dr_validate.fidelity.comparison import Comparison, compare
+from dr_validate.ledger.database import State
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.schema import State
 from dr_validate.report.words import percent
 from dr_validate.values import Report
 

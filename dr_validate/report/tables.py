@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from dr_validate.fidelity.comparison import Comparison
+from dr_validate.ledger.database import State
 from dr_validate.ledger.per_query import Retrieved
 from dr_validate.ledger.revised import EstimateDetails, lag_s
-from dr_validate.ledger.schema import State
 from dr_validate.report.gather import Section, Strategy
-from dr_validate.report.grid import EMPTY, Cell, Column, Row, numeric, table, text
-from dr_validate.report.markup import Markup, el, join
+from dr_validate.report.markup import EMPTY, Cell, Column, Markup, Row, el, join, numeric, table, text
 from dr_validate.report.queries import Movement, Top
 from dr_validate.report.words import duration, interval, number, percent, shortened, signed
 from dr_validate.values import Estimate, Report

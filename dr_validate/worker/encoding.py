@@ -14,7 +14,7 @@ from dr_validate.component import fingerprint
 from dr_validate.config import Run
 from dr_validate.files import write_atomically
 from dr_validate.stages import Encoder, Model, TextBlocks, Tokenizer, Workload
-from dr_validate.store.kept import NothingKept
+from dr_validate.store.embeddings import NothingKept
 from dr_validate.values import Float32, Sample, Side, TestSet, TokenBlock
 from dr_validate.worker.samples import SpecSample
 from dr_validate.worker.token_cache import TokenCache

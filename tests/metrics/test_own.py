@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dr_validate.errors import SetupError
-from dr_validate.metrics.own import gains_by_rank, own_values
+from dr_validate.metrics.ranx import gains_by_rank, own_values
 from dr_validate.values import Qrels, Ranking
 from tests.metrics.peer import qrels_of, ranking_of
 
