@@ -146,7 +146,7 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 def _run_alone(config: Mapping[str, Any]) -> int:
     if (code := _answer(config)) is not None:
         return code
-    from dr_validate.cli.summary import show_outcome
+    from dr_validate.cli.status import show_outcome
     from dr_validate.watcher.loop import watch
 
     run = _built(config)

@@ -1,6 +1,6 @@
 """Test collections: a module per form, `beir`, `msmarco`, `tevatron`, `hub`, `ir_datasets`, `dpr`, `pydoc`, and
 `suite`, several of them.
 
-`build`: from parts to a checked TestSet; `read`, `records`: rows of files by the names of columns; `judge`: queries and
-judgements; `corpus`: documents on disk; `locate`, `remote`: files; `cache`: digests of files, and folders made once.
+`build`: from parts to a checked TestSet; `read`, `records`: rows of files by the names of columns; `corpus`: documents on
+disk; `locate`, `remote`: files; `cache`: digests of files, and folders made once.
 """

@@ -27,10 +27,9 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from dr_validate.component import UserPath, component
-from dr_validate.dataset.build import Collection, open_test_set
+from dr_validate.dataset.build import Collection, Judge, open_test_set
 from dr_validate.dataset.cache import is_sealed, made_once, seal
 from dr_validate.dataset.corpus import ArrowCorpus
-from dr_validate.dataset.judge import Judge
 from dr_validate.dataset.locate import OwnFiles, existing_folder, folder_name, locate, variants
 from dr_validate.dataset.read import JSON_SUFFIXES, Place, Problems, json_rows, lines, shorten
 from dr_validate.dataset.records import DOCUMENT, Entry, Part, entry_part, identifier, judgement_part, texts_alone

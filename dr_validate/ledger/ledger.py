@@ -30,8 +30,7 @@ from dr_validate.ledger.database import (
     open_read_only,
     state_of,
 )
-from dr_validate.ledger.report_json import report_from_json, report_to_json
-from dr_validate.ledger.revised import refined
+from dr_validate.ledger.reports import refined, report_from_json, report_to_json
 from dr_validate.values import Checkpoint, Report, Status
 
 ALL: tuple[Status, ...] = get_args(Status)

@@ -17,7 +17,7 @@ import numpy as np
 from dr_validate.component import component
 from dr_validate.errors import DatasetError, SetupError
 from dr_validate.files import cache_folder, is_writable
-from dr_validate.metrics.names import parse
+from dr_validate.metrics.gains import parse
 from dr_validate.values import Float64, Int64, Qrels, Ranking, Scores
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ Function = Callable[[Int64, Qrels], Float64]
 
 @component
 class RanxMetrics:
-    """`names` in ranx's form (see `metrics/names.py`); values equal trec_eval's, cutoffs counted in our order of ties."""
+    """`names` in ranx's form (see `metrics/gains.py`); values equal trec_eval's, cutoffs counted in our order of ties."""
 
     names: tuple[str, ...]
 

@@ -5,11 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dr_validate.fidelity.comparison import Comparison, paired
-from dr_validate.ledger.revised import is_expected
+from dr_validate.ledger.reports import is_expected
 from dr_validate.report import plot
-from dr_validate.report.gather import Section, Strategy
+from dr_validate.report.gather import Movement, Section, Strategy
 from dr_validate.report.markup import Markup, el, join
-from dr_validate.report.queries import Movement
 from dr_validate.report.words import count, interval_name, number, signed, with_interval
 from dr_validate.values import Estimate, Report
 

@@ -14,14 +14,19 @@ from dr_validate.config import ReportSettings
 from dr_validate.errors import SetupError
 from dr_validate.files import write_atomically
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.revised import EstimateDetails
+from dr_validate.ledger.reports import EstimateDetails
 from dr_validate.report.charts import change_chart, change_in_words, cost_charts, scatter_charts, steps_charts
-from dr_validate.report.gather import Section, Strategy, gather
-from dr_validate.report.making import making
+from dr_validate.report.gather import Movement, Section, Strategy, Top, document_texts, gather, movement, query_texts, top_of
 from dr_validate.report.markup import Markup, el, join
 from dr_validate.report.plot import charts
-from dr_validate.report.queries import Movement, Top, document_texts, movement, query_texts, top_of
-from dr_validate.report.tables import checkpoints_table, collections_table, other_metrics_table, queries_table, strategies_table
+from dr_validate.report.tables import (
+    checkpoints_table,
+    collections_table,
+    making,
+    other_metrics_table,
+    queries_table,
+    strategies_table,
+)
 from dr_validate.report.trainings import Overlay, differences_table, overlay_charts, overlays
 from dr_validate.report.verdict import Verdict, verdict
 from dr_validate.report.words import count, listed, with_interval

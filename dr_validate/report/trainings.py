@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dr_validate.fidelity.comparison import Z_95
 from dr_validate.ledger.per_query import paired_change
-from dr_validate.ledger.revised import EstimateDetails
+from dr_validate.ledger.reports import EstimateDetails
 from dr_validate.report import plot
 from dr_validate.report.charts import COLOURS, MANY_POINTS, SHAPES, unit_range
 from dr_validate.report.gather import Section

@@ -1,4 +1,4 @@
 """What is kept of checkpoints: `checkpoints` (verified copies), `embeddings` (their vectors, in `vector_file`s).
 
-`leased_cache`: folders that nobody removes while they are in use; `best`: where `store.keep_best` puts the best one.
+`leased_cache`: folders that nobody removes while they are in use.
 """

@@ -8,7 +8,7 @@ from typing import Any
 from dr_validate.component import fingerprint
 from dr_validate.ledger.findings import MAX_ROWS, Cell, Table
 from dr_validate.ledger.per_query import read_query_values
-from dr_validate.ledger.revised import EstimateDetails, lag_s
+from dr_validate.ledger.reports import EstimateDetails, lag_s
 from dr_validate.values import Report
 
 REPORT = "_report"  # names the Report that a row is of: what is there already is known by it

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dr_validate.errors import Outage
 from dr_validate.ledger.findings import Findings
-from dr_validate.ledger.revised import refined
+from dr_validate.ledger.reports import refined
 from dr_validate.tracker.lineage import Lineage
 from dr_validate.tracker.on_best import alert_of
 from dr_validate.tracker.rows import (
@@ -26,8 +26,7 @@ from dr_validate.tracker.rows import (
     revised_curves,
     row,
 )
-from dr_validate.tracker.run_target import RunTarget
-from dr_validate.tracker.session import Plan, failures
+from dr_validate.tracker.session import Plan, RunTarget, failures
 from dr_validate.values import Report
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from dr_validate.component import UserPath, component
 from dr_validate.errors import Outage, SetupError
 from dr_validate.files import write_atomically
 from dr_validate.ledger.findings import Find, Strategy, Sweep, find_nothing
-from dr_validate.ledger.revised import of_training
+from dr_validate.ledger.reports import of_training
 from dr_validate.tracker.rows import allowed
-from dr_validate.tracker.run_target import RunTarget, wandb_mode
 from dr_validate.tracker.session import (
     Plan,
+    RunTarget,
     abandon,
     api,
     failures,
@@ -32,6 +32,7 @@ from dr_validate.tracker.session import (
     require_key,
     settings,
     user_name,
+    wandb_mode,
 )
 from dr_validate.tracker.validation_run import Lost, ValidationRun
 from dr_validate.values import Report

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from dr_validate.errors import DrValidateError
-from dr_validate.metrics.names import deepest_cutoff, parse
+from dr_validate.metrics.gains import deepest_cutoff, parse
 from dr_validate.metrics.ranx import RanxMetrics
 
 

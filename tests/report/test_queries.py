@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from dr_validate.report.queries import movement
+from dr_validate.report.gather import movement
 from tests.report.training import FULL, Training, bound
 
 

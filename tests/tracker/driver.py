@@ -15,7 +15,7 @@ from typing import Any
 from dr_validate.component import component
 from dr_validate.config import Run, Settings, Watch
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.report_json import report_from_json
+from dr_validate.ledger.reports import report_from_json
 from dr_validate.tracker import validation_run
 from dr_validate.tracker.wandb import WandbTracker
 from dr_validate.watcher.delivery import Delivery
