@@ -26,8 +26,9 @@ from dr_validate.encoder.weights import load_transformer
 from dr_validate.errors import CheckpointError, NoMemory
 from dr_validate.values import Int64, Side, TokenBlock
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+_SIDES: tuple[Side, Side] = ("query", "document")
 Step = Callable[[Tensor], Tensor]
 ACTIVATIONS: Mapping[str, Step] = {
     "GELU": functional.gelu,
@@ -94,6 +95,17 @@ class TransformerModel:
     def encode(self, tokens: TokenBlock, side: Side) -> Tensor:
         """(len(tokens), dim) float32 on the device, in the order given; a text without any token is the zero vector."""
         return self._towers[side].encode(tokens)
+
+
+def _choose(tower: TowerSpec, dtype: torch.dtype, device: str) -> Chosen:
+    def choose() -> Chosen:
+        if tower.static:
+            return choose_static(
+                {k: v for file in weight_files(tower.weights) for k, v in load_file(file).items()}, dtype, device
+            )
+        return choose_forward(lambda: load_transformer(tower, dtype, device), dtype, device)
+
+    return or_cannot(choose, tower, device)
 
 
 class LoadedTower:
@@ -215,19 +227,6 @@ def _reduce(values: Tensor, lengths: Tensor, how: str) -> Tensor:
     return reduce(values, how, lengths=lengths, unsafe=True)  # type: ignore[no-any-return]  # the checks would wait for a GPU
 
 
-def or_cannot(run: Callable[[], T], tower: TowerSpec, device: str) -> T:
-    """What `run` gives. Raises CheckpointError where a module or type cannot work on this device, or has no room there."""
-    try:
-        return run()
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise NoMemory(
-                f"{tower.weights}: no memory on {device} for its weights ({error}); end what else runs there, set device to "
-                "another one, or use encoder.dtype=bfloat16"
-            ) from error
-        raise CheckpointError(f"{tower.weights}: cannot encode on {device}: {error}; try encoder.dtype=float32") from error
-
-
 def load_heads(heads: Sequence[Head], device: str) -> tuple[Step, ...]:
     """One function for each head, weights on `device`. Raises CheckpointError for weights that are missing or misshapen."""
     return tuple(_load_head(head, device) for head in heads)
@@ -289,15 +288,14 @@ class _LayerNorm(nn.Module):
         return self.norm(vectors)  # type: ignore[no-any-return]  # torch types every module call as Any
 
 
-_SIDES: tuple[Side, Side] = ("query", "document")
-
-
-def _choose(tower: TowerSpec, dtype: torch.dtype, device: str) -> Chosen:
-    def choose() -> Chosen:
-        if tower.static:
-            return choose_static(
-                {k: v for file in weight_files(tower.weights) for k, v in load_file(file).items()}, dtype, device
-            )
-        return choose_forward(lambda: load_transformer(tower, dtype, device), dtype, device)
-
-    return or_cannot(choose, tower, device)
+def or_cannot(run: Callable[[], T], tower: TowerSpec, device: str) -> T:
+    """What `run` gives. Raises CheckpointError where a module or type cannot work on this device, or has no room there."""
+    try:
+        return run()
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise NoMemory(
+                f"{tower.weights}: no memory on {device} for its weights ({error}); end what else runs there, set device to "
+                "another one, or use encoder.dtype=bfloat16"
+            ) from error
+        raise CheckpointError(f"{tower.weights}: cannot encode on {device}: {error}; try encoder.dtype=float32") from error

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -44,7 +44,7 @@ MIGRATIONS = (
 )
 
 
-def open_database(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
+def open_database(path: Path) -> sqlite3.Connection:
     """Open for writing, creating it or bringing it to the newest schema. Raises SetupError where that cannot be done."""
     _make_folder(path.parent)
     # Switching a new file to WAL does not wait for its turn, so two processes that begin at once take turns here.
@@ -54,15 +54,15 @@ def open_database(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
         connection = _connect(path, f"file:{quote(str(path.absolute()))}")
         try:
             if existed:
-                _check(connection, path, len(migrations))
-            _migrate(connection, path, migrations)
+                _check(connection, path)
+            _migrate(connection, path)
         except BaseException:
             connection.close()
             raise
     return connection
 
 
-def open_read_only(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
+def open_read_only(path: Path) -> sqlite3.Connection:
     """Open an existing file for reading; creates nothing, not even beside it. Raises SetupError where that cannot be done."""
     if not path.is_file():
         raise SetupError(f"{path}: no such ledger; is state_dir right? `task=validate` makes one")
@@ -72,7 +72,7 @@ def open_read_only(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
     mode = "mode=ro" if log.exists() else "mode=ro&immutable=1"
     connection = _connect(path, f"file:{quote(str(path.absolute()))}?{mode}")
     try:
-        _check(connection, path, len(migrations), exactly=True)
+        _check(connection, path, exactly=True)
     except BaseException:
         connection.close()
         raise
@@ -120,13 +120,13 @@ def check_same(path: Path, before: Files) -> None:
     )
 
 
-def check_whole(path: Path, migrations: Sequence[str]) -> None:
+def check_whole(path: Path) -> None:
     """Look through the file afresh, past what open connections keep of it. Raises SetupError where it is damaged."""
     if path.stat().st_size == 0:  # which SQLite would take for new
         raise SetupError(f"{path}: the ledger was cut to 0 bytes while this run had it open; {WAY_OUT}")
     connection = _connect(path, f"file:{quote(str(path.absolute()))}?mode=ro")
     try:
-        _check(connection, path, len(migrations), exactly=True)
+        _check(connection, path, exactly=True)
     finally:
         connection.close()
 
@@ -209,7 +209,8 @@ def _connect(path: Path, uri: str) -> sqlite3.Connection:
         raise SetupError(f"{path}: {error}; check that it is a file, and its permissions") from error
 
 
-def _check(connection: sqlite3.Connection, path: Path, known: int, *, exactly: bool = False) -> None:
+def _check(connection: sqlite3.Connection, path: Path, *, exactly: bool = False) -> None:
+    known = len(MIGRATIONS)
     try:
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -230,12 +231,12 @@ def _check(connection: sqlite3.Connection, path: Path, known: int, *, exactly: b
         raise SetupError(f"{path}: written by an older dr_validate (schema {version} of {known}); `task=validate` brings it up")
 
 
-def _migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        for number, script in enumerate(migrations[version:], version + 1):
+        for number, script in enumerate(MIGRATIONS[version:], version + 1):
             marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
             connection.executescript(f"BEGIN IMMEDIATE; {script}; {marks} COMMIT;")
     except sqlite3.OperationalError as error:
