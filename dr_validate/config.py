@@ -16,7 +16,7 @@ from dr_validate.component import UserPath, component
 from dr_validate.devices import check_device
 from dr_validate.errors import ConfigError, DrValidateError, SetupError
 from dr_validate.files import expanded
-from dr_validate.metrics.names import deepest_cutoff, parse
+from dr_validate.metrics.gains import deepest_cutoff, parse
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.stages import Dataset, Encoder, Engine, Fidelity, Index, Sampler, Source, Store, Tracker
 

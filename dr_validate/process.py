@@ -1,6 +1,7 @@
 """What a process says, how it is stopped, and how it ended: one line per event on standard error, tables on standard output.
 
 Nothing that is said here fails: a reader that has gone away, or cannot show a character, never decides how a run ends.
+Of long work that is a bar on a terminal, now and then a plain line in a log.
 """
 
 import contextlib
@@ -13,13 +14,13 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
+log = logging.getLogger(__name__)
 Part = TypeVar("Part")
 Result = TypeVar("Result")
-log = logging.getLogger(__name__)
 MOST_PROCESSES = 16  # one reads and hands out what these work on
 PR_SET_PDEATHSIG = 1  # of Linux
 TIME_IS_UP = 3  # exit code: watch.max_hours is over, and the next start goes on
@@ -30,6 +31,7 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2
 _OWN = "\n\t"  # what our own messages are laid out with
 _LOGIN = re.compile(r"(?<=://)[^\s/?#]*@")
 _SECRET = re.compile(r"(?i)([?&](?:sig|[\w.-]*(?:key|token|secret|password|signature|credential)[\w.-]*)=)[^\s&#'\")]+")
+LINE_EVERY_S = 30.0
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -240,3 +242,56 @@ def how_it_ended(code: int) -> str:
         return f"ended with exit code {code}; its last words are in the log"
     hint = " (out of memory?)" if -code == signal.SIGKILL else ""
     return f"was ended by {signal.Signals(-code).name}{hint}"
+
+
+class Progress:
+    """Shows the work that runs now; `show(None)` says that there is no news."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+        self._title = ""
+        self._began = self._last_line = 0.0
+        self._known: Mapping[str, Any] | None = None
+
+    def begin(self, title: str) -> None:
+        """Start on `title`; replaces what was shown."""
+        self.end()
+        self._title, self._known = printable(title), None
+        self._began = self._last_line = time.monotonic()
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(f"{self._title}: loading", total=None)
+            self._bar.start()
+
+    def show(self, progress: Mapping[str, Any] | None) -> None:
+        """`progress` holds phase, done and total (documents; 0 for a phase that counts none), as the worker sends them."""
+        if not self._title:
+            return
+        self._known = progress or self._known
+        if self._bar is not None:
+            if progress is not None:
+                phase, done, total = (progress[name] for name in ("phase", "done", "total"))
+                self._bar.update(
+                    self._task, description=printable(f"{self._title}: {phase}"), completed=done, total=total or None
+                )
+        elif time.monotonic() - self._last_line > LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            log.info("%s: %s", self._title, self._words())
+
+    def _words(self) -> str:
+        if self._known is None:
+            return f"no documents yet after {self._last_line - self._began:.0f} s (a slow device takes long for the first ones)"
+        phase, done, total = (self._known[name] for name in ("phase", "done", "total"))
+        return f"{phase} {done:,} of {total:,} documents" if total else str(phase)
+
+    def end(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar, self._title = None, ""

@@ -483,7 +483,7 @@ def snapshots(check: Check) -> None:
     import transformers
     from safetensors.torch import load_file
 
-    from dr_validate.integrations.snapshots import Snapshots
+    from dr_validate.integrations.publish import Snapshots
 
     path = model_folder(check, "Bert", base=True)
     load: Any = transformers.AutoModel.from_pretrained

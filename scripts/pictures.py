@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib
 
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.revised import refined
+from dr_validate.ledger.reports import refined
 
 METRIC = "mrr@10"
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from pydantic_core import PydanticUndefined
 
-from dr_validate.cli.help import comments, documented
 from dr_validate.cli.overrides import explain, explain_sweep, for_every_job, jobs_as_run
+from dr_validate.cli.run import comments, documented
 from dr_validate.config import STAGES, build, conf_dir
 from dr_validate.errors import ConfigError
 from tests.factories import CHOICES, built, choice, composed

@@ -9,7 +9,7 @@ from typing import Any
 from dr_validate.config import build, conf_dir
 from dr_validate.errors import CheckpointError, ConfigError, SetupError
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.revised import EstimateDetails, lag_s
+from dr_validate.ledger.reports import EstimateDetails, lag_s
 from dr_validate.values import Report
 
 Choice = str | Path | Mapping[str, Any]

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from dr_validate.cli import sweep
 from dr_validate.cli.doctor import check_start, with_other_problems
-from dr_validate.cli.help import offer_help
 from dr_validate.cli.overrides import (
     NEVER_ENDS,
     NOT_COMPOSED,
@@ -36,11 +36,13 @@ from dr_validate.process import printable, say_error, set_up_logging, standard_o
 if TYPE_CHECKING:
     from dr_validate.watcher.loop import Outcome
 
+log = logging.getLogger(__name__)
 SETUP_IS_WRONG = 2
 INTERRUPTED = 130  # what a shell makes of SIGINT
 RAISE = "HYDRA_FULL_ERROR"  # environment: has Hydra raise what does not compose, which it would print itself
 LOOK_AT_CLAIM_EVERY_S = 1.0
-log = logging.getLogger(__name__)
+RESOLVER = "documented_keys"  # in hydra.help.template of conf/config.yaml
+LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.+-]+):(?: (?P<value>[^#]*?))?(?:\s+#\s*(?P<comment>.*))?$")
 
 
 def main() -> None:
@@ -144,7 +146,7 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 def _run_alone(config: Mapping[str, Any]) -> int:
     if (code := _answer(config)) is not None:
         return code
-    from dr_validate.cli.summary import show_outcome
+    from dr_validate.cli.status import show_outcome
     from dr_validate.watcher.loop import watch
 
     run = _built(config)
@@ -186,7 +188,7 @@ def _answer(config: Mapping[str, Any]) -> int | None:
 def show_report(config: Mapping[str, Any]) -> int:
     """Write the page once, or until no watcher works in the state_dir, or a signal ends it."""
     from dr_validate.cli.status import is_at_work
-    from dr_validate.report.write import write_report
+    from dr_validate.report.page import write_report
 
     state_dir, wanted, wish_to_stop = state_dir_of(config), report_settings(config), threading.Event()
     with stop_on_signals(wish_to_stop):
@@ -269,3 +271,61 @@ def _is_peer(claim: Path, folder: Path) -> bool:
     except ValueError:  # it has not signed yet
         return False
     return (holder["pid"], holder["host"]) in {(job.pid, job.host) for job in sweep.records(folder)}
+
+
+def offer_help() -> None:
+    """Make the interpolation in hydra.help.template work."""
+    OmegaConf.register_new_resolver(RESOLVER, _of_root, replace=True)
+
+
+def comments(path: Path) -> dict[tuple[str, ...], str]:
+    """From keys (from the top of the file down) to the comments on their lines, of the keys that have one."""
+    found: dict[tuple[str, ...], str] = {}
+    above: list[tuple[int, str]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if match := LINE.match(line):
+            indent = len(match["indent"])
+            above = [*(one for one in above if one[0] < indent), (indent, match["key"])]
+            if match["comment"]:
+                found[tuple(key for _, key in above)] = match["comment"]
+    return found
+
+
+def documented(config: Mapping[str, Any], choices: Mapping[str, str]) -> str:
+    """A line for each key of a plain configuration; `choices`: the file in the folder of each group."""
+    known = comments(conf_dir() / "config.yaml")
+    for group, choice in choices.items():
+        path = conf_dir() / group / f"{choice}.yaml"
+        if group in config and path.is_file():
+            known |= {(group, *keys): comment for keys, comment in comments(path).items()}
+            known[group,] = f"{group}={choice}"
+    return "\n".join(_lines(config, known, ()))
+
+
+def _lines(part: Mapping[str, Any], known: Mapping[tuple[str, ...], str], place: tuple[str, ...]) -> Iterator[str]:
+    for key, value in part.items():
+        if key == "_target_":
+            continue
+        here = (*place, key)
+        is_section = isinstance(value, Mapping) and value
+        required = "required: " if value == "???" else ""
+        comment = f"  # {required}{known[here]}" if here in known else ""
+        yield f"{'  ' * len(place)}{key}:{'' if is_section else f' {_shown(value)}'}{comment}"
+        if is_section:
+            yield from _lines(value, known, here)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_shown, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value) if value != "" else "''"
+
+
+def _of_root(_root_: DictConfig) -> str:
+    config = OmegaConf.to_container(_root_, throw_on_missing=False)
+    assert isinstance(config, dict)
+    choices = config["hydra"]["runtime"]["choices"]
+    text = documented({str(key): value for key, value in config.items() if key != "hydra"}, choices)
+    return text.replace("$", "$$")  # Hydra fills in what follows a $

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dr_validate.cli.summary import show_outcome
+from dr_validate.cli.status import show_outcome
 from dr_validate.cli.sweep import SWEEP_JOBS, JobRecord, records, worst_exit_code
 from dr_validate.config import Run, build
 from dr_validate.errors import Outage, SetupError
 from dr_validate.fidelity.comparison import Comparison, compare
 from dr_validate.files import write_atomically
+from dr_validate.ledger.findings import Strategy, Sweep
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.revised import of_training
-from dr_validate.ledger.strategies import Strategy, Sweep
+from dr_validate.ledger.reports import of_training
 from dr_validate.process import new_console
-from dr_validate.report.comparison import Candidate, smallest_errors
+from dr_validate.report.verdict import Candidate, smallest_errors
 from dr_validate.values import Agreement, Report
 from dr_validate.watcher.attempts import Target
 from dr_validate.watcher.loop import Outcome

@@ -1,37 +1,56 @@
-"""DPR's open-domain question answering: Wikipedia in passages, questions with answers; relevant is what holds an answer."""
+"""DPR's open-domain question answering: Wikipedia in passages, questions with answers; relevant is what holds an answer.
+
+Answers are looked for over a whole corpus at once, as DPR does (github.com/facebookresearch/DPR, `has_answer` in
+dpr/data/qa_validation.py with match_type "string", and `SimpleTokenizer` in dpr/utils/tokenizers.py): text and answer are
+decomposed (NFD) and cut into runs of letters, numbers and marks, and single other characters that are neither separators nor
+control characters; a passage is relevant if the lower-cased tokens of an answer stand in its text, next to each other. Its
+title does not count.
+"""
 
 import ast
 import csv
+import functools
+import itertools
 import logging
+import re
 import time
-from collections.abc import Iterator
+import unicodedata
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from dr_validate.component import UserPath, component
-from dr_validate.dataset import answers
-from dr_validate.dataset.build import Collection, open_test_set
+from dr_validate.dataset.build import Collection, Judge, open_test_set
+from dr_validate.dataset.cache import is_sealed, made_once, seal
 from dr_validate.dataset.corpus import ArrowCorpus
-from dr_validate.dataset.judge import Judge
 from dr_validate.dataset.locate import OwnFiles, existing_folder, folder_name, locate, variants
-from dr_validate.dataset.manifest import is_sealed, made_once, seal
 from dr_validate.dataset.read import JSON_SUFFIXES, Place, Problems, json_rows, lines, shorten
 from dr_validate.dataset.records import DOCUMENT, Entry, Part, entry_part, identifier, judgement_part, texts_alone
 from dr_validate.dataset.remote import File
 from dr_validate.errors import DatasetError
+from dr_validate.process import MOST_PROCESSES, cores, in_processes
 from dr_validate.values import Int64, Qrels, TestSet
 
 log = logging.getLogger(__name__)
+RULES_VERSION = 1  # of what is judged relevant
+AT_ONCE = 2_000  # texts that a process is handed
+FEW = 20_000  # are matched here: processes would take longer to start
+_OF_ASCII = re.compile(r"[0-9a-z]+|[!-/:-@\[-`{-~]")
+Int32 = NDArray[np.int32]
+Matches = tuple[Int64, Int32]  # how many texts answer each question, and the ordinals of those of the first, the second ...
 
 
 @component
 class DprDataset(OwnFiles):
     """`psgs_w100.tsv` and `*-SPLIT.qa.csv` under `path`: a passage is relevant to a question if its text holds an answer, as
-    DPR judges it (see `answers`), so that `hit_rate@20` is DPR's top-20 accuracy. Both may be gzipped.
+    DPR judges it, so that `hit_rate@20` is DPR's top-20 accuracy. Both may be gzipped.
 
     `queries` may also be JSON lines of `question`, `answers` and `lang` (XOR-TyDi), of which `language` takes one. Questions
     that no passage answers count as 0; those with more than `max_matches` relevant passages are left out.
@@ -67,7 +86,7 @@ class DprDataset(OwnFiles):
         qrels = () if self.qrels is None else locate("qrels", self.qrels, [], problems)
         problems.stop_if_any()
         asked = Part(files=queries, read=lambda problems: (each.entry for each in self._questions(queries, problems)))
-        rules = {"answers": answers.RULES_VERSION, "language": self.language, "max_matches": self.max_matches}
+        rules = {"answers": RULES_VERSION, "language": self.language, "max_matches": self.max_matches}
         made = Judge(files=queries, rules=rules, judge=lambda *known: self._judge(corpus, queries, *known))
         return Collection(
             name=self.name or folder_name(Path(queries[0].name.partition(".")[0])),
@@ -156,7 +175,7 @@ def _of_json(file: File, language: str | None, problems: Problems) -> Iterator[Q
 def _question(identity: str, text: str, given: Any, place: Place, problems: Problems) -> Iterator[Question]:
     if not isinstance(given, list) or not given or not all(isinstance(answer, str) for answer in given):
         problems.add(place, f"answers: got {shorten(given)}, expected a list of at least one text")
-    elif empty := [answer for answer in given if not answers.words(answer)]:
+    elif empty := [answer for answer in given if not words(answer)]:
         problems.add(place, f"answer {empty[0]!r}: holds no word, so that DPR finds it in every passage; remove it")
     else:
         yield Question(Entry(identity, text, place), tuple(given))
@@ -165,15 +184,15 @@ def _question(identity: str, text: str, given: Any, place: Place, problems: Prob
 def _match(texts: Iterator[str], known: list[tuple[str, ...]], folder: Path) -> None:
     log.info("looking for the answers to %d questions in the whole corpus (once)", len(known))
     start = time.monotonic()
-    counts, documents = answers.match(texts, known)
+    counts, documents = match(texts, known)
     np.save(folder / "counts.npy", counts)
     np.save(folder / "documents.npy", documents)
-    seal(folder, answers.RULES_VERSION)
+    seal(folder, RULES_VERSION)
     log.info("%d matches found in %.0f s", len(documents), time.monotonic() - start)
 
 
 def _is_made(folder: Path) -> bool:
-    return is_sealed(folder, answers.RULES_VERSION)
+    return is_sealed(folder, RULES_VERSION)
 
 
 def _say(counts: Int64, kept: Any, num_documents: int, most: int | None) -> None:
@@ -195,3 +214,103 @@ def _qrels(documents: Int64, counts: Int64) -> Qrels:
         gains=np.ones(len(documents), dtype=np.int64),
         not_found=counts == 0,
     )
+
+
+def words(text: str) -> list[str]:
+    """Lower-cased tokens of a text, as DPR compares them."""
+    if text.isascii():  # the same, five times as fast
+        return _OF_ASCII.findall(text.lower())
+    return [word.lower() for word in _pattern().findall(unicodedata.normalize("NFD", text))]
+
+
+@functools.cache
+def _pattern() -> Any:
+    import regex
+
+    return regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]", regex.IGNORECASE | regex.UNICODE | regex.MULTILINE)
+
+
+class Matcher:
+    """Finds all answers of all questions in one pass over a text: a tree of tokens, with rows where answers end."""
+
+    def __init__(self, answers: Sequence[Sequence[str]]) -> None:
+        self._root: dict[str, Any] = {}
+        for row, several in enumerate(answers):
+            for answer in several:
+                node = self._root
+                for word in (found := words(answer)):
+                    node = node.setdefault(word, {})
+                assert found, "an answer without a word would be in every text"
+                node.setdefault("", set()).add(row)  # no token is empty
+
+    def rows(self, text: str) -> set[int]:
+        """Questions that the text answers."""
+        found: set[int] = set()
+        tokens = words(text)
+        root = self._root
+        for place, word in enumerate(tokens):
+            node = root.get(word)
+            following = place + 1
+            while node is not None:
+                if ends := node.get(""):
+                    found |= ends
+                node = node.get(tokens[following]) if following < len(tokens) else None
+                following += 1
+        return found
+
+
+def match(texts: Iterable[str], answers: Sequence[Sequence[str]], processes: int | None = None) -> Matches:
+    """All matches of a corpus, in `processes` of their own (None: one for each core that this process may use).
+
+    Memory: 20 bytes for each match, and the texts that are on their way.
+    """
+    stream = iter(texts)
+    first = list(itertools.islice(stream, FEW))
+    chunks = itertools.chain(_chunked(iter(first)), _chunked(stream))
+    count = min(cores() if processes is None else processes, MOST_PROCESSES)
+    if count < 2 or (processes is None and len(first) < FEW):
+        matcher = Matcher(answers)
+        return _by_question((_rows_of(matcher, chunk) for chunk in chunks), len(answers))
+    try:
+        return _by_question(in_processes(_find, chunks, count, _begin, answers), len(answers))
+    except BrokenProcessPool as error:
+        raise DatasetError("a process that looks for answers in the corpus was ended; is there too little memory?") from error
+
+
+def _chunked(stream: Iterator[str]) -> Iterator[list[str]]:
+    while chunk := list(itertools.islice(stream, AT_ONCE)):
+        yield chunk
+
+
+def _by_question(parts: Iterable[tuple[int, bytes, bytes]], num_questions: int) -> Matches:
+    rows, ordinals, before = array("i"), array("i"), 0
+    for count, of_questions, of_texts in parts:
+        rows.frombytes(of_questions)
+        ordinals.frombytes((np.frombuffer(of_texts, dtype=np.int32) + np.int32(before)).tobytes())
+        before += count
+    of_question = np.frombuffer(rows, dtype=np.int32)
+    documents = np.frombuffer(ordinals, dtype=np.int32)[np.argsort(of_question, kind="stable")]
+    return np.bincount(of_question, minlength=num_questions).astype(np.int64), documents
+
+
+def _rows_of(matcher: Matcher, texts: Sequence[str]) -> tuple[int, bytes, bytes]:
+    """How many texts, then rows and places of the matches among them, as 32-bit numbers."""
+    rows, places = array("i"), array("i")
+    for place, text in enumerate(texts):
+        found = matcher.rows(text)
+        rows.extend(found)
+        places.extend([place] * len(found))
+    return len(texts), rows.tobytes(), places.tobytes()
+
+
+def _begin(answers: Sequence[Sequence[str]]) -> None:
+    global _matcher
+    _matcher = Matcher(answers)
+
+
+def _find(texts: Sequence[str]) -> tuple[int, bytes, bytes]:
+    assert _matcher is not None, "a process begins with _begin"
+    return _rows_of(_matcher, texts)
+
+
+_matcher: Matcher | None = None  # of a process that finds what another one hands out

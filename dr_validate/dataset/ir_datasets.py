@@ -11,8 +11,8 @@ from pydantic import Field
 
 from dr_validate.component import component, fingerprint
 from dr_validate.dataset.build import Collection, open_test_set
+from dr_validate.dataset.cache import is_sealed, made_once, seal
 from dr_validate.dataset.locate import Common, folder_name
-from dr_validate.dataset.manifest import is_sealed, made_once, seal
 from dr_validate.dataset.records import DOCUMENT, QUERY, entry_part, judgement_part
 from dr_validate.errors import DatasetError
 from dr_validate.files import write_atomically

@@ -9,8 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from dr_validate.component import component
-from dr_validate.dataset.build import Collection
-from dr_validate.dataset.judge import MissingJudged
+from dr_validate.dataset.build import Collection, MissingJudged
 from dr_validate.dataset.read import MSMARCO_V2, Problems
 from dr_validate.dataset.records import DOCUMENT, QUERY, entry_part, judgement_part
 from dr_validate.dataset.remote import File, UserFiles, is_url, remote_files

@@ -7,7 +7,7 @@ from pydantic import model_validator
 
 from dr_validate.component import NameOrPath, UserPath, component
 from dr_validate.dataset.build import Collection, open_test_set
-from dr_validate.dataset.hub_parts import HubParts, hub_collection
+from dr_validate.dataset.hub import HubParts, hub_collection
 from dr_validate.dataset.locate import Name, OwnFiles, existing_folder, variants
 from dr_validate.errors import DatasetError
 from dr_validate.values import TestSet

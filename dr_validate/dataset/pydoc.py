@@ -1,34 +1,39 @@
 """A collection that every machine has: the docstrings of its own Python standard library. The demo's data set."""
 
+import ast
 import functools
 import hashlib
 import json
 import logging
 import random
 import sys
+import sysconfig
+import tokenize
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from pydantic import Field
 
 from dr_validate.component import component, fingerprint
 from dr_validate.dataset.build import open_test_set
-from dr_validate.dataset.docstrings import Comment, Docstring, read_sources, standard_library
+from dr_validate.dataset.cache import is_sealed, made_once, seal
 from dr_validate.dataset.locate import Name, OwnFiles
-from dr_validate.dataset.manifest import is_sealed, made_once, seal
+from dr_validate.errors import DatasetError
 from dr_validate.values import TestSet
 
 log = logging.getLogger(__name__)
-
 RULES_VERSION = 1
 MAX_QUERIES = 500  # pairs kept back from training, whatever num_queries is
 MIN_DOCUMENT_WORDS = 5
 MIN_COMMENT_WORDS = 12
 QUERY_WORDS = range(3, 21)
 FILES = {"corpus": "corpus.jsonl", "queries": "queries.jsonl", "qrels": "qrels.tsv"}
+SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"})
 
 
 @component
@@ -106,6 +111,21 @@ def _documents_and_pairs(root: Path) -> tuple[Mapping[str, str], tuple[Pair, ...
     return MappingProxyType(kept), tuple(pairs)
 
 
+class Docstring(NamedTuple):
+    """`id` is `module.qualname`; `rest` is empty for a docstring of one line. Runs of white space are single spaces."""
+
+    id: str
+    summary: str
+    rest: str
+
+
+class Comment(NamedTuple):
+    """A block of comment lines; `id` is `module#line`."""
+
+    id: str
+    text: str
+
+
 def _candidates(docstrings: list[Docstring], comments: list[Comment]) -> list[tuple[str, str, str | None]]:
     """(id, document, query or None) in a fixed order."""
     rows: list[tuple[str, str, str | None]] = []
@@ -136,3 +156,68 @@ def _write_rows(file: Path, texts: Mapping[str, str]) -> None:
     with file.open("w", encoding="utf-8") as stream:
         for identity, text in texts.items():
             stream.write(json.dumps({"_id": identity, "text": text}, ensure_ascii=False) + "\n")
+
+
+def standard_library() -> Path:
+    """Where this interpreter's standard library is."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def read_sources(root: Path) -> tuple[list[Docstring], list[Comment]]:
+    """All docstrings and comment blocks under `root`, by the files' paths. Raises DatasetError if there are none."""
+    docstrings: list[Docstring] = []
+    comments: list[Comment] = []
+    unreadable = 0
+    for file in sorted(root.rglob("*.py")):
+        inside = file.relative_to(root)
+        if SKIPPED_FOLDERS & set(inside.parts):
+            continue
+        parts = inside.with_suffix("").parts
+        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        try:
+            with tokenize.open(file) as stream:  # honours a coding line
+                source = stream.read()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # invalid escapes in old modules
+                tree = ast.parse(source)
+        except (OSError, SyntaxError, ValueError):
+            unreadable += 1
+            continue
+        docstrings.extend(_docstrings(tree, module))
+        comments.extend(_comments(source, module))
+    if not docstrings:
+        raise DatasetError(f"dataset=pydoc: no Python source files under {root}; choose another dataset for this interpreter")
+    if unreadable:
+        log.info("%d source files under %s cannot be parsed and are left out", unreadable, root)
+    return docstrings, comments
+
+
+def _docstrings(node: ast.AST, name: str) -> Iterator[Docstring]:
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        text = (ast.get_docstring(node) or "").strip()
+        if text:
+            summary, _, rest = text.partition("\n")
+            yield Docstring(name, squeezed(summary), squeezed(rest))
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _docstrings(child, f"{name}.{child.name}")
+        else:
+            yield from _docstrings(child, name)
+
+
+def _comments(source: str, module: str) -> Iterator[Comment]:
+    block: list[str] = []
+    start = 0
+    for number, line in enumerate([*source.splitlines(), ""], start=1):
+        stripped = line.strip()
+        if stripped.startswith("#"):
+            start = start if block else number
+            block.append(stripped.lstrip("#!: "))
+        elif block:
+            yield Comment(f"{module}#{start}", squeezed(" ".join(block)))
+            block = []
+
+
+def squeezed(text: str) -> str:
+    """`text` with single spaces only; half surrogates, which some docstrings show, as question marks."""
+    return " ".join(text.encode(errors="replace").decode().split())

@@ -60,7 +60,7 @@ class AutoEncoder:
     def load(self, folder: Path, device: str, weights_of: Model | None = None) -> Iterator[Model]:
         """See `Encoder.load`. Raises CheckpointError or ConfigError before any weight is read."""
         contract = self._contract(folder)
-        from dr_validate.encoder.transformer import TransformerModel
+        from dr_validate.encoder.model import TransformerModel
 
         budget = self.max_tokens_per_batch or (CPU_TOKENS if device == "cpu" else GPU_TOKENS)
         with _one_thread():
@@ -194,6 +194,6 @@ def _free(device: str) -> None:
 
         torch.cuda.empty_cache()
     else:
-        from dr_validate.encoder.threads import release_heap
+        from dr_validate.encoder.cpu import release_heap
 
         release_heap()

@@ -4,9 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from dr_validate.encoder.backbone import Backbone, read_backbone
+from dr_validate.encoder.backbone import Backbone, length_warnings, max_length, read_backbone
 from dr_validate.encoder.checks import USE_STEP_VERSION, check_no_link_leaves, check_unused, read_object, weight_shapes
-from dr_validate.encoder.lengths import length_warnings, max_length
 from dr_validate.encoder.modules import modules_tower
 from dr_validate.encoder.spec import (
     CONTRACT_FILE,

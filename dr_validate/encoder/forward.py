@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from dr_validate.devices import is_out_of_memory, to_device
-from dr_validate.encoder import attention
-from dr_validate.encoder.batches import ROUND_TO, Batch
-from dr_validate.encoder.lengths import PADDING_OFFSET_MODELS, positions
-from dr_validate.encoder.linears import pack_linears
+from dr_validate.encoder.backbone import PADDING_OFFSET_MODELS, positions
+from dr_validate.encoder.batches import PACKED_ATTENTION, ROUND_TO, Batch, Packing, fuses, packing, register
+from dr_validate.encoder.cpu import pack_linears
 from dr_validate.errors import CheckpointError
 from dr_validate.values import Int64
 
@@ -78,7 +77,7 @@ class Padded:
 
 
 class Packed:
-    """Texts in one row, without padding between them; attention stays within a text (`attention.py`).
+    """Texts in one row, without padding between them; attention stays within a text (`batches.py`).
 
     The row ends with a text of less than ROUND_TO tokens that nobody asked for (`batches.py` says why).
     """
@@ -98,13 +97,13 @@ class Packed:
         states: Tensor = hidden[0, : len(batch.ids)]
         return states
 
-    def _row(self, batch: Batch) -> tuple[Tensor, Tensor, attention.Packing]:
+    def _row(self, batch: Batch) -> tuple[Tensor, Tensor, Packing]:
         """Ids and positions (num_tokens,) on the device, and where the texts lie."""
         ids, positions, lengths = batch.ids, self._positions(batch), batch.lengths
         if extra := -len(ids) % ROUND_TO:
             ids, positions = (np.append(array, np.full(extra, array[0])) for array in (ids, positions))
             lengths = np.append(lengths, extra)
-        layout = attention.packing(lengths, self._device)
+        layout = packing(lengths, self._device)
         return to_device(ids, self._device), to_device(positions, self._device), layout
 
     def _positions(self, batch: Batch) -> Int64:
@@ -132,7 +131,7 @@ class Chosen:
 
 
 def _is_wide(dtype: torch.dtype, device: str) -> bool:
-    return attention.fuses(device) and dtype == torch.float32
+    return fuses(device) and dtype == torch.float32
 
 
 def choose_static(weights: Mapping[str, Tensor], dtype: torch.dtype, device: str) -> Chosen:
@@ -174,15 +173,15 @@ def choose_forward(load: Callable[[], Any], dtype: torch.dtype, device: str) -> 
 
 def takes_packed(dtype: torch.dtype, device: str) -> bool:
     """Whether attention over packed texts is fast here: on a GPU for the types that its fused kernel takes."""
-    return not attention.fuses(device) or dtype in (torch.float16, torch.bfloat16)
+    return not fuses(device) or dtype in (torch.float16, torch.bfloat16)
 
 
 def _packed(model: Any, dtype: torch.dtype, device: str) -> Packed | None:
     """For the architectures that let their attention be replaced."""
     if not takes_packed(dtype, device) or not getattr(model, "_supports_attention_backend", False):
         return None
-    attention.register()
-    model.set_attn_implementation(attention.NAME)
+    register()
+    model.set_attn_implementation(PACKED_ATTENTION)
     return Packed(model, device)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dr_validate.encoder.backbone import read_backbone
+from dr_validate.encoder.backbone import NO_LIMIT, length_warnings, max_length, read_backbone
 from dr_validate.encoder.checks import (
     USE_STEP_VERSION,
     check_is_dense,
@@ -15,7 +15,6 @@ from dr_validate.encoder.checks import (
     read_object,
     read_objects,
 )
-from dr_validate.encoder.lengths import NO_LIMIT, length_warnings, max_length
 from dr_validate.encoder.spec import EncoderSpec, Head, PoolingName, TowerSpec, contradiction
 from dr_validate.errors import CheckpointError, NotStated
 from dr_validate.values import Side

@@ -1,5 +1,5 @@
 """Encode and search: `local` on one device, `ray` on many.
 
-`slices`, `share`: slices of texts through the model into a running top-k; `progress`: the file by which an interrupted one
-resumes; `ray`, `ray_workers`, `ray_ranking`, `ray_worker`: a cluster, who is there, who does what, what runs there; `merge`.
+`slices`: the parts of a ranking, each through the model into a running top-k, merged, and saved for when it is interrupted;
+`ray`, `ray_workers`, `ray_ranking`: a cluster, who is there and what runs there, who does what.
 """

@@ -9,10 +9,7 @@ from pydantic import Field
 
 from dr_validate.component import component
 from dr_validate.devices import hold, resolve_device
-from dr_validate.engine.merge import ranking_of
-from dr_validate.engine.progress import Progress
-from dr_validate.engine.share import Share
-from dr_validate.engine.slices import cut
+from dr_validate.engine.slices import Progress, Share, cut, ranking_of
 from dr_validate.errors import Interrupted
 from dr_validate.stages import Control, Index, Model, Ranked, Ranker, Workload
 

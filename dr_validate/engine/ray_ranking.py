@@ -18,11 +18,19 @@ import numpy as np
 
 from dr_validate.devices import is_out_of_memory
 from dr_validate.engine.local import slice_size
-from dr_validate.engine.merge import merge, ranking_of
-from dr_validate.engine.progress import Progress
-from dr_validate.engine.ray_worker import Elsewhere, FolderMissing, Handed, Job, files_of, machine
-from dr_validate.engine.ray_workers import Call, Wanted, Worker, Workers
-from dr_validate.engine.slices import Dealer, Slice, cut
+from dr_validate.engine.ray_workers import (
+    Call,
+    Elsewhere,
+    FolderMissing,
+    Handed,
+    Job,
+    Wanted,
+    Worker,
+    Workers,
+    files_of,
+    machine,
+)
+from dr_validate.engine.slices import Dealer, Progress, Slice, cut, merge, ranking_of
 from dr_validate.errors import DrValidateError, Interrupted
 from dr_validate.files import is_disk_full, is_read_only
 from dr_validate.stages import Control, Index, Model, Ranked, Workload

@@ -1,5 +1,6 @@
 """From a sample to the corpus; read README.md first.
 
-priors.py       every constant, with its reason        evidence.py  what one checkpoint's ranking of the sample shows
-calibration.py  how many documents are above, unseen   estimate.py  the metric, its errors, differences of checkpoints
+priors.py    every constant, with its reason
+evidence.py  what one checkpoint's ranking of the sample shows
+estimate.py  how many documents are above, unseen; the metric, its errors, differences of checkpoints
 """

@@ -41,9 +41,8 @@ from dr_validate.integrations.checks import (
     visible_device,
 )
 from dr_validate.integrations.child import WatcherChild, compose
-from dr_validate.integrations.publish import tevatron_contract, unwrapped
-from dr_validate.integrations.snapshots import Snapshots
-from dr_validate.ledger.revised import is_expected
+from dr_validate.integrations.publish import Snapshots, tevatron_contract, unwrapped
+from dr_validate.ledger.reports import is_expected
 from dr_validate.values import Report
 
 RANKS_EVERY = 10  # steps between two broadcasts

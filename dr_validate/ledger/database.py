@@ -1,4 +1,4 @@
-"""Open a SQLite file that is ours, safely: known schema, write-ahead log, nothing created by who only reads.
+"""Open the SQLite file of the ledger, safely: known schema, write-ahead log, nothing created by who only reads.
 
 Python must not open the file itself: closing it would drop the locks that SQLite has on it in this process.
 """
@@ -7,12 +7,15 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, cast
 from urllib.parse import quote
 
 from dr_validate.errors import DrValidateError, LedgerLost, SetupError
 from dr_validate.files import disk_words, is_disk_full, is_read_only, locked
+from dr_validate.values import Estimate
 
 APPLICATION_ID = 0x64725661  # "drVa": tells our files from other people's
 BUSY_TIMEOUT_S = 1.0  # for each try: whoever keeps it locked for longer is waited for by the ledger, which says so
@@ -20,9 +23,28 @@ DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 WAY_OUT = "move it away (its results go with it) or set another state_dir"
 Files = tuple[tuple[int, int] | None, ...]
 OURS = ("checkpoints", "estimates", "queries", "samples", "top")  # folders beside it that nobody makes before it
+StateName = Literal["running", "waiting", "done", "failed", "skipped"]
+SETTLED = ("done", "failed")
+MIGRATIONS = (
+    """
+    CREATE TABLE specs (spec TEXT PRIMARY KEY, description TEXT NOT NULL, at TEXT NOT NULL);
+    CREATE TABLE states (
+        spec TEXT NOT NULL, digest TEXT NOT NULL, name TEXT NOT NULL, step INTEGER NOT NULL,
+        state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, interruptions INTEGER NOT NULL DEFAULT 0,
+        error TEXT, at TEXT NOT NULL, PRIMARY KEY (spec, digest));
+    CREATE TABLE reports (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, spec TEXT NOT NULL, digest TEXT NOT NULL, name TEXT NOT NULL,
+        step INTEGER NOT NULL, status TEXT NOT NULL, error TEXT, report TEXT NOT NULL, forgotten INTEGER NOT NULL DEFAULT 0);
+    CREATE INDEX reports_of_spec ON reports (spec, step, name);
+    CREATE UNIQUE INDEX settled_once ON reports (spec, digest) WHERE status IN ('done', 'failed') AND forgotten = 0;
+    CREATE TABLE deliveries (
+        report INTEGER NOT NULL REFERENCES reports (id), tracker TEXT NOT NULL, at TEXT NOT NULL,
+        PRIMARY KEY (report, tracker))
+    """,
+)
 
 
-def open_database(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
+def open_database(path: Path) -> sqlite3.Connection:
     """Open for writing, creating it or bringing it to the newest schema. Raises SetupError where that cannot be done."""
     _make_folder(path.parent)
     # Switching a new file to WAL does not wait for its turn, so two processes that begin at once take turns here.
@@ -32,15 +54,15 @@ def open_database(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
         connection = _connect(path, f"file:{quote(str(path.absolute()))}")
         try:
             if existed:
-                _check(connection, path, len(migrations))
-            _migrate(connection, path, migrations)
+                _check(connection, path)
+            _migrate(connection, path)
         except BaseException:
             connection.close()
             raise
     return connection
 
 
-def open_read_only(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
+def open_read_only(path: Path) -> sqlite3.Connection:
     """Open an existing file for reading; creates nothing, not even beside it. Raises SetupError where that cannot be done."""
     if not path.is_file():
         raise SetupError(f"{path}: no such ledger; is state_dir right? `task=validate` makes one")
@@ -50,7 +72,7 @@ def open_read_only(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
     mode = "mode=ro" if log.exists() else "mode=ro&immutable=1"
     connection = _connect(path, f"file:{quote(str(path.absolute()))}?{mode}")
     try:
-        _check(connection, path, len(migrations), exactly=True)
+        _check(connection, path, exactly=True)
     except BaseException:
         connection.close()
         raise
@@ -98,13 +120,13 @@ def check_same(path: Path, before: Files) -> None:
     )
 
 
-def check_whole(path: Path, migrations: Sequence[str]) -> None:
+def check_whole(path: Path) -> None:
     """Look through the file afresh, past what open connections keep of it. Raises SetupError where it is damaged."""
     if path.stat().st_size == 0:  # which SQLite would take for new
         raise SetupError(f"{path}: the ledger was cut to 0 bytes while this run had it open; {WAY_OUT}")
     connection = _connect(path, f"file:{quote(str(path.absolute()))}?mode=ro")
     try:
-        _check(connection, path, len(migrations), exactly=True)
+        _check(connection, path, exactly=True)
     finally:
         connection.close()
 
@@ -187,7 +209,8 @@ def _connect(path: Path, uri: str) -> sqlite3.Connection:
         raise SetupError(f"{path}: {error}; check that it is a file, and its permissions") from error
 
 
-def _check(connection: sqlite3.Connection, path: Path, known: int, *, exactly: bool = False) -> None:
+def _check(connection: sqlite3.Connection, path: Path, *, exactly: bool = False) -> None:
+    known = len(MIGRATIONS)
     try:
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -208,12 +231,12 @@ def _check(connection: sqlite3.Connection, path: Path, known: int, *, exactly: b
         raise SetupError(f"{path}: written by an older dr_validate (schema {version} of {known}); `task=validate` brings it up")
 
 
-def _migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        for number, script in enumerate(migrations[version:], version + 1):
+        for number, script in enumerate(MIGRATIONS[version:], version + 1):
             marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
             connection.executescript(f"BEGIN IMMEDIATE; {script}; {marks} COMMIT;")
     except sqlite3.OperationalError as error:
@@ -225,3 +248,38 @@ def _migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[st
 def _may_pass(error: sqlite3.DatabaseError) -> bool:
     """Whether waiting or freeing space helps: not a fault of the file."""
     return is_locked(error) or is_disk_full(error)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Where one checkpoint stands under one spec; `metrics` is empty until it is done."""
+
+    spec: str
+    digest: str
+    name: str
+    step: int
+    state: StateName
+    attempts: int
+    interruptions: int
+    error: str | None
+    at: str
+    metrics: Mapping[str, Estimate]
+
+    @property
+    def detail(self) -> str:
+        """The metrics, or why there are none, in words for a table."""
+        if self.metrics:
+            return ", ".join(f"{name} {estimate.value:.4f}" for name, estimate in self.metrics.items())
+        died = f"; interrupted {self.interruptions} times" if self.interruptions else ""
+        return (self.error or (f"since {self.at}" if self.state == "running" else "")) + died
+
+
+def state_of(row: Mapping[str, Any], metrics: Mapping[str, Estimate]) -> State:
+    """A row of the table as a value."""
+    state = cast(StateName, row["state"])
+    return State(
+        **{key: row[key] for key in ("spec", "digest", "name", "step", "interruptions", "error", "at")},
+        state=state,
+        attempts=row["attempts"] + (state == "running"),
+        metrics=metrics,
+    )

@@ -17,6 +17,8 @@ from typing import Any, TypeVar, get_args
 
 from dr_validate.errors import Stopped
 from dr_validate.ledger.database import (
+    SETTLED,
+    State,
     check_same,
     check_whole,
     content_in_words,
@@ -25,10 +27,9 @@ from dr_validate.ledger.database import (
     is_locked,
     open_database,
     open_read_only,
+    state_of,
 )
-from dr_validate.ledger.report_json import report_from_json, report_to_json
-from dr_validate.ledger.revised import refined
-from dr_validate.ledger.schema import MIGRATIONS, SETTLED, State, state_of
+from dr_validate.ledger.reports import refined, report_from_json, report_to_json
 from dr_validate.values import Checkpoint, Report, Status
 
 ALL: tuple[Status, ...] = get_args(Status)
@@ -71,7 +72,7 @@ class Ledger:
         """Raises SetupError for a file that is missing (read only), foreign, damaged, or of a newer version."""
         assert self._connection is None, f"{self.path} is open already"
         open_file = open_read_only if self.read_only else open_database
-        self._connection = self._patiently(lambda: open_file(self.path, MIGRATIONS))
+        self._connection = self._patiently(lambda: open_file(self.path))
         self._files, self._whole = files_of(self.path), self._stamp()
         return self
 
@@ -262,7 +263,7 @@ class Ledger:
             with damage_in_words(self.path, self.read_only):
                 self._open_connection()
                 stamp = self._stamp()
-                self._patiently(lambda: check_whole(self.path, MIGRATIONS))
+                self._patiently(lambda: check_whole(self.path))
                 self._whole = stamp
 
     def _stamp(self) -> tuple[int, int] | None:

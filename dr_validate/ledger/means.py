@@ -10,7 +10,7 @@ from dr_validate.component import fingerprint
 from dr_validate.config import MEAN
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.per_query import read_query_values
-from dr_validate.ledger.revised import EstimateDetails
+from dr_validate.ledger.reports import EstimateDetails
 from dr_validate.values import Estimate, Report
 
 Z95 = statistics.NormalDist().inv_cdf(0.975)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dr_validate.ledger.revised import EstimateDetails
+from dr_validate.ledger.reports import EstimateDetails
 from dr_validate.metrics.gains import moved
 from dr_validate.values import Report
 

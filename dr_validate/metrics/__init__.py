@@ -1,5 +1,4 @@
 """Metrics of a ranking.
 
-`ranx` computes them, `names` says which there are, `gains` writes each as a sum over relevant documents; `own`: of other
-packages.
+`ranx` computes them, those of other packages too; `gains`: which there are, and each as a sum over relevant documents.
 """

@@ -8,14 +8,11 @@ from pathlib import Path
 
 from dr_validate.fidelity.comparison import Z_95
 from dr_validate.ledger.per_query import paired_change
-from dr_validate.ledger.revised import EstimateDetails
+from dr_validate.ledger.reports import EstimateDetails
 from dr_validate.report import plot
-from dr_validate.report.costs import COLOURS, SHAPES
-from dr_validate.report.curves import MANY_POINTS, unit_range
+from dr_validate.report.charts import COLOURS, MANY_POINTS, SHAPES, unit_range
 from dr_validate.report.gather import Section
-from dr_validate.report.grid import EMPTY, Column, numeric, table, text
-from dr_validate.report.markup import Markup, el, join
-from dr_validate.report.scales import around
+from dr_validate.report.markup import EMPTY, Column, Markup, el, join, numeric, table, text
 from dr_validate.report.words import (
     count,
     interval,
@@ -193,7 +190,7 @@ def _steps_chart(overlay: Overlay, metric: str) -> Markup:
     estimates = [report.metrics[metric] for report in every]
     ends = [end for estimate in estimates if estimate.has_interval for end in (estimate.low, estimate.high)]
     on = plot.frame(
-        around([report.checkpoint.step for report in every], least=10),
+        plot.around([report.checkpoint.step for report in every], least=10),
         unit_range([*(estimate.value for estimate in estimates), *ends]),
     )
     marks: list[Markup] = []
@@ -222,8 +219,10 @@ def _differences_chart(overlay: Overlay, metric: str) -> Markup:
         return Markup("")
     first, places = next(iter(overlay.trainings)), {name: place for place, name in enumerate(overlay.trainings)}
     on = plot.frame(
-        around([report.checkpoint.step for done in overlay.trainings.values() for report in done], least=10),  # as beside it
-        around([0.0, *(end for one in found for end in (one.value, *(one.interval or ())))], least=0.01),
+        plot.around(
+            [report.checkpoint.step for done in overlay.trainings.values() for report in done], least=10
+        ),  # as beside it
+        plot.around([0.0, *(end for one in found for end in (one.value, *(one.interval or ())))], least=0.01),
     )
     left, right = plot.LEFT, plot.WIDTH - plot.RIGHT
     marks = [plot.line([(left, on.y(0.0)), (right, on.y(0.0))], "diagonal")]

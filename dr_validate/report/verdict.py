@@ -1,12 +1,19 @@
-"""What the numbers say, in plain words: one headline and a few sentences for a test collection."""
+"""What the numbers say, in plain words: one headline and a few sentences for a test collection, strategies side by side.
 
+And of one training under one spec, with tables of plain numbers, for those who never open the page.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from dr_validate.fidelity.comparison import Comparison
-from dr_validate.ledger.revised import SAME_WEIGHTS, EstimateDetails, is_expected, warnings_of
-from dr_validate.report.comparison import Candidate, smallest_errors
-from dr_validate.report.gather import Section, Strategy
-from dr_validate.report.queries import Movement
+from dr_validate.fidelity.comparison import Comparison, holds, paired
+from dr_validate.ledger.findings import MAX_ROWS, Cell, Findings, Table
+from dr_validate.ledger.ledger import Ledger
+from dr_validate.ledger.reports import SAME_WEIGHTS, EstimateDetails, is_expected, warnings_of
+from dr_validate.report.charts import change_in_words
+from dr_validate.report.gather import Movement, Section, Strategy, gather, movement
 from dr_validate.report.words import (
     count,
     interval,
@@ -24,6 +31,13 @@ SAME, MOSTLY, ROUGHLY = 0.9, 0.7, 0.4
 LEAST_OUTRANKING = 3  # below this a corrected value is extrapolation, not evidence
 DIGITS = 3
 ENDS = ("failed", "skipped", "with the same weights as another", "overtaken by newer ones")
+EQUAL_COST = 0.02  # strategies cost the same where their numbers of documents differ by no more than this share
+PAIRS = ("step", "checkpoint", "metric", "sampled", "low", "high", "naive", "full", "difference", "inside")
+STRATEGIES = (
+    *("strategy", "spec", "metric", "documents", "share", "median_s", "validated", "checkpoints"),
+    *("bias", "rmse", "tau", "tau_low", "tau_high", "regret", "covered", "with_interval"),
+)
+FIDELITY = ("step", "checkpoint", "metric", "checkpoints", "kendall_tau", "rmse", "bias", "regret")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,3 +239,120 @@ def _troubles(section: Section) -> list[str]:
 def _warnings(section: Section) -> list[str]:
     reports = [report for strategy in section.strategies for report in strategy.done]
     return [f"Warning: {said}." for said in dict.fromkeys(said for report in reports for said in warnings_of(report))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A sampled strategy that may be compared with others; `documents`: encoded for one checkpoint, the mean."""
+
+    name: str
+    documents: float
+    comparison: Comparison
+
+
+def smallest_errors(candidates: Sequence[Candidate]) -> list[str]:
+    """A sentence on each group of strategies that cost the same and know the full-corpus values of the same checkpoints.
+
+    All are of one test set, metric and training. Nothing is said of unequal cost: more documents make smaller errors.
+    """
+    known = [one for one in candidates if one.comparison.checkpoints > 1]
+    groups: list[list[Candidate]] = []
+    for one in sorted(known, key=lambda one: one.documents):
+        for group in groups:
+            same = one.comparison.digests == group[0].comparison.digests
+            if same and one.documents <= (1 + EQUAL_COST) * group[0].documents:
+                group.append(one)
+                break
+        else:
+            groups.append([one])
+    return [_smallest_error(group) for group in groups if len(group) > 1]
+
+
+def _smallest_error(group: Sequence[Candidate]) -> str:
+    least = min(one.comparison.rmse for one in group)
+    names = [one.name for one in group if one.comparison.rmse == least]
+    fewest, most = (f"{round(end(one.documents for one in group)):,}" for end in (min, max))
+    size = f"{fewest} documents" if fewest == most else f"{fewest} to {most} documents"
+    has = "has" if len(names) == 1 else "have"
+    checkpoints = count(group[0].comparison.checkpoints, "checkpoint")
+    error = f"RMSE {number(least, 3)} over {checkpoints}"
+    return f"Of {len(group)} strategies with {size} for a checkpoint {listed(names)} {has} the smallest error ({error})."
+
+
+def findings(ledger: Ledger, names: Mapping[str, Any], training_run: str) -> Findings:
+    """Of the checkpoints of `training_run` under the spec of `names`, whose own `training_run` has those that do not say."""
+    section = _with_own_first(gather(ledger, names["full_spec"]), names, training_run)
+    if section is None:
+        return Findings()
+    moved = movement(section, ledger.path.parent)
+    own = [strategy for strategy in section.strategies if strategy.spec in (names["spec"], names["full_spec"])]
+    tables = {
+        "sampled_against_full": pairs_table(section, own),
+        "error_and_cost": strategies_table(section),
+        "fidelity": fidelity_table([report for strategy in own for report in strategy.done]),
+    }
+    words = "" if moved is None else f"{_between(moved)}. {change_in_words(moved)}"
+    return Findings(verdict=verdict(section, moved).text, queries=words, tables=tables)
+
+
+def _between(moved: Movement) -> str:
+    before, after = moved.before.checkpoint.step, moved.after.checkpoint.step
+    return f"{moved.metric}, {moved.strategy.name}, from step {before:,} to {after:,}"
+
+
+def _with_own_first(sections: Sequence[Section], names: Mapping[str, Any], training_run: str) -> Section | None:
+    """With the strategy of this spec before the others: it is the one that the verdict is about."""
+    by_run = {section.run: section for section in sections}
+    found = by_run.get(training_run, by_run.get("") if training_run == names["training_run"] else None)
+    if found is None:
+        return None
+    sampled = sorted(found.sampled, key=lambda strategy: strategy.spec != names["spec"])
+    return dataclasses.replace(found, sampled=tuple(sampled))
+
+
+def pairs_table(section: Section, strategies: Sequence[Strategy]) -> Table:
+    """A row per checkpoint and metric with a sampled and a full-corpus value. `inside`: whether the interval holds the latter;
+    None where there is no interval."""
+    rows: list[list[Cell]] = []
+    full = section.full.done if section.full else ()
+    for strategy in (strategy for strategy in strategies if strategy is not section.full):
+        for metric in section.metrics:
+            for report, exact in paired(strategy.done, full, metric)[-MAX_ROWS:]:
+                estimate, value = report.metrics[metric], exact.metrics[metric].value
+                made: list[Cell] = [report.checkpoint.step, report.checkpoint.label, metric]
+                known = [estimate.value, estimate.low, estimate.high, estimate.naive, value, estimate.value - value]
+                rows.append([*made, *known, holds(report, metric, value)])
+    return Table(columns=PAIRS, rows=rows)
+
+
+def strategies_table(section: Section) -> Table:
+    """A row per metric and strategy in the state_dir, the full corpus last: what it costs, and how far its values are off.
+
+    No rows before a sampled checkpoint is done. The columns are those of the page, bounds of intervals and counts apart.
+    """
+    if not any(strategy.done for strategy in section.sampled):
+        return Table(columns=STRATEGIES, rows=[])
+    pairs = [(strategy, metric) for metric in section.metrics for strategy in section.strategies]
+    return Table(columns=STRATEGIES, rows=[_strategy_row(section, strategy, metric) for strategy, metric in pairs])
+
+
+def _strategy_row(section: Section, strategy: Strategy, metric: str) -> list[Cell]:
+    named: list[Cell] = [strategy.name, strategy.spec, metric]
+    cost: list[Cell] = [strategy.documents, strategy.fraction, strategy.seconds, len(strategy.done)]
+    found = section.comparison(strategy, metric)
+    if found is None:
+        return [*named, *cost, *[None] * (len(STRATEGIES) - len(named) - len(cost))]
+    low, high = found.tau_interval or (None, None)
+    regret = found.regret if found.checkpoints > 1 else None
+    error: list[Cell] = [found.checkpoints, found.bias, found.rmse, found.tau, low, high, regret]
+    return [*named, *cost, *error, found.covered, found.with_interval]
+
+
+def fidelity_table(reports: Sequence[Report]) -> Table:
+    """A row per Report that says how well sampled values stand in for full ones, by ascending step."""
+    rows: list[list[Cell]] = []
+    for report in sorted(reports, key=lambda report: (report.checkpoint.step, report.at))[-MAX_ROWS:]:
+        if (found := report.agreement) is not None:
+            cells: list[Cell] = [report.checkpoint.step, report.checkpoint.name, found.metric, found.checkpoints]
+            rows.append([*cells, found.kendall_tau, found.rmse, found.bias, found.regret])
+    return Table(columns=FIDELITY, rows=rows)

@@ -1,5 +1,5 @@
 """Checkpoints as they appear: `folder` and `wandb` (by `wandb_client/`).
 
-`completeness`: what a complete checkpoint holds, and whether its files are whole; `wanted`, `walk`: its files; `steps`: its
-training step; `remembered`: what was read of files that have not changed.
+`completeness`: what a complete checkpoint holds, and whether its files are whole; `layout`: where they lie, and its step;
+`remembered`: what was read of files that have not changed.
 """

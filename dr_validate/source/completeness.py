@@ -1,16 +1,17 @@
 """Is a checkpoint folder all there? Judged from its files; by its rest only where the file that a trainer writes last never
-comes."""
+comes. And which of its files encoding needs: everything else (optimizer states, pickles, logs) is neither read nor copied."""
 
 import json
+import re
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dr_validate.errors import CheckpointError
 from dr_validate.files import SHARD, two_sets_of_weights
 from dr_validate.source.remembered import by_stamp, is_at_rest
-from dr_validate.source.wanted import PICKLES, TOWER_FOLDERS, TRAINING_STATE, is_wanted_file, matches
 
 MAX_JSON_MIB = 8
 MAX_HEADER_BYTES = 4 << 20  # of 30,000 tensors; parsed, a header takes up to 25 times its size. The format allows 100 MB
@@ -24,10 +25,28 @@ NO_CONFIG = (
     "encoder.tokenizer and encoder.weights_prefix"
 )
 AS_SAFETENSORS = "save with model.save_pretrained(folder, safe_serialization=True), as safetensors"
-
-
-class Unreadable(ValueError):
-    """A file that is not what its name says: being written, or broken."""
+TOWER_FOLDERS = ("query_model", "passage_model", "document_model")
+PATTERNS = (
+    "config*.json",
+    "dr_validate.json",  # what publish() of the training says of pooling and the like
+    "sentence_*_config.json",
+    "modules.json",
+    "router_config.json",
+    "pooler_config.json",
+    "adapter_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "bpe.codes",
+    "*.model",  # SentencePiece
+    "*.safetensors",
+    "*.safetensors.index.json",
+)
+TRAINING_STATE = ("optimizer*", "scheduler*", "rng_state*", "random_states*", "scaler*")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_MODULE_FOLDER = re.compile(r"(\w+_)?\d+_\w+")  # 1_Pooling, query_0_Transformer: modules and routes of sentence-transformers
 
 
 def what_is_missing(folder: Path, siblings_have_state: bool, needs_config: bool = True) -> str | None:
@@ -44,6 +63,10 @@ def what_is_missing(folder: Path, siblings_have_state: bool, needs_config: bool 
         return _missing_weights(folder) if lacks == NO_CONFIG and not needs_config else lacks
     except Unreadable as error:
         return str(error)
+
+
+class Unreadable(ValueError):
+    """A file that is not what its name says: being written, or broken."""
 
 
 def read_json(path: Path) -> Any:
@@ -278,3 +301,33 @@ def _data_bytes(header: bytes) -> int | None:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         return None
     return max(ends, default=0) if all(isinstance(end, int) for end in ends) else None
+
+
+def is_wanted(name: str, modules: Sequence[str] = ()) -> bool:
+    """Whether encoding needs the file with this path in the checkpoint (`/` between folders).
+
+    `modules` are the folders that modules.json names; `1_Pooling` and the folders of two towers are known without it.
+    """
+    path = PurePosixPath(name)
+    return all(is_wanted_folder(part, modules) for part in path.parts[:-1]) and is_wanted_file(path.name)
+
+
+def is_wanted_file(name: str) -> bool:
+    """Whether encoding needs a file of this name in a folder of the checkpoint."""
+    return matches(name, PATTERNS) and not matches(name, TRAINING_STATE) and not matches(name, PICKLES)
+
+
+def wanted(names: Iterable[str], modules: Sequence[str] = ()) -> list[str]:
+    """Those of `names` that encoding needs, sorted."""
+    return sorted(name for name in names if is_wanted(name, modules))
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a file name matches one of the patterns, case and all."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def is_wanted_folder(name: str, modules: Sequence[str] = ()) -> bool:
+    """Whether a folder of this name can hold files that encoding needs."""
+    named = any(name in PurePosixPath(module).parts for module in modules)
+    return named or name in TOWER_FOLDERS or _MODULE_FOLDER.fullmatch(name) is not None

@@ -23,9 +23,8 @@ from dr_validate.source.completeness import (
     what_is_missing,
     what_it_did,
 )
+from dr_validate.source.layout import check_room, link_that_leaves, looks_like_one, names_a_step, steps, wanted_files
 from dr_validate.source.remembered import ChangedMeanwhile, Digests
-from dr_validate.source.steps import names_a_step, steps
-from dr_validate.source.walk import check_room, link_that_leaves, looks_like_one, wanted_files
 from dr_validate.values import Checkpoint, Incomplete, Listing
 
 LOOK_FOR_HOLES_FROM = 1 << 30  # bytes

@@ -16,13 +16,20 @@ from pydantic import Field
 from dr_validate.component import component
 from dr_validate.errors import CheckpointDeleted, CheckpointError, Interrupted, Outage, SetupError
 from dr_validate.source.completeness import MAX_SHOWN, shown, what_is_missing, what_it_did
-from dr_validate.source.walk import check_room
+from dr_validate.source.layout import check_room
 from dr_validate.source.wandb_client.api import find_key
-from dr_validate.source.wandb_client.connection import Connection
 from dr_validate.source.wandb_client.http import FileOutage
-from dr_validate.source.wandb_client.manifest import MAX_REPORTED, NO_CONFIG, Contents, check_path, scheme_of
-from dr_validate.source.wandb_client.project import Project
-from dr_validate.source.wandb_client.versions import Facts, Version, folder_of
+from dr_validate.source.wandb_client.project import Connection, Project
+from dr_validate.source.wandb_client.versions import (
+    MAX_REPORTED,
+    NO_CONFIG,
+    Contents,
+    Facts,
+    Version,
+    check_path,
+    folder_of,
+    scheme_of,
+)
 from dr_validate.values import Checkpoint, Incomplete, Listing
 
 SCHEME = "wandb-artifact://"

@@ -1,6 +1,5 @@
 """Where Reports go: `wandb`, `tensorboard`, `trackio`, `jsonl`, `none`; `local`: what all but the first share.
 
-`validation_run`, `run_target`, `summary_run`: W&B runs; `rows`, `tables`, `lineage`: what they hold; `session`: the SDK;
-`arrivals`: what the server is known to have; `dashboard`: a saved view of them;
+`validation_run`, `session`: W&B runs, and the SDK; `rows`, `lineage`: what they hold; `dashboard`: a saved view;
 `on_best`: of a new best checkpoint, `watch.on_best` and `store.keep_best`.
 """

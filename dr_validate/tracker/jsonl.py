@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.files import locked
-from dr_validate.ledger.report_json import report_to_json
+from dr_validate.ledger.reports import report_to_json
 from dr_validate.tracker.local import LocalRun
 from dr_validate.values import Report
 

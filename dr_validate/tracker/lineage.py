@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dr_validate.ledger.report_json import report_to_json
-from dr_validate.ledger.revised import refined
+from dr_validate.ledger.reports import refined, report_to_json
 from dr_validate.tracker.rows import SCHEME, report_id
 from dr_validate.tracker.session import Plan, api, failures
 from dr_validate.values import Report

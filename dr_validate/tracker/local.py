@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dr_validate.errors import SetupError
-from dr_validate.ledger.findings import Find, find_nothing
-from dr_validate.ledger.revised import of_training
-from dr_validate.ledger.strategies import Sweep
+from dr_validate.ledger.findings import Find, Sweep, find_nothing
+from dr_validate.ledger.reports import of_training
 from dr_validate.stages import TrackerRun
 from dr_validate.tracker.rows import report_id, row, suite_of
 from dr_validate.values import Report

@@ -12,8 +12,7 @@ from pathlib import Path
 from dr_validate.component import component
 from dr_validate.errors import CheckpointDeleted
 from dr_validate.ledger.per_query import Z95, paired_difference
-from dr_validate.ledger.report_json import report_to_json
-from dr_validate.ledger.revised import refined
+from dr_validate.ledger.reports import refined, report_to_json
 from dr_validate.process import how_it_ended
 from dr_validate.tracker.local import LocalRun
 from dr_validate.values import Report

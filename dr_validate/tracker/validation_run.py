@@ -1,4 +1,8 @@
-"""The rows, tables and lineage of the checkpoints of one training run under one spec, in one W&B run."""
+"""The rows, tables and lineage of the checkpoints of one training run under one spec, in one W&B run.
+
+Which of the rows that were logged the server is known to have is asked now and then, for the SDK says nothing of it: after an
+answer that it takes for final (401, 403, 404) it sends no more rows, and nobody hears.
+"""
 
 import logging
 import time
@@ -8,23 +12,32 @@ from typing import TYPE_CHECKING
 
 from dr_validate.errors import Outage
 from dr_validate.ledger.findings import Findings
-from dr_validate.ledger.revised import refined
-from dr_validate.tracker.arrivals import Arrivals
+from dr_validate.ledger.reports import refined
 from dr_validate.tracker.lineage import Lineage
 from dr_validate.tracker.on_best import alert_of
-from dr_validate.tracker.rows import BASELINE, REPORT, SAMPLED, STEP, report_id, row
-from dr_validate.tracker.run_target import RunTarget
-from dr_validate.tracker.session import Plan, failures
-from dr_validate.tracker.tables import checkpoints_table, queries_table, revised_curves
+from dr_validate.tracker.rows import (
+    BASELINE,
+    REPORT,
+    SAMPLED,
+    STEP,
+    checkpoints_table,
+    queries_table,
+    report_id,
+    revised_curves,
+    row,
+)
+from dr_validate.tracker.session import Plan, RunTarget, failures
 from dr_validate.values import Report
 
 if TYPE_CHECKING:
     import wandb
 
+log = logging.getLogger(__name__)
 MAX_LOOKS = 8  # for rows that the server counts but does not show; between two looks the pauses grow
 TABLES_EVERY = 10  # new Reports: a table is an artifact with all its rows
 CONFIRM_EVERY_S = 0.5
-log = logging.getLogger(__name__)
+CONFIRM_AFTER_S = 60.0  # the SDK sends every 15 s
+LOST_AFTER_S = 300.0
 
 
 class ValidationRun:
@@ -219,3 +232,45 @@ class ValidationRun:
 
 def _by_step(report: Report) -> tuple[int, str]:
     return report.checkpoint.step, report.checkpoint.name
+
+
+class Lost(OSError):
+    """Rows that the SDK took long ago have not arrived, though the server answers."""
+
+
+class Arrivals:
+    """Rows by the id of their Report."""
+
+    def __init__(self) -> None:
+        self.arrived: set[str] = set()
+        self._logged: dict[str, float] = {}  # when: monotonic seconds
+        self._next_look = 0.0
+
+    def __contains__(self, key: object) -> bool:
+        """Whether it was logged, by this process or before it."""
+        return key in self._logged or key in self.arrived
+
+    @property
+    def is_complete(self) -> bool:
+        return self._logged.keys() <= self.arrived
+
+    def log(self, key: str) -> None:
+        """The SDK has taken it."""
+        self._logged[key] = time.monotonic()
+
+    def is_time_to_look(self) -> bool:
+        """Whether something should have arrived by now; not true again for a while."""
+        now = time.monotonic()
+        if now < self._next_look or not any(when < now - CONFIRM_AFTER_S for when in self._missing()):
+            return False
+        self._next_look = now + CONFIRM_AFTER_S
+        return True
+
+    def require(self) -> None:
+        """Raises Lost for what should have arrived long ago."""
+        limit = time.monotonic() - LOST_AFTER_S
+        if num_lost := sum(when < limit for when in self._missing()):
+            raise Lost(f"{num_lost} rows have not arrived in {LOST_AFTER_S:.0f} s, though the server answers")
+
+    def _missing(self) -> list[float]:
+        return [when for key, when in self._logged.items() if key not in self.arrived]

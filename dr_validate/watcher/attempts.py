@@ -13,7 +13,7 @@ from dr_validate.errors import CheckpointDeleted, CheckpointError, Interrupted, 
 from dr_validate.files import interruptible, is_disk_full, is_read_only
 from dr_validate.ledger.ledger import Attempt, Ledger
 from dr_validate.ledger.made import command_line
-from dr_validate.ledger.revised import EstimateDetails, of_training, refined
+from dr_validate.ledger.reports import EstimateDetails, of_training, refined
 from dr_validate.process import printable
 from dr_validate.values import Checkpoint, Incomplete, Listing, Report
 from dr_validate.watcher.lock import Claimed, claim

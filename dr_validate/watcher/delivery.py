@@ -15,7 +15,7 @@ from dr_validate.config import Run
 from dr_validate.errors import LedgerLost
 from dr_validate.ledger.findings import Findings
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.report_json import report_to_json
+from dr_validate.ledger.reports import report_to_json
 from dr_validate.stages import TrackerRun
 from dr_validate.tracker.jsonl import JsonlTracker
 from dr_validate.tracker.on_best import KeepBest, OnBest
@@ -97,7 +97,7 @@ class Delivery:
         store.link_best(report.checkpoint, report_to_json(report), digests, state_dir)
 
     def _find(self, training_run: str) -> Findings:
-        from dr_validate.report.for_trackers import findings  # at the start there is nothing to find yet
+        from dr_validate.report.verdict import findings  # at the start there is nothing to find yet
 
         try:
             return findings(self.ledger, self.names, training_run)

@@ -19,20 +19,17 @@ from dr_validate.files import disk_words, interruptible, is_disk_full, is_read_o
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.made import settings_of
 from dr_validate.ledger.means import SuiteMean, mean_names
-from dr_validate.ledger.revised import SAME_WEIGHTS, STALE
-from dr_validate.process import TIME_IS_UP, stop_on_signals, stopped_after, until_stopped
+from dr_validate.ledger.reports import SAME_WEIGHTS, STALE
+from dr_validate.process import TIME_IS_UP, Progress, stop_on_signals, stopped_after, until_stopped
 from dr_validate.values import Checkpoint, Incomplete, Listing, Report
 from dr_validate.watcher import schedule
 from dr_validate.watcher.attempts import Attempts, Target, open_books
-from dr_validate.watcher.deleted import Deleted
 from dr_validate.watcher.delivery import Delivery
 from dr_validate.watcher.lock import Claimed, claim, note_activity
 from dr_validate.watcher.polling import SourcePoller
-from dr_validate.watcher.progress import Progress
-from dr_validate.watcher.stall import StallLimit
-from dr_validate.watcher.work_queue import Work, WorkQueue
+from dr_validate.watcher.work_queue import Deleted, Work, WorkQueue
 from dr_validate.watcher.worker_pool import WorkerPool
-from dr_validate.watcher.worker_process import WorkerClient, WorkerFailure
+from dr_validate.watcher.worker_process import StallLimit, WorkerClient, WorkerFailure
 
 STOP_FILE_EVERY_S = 1.0
 LOOK_AHEAD_EVERY_S = 0.5

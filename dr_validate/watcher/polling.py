@@ -1,6 +1,7 @@
 """A thread that asks the source what exists, and takes every complete checkpoint into the store the moment it is seen.
 
-Neither waits for a validation: a trainer that keeps its last two checkpoints deletes what nobody has taken by then.
+Neither waits for a validation: a trainer that keeps its last two checkpoints deletes what nobody has taken by then. A
+question that failed is asked again after a while, longer with each failure in a row, with one line per outage.
 """
 
 import contextlib
@@ -13,21 +14,22 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from dr_validate.component import fingerprint
-from dr_validate.config import Run
+from dr_validate.config import Run, Watch
 from dr_validate.errors import CheckpointDeleted, Outage, SetupError, Stopped, TimedOut
 from dr_validate.files import interruptible, is_disk_full, is_read_only, write_atomically
 from dr_validate.stages import Source
 from dr_validate.values import Checkpoint, Incomplete, Listing
 from dr_validate.watcher import schedule
-from dr_validate.watcher.backoff import JITTER, Backoff
-from dr_validate.watcher.deleted import never_seen
 
+log = logging.getLogger(__name__)
 MAX_FETCHES = 4
 MAX_NAMES = 5
 MAX_PAUSE_S = 3600.0
 CLOSE_S = 2.0  # what has not stopped by then ends with the process
 ANOTHER_AFTER_S = 10.0  # one at a time, in the order of work; beside one that takes longer than this another begins
-log = logging.getLogger(__name__)
+JITTER = (0.9, 1.1)  # many watchers that started together do not ask together for ever
+MAX_BACKOFF_S = 600.0
+MAX_FAILURES = 5  # of a finite run
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,12 +110,12 @@ class SourcePoller:
         raise error
 
     def never_seen(self, labels: Mapping[str, int]) -> list[Incomplete]:
-        """What was saved and deleted between two polls, or while nobody polled; see `deleted.never_seen`.
+        """What was saved and deleted between two polls, or while nobody polled; see `schedule.never_seen`.
 
         Not what was missing at the very first poll: that was deleted before anybody asked for it.
         """
         absent = self._absent or frozenset()
-        return [part for part in never_seen(self.listing, labels) if part.name not in absent]
+        return [part for part in schedule.never_seen(self.listing, labels) if part.name not in absent]
 
     @property
     def has_failed(self) -> bool:
@@ -252,7 +254,7 @@ class SourcePoller:
         try:
             return frozenset(map(str, json.loads(path.read_bytes())))
         except (FileNotFoundError, ValueError, TypeError):
-            absent = [part.name for part in never_seen(listed, {})]
+            absent = [part.name for part in schedule.never_seen(listed, {})]
         write_atomically(path, json.dumps(absent))
         if absent:
             log.info(
@@ -346,3 +348,40 @@ class SourcePoller:
 def source_key(source: Source) -> str:
     """By which the store knows the copies of one source again."""
     return fingerprint(source.identity())
+
+
+class Backoff:
+    """Of one kind of question to the source: `failures` in a row, and `until` when (monotonic seconds) to ask nothing.
+
+    `said` is shared by all kinds of questions, so that an outage that all of them meet is logged once.
+    """
+
+    def __init__(self, watch: Watch, said: set[str]) -> None:
+        self._watch, self._said = watch, said
+        self.failures = 0
+        self.until = 0.0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is too early to ask again."""
+        return self.failures > 0 and time.monotonic() < self.until
+
+    def failed(self, error: OSError) -> None:
+        """Take note of an outage. Raises SetupError when a finite run has asked in vain too often."""
+        self.failures += 1
+        if self._watch.mode == "once" and self.failures >= MAX_FAILURES:
+            again = f"({self.failures} times in a row); start again when it can be reached"
+            raise SetupError(f"source: {error} {again}") from error
+        pause = min(MAX_BACKOFF_S, min(self._watch.poll_s, 2.0) * 2.0**self.failures)
+        pause = max(pause, getattr(error, "retry_after_s", 0.0)) * random.uniform(*JITTER)
+        level = logging.WARNING if self.failures == 1 and str(error) not in self._said else logging.DEBUG
+        log.log(level, "source: %s; trying again in %.0f s, then less and less often", error, pause)
+        self._said.add(str(error))
+        self.until = time.monotonic() + pause
+
+    def answered(self) -> None:
+        """The outage is over, if there was one."""
+        if self.failures and self._said:
+            log.info("source: in reach again, after %d failures", self.failures)
+            self._said.clear()
+        self.failures = 0

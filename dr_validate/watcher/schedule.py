@@ -1,10 +1,16 @@
 """Which checkpoint is next: pure decisions on what exists and what the ledger says."""
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from dr_validate.values import Checkpoint, Incomplete, Listing, Status
+
+NEVER_SEEN = (
+    "deleted before it was ever seen (or saved elsewhere): poll more often (watch.poll_s), or keep more (save_total_limit)"
+)
+TRAINER_NAME = re.compile(r"checkpoint-\d+")
 
 
 class UnderSpec(Protocol):
@@ -45,6 +51,19 @@ def missing_steps(known: Collection[int], save_steps: int) -> list[int]:
     if not known or save_steps <= 0 or any(step % save_steps for step in sorted(known)[:-1]):
         return []
     return [step for step in range(save_steps, max(known), save_steps) if step not in known]
+
+
+def never_seen(listing: Listing, labels: Mapping[str, int]) -> list[Incomplete]:
+    """What must have been saved, going by the numbers of what exists or has a Report (`labels`: label -> training step), and
+    neither exists nor has one."""
+    exist = {c.label: c.step for c in listing.checkpoints} | {part.name: part.step for part in listing.incomplete}
+    known = {step for name, step in (exist | dict(labels)).items() if TRAINER_NAME.fullmatch(name)}
+    missing = [_unseen(step) for step in missing_steps(known, listing.save_steps)]
+    return [part for part in (*listing.missing, *missing) if part.name not in exist and part.name not in labels]
+
+
+def _unseen(step: int) -> Incomplete:
+    return Incomplete(name=f"checkpoint-{step}", uri="", step=step, lacks=NEVER_SEEN, final=True, is_deleted=True)
 
 
 def given_up(listing: Listing, *, finite: bool) -> list[Incomplete]:

@@ -1,18 +1,26 @@
-"""What is left to be validated, in order: what exists, less what the ledger has settled."""
+"""What is left to be validated, in order: what exists, less what the ledger has settled; and what was deleted meanwhile."""
 
+import dataclasses
+import json
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from dr_validate.component import fingerprint
 from dr_validate.config import Run
+from dr_validate.errors import Outage
+from dr_validate.files import write_atomically
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.revised import STALE
+from dr_validate.ledger.reports import STALE
 from dr_validate.values import Checkpoint, Listing
 from dr_validate.watcher import schedule
 from dr_validate.watcher.attempts import Target
 from dr_validate.watcher.lock import holder
 from dr_validate.watcher.polling import Needs
 
+log = logging.getLogger(__name__)
 Work = tuple[Checkpoint, Target]
+DELETED = "deleted after it was listed"
 
 
 class WorkQueue:
@@ -94,3 +102,53 @@ class WorkQueue:
         present = self._run.store.digests(state_dir) if living else set()
         others = {digest for spec in living for digest in present - self._ledger.settled(spec).keys()}
         return Needs(order=order, others=others)
+
+
+class Deleted:
+    """Checkpoints that were deleted before anybody had a copy, of which nobody would ever hear.
+
+    What waited at the last poll is under `<state_dir>/listed/`, so that a restart knows it, too. `reason` says of a
+    checkpoint why there was no copy of it, where that is known.
+    """
+
+    def __init__(self, run: Run, spec: str, reason: Callable[[Checkpoint], str | None]) -> None:
+        key = fingerprint({"spec": spec, "source": json.dumps(run.raw.get("source"), sort_keys=True, default=str)})
+        self._file, self._source, self._reason = run.settings.state_dir / "listed" / f"{key}.json", run.source, reason
+        self._waiting = self._read()
+        self._written = dict(self._waiting)
+
+    def since_last_poll(self, listing: Listing, settled: Iterable[str]) -> list[tuple[Checkpoint, str]]:
+        """Those that waited, do not exist any more (`listing` holds what there are copies of), and that the source does not
+        have though it does not list them; with the reason. None of the digests in `settled`."""
+        for digest in settled:
+            self._waiting.pop(digest, None)
+        exist = {checkpoint.digest for checkpoint in listing.checkpoints}
+        unfinished = {part.uri for part in listing.incomplete}  # on their way in, or out: the next poll shows which
+        found = []
+        for digest, checkpoint in list(self._waiting.items()):
+            if digest in exist or checkpoint.uri in unfinished:
+                continue
+            try:
+                is_gone = not self._source.still_has(checkpoint)
+            except OSError as error:
+                log.debug("whether %s is still there: %s", checkpoint.label, error)
+                if isinstance(error, Outage):
+                    break  # each of the others would wait as long for nothing
+                continue
+            del self._waiting[digest]
+            if is_gone:
+                found.append((checkpoint, self._reason(checkpoint) or DELETED))
+        return found
+
+    def remember(self, waiting: Iterable[Checkpoint]) -> None:
+        """Note what waits now, besides what has not been cleared up yet."""
+        self._waiting |= {checkpoint.digest: checkpoint for checkpoint in waiting}
+        if self._waiting != self._written:
+            write_atomically(self._file, json.dumps([dataclasses.asdict(one) for one in self._waiting.values()]))
+            self._written = dict(self._waiting)
+
+    def _read(self) -> dict[str, Checkpoint]:
+        try:
+            return {fields["digest"]: Checkpoint(**fields) for fields in json.loads(self._file.read_bytes())}
+        except (FileNotFoundError, ValueError, TypeError, KeyError, AssertionError):
+            return {}  # a damaged memory costs the word on what was deleted meanwhile

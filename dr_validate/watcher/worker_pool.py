@@ -14,8 +14,7 @@ from typing import Any
 
 from dr_validate.errors import DrValidateError, Interrupted, NoMemory, SetupError
 from dr_validate.values import Checkpoint, Report
-from dr_validate.watcher.stall import Activity
-from dr_validate.watcher.worker_process import Job, Tick, WorkerClient
+from dr_validate.watcher.worker_process import Activity, Job, Tick, WorkerClient
 
 MOST_RANKED = 4  # finished rankings that a process keeps: some ten to a hundred MB each
 MOST_FAILURES = 3  # in a row, of a process that ranks ahead: then it is not asked again

@@ -10,11 +10,10 @@ from typing import Any
 from dr_validate.estimator.estimate import Estimated, differences, estimate
 from dr_validate.estimator.evidence import FORMAT, RankEvidence, can_be_estimated, rank_evidence
 from dr_validate.files import read_arrays, write_arrays, write_atomically
-from dr_validate.ledger.revised import EstimateDetails
-from dr_validate.metrics.gains import means
-from dr_validate.metrics.names import parse
+from dr_validate.ledger.reports import EstimateDetails
+from dr_validate.metrics.gains import means, parse
 from dr_validate.values import Estimate, Float64, Ranking, Sample, Scores, TestSet
-from dr_validate.worker.baselines import Baselines
+from dr_validate.worker.results import Baselines
 
 MOST_CHECKPOINTS = 32  # the latest: more add little and cost time
 MOST_BASELINES = 4  # far from all of them a checkpoint is corrected less well; more cost time

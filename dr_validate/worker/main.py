@@ -73,7 +73,7 @@ def _build_suite(config: Mapping[str, Any]) -> Any:
 
 
 def _answer(suite: Any, request: Mapping[str, Any], control: "_WorkerControl") -> dict[str, Any]:
-    from dr_validate.ledger.report_json import report_to_json
+    from dr_validate.ledger.reports import report_to_json
     from dr_validate.values import Checkpoint
 
     control.check()

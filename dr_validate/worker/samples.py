@@ -14,7 +14,7 @@ from dr_validate.metrics.gains import gains_retrieved
 from dr_validate.sampler.named_run import BASELINE
 from dr_validate.stages import Sampler
 from dr_validate.values import Int64, Sample, TestSet
-from dr_validate.worker.baselines import Baselines
+from dr_validate.worker.results import Baselines
 
 SHALLOW = 10  # ranks at which full-corpus rankings are compared
 GOOD_ENOUGH = 2 / 3  # those with 0.7 of the best gained, with 0.25 and 0.36 lost (scripts/research/STUDY.md)

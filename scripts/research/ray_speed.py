@@ -32,7 +32,7 @@ from omegaconf import OmegaConf
 
 from dr_validate.config import build, conf_dir
 from dr_validate.values import Checkpoint
-from dr_validate.watcher.stall import activity_of
+from dr_validate.watcher.worker_process import activity_of
 from dr_validate.worker.pipeline import Pipeline
 
 

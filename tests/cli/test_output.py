@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from dr_validate.cli.summary import outcome_table
-from dr_validate.process import OneLine, Stream, new_console, printable, say_error
+from dr_validate.cli.status import outcome_table
+from dr_validate.process import OneLine, Progress, Stream, new_console, printable, say_error
 from dr_validate.values import Estimate
-from dr_validate.watcher.progress import Progress
 from tests.factories import valued_report as report
 
 BRACKETS = "pip install 'dr_validate[cpu]' [red]x[/] :smile: [/nothing]"

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from dr_validate.cli.summary import agreements, collections_table, outcome_table
+from dr_validate.cli.status import agreements, collections_table, outcome_table
 from dr_validate.values import Estimate, Report
 from tests.factories import built
 from tests.factories import valued_report as report

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from dr_validate.cli import sweep
-from dr_validate.cli.summary import show_outcome
+from dr_validate.cli.status import show_outcome
 from dr_validate.cli.sweep import JobRecord
 from dr_validate.cli.sweep_table import Row, compared_at_equal_cost, rows_as_csv, show_sweep, sweep_rows, sweep_table
 from dr_validate.config import build

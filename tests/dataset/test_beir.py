@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dr_validate.dataset import convert, digests
 from dr_validate.dataset.beir import BeirDataset
+from dr_validate.dataset.cache import digests_of
+from dr_validate.dataset.corpus import BATCH_ROWS
 from dr_validate.errors import DatasetError
 
 Write = Callable[..., Path]
@@ -197,10 +198,10 @@ def test_a_corpus_with_problems_leaves_nothing_behind(write: Write, cache: Path)
 
 
 def test_many_batches_and_long_documents_keep_their_order(write: Write, cache: Path) -> None:
-    number = convert.BATCH_ROWS * 2 + 17
+    number = BATCH_ROWS * 2 + 17
     rows = (json.dumps({"_id": f"d{n}", "text": f"text {n}"}) for n in range(number))
     corpus = BeirDataset(path=write(corpus="\n".join(rows))).open(cache).corpus
-    ordinals = np.array([number - 1, 0, convert.BATCH_ROWS, convert.BATCH_ROWS - 1, 5, 5, number - 2])
+    ordinals = np.array([number - 1, 0, BATCH_ROWS, BATCH_ROWS - 1, 5, 5, number - 2])
     assert corpus.texts(ordinals) == [f"text {n}" for n in ordinals]
     assert corpus.ids(np.sort(ordinals)) == [f"d{n}" for n in np.sort(ordinals)]
     assert corpus.find([f"d{n}" for n in ordinals] + ["absent"]).tolist() == [*ordinals.tolist(), -1]
@@ -209,4 +210,4 @@ def test_many_batches_and_long_documents_keep_their_order(write: Write, cache: P
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"gone\.jsonl: cannot be read"):
-        digests.digests_of([tmp_path / "gone.jsonl"], tmp_path)
+        digests_of([tmp_path / "gone.jsonl"], tmp_path)

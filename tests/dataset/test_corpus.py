@@ -9,8 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dr_validate.dataset.convert import BATCH_ROWS, open_corpus
-from dr_validate.dataset.corpus import ArrowCorpus
+from dr_validate.dataset.corpus import BATCH_ROWS, ArrowCorpus, open_corpus
 from dr_validate.dataset.read import Problems
 from dr_validate.dataset.records import DOCUMENT, entry_part
 

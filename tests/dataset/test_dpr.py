@@ -12,8 +12,7 @@ import pytest
 import regex
 from pydantic import ValidationError
 
-from dr_validate.dataset.answers import match
-from dr_validate.dataset.dpr import DprDataset
+from dr_validate.dataset.dpr import DprDataset, match
 from dr_validate.errors import DatasetError
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.values import Ranking, TestSet

@@ -107,7 +107,7 @@ def test_remote_content_is_hashed_once_and_again_when_it_changed(
         read.append(str(file))
         return sha256_of_file(file)
 
-    monkeypatch.setattr("dr_validate.dataset.digests.sha256_of_file", hashed)
+    monkeypatch.setattr("dr_validate.dataset.cache.sha256_of_file", hashed)
     url = f"file://{data}/shards"
     first = opened(cache, url, data / "queries.jsonl")
     assert len(read) == 4

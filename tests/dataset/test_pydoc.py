@@ -4,8 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dr_validate.dataset.docstrings import read_sources
-from dr_validate.dataset.pydoc import FILES, MAX_QUERIES, PydocDataset, training_pairs
+from dr_validate.dataset.pydoc import FILES, MAX_QUERIES, PydocDataset, read_sources, training_pairs
 from dr_validate.errors import DatasetError
 from dr_validate.values import TestSet
 

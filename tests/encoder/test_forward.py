@@ -9,13 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dr_validate.encoder import attention, linears
+from dr_validate.encoder import batches, cpu
 from dr_validate.encoder.auto import AutoEncoder
 from dr_validate.encoder.batches import Batch
+from dr_validate.encoder.cpu import PackedLinear, pack_linears
 from dr_validate.encoder.forward import Forward, choose_forward
-from dr_validate.encoder.linears import PackedLinear, pack_linears
-from dr_validate.encoder.tower import LoadedTower
-from dr_validate.encoder.transformer import TransformerModel
+from dr_validate.encoder.model import LoadedTower, TransformerModel
 from dr_validate.errors import CheckpointError
 
 
@@ -39,7 +38,7 @@ class ReadsWeights(nn.Module):
 @pytest.fixture
 def _packing_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """However fast this processor is."""
-    monkeypatch.setattr(linears, "packing_pays", lambda *shape: True)
+    monkeypatch.setattr(cpu, "packing_pays", lambda *shape: True)
 
 
 def can_pack(dtype: torch.dtype) -> bool:
@@ -76,9 +75,9 @@ def test_layers_that_the_processor_has_no_instructions_for_stay_as_they_are(
 ) -> None:
     model = load_transformers(bert)
     ids = torch.arange(2, 34).reshape(2, 16)
-    monkeypatch.setattr(linears, "PackedLinear", no_such_layer)
-    pays = linears.packing_pays.__wrapped__ if measured else lambda *shape: True  # without what it remembers of other models
-    monkeypatch.setattr(linears, "packing_pays", pays)
+    monkeypatch.setattr(cpu, "PackedLinear", no_such_layer)
+    pays = cpu.packing_pays.__wrapped__ if measured else lambda *shape: True  # without what it remembers of other models
+    monkeypatch.setattr(cpu, "packing_pays", pays)
     with torch.inference_mode():
         before = model(input_ids=ids).last_hidden_state
         assert pack_linears(model) == 0
@@ -121,7 +120,7 @@ def test_an_architecture_whose_texts_would_see_each_other_is_padded(bert: Path, 
 
         def of_its_own(hidden: Tensor, **options: Any) -> Any:  # every token sees the whole row, whatever the packing
             if packing := options.get("packing"):
-                options["packing"] = attention.packing(np.array([hidden.shape[1]]), "cpu")
+                options["packing"] = batches.packing(np.array([hidden.shape[1]]), "cpu")
                 assert packing.longest < hidden.shape[1]
             return attend(hidden, **options)
 
@@ -154,7 +153,8 @@ def test_where_the_fused_kernel_fails_or_gives_something_else_every_architecture
     folder, encoder = make_model(kind), AutoEncoder(pooling="mean", normalize=True)
     with encoder.load(folder, "cpu") as model:
         expected = encoded(model, texts)
-    monkeypatch.setattr(attention, "fuses", lambda device: True)
+    for place in ("batches", "forward"):
+        monkeypatch.setattr(f"dr_validate.encoder.{place}.fuses", lambda device: True)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
     monkeypatch.setattr("dr_validate.encoder.forward.takes_packed", lambda dtype, device: True)
     with caplog.at_level("INFO"), encoder.load(folder, "cpu") as model:
@@ -189,9 +189,9 @@ def test_no_room_for_the_weights_is_the_failure_of_this_checkpoint_that_names_th
 @pytest.mark.parametrize("option", ["softcap", "position_bias"])
 def test_an_attention_with_more_to_it_is_refused(option: str) -> None:
     states = torch.ones(1, 2, 3, 4)
-    layout = attention.packing(np.array([3]), "cpu")
+    layout = batches.packing(np.array([3]), "cpu")
     with pytest.raises(TypeError, match=option):
-        attention._attend_for_transformers(nn.Module(), states, states, states, None, packing=layout, **{option: 1.0})
+        batches._attend_for_transformers(nn.Module(), states, states, states, None, packing=layout, **{option: 1.0})
 
 
 class ScarceMemory:

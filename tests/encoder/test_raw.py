@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from dr_validate.encoder.auto import AutoEncoder
 from dr_validate.encoder.modules import TRANSFORMER_FILES
 from dr_validate.errors import CheckpointError, ConfigError
+from dr_validate.source.completeness import is_wanted
 from dr_validate.source.folder import FolderSource
-from dr_validate.source.wanted import is_wanted
 from dr_validate.values import Float32, Side
 from tests.factories import built
 

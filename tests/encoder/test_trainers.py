@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dr_validate.encoder.auto import AutoEncoder
 from dr_validate.errors import CheckpointError
+from dr_validate.source.completeness import is_wanted
 from dr_validate.source.folder import FolderSource
-from dr_validate.source.wanted import is_wanted
 from dr_validate.values import Float32, Side
 
 TEXTS = ["thin films", "dense retrieval", "naive cafe with more words"]

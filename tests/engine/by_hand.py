@@ -14,7 +14,7 @@ from dr_validate.engine.local import LocalEngine
 from dr_validate.errors import CheckpointError, Stopped
 from dr_validate.index.torch import TorchIndex
 from dr_validate.stages import Ranked, Tokenizer, Workload
-from dr_validate.store.kept import NothingKept
+from dr_validate.store.embeddings import NothingKept
 from dr_validate.values import Float32, Int64, Side, TokenBlock
 from tests.processes import wait_for
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from dr_validate.engine.local import LocalEngine, slice_size
-from dr_validate.engine.progress import Progress
+from dr_validate.engine.slices import Progress
 from dr_validate.errors import CheckpointError, Preempted, Stopped
 from dr_validate.index.factory import FactoryIndex
 from dr_validate.index.torch import TorchIndex
-from dr_validate.store.kept import KeptVectors
+from dr_validate.store.embeddings import KeptVectors
 from dr_validate.values import Float32, Side, TokenBlock
 from tests.engine.by_hand import (
     NUM_DOCUMENTS,

@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from dr_validate.engine.merge import merge
-from dr_validate.engine.slices import Dealer, Slice
+from dr_validate.engine.slices import Dealer, Slice, merge
 from dr_validate.values import TopK
 
 PIECES = [Slice(block=n // 4, start=n * 10, stop=n * 10 + 10) for n in range(12)]

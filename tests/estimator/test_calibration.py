@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dr_validate.estimator.calibration import added, calibrate, negative_binomial, shape, unsampled_given
-from dr_validate.estimator.estimate import estimate, similarity
+from dr_validate.estimator.estimate import added, calibrate, estimate, negative_binomial, shape, similarity, unsampled_given
 from dr_validate.estimator.evidence import RankEvidence, rank_evidence
 from dr_validate.estimator.priors import PRIORS, Priors
 from dr_validate.values import Float64, Qrels, Ranking
@@ -39,7 +38,7 @@ def test_a_sampled_document_above_raises_what_is_expected_of_the_others() -> Non
 
 def use(monkeypatch: pytest.MonkeyPatch, priors: Priors) -> None:
     """For the calibration alone: tails are read as always."""
-    monkeypatch.setattr("dr_validate.estimator.calibration.PRIORS", priors)
+    monkeypatch.setattr("dr_validate.estimator.estimate.PRIORS", priors)
 
 
 def test_the_shape_is_a_constant_times_a_power_of_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy.stats import nbinom
 
-from dr_validate.estimator.calibration import negative_binomial
-from dr_validate.estimator.estimate import Estimated, differences, estimate, similarity
+from dr_validate.estimator.estimate import Estimated, differences, estimate, negative_binomial, similarity
 from dr_validate.estimator.evidence import RankEvidence, rank_evidence
 from dr_validate.values import Float64, Qrels, Ranking, Sample
 from tests.estimator.synthetic import (

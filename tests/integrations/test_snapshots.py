@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from dr_validate.errors import ConfigError
-from dr_validate.integrations.snapshots import Snapshots, check_room
+from dr_validate.integrations.publish import Snapshots, check_room
 from dr_validate.integrations.transformers import AsyncValidation
 from tests.integrations.tiny import STATED, Hold, learner, same_weights, saved_steps, told
 from tests.processes import wait_for

@@ -12,7 +12,7 @@ import pytest
 
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.means import SuiteMean, mean_names
-from dr_validate.ledger.revised import EstimateDetails, refined
+from dr_validate.ledger.reports import EstimateDetails, refined
 from dr_validate.values import Checkpoint, Estimate, Report
 
 METRIC = "mrr@10"

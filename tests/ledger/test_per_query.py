@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from dr_validate.ledger.per_query import read_query_values
-from dr_validate.ledger.revised import EstimateDetails, refined
+from dr_validate.ledger.reports import EstimateDetails, refined
 from dr_validate.metrics.gains import moved
 from dr_validate.values import Checkpoint, Estimate, Float64, Report
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dr_validate.ledger.report_json import report_from_json, report_to_json
+from dr_validate.ledger.reports import report_from_json, report_to_json
 from dr_validate.values import Agreement, Checkpoint, Estimate, Report, Status
 
 CONTRACT = """

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.revised import refined
+from dr_validate.ledger.reports import refined
 from dr_validate.values import Report
 from tests.factories import report as made_report
 from tests.small_run import blur, open_pipeline, validated, write_collection

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from dr_validate.fidelity.comparison import compare, kendall_tau_b, tau_interval
-from dr_validate.report.comparison import Candidate, smallest_errors
+from dr_validate.report.verdict import Candidate, smallest_errors
 from tests.report.training import FULL, SAMPLE, Training, bound, within
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 from xml.etree import ElementTree
 
-from dr_validate.report.making import making
+from dr_validate.report.tables import making
 from tests.report.training import FULL, Training, bound, exact
 
 TOWER = {"architecture": "BertModel", "pooling": "mean", "heads": [], "normalize": True, "prefix": "", "max_length": 256}

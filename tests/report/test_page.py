@@ -9,7 +9,7 @@ import pytest
 from dr_validate.config import ReportSettings
 from dr_validate.errors import SetupError
 from dr_validate.report import plot, words
-from dr_validate.report.write import write_report
+from dr_validate.report.page import write_report
 from dr_validate.values import Estimate
 from tests.report.training import DOCUMENTS, FULL, SAMPLE, Training, bound, exact, within
 

@@ -17,7 +17,7 @@ import pytest
 
 from dr_validate.cli.run import show_report
 from dr_validate.config import ReportSettings
-from dr_validate.report.write import write_report
+from dr_validate.report.page import write_report
 from dr_validate.watcher.lock import claim
 from tests.factories import CommandLine
 from tests.processes import LIMIT_S

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import pytest
 
 from dr_validate.config import ReportSettings
+from dr_validate.report.page import write_report
 from dr_validate.report.trainings import overlays
-from dr_validate.report.write import write_report
 from dr_validate.values import Report
 from tests.report.training import FULL, SAMPLE, Training, bound, exact, within
 

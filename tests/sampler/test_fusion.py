@@ -3,8 +3,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from dr_validate.sampler.fusion import QUERIES_AT_ONCE, Candidates, candidates
-from dr_validate.sampler.runs import Run
+from dr_validate.sampler.runs import QUERIES_AT_ONCE, Candidates, Run, candidates
 from dr_validate.values import Qrels, TestSet
 
 NUM_QUERIES = QUERIES_AT_ONCE + 44

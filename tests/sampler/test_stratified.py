@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dr_validate.errors import SetupError
 from dr_validate.sampler.bm25 import bm25_run
-from dr_validate.sampler.fusion import candidates
+from dr_validate.sampler.runs import candidates
 from dr_validate.sampler.stratified import StratifiedSampler
 from dr_validate.values import Sample, TestSet
 

@@ -16,9 +16,9 @@ import xxhash
 
 from dr_validate.errors import CheckpointError, Stopped
 from dr_validate.files import interruptible
-from dr_validate.source.wandb_client.answers import host_of
+from dr_validate.source.wandb_client.api import host_of
 from dr_validate.source.wandb_client.http import Downloads, FileOutage
-from dr_validate.source.wandb_client.manifest import Entry, has_digest, read_manifest
+from dr_validate.source.wandb_client.versions import Entry, has_digest, read_manifest
 
 PLAIN = ["config.json", "model.safetensors", "tokenizer.json"]
 TOWERS = [f"{tower}/{name}" for tower in ("query_model", "passage_model") for name in ("config.json", "model.safetensors")]

@@ -22,8 +22,7 @@ from dr_validate.files import check_interrupt, interruptible
 from dr_validate.source.wandb import WandbSource
 from dr_validate.source.wandb_client import api as wandb_api
 from dr_validate.source.wandb_client import http as wandb_http
-from dr_validate.source.wandb_client.connection import Connection
-from dr_validate.source.wandb_client.project import Project
+from dr_validate.source.wandb_client.project import Connection, Project
 from dr_validate.source.wandb_client.versions import Version, version_of
 from dr_validate.values import Checkpoint, Incomplete, Listing
 from tests.factories import built

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from dr_validate.store.checkpoints import CheckpointStore
-from dr_validate.store.claims import Claims
-from dr_validate.store.kept import KeptVectors
+from dr_validate.store.embeddings import Claims, KeptVectors
 from dr_validate.store.vector_file import VectorFile
 from dr_validate.values import Float32, Int64, Side
 from tests.processes import LIMIT_S, wait_for

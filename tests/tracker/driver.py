@@ -15,8 +15,8 @@ from typing import Any
 from dr_validate.component import component
 from dr_validate.config import Run, Settings, Watch
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.report_json import report_from_json
-from dr_validate.tracker import arrivals
+from dr_validate.ledger.reports import report_from_json
+from dr_validate.tracker import validation_run
 from dr_validate.tracker.wandb import WandbTracker
 from dr_validate.watcher.delivery import Delivery
 
@@ -45,7 +45,7 @@ def main() -> None:
     given: dict[str, Any] = json.loads(sys.argv[1])
     state_dir = Path(given["state_dir"])
     for name, seconds in given.get("arrivals", {}).items():
-        setattr(arrivals, name, seconds)
+        setattr(validation_run, name, seconds)
     other: Any = Nothing()
     run = Run(
         settings=Settings(state_dir=state_dir, metrics=("mrr@10",)),

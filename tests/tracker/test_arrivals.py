@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dr_validate.tracker.arrivals import Arrivals, Lost
+from dr_validate.tracker.validation_run import Arrivals, Lost
 from tests.processes import wait_for
 from tests.tracker.watching import REPORTS, Start, rows, steps, undelivered, wait_for_rows
 from tests.wandb_server.fixture import ServerHandle
@@ -33,14 +33,14 @@ def test_rows_that_the_sdk_gave_up_come_when_the_run_is_opened_again(
 
 
 def test_what_should_have_arrived_is_looked_for_and_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dr_validate.tracker.arrivals.CONFIRM_AFTER_S", -1.0)
+    monkeypatch.setattr("dr_validate.tracker.validation_run.CONFIRM_AFTER_S", -1.0)
     rows = Arrivals()
     assert rows.is_complete and not rows.is_time_to_look()
     rows.log("a")
     rows.arrived = {"b"}
     assert "a" in rows and "b" in rows and not rows.is_complete and rows.is_time_to_look()
     rows.require()
-    monkeypatch.setattr("dr_validate.tracker.arrivals.LOST_AFTER_S", -1.0)
+    monkeypatch.setattr("dr_validate.tracker.validation_run.LOST_AFTER_S", -1.0)
     with pytest.raises(Lost, match="1 rows"):
         rows.require()
     rows.arrived.add("a")

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.report.for_trackers import findings
-from dr_validate.tracker.rows import STEP, row
-from dr_validate.tracker.tables import revised_curves
+from dr_validate.report.verdict import findings
+from dr_validate.tracker.rows import STEP, revised_curves, row
 from dr_validate.values import Agreement, Estimate, Report
 from tests.factories import CommandLine
 from tests.factories import report as made

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dr_validate.ledger.report_json import report_from_json, report_to_json
+from dr_validate.ledger.reports import report_from_json, report_to_json
 from dr_validate.tracker.jsonl import JsonlTracker
 from dr_validate.values import Report
 from tests.factories import told as report

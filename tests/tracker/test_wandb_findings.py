@@ -10,7 +10,7 @@ import pytest
 
 from dr_validate.config import ReportSettings
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.report.write import write_report
+from dr_validate.report.page import write_report
 from dr_validate.values import Agreement, Estimate, Report
 from tests.processes import wait_for
 from tests.tracker.watching import RUN, Start, report, steps, table, undelivered, wait_for_rows

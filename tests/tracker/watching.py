@@ -12,7 +12,7 @@ from typing import Any
 
 from dr_validate.component import fingerprint
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.report_json import report_to_json
+from dr_validate.ledger.reports import report_to_json
 from dr_validate.values import Checkpoint, Estimate, Report
 from tests import warm
 from tests.processes import LIMIT_S, wait_for

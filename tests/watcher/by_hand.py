@@ -10,7 +10,7 @@ from dr_validate.fidelity.against_full import AgainstFull
 from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.tracker.none import NoTracker
 from dr_validate.values import Checkpoint, Estimate, Listing, Report
-from dr_validate.watcher.stall import Activity
+from dr_validate.watcher.worker_process import Activity
 
 AT = "2026-11-21T03:15:10Z"
 Behaviour = Callable[[Checkpoint, Callable[[Mapping[str, Any] | None], None]], None]

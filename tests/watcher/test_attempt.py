@@ -43,9 +43,8 @@ from dr_validate.watcher import schedule
 from dr_validate.watcher.attempts import Attempts, Target
 from dr_validate.watcher.loop import watch
 from dr_validate.watcher.polling import Needs, SourcePoller
-from dr_validate.watcher.stall import StallLimit, activity_of
 from dr_validate.watcher.worker_pool import WorkerPool
-from dr_validate.watcher.worker_process import DiskFull, Tick, WorkerClient, WorkerFailure
+from dr_validate.watcher.worker_process import DiskFull, StallLimit, Tick, WorkerClient, WorkerFailure, activity_of
 from dr_validate.worker.main import errors_to
 from tests.processes import LIMIT_S, wait_for
 from tests.watcher.by_hand import AT, Behaviour, FakeWorker, checkpoint, run_of
@@ -217,7 +216,7 @@ def test_work_that_stands_still_for_the_limit_is_ended_and_slow_work_is_not(
     monkeypatch: pytest.MonkeyPatch, device: str, phase: Mapping[str, Any], seconds: float, num_bytes: int, error: str | None
 ) -> None:
     now, done = [100.0], [0.0, 0]
-    monkeypatch.setattr("dr_validate.watcher.stall.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dr_validate.watcher.worker_process.time.monotonic", lambda: now[0])
     stall = StallLimit(HOUR, lambda: (done[0], int(done[1])))
     stall.on_processors = device == "cpu"
     stall.begin("loading")
@@ -238,7 +237,7 @@ def test_work_that_stands_still_for_the_limit_is_ended_and_slow_work_is_not(
 
 def test_news_of_any_phase_is_progress_and_time_in_which_nobody_looked_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("dr_validate.watcher.stall.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dr_validate.watcher.worker_process.time.monotonic", lambda: now[0])
     stall, unlimited = StallLimit(HOUR, lambda: (0.0, 0)), StallLimit(None, lambda: (0.0, 0))
     for count in range(1000):
         now[0] += HOUR  # both processes were stopped, or the machine slept

@@ -11,11 +11,11 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
 from dr_validate.estimator.evidence import RankEvidence
-from dr_validate.ledger.revised import refined
+from dr_validate.ledger.reports import refined
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.values import Checkpoint, Float32, Int64, Qrels, Ranking, Report, Sample, TestSet
-from dr_validate.worker.baselines import Baselines
 from dr_validate.worker.estimates import Estimates, Outcome, load, save
+from dr_validate.worker.results import Baselines
 from tests.estimator.synthetic import collection, history_of, pool_and_rest, training
 
 NUM_DOCUMENTS, NUM_QUERIES, NUM_POOL, NUM_DRAWN, TOP_K = 4000, 80, 240, 200, 100

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dr_validate.values import TokenBlock
-from dr_validate.worker.token_cache import TokenBlocks, TokenCache
+from dr_validate.worker.encoding import TokenBlocks, TokenCache
 
 TEXTS = [f"text {'x' * (i % 7)} number {i}" for i in range(23)] + [""]
 

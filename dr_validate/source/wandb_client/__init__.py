@@ -1,5 +1,4 @@
 """What is asked of W&B.
 
-`api` and `graphql` (its questions), `http` (files, every byte checked), `manifest` and `versions` (what a version holds),
-`project`, `connection` (what a source keeps while it lives), `answers` (what every HTTP answer says).
+`api` (questions), `http` (files, every byte checked), `versions` (what one holds), `project` (what a source asks and keeps).
 """

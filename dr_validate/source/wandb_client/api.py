@@ -1,22 +1,35 @@
-"""The one connection to W&B that a source holds: bounded waits, pauses that the server asks for, errors that say what to do."""
+"""The one connection to W&B that a source holds: bounded waits, pauses that the server asks for, errors that say what to do.
 
+GraphQL questions over HTTP with the key that the SDK found. Not through the SDK's own process: what that hands back of a 429
+has no Retry-After, and it asks again when the caller does. Below, what every HTTP answer may say, whoever asked.
+"""
+
+import json
 import logging
 import os
 import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 from dr_validate.errors import Outage, SetupError
-from dr_validate.source.wandb_client.answers import host_of
-from dr_validate.source.wandb_client.graphql import LOG_IN, GraphQL, first_error
+from dr_validate.files import check_interrupt
 
+if TYPE_CHECKING:
+    import requests
+
+log = logging.getLogger(__name__)
 RETRY_WAIT_S = 1.0  # before the one repetition of a question; a longer wait is the watcher's
 PAGE = 100
 NO_LONGER_LOGGED_IN = re.compile(r"permission|denied|unauthori[sz]ed|not found|relogin", re.IGNORECASE)
 VIEWER = "query Viewer { viewer { entity } }"
-log = logging.getLogger(__name__)
+CONNECT_TIMEOUT_S = 4.0
+CHUNK_BYTES = 1 << 16
+MAX_ANSWER_BYTES = 64 << 20
+LOG_IN = "run `wandb login`, or set WANDB_API_KEY (and WANDB_BASE_URL for a server of your own)"
 
 
 class WandbApi:
@@ -62,7 +75,7 @@ class WandbApi:
                 return
             cursor = place["pageInfo"]["endCursor"]
 
-    def _open(self) -> GraphQL:
+    def _open(self) -> "GraphQL":
         with self._lock:
             if self._session is None:
                 session = _connect()
@@ -73,7 +86,7 @@ class WandbApi:
                 self._session = session
             return self._session
 
-    def _data(self, session: GraphQL, query: str, variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _data(self, session: "GraphQL", query: str, variables: Mapping[str, Any]) -> Mapping[str, Any]:
         """Asked at most twice."""
         end = time.monotonic() + self._timeout_s
         try:
@@ -91,7 +104,7 @@ class WandbApi:
         data = answer.get("data")
         return data if isinstance(data, dict) else {}
 
-    def _asked(self, session: GraphQL, query: str, variables: Mapping[str, Any], end: float) -> Mapping[str, Any]:
+    def _asked(self, session: "GraphQL", query: str, variables: Mapping[str, Any], end: float) -> Mapping[str, Any]:
         now = time.monotonic()
         if (rest := self._quiet_until - now) > 0:
             raise Outage(f"W&B at {session.server} asked to wait, for {rest:.0f} s more", rest)
@@ -100,22 +113,6 @@ class WandbApi:
         except Outage as error:
             self._quiet_until = max(self._quiet_until, time.monotonic() + error.retry_after_s)
             raise
-
-
-def _connect() -> GraphQL:
-    """With the settings and the key that the SDK finds; nothing is asked yet."""
-    from wandb.apis.public.service_api import ServiceApi
-    from wandb.sdk.lib import wbauth
-
-    settings, auth = find_key()
-    wbauth.set_auth_settings(settings, auth)
-    proxies = {"http": settings.http_proxy, "https": settings.https_proxy, **(settings.x_proxies or {})}
-    return GraphQL(
-        ServiceApi(settings=settings),
-        settings.x_extra_http_headers or {},
-        {scheme: url for scheme, url in proxies.items() if url},
-        check_tls=not settings.insecure_disable_ssl,
-    )
 
 
 def find_key() -> tuple[Any, Any]:
@@ -142,3 +139,165 @@ def _server() -> str:
     from wandb.sdk import wandb_setup
 
     return host_of(os.environ.get("WANDB_BASE_URL") or wandb_setup.singleton().settings.base_url)
+
+
+def _connect() -> "GraphQL":
+    """With the settings and the key that the SDK finds; nothing is asked yet."""
+    from wandb.apis.public.service_api import ServiceApi
+    from wandb.sdk.lib import wbauth
+
+    settings, auth = find_key()
+    wbauth.set_auth_settings(settings, auth)
+    proxies = {"http": settings.http_proxy, "https": settings.https_proxy, **(settings.x_proxies or {})}
+    return GraphQL(
+        ServiceApi(settings=settings),
+        settings.x_extra_http_headers or {},
+        {scheme: url for scheme, url in proxies.items() if url},
+        check_tls=not settings.insecure_disable_ssl,
+    )
+
+
+class Credentials(Protocol):
+    """What `ServiceApi` of the SDK has of them."""
+
+    @property
+    def base_url(self) -> str: ...
+    @property
+    def api_key(self) -> str | None: ...
+    def access_token(self, timeout: float | None = None) -> str | None: ...
+
+
+class GraphQL:
+    """Safe from several threads, each with a kept connection of its own. `headers` and `proxies` as the SDK's settings say."""
+
+    def __init__(
+        self, credentials: Credentials, headers: Mapping[str, str], proxies: Mapping[str, str], *, check_tls: bool = True
+    ) -> None:
+        self._credentials, self._headers, self._proxies, self._check_tls = credentials, dict(headers), dict(proxies), check_tls
+        self._local = threading.local()
+        self.server = host_of(credentials.base_url)
+
+    def ask(self, query: str, variables: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
+        """The parsed answer. Raises SetupError for what the user must change, Outage (`retry_after_s`) for what may pass."""
+        import requests
+
+        end = time.monotonic() + timeout_s
+        try:
+            with self._session().post(
+                f"{self._credentials.base_url.rstrip('/')}/graphql",
+                json={"query": query, "variables": dict(variables)},
+                headers=self._authorization(timeout_s),
+                timeout=(min(CONNECT_TIMEOUT_S, timeout_s), timeout_s),
+                allow_redirects=False,
+                stream=True,  # a body that trickles must not outlast the time
+            ) as answer:
+                body = self._body(answer, end)
+                return self._judged(answer, body)
+        except requests.Timeout as error:
+            raise self._unreachable(f"no answer within {timeout_s:.3g} s") from error
+        except requests.RequestException as error:
+            raise self._unreachable(f"the connection failed ({type(error).__name__})") from error
+
+    def _body(self, answer: "requests.Response", end: float) -> bytes:
+        body = bytearray()
+        for chunk in body_of(answer, CHUNK_BYTES):
+            body += chunk
+            if time.monotonic() > end or len(body) > MAX_ANSWER_BYTES:
+                raise self._unreachable(f"its answer does not end ({len(body):,} bytes so far)")
+        return bytes(body)
+
+    def _judged(self, answer: "requests.Response", body: bytes) -> Mapping[str, Any]:
+        try:
+            parsed = json.loads(body)
+        except (ValueError, RecursionError):
+            parsed = None
+        content = parsed if isinstance(parsed, dict) else {}
+        if answer.status_code == 200 and (content.get("data") is not None or content.get("errors")):
+            return content
+        raise self._problem(answer, first_error(content) or answer.reason or "no reason given")
+
+    def _problem(self, answer: "requests.Response", said: str) -> SetupError | Outage:
+        status = answer.status_code
+        if status == 401:
+            return SetupError(f"W&B at {self.server} rejects the key; {LOG_IN}")
+        if status == 403:
+            return SetupError(
+                f"W&B at {self.server} lets this key not in ({said}); use a key that may read the project: {LOG_IN}"
+            )
+        if (wait := retry_after_s(answer.headers)) > 0:
+            return Outage(f"W&B at {self.server} asks to wait {wait:.0f} s (HTTP {status}: {said})", wait)
+        if 300 <= status < 500 and status not in (408, 409, 429):
+            return SetupError(f"W&B at {self.server} does not understand us (HTTP {status}: {said}); is WANDB_BASE_URL right?")
+        return self._unreachable(f"HTTP {status}: {said}")
+
+    def _unreachable(self, why: str) -> Outage:
+        return Outage(f"W&B at {self.server} cannot be reached: {why}")
+
+    def _authorization(self, timeout_s: float) -> dict[str, str]:
+        """A token that may have been renewed; empty where the session has the key."""
+        if self._credentials.api_key:
+            return {}
+        token = self._credentials.access_token(timeout=timeout_s)
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
+    def _session(self) -> "requests.Session":
+        import requests
+        from requests.auth import HTTPBasicAuth
+
+        if not hasattr(self._local, "session"):
+            session = self._local.session = requests.Session()
+            key = self._credentials.api_key
+            session.auth = HTTPBasicAuth("api", key) if key else lambda request: request  # none: not one from ~/.netrc either
+            session.headers.update(self._headers)
+            session.proxies.update(self._proxies)
+            session.verify = self._check_tls
+        found: requests.Session = self._local.session
+        return found
+
+
+def first_error(content: Mapping[str, Any]) -> str:
+    """What an answer says went wrong, in one line; empty where nothing did."""
+    errors = content.get("errors")
+    first = errors[0] if isinstance(errors, list) and errors else None
+    said = first.get("message") if isinstance(first, dict) else first
+    return str(said or content.get("error") or "").strip().split("\n")[0][:300]
+
+
+def host_of(url: str) -> str:
+    """Scheme, host and port of a URL: what may be shown of one, without a user's name and password."""
+    parts = urlsplit(url)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname}{port}"
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float:
+    """Seconds that the server asks to wait, however it says so; 0 where it does not."""
+    said = headers.get("Retry-After", "")
+    try:
+        return max(0.0, float(said))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return 0.0
+
+
+def body_of(answer: "requests.Response", chunk_bytes: int) -> Iterator[bytes]:
+    """Yield what has come when it comes, at most `chunk_bytes` at a time: `iter_content` waits until a chunk is full, for hours
+    where a byte comes now and then, and nobody can look at the clock. `interruptible`.
+
+    Raises requests.Timeout where nothing comes, requests.ConnectionError where the connection breaks.
+    """
+    import requests
+    from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+    read = getattr(answer.raw, "read1", answer.raw.read)  # urllib3 before 2.1 only has the one that waits
+    try:
+        while chunk := read(chunk_bytes, decode_content=True):
+            check_interrupt()
+            yield chunk
+    except ReadTimeoutError as error:
+        raise requests.Timeout(str(error)) from error
+    except HTTPError as error:
+        raise requests.ConnectionError(str(error)) from error

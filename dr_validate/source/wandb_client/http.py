@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dr_validate.errors import CheckpointDeleted, CheckpointError, Outage
-from dr_validate.source.wandb_client.answers import body_of, host_of, retry_after_s
-from dr_validate.source.wandb_client.manifest import Entry
+from dr_validate.source.wandb_client.api import body_of, host_of, retry_after_s
+from dr_validate.source.wandb_client.versions import Entry
 
 if TYPE_CHECKING:
     import requests

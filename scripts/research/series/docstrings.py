@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dr_validate.dataset.docstrings import squeezed
+from dr_validate.dataset.pydoc import squeezed
 from dr_validate.errors import SetupError
 from dr_validate.files import atomic_folder, write_atomically
 from scripts.research.series.sources import read_packages

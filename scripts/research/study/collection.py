@@ -24,7 +24,7 @@ class MemoryCorpus:
         self._ids = [str(number) for number in range(len(texts))] if ids is None else list(ids)
         self._ordinals = {identity: number for number, identity in enumerate(self._ids)}
         encoded = [identity.encode() for identity in self._ids]
-        # As dataset/convert.py makes them: these two decide who is drawn and who comes first among ties.
+        # As dataset/corpus.py makes them: these two decide who is drawn and who comes first among ties.
         hashes = b"".join(hashlib.blake2b(identity, digest_size=8).digest() for identity in encoded)
         self._id_hash = np.frombuffer(hashes, dtype="<u8").astype(np.uint64)
         order = sorted(range(len(encoded)), key=encoded.__getitem__, reverse=True)

@@ -15,7 +15,7 @@ import numpy as np
 from dr_validate.errors import SetupError
 from dr_validate.files import write_atomically
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.metrics.names import deepest_cutoff
+from dr_validate.metrics.gains import deepest_cutoff
 from dr_validate.values import TestSet
 from scripts.research.study.collection import first_queries, read_collection
 from scripts.research.study.draws import Drawn, Study, Task, Truth, Workers, workers

@@ -1,25 +1,111 @@
-"""One side of a loaded checkpoint: tokens to vectors. Imports torch: only imported when a model is loaded."""
+"""The Model of a loaded checkpoint: two towers, each tokens to vectors by transformer, pooling and the modules after it.
+
+Imports torch: only imported when a model is loaded.
+"""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
 
 from dr_validate.devices import free_memory, is_out_of_memory, to_device
 from dr_validate.encoder.batches import Batch, plan, take
-from dr_validate.encoder.forward import Chosen
-from dr_validate.encoder.heads import Step, load_heads, unit
-from dr_validate.encoder.spec import PoolingName, TowerSpec
-from dr_validate.encoder.threads import for_each
+from dr_validate.encoder.checks import weight_files
+from dr_validate.encoder.cpu import for_each, keep_heap
+from dr_validate.encoder.forward import Chosen, choose_forward, choose_static
+from dr_validate.encoder.spec import Contract, Head, PoolingName, TowerSpec
 from dr_validate.encoder.tokenizer import FastTokenizer
+from dr_validate.encoder.weights import load_transformer
 from dr_validate.errors import CheckpointError, NoMemory
-from dr_validate.values import Int64, TokenBlock
+from dr_validate.values import Int64, Side, TokenBlock
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+_SIDES: tuple[Side, Side] = ("query", "document")
+Step = Callable[[Tensor], Tensor]
+ACTIVATIONS: Mapping[str, Step] = {
+    "GELU": functional.gelu,
+    "Identity": lambda vectors: vectors,
+    "ReLU": functional.relu,
+    "Sigmoid": torch.sigmoid,
+    "SiLU": functional.silu,
+    "Tanh": torch.tanh,
+}
+
+
+class TransformerModel:
+    """Both sides of a checkpoint on one device; towers with the same weights share them."""
+
+    def __init__(
+        self,
+        contract: Contract,
+        *,
+        dtype: str,
+        device: str,
+        append_eos: bool | None,
+        max_tokens: int,
+        weights_of: "TransformerModel | None" = None,
+    ) -> None:
+        self._contract: dict[str, Any] = {"dtype": dtype, "append_eos": append_eos} | contract.describe()
+        if device == "cpu":
+            keep_heap()
+        self._towers: dict[Side, LoadedTower] = {}
+        self._chosen: dict[tuple[object, ...], Chosen]
+        chosen = self._chosen = {} if weights_of is None else dict(weights_of._chosen)
+        for side in _SIDES:
+            tower = contract.tower(side)
+            place = (tower.weights, tower.adapter, tower.weights_prefix)
+            if place not in chosen:
+                chosen[place] = _choose(tower, getattr(torch, dtype), device)
+            tokenizer = FastTokenizer(tower, append_eos)
+            self._towers[side] = LoadedTower(tower, chosen[place], tokenizer, device, max_tokens)
+        self._contract |= chosen[place].describe()
+        if self._towers["query"].dim != self._towers["document"].dim:
+            dims = [self._towers[side].dim for side in _SIDES]
+            raise CheckpointError(
+                f"query vectors have {dims[0]} dimensions, document vectors {dims[1]}: they cannot be compared"
+            )
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of a vector."""
+        return self._towers["query"].dim
+
+    @property
+    def contract(self) -> Mapping[str, Any]:
+        """What was read or stated, as JSON values."""
+        return self._contract
+
+    def tokenizer(self, side: Side) -> FastTokenizer:
+        """The tokenizer of one side."""
+        return self._towers[side].tokenizer
+
+    def close(self) -> None:
+        """Let go of the weights, whoever still holds the model."""
+        self._towers.clear()
+        self._chosen.clear()
+
+    def encode(self, tokens: TokenBlock, side: Side) -> Tensor:
+        """(len(tokens), dim) float32 on the device, in the order given; a text without any token is the zero vector."""
+        return self._towers[side].encode(tokens)
+
+
+def _choose(tower: TowerSpec, dtype: torch.dtype, device: str) -> Chosen:
+    def choose() -> Chosen:
+        if tower.static:
+            return choose_static(
+                {k: v for file in weight_files(tower.weights) for k, v in load_file(file).items()}, dtype, device
+            )
+        return choose_forward(lambda: load_transformer(tower, dtype, device), dtype, device)
+
+    return or_cannot(choose, tower, device)
 
 
 class LoadedTower:
@@ -139,6 +225,67 @@ def _pool_one(hidden: Tensor, layout: tuple[Tensor, Tensor, Tensor], mode: Pooli
 def _reduce(values: Tensor, lengths: Tensor, how: str) -> Tensor:
     reduce: Any = torch.segment_reduce
     return reduce(values, how, lengths=lengths, unsafe=True)  # type: ignore[no-any-return]  # the checks would wait for a GPU
+
+
+def load_heads(heads: Sequence[Head], device: str) -> tuple[Step, ...]:
+    """One function for each head, weights on `device`. Raises CheckpointError for weights that are missing or misshapen."""
+    return tuple(_load_head(head, device) for head in heads)
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors of length 1; a zero vector stays zero."""
+    return functional.normalize(vectors, p=2, dim=-1)
+
+
+def _load_head(head: Head, device: str) -> Step:
+    if head.kind == "normalize":
+        return unit
+    path = head.folder / (head.file or "model.safetensors")
+    files = [path] if path.is_file() or head.file else weight_files(head.folder)
+    try:
+        with torch.device("meta"):  # no memory before the sizes are known to be those of the file
+            module = _LayerNorm(head) if head.kind == "layer_norm" else _Dense(head)
+        weights = {key: weight for file in files for key, weight in _read(file, head.weights_prefix).items()}
+        if prefix := head.weights_prefix:
+            own = "norm" if head.kind == "layer_norm" else "linear"
+            weights = {f"{own}.{key.removeprefix(prefix)}": weight for key, weight in weights.items()}
+        module.load_state_dict({key: value.float() for key, value in weights.items()}, strict=True, assign=True)
+    except (RuntimeError, TypeError, OverflowError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: does not fit {head.describe()}: {error}") from error
+    return module.to(device).eval().requires_grad_(False)
+
+
+def _read(file: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors of a file whose names begin with `prefix`."""
+    with safe_open(file, "pt") as stream:
+        return {key: stream.get_tensor(key) for key in stream.keys() if key.startswith(prefix)}  # noqa: SIM118
+
+
+class _Dense(nn.Module):
+    """linear (+ activation, + residual); names as sentence-transformers saves them."""
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self.linear = nn.Linear(head.in_features, head.out_features, bias=head.bias)
+        self.activation = ACTIVATIONS[head.activation]
+        self.has_residual = head.residual
+        if head.residual and head.in_features != head.out_features:
+            self.residual = nn.Linear(head.in_features, head.out_features, bias=False)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        out = self.activation(self.linear(vectors))
+        if not self.has_residual:
+            return out
+        return out + (self.residual(vectors) if hasattr(self, "residual") else vectors)
+
+
+class _LayerNorm(nn.Module):
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(head.out_features)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return self.norm(vectors)  # type: ignore[no-any-return]  # torch types every module call as Any
 
 
 def or_cannot(run: Callable[[], T], tower: TowerSpec, device: str) -> T:
