@@ -179,6 +179,18 @@ class Readable(Protocol):
     def open(self, mode: Literal["rb"]) -> IO[bytes]: ...
 
 
+def name_of_digest(digest: str) -> str:
+    """A digest (`algorithm:hex`) as the name of a file or folder."""
+    name = digest.replace(":", "-")
+    assert name and "/" not in name and not name.startswith("."), f"{digest!r} cannot name a file"
+    return name
+
+
+def digest_of_name(name: str) -> str:
+    """The digest that `name_of_digest` made a name of."""
+    return name.replace("-", ":", 1)
+
+
 def sha256_of_file(path: Readable) -> str:
     """Hex SHA-256 of the content; `interruptible`."""
     digest = hashlib.sha256()

@@ -14,6 +14,8 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Side = Literal["query", "document"]
 Status = Literal["done", "failed", "skipped"]
+SIDES: tuple[Side, Side] = ("query", "document")
+Z_95 = 1.96  # half the width of a 95% interval, in standard errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +194,16 @@ class TokenBlock:
     def lengths(self) -> Int64:
         """(num_texts,) tokens of each text."""
         return np.diff(self.offsets)
+
+    def take(self, rows: Int64) -> "TokenBlock":
+        """Some texts, in the order of `rows`; a view where they are neighbours."""
+        if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
+            first, last = int(self.offsets[rows[0]]), int(self.offsets[rows[-1] + 1])
+            return TokenBlock(ids=self.ids[first:last], offsets=self.offsets[rows[0] : rows[-1] + 2] - first)
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.arange(int(offsets[-1])) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        return TokenBlock(ids=np.asarray(self.ids)[places], offsets=offsets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -223,7 +223,7 @@ def check_texts(queries: Sequence[Entry], tokenized: bool, problems: Problems) -
             here, there = ("text", "token ids") if tokenized else ("token ids", "text")
             problems.add(entry.place, f"the query is {here}, but the corpus is {there}; both must be the same")
     problems.stop_if_any()
-    empty = [entry for entry in queries if not entry.text or (isinstance(entry.text, str) and entry.text.isspace())]
+    empty = [entry for entry in queries if entry.is_empty]
     if empty:
         log.warning("%d judged queries have an empty text, the first is %r at %s", len(empty), empty[0].id, empty[0].place)
 

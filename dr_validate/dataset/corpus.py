@@ -198,7 +198,7 @@ class _Writer:
             self._problems.add(entry.place, f"text: got {shorten(entry.text)}, but the first document has {_words(self._kind)}")
             return
         self.hashes += hashlib.blake2b(entry.id.encode(), digest_size=8).digest()
-        if not entry.text or (isinstance(entry.text, str) and entry.text.isspace()):
+        if entry.is_empty:
             self.empty += 1
             self.first_empty = self.first_empty or f"{entry.id!r} at {entry.place}"
         self._batch.append(entry)

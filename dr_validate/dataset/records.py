@@ -43,6 +43,11 @@ class Entry(NamedTuple):
     text: str | list[int]
     place: Place
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in the text but white space."""
+        return not self.text or (isinstance(self.text, str) and self.text.isspace())
+
 
 class Judgement(NamedTuple):
     """What one line of the qrels says."""

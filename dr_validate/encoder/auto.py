@@ -15,7 +15,7 @@ from dr_validate.encoder.spec import Contract, EncoderSpec, TowerSpec
 from dr_validate.errors import ConfigError
 from dr_validate.files import sha256_of_file, sha256_of_files
 from dr_validate.stages import Model
-from dr_validate.values import Side
+from dr_validate.values import SIDES
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,6 @@ CPU_TOKENS = 2048
 GPU_TOKENS = 32768
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 TOKENIZER_PATTERNS = ("config.json", "tokenizer*", "vocab.*", "*tokens*.json", "merges.txt", "bpe.codes", "*.model")
-SIDES: tuple[Side, Side] = ("query", "document")
 
 
 @component

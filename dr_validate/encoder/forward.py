@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from dr_validate.devices import is_out_of_memory, to_device
+from dr_validate.encoder.attention import PACKED_ATTENTION, Packing, fuses, packing, register
 from dr_validate.encoder.backbone import PADDING_OFFSET_MODELS, positions
-from dr_validate.encoder.batches import PACKED_ATTENTION, ROUND_TO, Batch, Packing, fuses, packing, register
+from dr_validate.encoder.batches import ROUND_TO, Batch
 from dr_validate.encoder.cpu import pack_linears
 from dr_validate.errors import CheckpointError
 from dr_validate.values import Int64
@@ -77,7 +78,7 @@ class Padded:
 
 
 class Packed:
-    """Texts in one row, without padding between them; attention stays within a text (`batches.py`).
+    """Texts in one row, without padding between them; attention stays within a text (`attention.py`).
 
     The row ends with a text of less than ROUND_TO tokens that nobody asked for (`batches.py` says why).
     """

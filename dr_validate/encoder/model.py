@@ -24,11 +24,10 @@ from dr_validate.encoder.spec import Contract, Head, PoolingName, TowerSpec
 from dr_validate.encoder.tokenizer import FastTokenizer
 from dr_validate.encoder.weights import load_transformer
 from dr_validate.errors import CheckpointError, NoMemory
-from dr_validate.values import Int64, Side, TokenBlock
+from dr_validate.values import SIDES, Int64, Side, TokenBlock
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-_SIDES: tuple[Side, Side] = ("query", "document")
 Step = Callable[[Tensor], Tensor]
 ACTIVATIONS: Mapping[str, Step] = {
     "GELU": functional.gelu,
@@ -59,16 +58,16 @@ class TransformerModel:
         self._towers: dict[Side, LoadedTower] = {}
         self._chosen: dict[tuple[object, ...], Chosen]
         chosen = self._chosen = {} if weights_of is None else dict(weights_of._chosen)
-        for side in _SIDES:
+        for side in SIDES:
             tower = contract.tower(side)
             place = (tower.weights, tower.adapter, tower.weights_prefix)
             if place not in chosen:
                 chosen[place] = _choose(tower, getattr(torch, dtype), device)
             tokenizer = FastTokenizer(tower, append_eos)
             self._towers[side] = LoadedTower(tower, chosen[place], tokenizer, device, max_tokens)
-        self._contract |= chosen[place].describe()
+        self._contract |= chosen[place].describe()  # of the documents, which are nearly all texts
         if self._towers["query"].dim != self._towers["document"].dim:
-            dims = [self._towers[side].dim for side in _SIDES]
+            dims = [self._towers[side].dim for side in SIDES]
             raise CheckpointError(
                 f"query vectors have {dims[0]} dimensions, document vectors {dims[1]}: they cannot be compared"
             )

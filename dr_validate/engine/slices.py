@@ -1,5 +1,5 @@
-"""A ranking in parts: texts cut into slices, who takes which next, each through the model and into a running top-k, the tops of
-parts merged, and the file of what is done.
+"""A ranking in parts: texts cut into slices, each through the model and into a running top-k, and the file of what is done; for
+engine=ray also who takes which slice next, and the tops of parts merged.
 
 Vectors stay on the device. Beside what it computes, a thread reads what is kept of the next slice and tokenizes the rest, and
 the store writes what was made; the device is waited for once a slice, for the one before. Imports torch when it is used.
@@ -23,7 +23,7 @@ from dr_validate.devices import Landing
 from dr_validate.errors import CheckpointError
 from dr_validate.files import read_arrays, write_arrays
 from dr_validate.stages import Index, Kept, Model, Search, TextBlocks, Vectors, Workload
-from dr_validate.values import Float32, Int64, Ranking, Side, TokenBlock, TopK
+from dr_validate.values import Float32, Int64, Ranking, Side, TopK
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,7 +99,8 @@ class Dealer:
 
 
 class Share:
-    """Documents may be added before the search is open: they are searched as soon as it is. To be closed."""
+    """What one device encodes and searches of a ranking. Documents may be added before the search is open: they are searched as
+    soon as it is. To be closed."""
 
     def __init__(self, model: Model, workload: Workload, index: Index, device: str) -> None:
         self._workload, self._index, self._device = workload, index, device
@@ -219,7 +220,7 @@ class Texts:
             asked = time.monotonic()
             assert self._model.dim > 0  # it is loaded now, which is a phase of its own
             loaded = time.monotonic()
-            tokens = pick(self._blocks.block(piece.block), rows + offset)
+            tokens = self._blocks.block(piece.block).take(rows + offset)
             began = time.monotonic()
             self._begin(following, tokens=True)
             vectors = torch.as_tensor(self._model.encode(tokens, self._side), device=self._device)
@@ -258,17 +259,6 @@ class Texts:
         if tokens and not kept.mask.all():
             self._blocks.block(piece.block)
         return kept
-
-
-def pick(tokens: TokenBlock, rows: Int64) -> TokenBlock:
-    """Some texts of a block, in the order of `rows`."""
-    if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):  # nothing needs to be copied
-        first, last = int(tokens.offsets[rows[0]]), int(tokens.offsets[rows[-1] + 1])
-        return TokenBlock(ids=tokens.ids[first:last], offsets=tokens.offsets[rows[0] : rows[-1] + 2] - first)
-    lengths = tokens.lengths[rows]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    places = np.arange(int(offsets[-1])) + np.repeat(tokens.offsets[rows] - offsets[:-1], lengths)
-    return TokenBlock(ids=np.asarray(tokens.ids)[places], offsets=offsets)
 
 
 def merge(tops: Sequence[TopK], tie_rank: Int64) -> TopK:

@@ -8,10 +8,9 @@ import numpy as np
 
 from dr_validate.estimator.evidence import NUM_FOLDS, RankEvidence
 from dr_validate.estimator.priors import PRIORS
-from dr_validate.metrics.gains import Gains, gains, moved
-from dr_validate.values import Float64, Int64, Qrels
+from dr_validate.metrics.gains import Gains, gains
+from dr_validate.values import Z_95, Float64, Int64, Qrels
 
-Z = 1.96
 STEP = 0.2  # of an intercept, to see how the value answers to it
 ROUNDING = 1e-12  # of variances that cancel
 MOST_STEPS, CLOSE = 40, 1e-5
@@ -37,12 +36,12 @@ class Estimated:
     @property
     def interval(self) -> tuple[float, float]:
         """95%, for these queries. The sampled value is a certain upper bound."""
-        return max(0.0, self.value - Z * self.error), min(self.naive, self.value + Z * self.error)
+        return max(0.0, self.value - Z_95 * self.error), min(self.naive, self.value + Z_95 * self.error)
 
     @property
     def population_interval(self) -> tuple[float, float]:
         """95%, for the population that the queries come from; not bounded by the value on these."""
-        half = Z * math.sqrt(self.error**2 + _variance_over_queries(self.per_query))
+        half = Z_95 * math.sqrt(self.error**2 + _variance_over_queries(self.per_query))
         return max(0.0, self.value - half), min(1.0, self.value + half)
 
 
@@ -173,7 +172,7 @@ def differences(one: Estimated, others: Sequence[Estimated]) -> list[Difference]
         variance = variances - 2 * float(one.covariance[other.place])
         error = math.sqrt(variance) if variance > ROUNDING * variances else 0.0
         p = math.erfc(abs(value) / error / math.sqrt(2)) if error else float(value == 0)
-        half, wide = Z * error, Z * math.sqrt(error**2 + _variance_over_queries(one.per_query - other.per_query))
+        half, wide = Z_95 * error, Z_95 * math.sqrt(error**2 + _variance_over_queries(one.per_query - other.per_query))
         ends = {"low": value - half, "high": value + half, "population_low": value - wide, "population_high": value + wide}
         found.append(Difference(value=value, p=p, **ends))
     for place, number in enumerate(sorted(range(len(found)), key=lambda number: found[number].p)):
@@ -264,3 +263,13 @@ def negative_binomial(mean: Float64, form: Float64, number: int) -> Float64:
     for count in range(number - 1):
         np.multiply(chances[count], (form + count) * (share / (count + 1)), out=chances[count + 1])
     return chances.T
+
+
+def moved(per_query: Float64, naive: Float64, mean: float, new_mean: float, naive_mean: float) -> Float64:
+    """`per_query` with mean `new_mean` instead of `mean`; each stays between 0 and its sampled value. All (num_queries,)."""
+    if new_mean >= naive_mean:
+        return naive
+    if new_mean > mean:
+        lifted: Float64 = (per_query + (new_mean - mean) / (naive_mean - mean) * (naive - per_query)).clip(max=naive)
+        return lifted
+    return per_query * (new_mean / mean) if new_mean < mean else per_query

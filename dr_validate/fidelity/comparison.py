@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dr_validate.values import Float64, Report
+from dr_validate.values import Z_95, Float64, Report
 
 LEAST_FOR_INTERVAL = 5  # the variance below is not defined for four
-Z_95 = 1.959964
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,8 @@ from dr_validate.config import MEAN
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.per_query import read_query_values
 from dr_validate.ledger.reports import EstimateDetails
-from dr_validate.values import Estimate, Report
+from dr_validate.values import Z_95, Estimate, Report
 
-Z95 = statistics.NormalDist().inv_cdf(0.975)
 SUMS = ("documents", "encoded", "queries")  # of what the ledger says of a spec
 Ends = tuple[float, float]
 log = logging.getLogger(__name__)
@@ -169,7 +168,7 @@ class SuiteMean:
             except OSError as error:
                 log.warning("%s; the interval of the mean goes without the choice of its queries", error)
                 return 0.0
-            self._reaches[key] = Z95 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+            self._reaches[key] = Z_95 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
         return self._reaches[key]
 
 
@@ -182,7 +181,7 @@ def _difference(reports: Sequence[Report], other: str) -> dict[str, Any] | None:
     value = statistics.fmean(one["value"] for one in told)
     own = math.hypot(*((one["high"] - one["low"]) / 2 for one in told)) / len(told)
     population = math.hypot(*((one["population"][1] - one["population"][0]) / 2 for one in told)) / len(told)
-    p = math.erfc(abs(value) / (population / Z95) / math.sqrt(2)) if population else float(value == 0)
+    p = math.erfc(abs(value) / (population / Z_95) / math.sqrt(2)) if population else float(value == 0)
     ends = {"low": value - own, "high": value + own, "population": [value - population, value + population]}
     return {"value": value, **ends, "p": p}
 

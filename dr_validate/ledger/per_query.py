@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from dr_validate.estimator.estimate import moved
+from dr_validate.files import name_of_digest
 from dr_validate.ledger.reports import EstimateDetails
-from dr_validate.metrics.gains import moved
-from dr_validate.values import Report
-
-Z95 = statistics.NormalDist().inv_cdf(0.975)  # of the intervals that a Report has
+from dr_validate.values import Z_95, Report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +65,7 @@ def paired_difference(state_dir: Path, report: Report, other: Report, metric: st
     between = EstimateDetails.of(report).differences.get(other.checkpoint.digest)
     if metric == next(iter(report.metrics)) and between:
         low, high = between["population"]
-        return float(between["value"]), (high - low) / 2 / Z95
+        return float(between["value"]), (high - low) / 2 / Z_95
     found = paired_change(state_dir, report, other, metric)
     return None if found is None else found[:2]
 
@@ -92,7 +91,7 @@ def read_query_texts(state_dir: Path, fingerprint: str, queries: Collection[str]
 
 
 def _place(report: Report) -> str:
-    return f"{report.spec}/{report.checkpoint.digest.replace(':', '-')}.parquet"
+    return f"{report.spec}/{name_of_digest(report.checkpoint.digest)}.parquet"
 
 
 def _read(path: Path, columns: list[str], wanted: tuple[str, str, Any]) -> Any:

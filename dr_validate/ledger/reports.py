@@ -21,7 +21,7 @@ Views: TypeAlias = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 
 
 def report_to_json(report: Report) -> dict[str, Any]:
-    """JSON values only, in the form that CONTRACT.md gives; NaN and infinities become null."""
+    """JSON values only, in the form of `values.Report`; NaN and infinities become null."""
     for name, estimate in report.metrics.items():
         assert math.isfinite(estimate.value), f"{name} of {report.checkpoint.name} is {estimate.value}"
     checkpoint = asdict(report.checkpoint)

@@ -14,6 +14,29 @@ from dr_validate.values import Float64, Int64, Qrels
 BLOCK = 2_000  # rows held at once
 
 
+class _Kind(NamedTuple):
+    cutoff: str  # "required", "optional" or "none"
+    levels: bool  # whether `-l2` and so on equals trec_eval's --level_for_rel
+
+
+# Left out on purpose: ranx's bpref, f1 and rbp, and recall, precision and hit_rate without a cutoff, have no counterpart in
+# trec_eval or differ from it; its ndcg drops gains under the level, which trec_eval does not.
+_KINDS = {
+    "ndcg": _Kind("optional", False),
+    "mrr": _Kind("optional", True),
+    "map": _Kind("optional", True),
+    "recall": _Kind("required", True),
+    "precision": _Kind("required", True),
+    "hit_rate": _Kind("required", True),
+    "r-precision": _Kind("none", True),
+}
+_OWN = _Kind("required", False)
+KNOWN = (
+    "ndcg, ndcg@K, mrr, mrr@K, map, map@K, recall@K, precision@K, hit_rate@K, r-precision; all but ndcg also with -lG; "
+    "or a function of your own, my_package.metrics.function@K"
+)
+
+
 class Metric(NamedTuple):
     """A parsed name: `recall@100-l2` is base `recall`, cutoff 100, documents count as relevant from gain 2 on.
 
@@ -143,11 +166,11 @@ def means(names: Iterable[str], documents: Int64, qrels: Qrels) -> dict[str, flo
     return {name: float(np.nanmean(table.per_query(table.worth()))) for name, table in tables.items()}
 
 
-def gains_retrieved(documents: Int64, qrels: Qrels) -> Int64:
-    """(num_queries, top_k) gain of each retrieved document, 0 where it is not judged relevant."""
+def gains_retrieved(documents: Int64, qrels: Qrels, least: int | None = 1) -> Int64:
+    """(num_queries, top_k) gain of each retrieved document that is judged `least` or better, None for any; else 0."""
     many = int(max(documents.max(initial=0), qrels.documents.max(initial=0))) + 1
     rows = np.repeat(np.arange(len(documents)), np.diff(qrels.offsets))
-    relevant = qrels.gains >= 1
+    relevant = np.full(len(rows), True) if least is None else qrels.gains >= least
     keys = rows[relevant] * many + qrels.documents[relevant]
     order = np.argsort(keys)
     keys, gains = keys[order], qrels.gains[relevant][order]
@@ -184,39 +207,6 @@ def _reciprocal(rank: Float64) -> Float64:
 
 def _discount(rank: Float64) -> Float64:
     return 1 / np.log2(1 + rank)
-
-
-def moved(per_query: Float64, naive: Float64, mean: float, new_mean: float, naive_mean: float) -> Float64:
-    """`per_query` with mean `new_mean` instead of `mean`; each stays between 0 and its sampled value. All (num_queries,)."""
-    if new_mean >= naive_mean:
-        return naive
-    if new_mean > mean:
-        lifted: Float64 = (per_query + (new_mean - mean) / (naive_mean - mean) * (naive - per_query)).clip(max=naive)
-        return lifted
-    return per_query * (new_mean / mean) if new_mean < mean else per_query
-
-
-class _Kind(NamedTuple):
-    cutoff: str  # "required", "optional" or "none"
-    levels: bool  # whether `-l2` and so on equals trec_eval's --level_for_rel
-
-
-# Left out on purpose: ranx's bpref, f1 and rbp, and recall, precision and hit_rate without a cutoff, have no counterpart in
-# trec_eval or differ from it; its ndcg drops gains under the level, which trec_eval does not.
-_KINDS = {
-    "ndcg": _Kind("optional", False),
-    "mrr": _Kind("optional", True),
-    "map": _Kind("optional", True),
-    "recall": _Kind("required", True),
-    "precision": _Kind("required", True),
-    "hit_rate": _Kind("required", True),
-    "r-precision": _Kind("none", True),
-}
-_OWN = _Kind("required", False)
-KNOWN = (
-    "ndcg, ndcg@K, mrr, mrr@K, map, map@K, recall@K, precision@K, hit_rate@K, r-precision; all but ndcg also with -lG; "
-    "or a function of your own, my_package.metrics.function@K"
-)
 
 
 def _is_count(text: str) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from dr_validate.component import component
 from dr_validate.errors import DatasetError, SetupError
 from dr_validate.files import cache_folder, is_writable
-from dr_validate.metrics.gains import parse
+from dr_validate.metrics.gains import gains_retrieved, parse
 from dr_validate.values import Float64, Int64, Qrels, Ranking, Scores
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def own_values(name: str, ranking: Ranking, qrels: Qrels) -> Float64:
     Raises SetupError for an answer of another shape, and for numbers beyond 0 to 1.
     """
     cutoff = parse(name).cutoff
-    gains = gains_by_rank(Ranking(documents=ranking.documents[:, :cutoff], scores=ranking.scores[:, :cutoff]), qrels)
+    gains = gains_retrieved(ranking.documents[:, :cutoff], qrels, least=None)
     values = np.array(function_of(name)(gains, qrels), dtype=np.float64)
     if values.shape != (len(gains),) or np.nanmin(values, initial=0) < 0 or np.nanmax(values, initial=0) > 1:
         raise SetupError(
@@ -170,17 +170,3 @@ def own_values(name: str, ranking: Ranking, qrels: Qrels) -> Float64:
             f"{np.nanmax(values, initial=0)}, expected ({len(gains)},), a number from 0 to 1 for each query"
         )
     return values
-
-
-def gains_by_rank(ranking: Ranking, qrels: Qrels) -> Int64:
-    """(num_queries, top_k) grade of each retrieved document, 0 for one that is not judged and for an empty place."""
-    documents = ranking.documents
-    rows = np.repeat(np.arange(len(documents)), np.diff(qrels.offsets))
-    size = 1 + max(int(documents.max(initial=0)), int(qrels.documents.max(initial=0)))
-    order = np.argsort(judged := rows * size + qrels.documents)
-    wanted = np.arange(len(documents))[:, None] * size + np.maximum(documents, 0)
-    place = np.minimum(np.searchsorted(judged, wanted, sorter=order), max(len(judged) - 1, 0))
-    if not len(judged):
-        return np.zeros(documents.shape, dtype=np.int64)
-    found = (judged[order[place]] == wanted) & (documents >= 0)
-    return np.where(found, qrels.gains[order[place]], 0).astype(np.int64)

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from dr_validate.dataset.corpus import ArrowCorpus, is_usable
-from dr_validate.fidelity.comparison import Z_95, Comparison, compare
+from dr_validate.fidelity.comparison import Comparison, compare
 from dr_validate.ledger.database import State
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.per_query import Retrieved, read_query_texts, read_query_values, read_top
 from dr_validate.report.words import percent
-from dr_validate.values import Float64, Report
+from dr_validate.values import Z_95, Float64, Report
 
 log = logging.getLogger(__name__)
 MOST = 0.8  # of the documents: a baseline after its sample has the sample's vectors, and still tells what a baseline costs

@@ -15,7 +15,7 @@ from dr_validate.report.words import count, duration, interval, number, percent,
 from dr_validate.values import Estimate, Report
 
 MOST_STEPS = 8  # of a table with a column for each
-SIDES = {"query": "queries", "document": "documents"}
+NOUNS = {"query": "queries", "document": "documents"}
 Fact = tuple[str, str]  # its name and what it is; "" where nothing is known
 
 
@@ -313,7 +313,7 @@ def _contract(report: Report) -> Mapping[str, Any]:
 
 def _of_sides(report: Report, key: str, say: Callable[[Any], str]) -> str:
     """One word for both sides where they agree."""
-    sides = {noun: _contract(report).get(side) for side, noun in SIDES.items()}
+    sides = {noun: _contract(report).get(side) for side, noun in NOUNS.items()}
     known = {noun: say(tower[key]) for noun, tower in sides.items() if isinstance(tower, dict) and key in tower}
     if len(set(known.values())) == 1:
         return next(iter(known.values()))

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dr_validate.fidelity.comparison import Z_95
 from dr_validate.ledger.per_query import paired_change
 from dr_validate.ledger.reports import EstimateDetails
 from dr_validate.report import plot
@@ -21,7 +20,7 @@ from dr_validate.report.words import (
     signed,
     with_interval,
 )
-from dr_validate.values import Report
+from dr_validate.values import Z_95, Report
 
 WORDS = {1: "higher", -1: "lower", 0: "not told apart"}  # by the sign of a difference
 LEAST_QUERIES = 10  # for an interval, as for queries that moved

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dr_validate.errors import SetupError
 from dr_validate.process import cores, in_processes
-from dr_validate.sampler.runs import Run, ranked
+from dr_validate.sampler.runs import RetrievedRun, ranked
 from dr_validate.values import Float32, Float64, Int64, TestSet
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ _ENGLISH = (
 _STOP_WORDS = frozenset(_ENGLISH.split())
 
 
-def bm25_run(test_set: TestSet, depth: int) -> Run:
+def bm25_run(test_set: TestSet, depth: int) -> RetrievedRun:
     """The top `depth` of each query; documents without a common term are not hits. Raises SetupError where there are none.
 
     Memory: 4 bytes for each word of the corpus, and what bm25s needs to index them, some 40 for each word of each document.
@@ -60,7 +60,7 @@ def bm25_run(test_set: TestSet, depth: int) -> Run:
     return run
 
 
-def ordered(run: Run, test_set: TestSet) -> Run:
+def ordered(run: RetrievedRun, test_set: TestSet) -> RetrievedRun:
     """A run without an order, in BM25's: no index is needed for the hits of a query alone.
 
     How common a term is, SEEN documents tell, the first by `id_hash`; of a smaller corpus all do, and this is BM25 itself.

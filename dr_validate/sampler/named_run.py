@@ -13,7 +13,7 @@ from dr_validate.component import fingerprint
 from dr_validate.errors import SetupError
 from dr_validate.files import read_arrays, sha256_of_file, write_arrays
 from dr_validate.sampler import bm25
-from dr_validate.sampler.runs import Run, match, read_file, read_ranxhub
+from dr_validate.sampler.runs import RetrievedRun, match, read_file, read_ranxhub
 from dr_validate.values import TestSet
 
 BM25 = "bm25"
@@ -50,7 +50,7 @@ class NamedRun:
             log.info("%s has no run of its own: the pool is of BM25's", test_set.name)
         return replace(self, name=str(test_set.shipped_run or BM25), by_bm25=test_set.shipped_run is not None)
 
-    def read(self, test_set: TestSet, cache: Path) -> Run:
+    def read(self, test_set: TestSet, cache: Path) -> RetrievedRun:
         """The run, matched with the test set; `cache` keeps it. Raises SetupError where it cannot be had."""
         if self.name in (SHIPPED, BASELINE):
             return self.of(test_set).read(test_set, cache)
@@ -64,11 +64,11 @@ class NamedRun:
         except SetupError as error:
             raise SetupError(f"{self.key}: {error}") from error
         self._warn_of_gaps(run, test_set)
-        # A third of what the numbers of a Run take: 70 MB for 7 M hits.
+        # A third of what the numbers of a run take: 70 MB for 7 M hits.
         write_arrays(path, rows=np.int32(run.rows), documents=np.int32(run.documents), ranks=np.int32(run.ranks))
         return run
 
-    def _warn_of_gaps(self, run: Run, test_set: TestSet) -> None:
+    def _warn_of_gaps(self, run: RetrievedRun, test_set: TestSet) -> None:
         found, asked = len(np.unique(run.rows)), len(test_set.query_ids)
         if found < LEAST_COVERED * asked:
             log.warning(
@@ -86,7 +86,7 @@ class NamedRun:
             return {"run": content, "order": bm25.SETTINGS} if self.by_bm25 else content
         return {**bm25.SETTINGS, "depth": self.bm25_depth} if self.name == BM25 else self.name
 
-    def _made(self, test_set: TestSet) -> Run:
+    def _made(self, test_set: TestSet) -> RetrievedRun:
         if (path := self.find()) is not None:
             run = match(read_file(path), test_set, self.name)
             return bm25.ordered(run, test_set) if self.by_bm25 and not run.ranks.any() else run
@@ -112,10 +112,10 @@ def resolved(runs: Sequence[NamedRun], test_set: TestSet) -> list[NamedRun]:
     return list(dict.fromkeys(run.of(test_set) for run in runs))
 
 
-def _kept(path: Path) -> Run | None:
+def _kept(path: Path) -> RetrievedRun | None:
     try:
         rows, documents, ranks = (array.astype(np.int64) for array in read_arrays(path, "rows", "documents", "ranks"))
-        return Run(rows=rows, documents=documents, ranks=ranks)
+        return RetrievedRun(rows=rows, documents=documents, ranks=ranks)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -1,5 +1,5 @@
-"""Retrieved lists by somebody else's system: read from a file or ranxhub, matched with the test set, and fused to
-one order of documents, from whose top a pool is taken."""
+"""Retrieved lists, of BM25 or of another system: read from a file or ranxhub, matched with the test set, and fused to one
+order of documents, from whose top a pool is taken."""
 
 import gzip
 import itertools
@@ -35,7 +35,7 @@ _NOT_A_HIT = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class RetrievedRun:
     """Hits by query row, then rank: ties are ordered by `Corpus.tie_rank`, as trec_eval orders them, unless all hits of a query
     are tied: such a list has no order, and they share the first rank."""
 
@@ -43,10 +43,10 @@ class Run:
     documents: Int64  # (num_hits,) ordinals
     ranks: Int64  # (num_hits,) from 0 on within each query
 
-    def first(self, depth: int) -> "Run":
+    def first(self, depth: int) -> "RetrievedRun":
         """At most `depth` hits of each query; of those that share a rank, the highest ids."""
         kept = np.arange(len(self.rows)) - np.searchsorted(self.rows, self.rows) < depth
-        return Run(rows=self.rows[kept], documents=self.documents[kept], ranks=self.ranks[kept])
+        return RetrievedRun(rows=self.rows[kept], documents=self.documents[kept], ranks=self.ranks[kept])
 
 
 def read_file(path: Path) -> Iterator[Entry]:
@@ -178,7 +178,7 @@ def read_ranxhub(run_id: str) -> Iterator[Entry]:
     return ((query, document, float(score)) for query, hits in run.items() for document, score in hits.items())
 
 
-def match(entries: Iterable[Entry], test_set: TestSet, name: str) -> Run:
+def match(entries: Iterable[Entry], test_set: TestSet, name: str) -> RetrievedRun:
     """Rows and ordinals of the entries; unknown ids are counted and logged. Raises SetupError where no query matches."""
     row_of = {query: row for row, query in enumerate(test_set.query_ids)}
     parts = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0))]
@@ -206,8 +206,8 @@ def match(entries: Iterable[Entry], test_set: TestSet, name: str) -> Run:
     return run
 
 
-def ranked(rows: Int64, documents: Int64, scores: Float64, test_set: TestSet) -> Run:
-    """A Run of hits in any order; of two equal hits the better stays, own documents of a query go."""
+def ranked(rows: Int64, documents: Int64, scores: Float64, test_set: TestSet) -> RetrievedRun:
+    """Hits in any order; of two equal hits the better stays, own documents of a query go."""
     kept = test_set.own_documents[rows] != documents
     rows, documents, scores = rows[kept], documents[kept], scores[kept]
     order = np.lexsort((test_set.corpus.tie_rank[documents], -scores, rows))
@@ -217,7 +217,7 @@ def ranked(rows: Int64, documents: Int64, scores: Float64, test_set: TestSet) ->
     rows, documents, scores = rows[first], documents[first], scores[first]
     starts, ends = np.searchsorted(rows, rows), np.searchsorted(rows, rows, side="right")
     ranks = np.where(scores[starts] == scores[ends - 1], 0, np.arange(len(rows)) - starts)
-    return Run(rows=rows, documents=documents, ranks=ranks)
+    return RetrievedRun(rows=rows, documents=documents, ranks=ranks)
 
 
 def _lines(path: Path, layout: _Layout | None = None) -> Iterator[tuple[int, list[str]]]:
@@ -265,9 +265,10 @@ class Candidates:
         return self.documents[near[np.lexsort((numbers[near], self.ranks[near]))[:count]]]
 
 
-def candidates(runs: Sequence[Run], test_set: TestSet) -> Candidates:
-    """Reciprocal rank fusion per query (Cormack, Clarke, Buettcher 2009: sum of 1/(20 + rank), rank from 1 on), then each
-    document's best fused rank over the queries; documents of equal sum in a query share the better rank.
+def candidates(runs: Sequence[RetrievedRun], test_set: TestSet) -> Candidates:
+    """Reciprocal rank fusion per query (Cormack, Clarke, Buettcher 2009: sum of 1/(k + rank), rank from 1 on; k is 20, theirs
+    60: first places count more), then each document's best fused rank over the queries; documents of equal sum in a query
+    share the better rank.
 
     Memory: 4 bytes a document of the corpus, and the hits of 256 queries at a time.
     """
@@ -281,12 +282,12 @@ def candidates(runs: Sequence[Run], test_set: TestSet) -> Candidates:
     return Candidates(documents=documents, ranks=best[documents].astype(np.int64))
 
 
-def _of_queries(run: Run, start: int, end: int) -> Run:
+def _of_queries(run: RetrievedRun, start: int, end: int) -> RetrievedRun:
     part = slice(*np.searchsorted(run.rows, [start, end]))
-    return Run(rows=run.rows[part], documents=run.documents[part], ranks=run.ranks[part])
+    return RetrievedRun(rows=run.rows[part], documents=run.documents[part], ranks=run.ranks[part])
 
 
-def _fused(parts: Sequence[Run], num_documents: int) -> tuple[Int64, Int64]:
+def _fused(parts: Sequence[RetrievedRun], num_documents: int) -> tuple[Int64, Int64]:
     """Document and fused rank (from 0 on) of every hit of some queries, each (query, document) once."""
     hits = np.concatenate([part.rows * num_documents + part.documents for part in parts])
     votes = np.concatenate([_ONE // (RRF_K + 1 + part.ranks) for part in parts])

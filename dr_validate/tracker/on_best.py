@@ -11,11 +11,11 @@ from pathlib import Path
 
 from dr_validate.component import component
 from dr_validate.errors import CheckpointDeleted
-from dr_validate.ledger.per_query import Z95, paired_difference
+from dr_validate.ledger.per_query import paired_difference
 from dr_validate.ledger.reports import refined, report_to_json
 from dr_validate.process import how_it_ended
 from dr_validate.tracker.local import LocalRun
-from dr_validate.values import Report
+from dr_validate.values import Z_95, Report
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +109,8 @@ def alert_of(report: Report, history: Sequence[Report], state_dir: Path) -> tupl
     except OSError as error:
         log.warning("tracker.alert: %s", error)
         return None
-    if found is None or found[0] + Z95 * found[1] >= 0:
+    if found is None or found[0] + Z_95 * found[1] >= 0:
         return None
-    low, high = found[0] - Z95 * found[1], found[0] + Z95 * found[1]
+    low, high = found[0] - Z_95 * found[1], found[0] + Z_95 * found[1]
     text = f"{which}; minus the best, step {best.checkpoint.step:,}: {found[0]:+.4f} [{low:+.4f}, {high:+.4f}]"
     return f"{metric} has fallen", text

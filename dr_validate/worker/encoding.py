@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from dr_validate.component import fingerprint
 from dr_validate.config import Run
-from dr_validate.files import atomic_file, write_atomically
+from dr_validate.files import atomic_file, name_of_digest, write_atomically
 from dr_validate.stages import Encoder, Model, TextBlocks, Tokenizer, Workload
 from dr_validate.store.embeddings import NothingKept
-from dr_validate.values import Float32, Int64, Sample, Side, TestSet, TokenBlock
+from dr_validate.values import SIDES, Float32, Int64, Sample, Side, TestSet, TokenBlock
 from dr_validate.worker.samples import SpecSample
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Load = Callable[[Encoder, str, Path, str], AbstractContextManager[Model]]
 """From encoder, digest, folder and device to the loaded model."""
-SIDES: tuple[Side, Side] = ("query", "document")
 Read = Callable[[slice], Sequence[str] | Sequence[list[int]]]
 FORMAT = 1
 MAGIC = 0x314B4F54  # "TOK1"
@@ -117,7 +116,7 @@ class CheckpointEncoding:
 
     @property
     def load_s(self) -> float:
-        """See `Opened.load_s`."""
+        """See `engine.ray_workers.Opened.load_s`."""
         return self.model.load_s
 
     def contract(self) -> Mapping[str, Any]:
@@ -176,7 +175,7 @@ class Encoding:
                 tie_rank=test_set.corpus.tie_rank,
                 top_k=self._run.settings.top_k,
                 preemptible=sample.is_baseline,
-                progress_file=self._state_dir / "progress" / f"{sample.spec}-{digest.replace(':', '-')}.npz",
+                progress_file=self._state_dir / "progress" / f"{sample.spec}-{name_of_digest(digest)}.npz",
             )
             yield CheckpointEncoding(model=model, workload=workload, described=read["contract"])
 
@@ -223,7 +222,7 @@ def remembered_encoder(run: Run, digest: str) -> Mapping[str, Any] | None:
 
 def _remembered_in(run: Run, digest: str) -> Path:
     stated = fingerprint(dict(run.encoder.fingerprint()))
-    return run.settings.state_dir / "embeddings" / ".read" / f"{digest.replace(':', '-')}-{stated}.json"
+    return run.settings.state_dir / "embeddings" / ".read" / f"{name_of_digest(digest)}-{stated}.json"
 
 
 def vectors_key(read: Mapping[str, Any], test_set: TestSet) -> Mapping[str, Any]:
@@ -293,16 +292,6 @@ class TokenBlocks:
         _write(path, self._tokenize(part, expected))
         self._checked.add(number)
         return _map(path)
-
-    def all(self) -> TokenBlock:
-        """Every text in one block in memory: for queries."""
-        blocks = [self.block(number) for number in range(len(self))]
-        lengths = [block.lengths for block in blocks]
-        offsets = np.zeros(self.num_texts + 1, dtype=np.int64)
-        if blocks:
-            np.cumsum(np.concatenate(lengths), out=offsets[1:])
-        ids = np.concatenate([block.ids for block in blocks]) if blocks else np.zeros(0, dtype=np.uint16)
-        return TokenBlock(ids=ids, offsets=offsets)
 
     def _tokenize(self, part: slice, expected: int) -> TokenBlock:
         texts = self.read(part)

@@ -9,7 +9,7 @@ from typing import Any
 
 from dr_validate.estimator.estimate import Estimated, differences, estimate
 from dr_validate.estimator.evidence import FORMAT, RankEvidence, can_be_estimated, rank_evidence
-from dr_validate.files import read_arrays, write_arrays, write_atomically
+from dr_validate.files import digest_of_name, name_of_digest, read_arrays, write_arrays, write_atomically
 from dr_validate.ledger.reports import EstimateDetails
 from dr_validate.metrics.gains import means, parse
 from dr_validate.values import Estimate, Float64, Ranking, Sample, Scores, TestSet
@@ -146,7 +146,7 @@ def _known_from(
 ) -> _Known:
     """`last`: taken for the latest, whatever its file says. Of the metrics whose dependence on ranks is known: not of those of
     other packages."""
-    files = {_digest(path): path for path in folder.glob("*.npz")}
+    files = {digest_of_name(path.stem): path for path in folder.glob("*.npz")}
     as_of = max([baselines.as_of(files), *(path.stat().st_mtime for path in files.values())])
     sources = baselines.spread(files, MOST_BASELINES)
     history = _evidence_in(files, sources, last)
@@ -201,11 +201,7 @@ def _evidence_in(files: Mapping[str, Path], kept: Collection[str], last: str) ->
 
 
 def _file_name(digest: str) -> str:
-    return f"{digest.replace(':', '-')}.npz"
-
-
-def _digest(path: Path) -> str:
-    return path.stem.replace("-", ":", 1)
+    return f"{name_of_digest(digest)}.npz"
 
 
 def _as_estimate(estimated: Estimated, naive: float) -> Estimate:

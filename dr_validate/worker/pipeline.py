@@ -15,6 +15,7 @@ import numpy as np
 
 from dr_validate.config import Run, build
 from dr_validate.errors import SetupError
+from dr_validate.files import name_of_digest
 from dr_validate.ledger.made import settings_of, versions
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.sampler.full import FullSampler
@@ -169,7 +170,7 @@ class Pipeline:
         return {"sampled": found} if found else {}
 
     def _keep(self, checkpoint: Checkpoint, sample: SpecSample, ranking: Ranking, values: tuple[PerQuery, PerQuery]) -> None:
-        place = f"{sample.spec}/{_file_name(checkpoint.digest)}"
+        place = f"{sample.spec}/{name_of_digest(checkpoint.digest)}"
         results.write_query_values(self.state_dir / "queries" / f"{place}.parquet", self.test_set, *values)
         results.write_top(self.state_dir / "top" / f"{place}.parquet", self.test_set, ranking)
         if self.run.settings.write_ranking:
@@ -252,7 +253,3 @@ def _workers(ranked: Ranked) -> dict[str, Any]:
 def _counts(sample: Sample, encoded_now: int) -> dict[str, float]:
     documents, encoded = sample.num_documents, len(sample.ordinals)
     return {"documents": documents, "encoded": encoded, "encoded_now": encoded_now, "fraction": encoded / documents}
-
-
-def _file_name(digest: str) -> str:
-    return digest.replace(":", "-")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dr_validate.files import atomic_file, read_arrays, write_arrays
+from dr_validate.files import atomic_file, digest_of_name, name_of_digest, read_arrays, write_arrays
 from dr_validate.values import Checkpoint, Float64, Int64, Ranking, Sample, TestSet
 
 log = logging.getLogger(__name__)
@@ -146,10 +146,10 @@ class Baselines:
         found = {}
         for path in sorted(self._folder.glob("*.npz")):
             try:
-                found[path.stem.replace("-", ":", 1)] = int(read_arrays(path, "step")[0])
+                found[digest_of_name(path.stem)] = int(read_arrays(path, "step")[0])
             except (OSError, ValueError) as error:
                 log.warning("%s: it is not used; delete it, or put back a copy", error)
         return found
 
     def _path(self, digest: str) -> Path:
-        return self._folder / f"{digest.replace(':', '-')}.npz"
+        return self._folder / f"{name_of_digest(digest)}.npz"

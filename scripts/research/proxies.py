@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dr_validate.sampler.runs import Run
+    from dr_validate.sampler.runs import RetrievedRun
     from dr_validate.values import Float64, Int64
     from scripts.research.study.draws import Study, Workers
 
@@ -167,7 +167,7 @@ def _samples(options: argparse.Namespace, study: "Study", processes: "Workers", 
     yield from uncorrected
 
 
-def _like_nano(options: argparse.Namespace, study: "Study", run: "Run") -> Proxy:
+def _like_nano(options: argparse.Namespace, study: "Study", run: "RetrievedRun") -> Proxy:
     """Some queries, and the documents around them as the corpus."""
     import numpy as np
 
@@ -182,7 +182,7 @@ def _like_nano(options: argparse.Namespace, study: "Study", run: "Run") -> Proxy
     return Proxy(kind=NANO, name=name, documents=float(np.mean(sizes)), queries=options.nano_queries, values=np.stack(values))
 
 
-def _reranked(options: argparse.Namespace, study: "Study", run: "Run") -> Proxy:
+def _reranked(options: argparse.Namespace, study: "Study", run: "RetrievedRun") -> Proxy:
     """Of each query what BM25 has found for it. Nothing is drawn."""
     import numpy as np
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dr_validate.encoder.batches import Packing, Rule, attend, packing
+from dr_validate.encoder.attention import Packing, Rule, attend, packing
 
 LENGTHS = np.array([9, 9, 5, 2, 2, 2, 1])
 RULES = [Rule(scale=0.3, causal=causal, window=window) for causal in (False, True) for window in (None, 1, 3, 9)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dr_validate.encoder import batches, cpu
+from dr_validate.encoder import attention, cpu
 from dr_validate.encoder.auto import AutoEncoder
 from dr_validate.encoder.batches import Batch
 from dr_validate.encoder.cpu import PackedLinear, pack_linears
@@ -120,7 +120,7 @@ def test_an_architecture_whose_texts_would_see_each_other_is_padded(bert: Path, 
 
         def of_its_own(hidden: Tensor, **options: Any) -> Any:  # every token sees the whole row, whatever the packing
             if packing := options.get("packing"):
-                options["packing"] = batches.packing(np.array([hidden.shape[1]]), "cpu")
+                options["packing"] = attention.packing(np.array([hidden.shape[1]]), "cpu")
                 assert packing.longest < hidden.shape[1]
             return attend(hidden, **options)
 
@@ -153,7 +153,7 @@ def test_where_the_fused_kernel_fails_or_gives_something_else_every_architecture
     folder, encoder = make_model(kind), AutoEncoder(pooling="mean", normalize=True)
     with encoder.load(folder, "cpu") as model:
         expected = encoded(model, texts)
-    for place in ("batches", "forward"):
+    for place in ("attention", "forward"):
         monkeypatch.setattr(f"dr_validate.encoder.{place}.fuses", lambda device: True)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
     monkeypatch.setattr("dr_validate.encoder.forward.takes_packed", lambda dtype, device: True)
@@ -189,9 +189,9 @@ def test_no_room_for_the_weights_is_the_failure_of_this_checkpoint_that_names_th
 @pytest.mark.parametrize("option", ["softcap", "position_bias"])
 def test_an_attention_with_more_to_it_is_refused(option: str) -> None:
     states = torch.ones(1, 2, 3, 4)
-    layout = batches.packing(np.array([3]), "cpu")
+    layout = attention.packing(np.array([3]), "cpu")
     with pytest.raises(TypeError, match=option):
-        batches._attend_for_transformers(nn.Module(), states, states, states, None, packing=layout, **{option: 1.0})
+        attention._attend_for_transformers(nn.Module(), states, states, states, None, packing=layout, **{option: 1.0})
 
 
 class ScarceMemory:

@@ -8,9 +8,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from dr_validate.estimator.estimate import moved
 from dr_validate.ledger.per_query import read_query_values
 from dr_validate.ledger.reports import EstimateDetails, refined
-from dr_validate.metrics.gains import moved
 from dr_validate.values import Checkpoint, Estimate, Float64, Report
 
 NAIVE = np.array([1.0, 0.5, 0.5, 0.0])

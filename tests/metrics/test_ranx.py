@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dr_validate.errors import DatasetError, SetupError
-from dr_validate.metrics.ranx import RanxMetrics, gains_by_rank, own_values
+from dr_validate.metrics.gains import gains_retrieved
+from dr_validate.metrics.ranx import RanxMetrics, own_values
 from dr_validate.values import Float64, Int64, Qrels, Ranking, Scores
 from tests.metrics.peer import NUM_QUERIES, TREC_EVAL, qrels_of, ranking_of, relevant, trec_eval
 
@@ -100,12 +101,12 @@ def answers(monkeypatch: pytest.MonkeyPatch, answer: object) -> None:
 
 
 def test_each_document_has_the_grade_that_its_query_gives_it() -> None:
-    assert gains_by_rank(RANKING, QRELS).tolist() == [[2, 0, 1], [0, 0, 0], [0, 0, 0]]
+    assert gains_retrieved(RANKING.documents, QRELS, least=None).tolist() == [[2, 0, 1], [0, 0, 0], [0, 0, 0]]
     qrels, ranking = qrels_of(1), ranking_of(1)
     expected = [[dict(zip(*qrels.row(row), strict=True)).get(d, 0) for d in ranking.documents[row]] for row in range(60)]
-    assert gains_by_rank(ranking, qrels).tolist() == expected
+    assert gains_retrieved(ranking.documents, qrels, least=None).tolist() == expected
     nothing = Qrels(offsets=np.zeros(4, dtype=int), documents=np.zeros(0, dtype=int), gains=np.zeros(0, dtype=int))
-    assert not gains_by_rank(RANKING, nothing).any()
+    assert not gains_retrieved(RANKING.documents, nothing, least=None).any()
 
 
 def test_an_answer_counts_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,8 +106,8 @@ def test_the_change_is_from_the_best_to_the_last_checkpoint_query_by_query(train
 
 def test_the_interval_of_the_mean_change_is_that_of_a_hand_calculation_from_ten_queries_on(training: Training) -> None:
     training.full(0.2, 0.4)
-    for queries, expected in ((9, None), (10, (0.1346679, 0.2653321))):
-        # five changes of 0.1, five of 0.3: mean 0.2, standard deviation 0.1054093; 1.959964 * 0.1054093 / sqrt(10) = 0.0653321
+    for queries, expected in ((9, None), (10, (0.1346666, 0.2653334))):
+        # five changes of 0.1, five of 0.3: mean 0.2, standard deviation 0.1054093; 1.96 * 0.1054093 / sqrt(10) = 0.0653334
         for report, change in zip(training.ledger.reports(FULL), (0.0, 0.1), strict=True):
             training.queries(report, {"mrr@10": [0.25 + change * (1 if n % 2 else 3) for n in range(queries)]})
         found = movement(training.section(), training.state_dir)

@@ -49,7 +49,7 @@ def test_on_the_full_corpus_a_difference_is_paired_by_query(training: Training) 
     assert (overlay.strategy, list(overlay.trainings)) == ("full corpus", ["first", "second"])
     clear, unclear = overlay.differences
     changes = [b - a for a, b in zip(QUERIES["first", 100], QUERIES["second", 100], strict=True)]
-    reach = 1.959964 * statistics.stdev(changes) / math.sqrt(12)
+    reach = 1.96 * statistics.stdev(changes) / math.sqrt(12)
     assert clear.step == 100 and clear.value == pytest.approx(statistics.fmean(changes))
     assert clear.interval == pytest.approx((clear.value - reach, clear.value + reach)) and clear.sign == 1
     assert unclear.value == pytest.approx(0) and unclear.interval is not None and unclear.sign == 0
@@ -70,7 +70,7 @@ def test_the_means_of_a_suite_are_paired_by_query_within_each_collection(trainin
     (one,) = overlay.differences
     pairs = [zip(QUERIES["first", step], QUERIES["second", step], strict=True) for step in (100, 200)]
     spread = sum(statistics.variance([after - before for before, after in pair]) / 12 for pair in pairs)
-    reach = 1.959964 * math.sqrt(spread) / 2
+    reach = 1.96 * math.sqrt(spread) / 2
     assert one.interval == pytest.approx((one.value - reach, one.value + reach))
 
 
@@ -93,7 +93,7 @@ def test_without_that_estimate_both_errors_and_the_choice_of_queries_count(train
     ((overlay,),) = overlays(training.sections(), training.state_dir)
     (one,) = overlay.differences
     changes = [b - a for a, b in zip(QUERIES["first", 100], QUERIES["second", 100], strict=True)]
-    reach = math.sqrt(2 * 0.2**2 + 1.959964**2 * statistics.variance(changes) / 12)
+    reach = math.sqrt(2 * 0.2**2 + 1.96**2 * statistics.variance(changes) / 12)
     assert one.interval == pytest.approx((0.2 - reach, 0.2 + reach))
 
 
@@ -106,7 +106,7 @@ def test_each_metric_has_its_differences_a_chart_and_a_table(training: Training)
         training.queries(report, {"mrr@10": QUERIES[run, 100], "recall@100": recall})
     ((overlay,),) = overlays(training.sections(), training.state_dir)
     (one,) = overlay.of("recall@100")
-    reach = 1.959964 * statistics.stdev([0.25, 0.0] * 6) / math.sqrt(12)
+    reach = 1.96 * statistics.stdev([0.25, 0.0] * 6) / math.sqrt(12)
     assert one.value == pytest.approx(0.125) and one.interval == pytest.approx((0.125 - reach, 0.125 + reach))
     assert len(overlay.sentences) == 1 and "mrr@10" in overlay.sentences[0]
     section = next(section for section in shown(training).iter("section") if section.get("id") == "trainings-1")

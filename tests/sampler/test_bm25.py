@@ -8,7 +8,7 @@ import pytest
 
 from dr_validate.errors import SetupError
 from dr_validate.sampler.bm25 import bm25_run, ordered
-from dr_validate.sampler.runs import Run
+from dr_validate.sampler.runs import RetrievedRun
 from dr_validate.values import TestSet
 from tests.sampler.in_memory import build
 
@@ -115,7 +115,7 @@ def test_hits_without_an_order_get_that_of_bm25(small: TestSet) -> None:
     expected = bm25_run(small, 20)
     mixed = np.random.default_rng(3).permutation(len(expected.rows))
     order = np.argsort(expected.rows[mixed], kind="stable")
-    unordered = Run(
+    unordered = RetrievedRun(
         rows=expected.rows[mixed][order], documents=expected.documents[mixed][order], ranks=np.zeros(len(mixed), dtype=np.int64)
     )
     found = ordered(unordered, small)

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from dr_validate.sampler.runs import QUERIES_AT_ONCE, Candidates, Run, candidates
+from dr_validate.sampler.runs import QUERIES_AT_ONCE, Candidates, RetrievedRun, candidates
 from dr_validate.values import Qrels, TestSet
 
 NUM_QUERIES = QUERIES_AT_ONCE + 44
@@ -33,10 +33,10 @@ def random_lists(seed: int) -> Lists:
     return {row: rng.permutation(120)[: rng.integers(0, 13)].tolist() for row in range(NUM_QUERIES)}
 
 
-def run_of(lists: Lists) -> Run:
+def run_of(lists: Lists) -> RetrievedRun:
     hits = [(row, document, rank) for row in sorted(lists) for rank, document in enumerate(lists[row])]
     rows, documents, ranks = np.array(hits, dtype=np.int64).reshape(-1, 3).T
-    return Run(rows=rows, documents=documents, ranks=ranks)
+    return RetrievedRun(rows=rows, documents=documents, ranks=ranks)
 
 
 def by_hand(runs: Sequence[Lists]) -> dict[int, int]:

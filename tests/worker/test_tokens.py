@@ -41,6 +41,10 @@ def texts_of(block: TokenBlock) -> list[str]:
     return [bytes(block.ids[block.offsets[i] : block.offsets[i + 1]].tolist()).decode() for i in range(len(block))]
 
 
+def all_texts(blocks: TokenBlocks) -> list[str]:
+    return [text for number in range(len(blocks)) for text in texts_of(blocks.block(number))]
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 def test_blocks_hold_the_tokens_of_consecutive_texts(tmp_path: Path, dtype: type[np.uint16] | type[np.uint32]) -> None:
     blocks = open_blocks(tmp_path, ByteTokenizer(dtype=dtype))
@@ -49,14 +53,14 @@ def test_blocks_hold_the_tokens_of_consecutive_texts(tmp_path: Path, dtype: type
         assert texts_of(blocks.block(number)) == TEXTS[blocks.positions(number)]
         assert blocks.block(number).ids.dtype == dtype
     assert blocks.positions(2) == slice(20, 24)
-    assert texts_of(blocks.all()) == TEXTS
+    assert all_texts(blocks) == TEXTS
 
 
 def test_a_block_is_tokenized_once_for_all_who_open_it(tmp_path: Path) -> None:
     tokenizer = ByteTokenizer()
-    open_blocks(tmp_path, tokenizer).all()
+    all_texts(open_blocks(tmp_path, tokenizer))
     assert tokenizer.calls == 3
-    assert texts_of(open_blocks(tmp_path, tokenizer).all()) == TEXTS
+    assert all_texts(open_blocks(tmp_path, tokenizer)) == TEXTS
     assert tokenizer.calls == 3
 
 
@@ -71,7 +75,7 @@ def test_only_the_block_asked_for_is_made_and_it_is_memory_mapped(tmp_path: Path
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped bit", "flipped offset", "other count"])
 def test_a_damaged_block_is_made_again_with_a_log_line(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
-    open_blocks(tmp_path, ByteTokenizer()).all()
+    all_texts(open_blocks(tmp_path, ByteTokenizer()))
     path = next(tmp_path.glob("*/000001.tokens"))
     content = bytearray(path.read_bytes())
     if damage == "truncated":
@@ -87,7 +91,7 @@ def test_a_damaged_block_is_made_again_with_a_log_line(tmp_path: Path, damage: s
     path.write_bytes(content)
     tokenizer = ByteTokenizer()
     with caplog.at_level(logging.WARNING):
-        assert texts_of(open_blocks(tmp_path, tokenizer).all()) == TEXTS
+        assert all_texts(open_blocks(tmp_path, tokenizer)) == TEXTS
     assert tokenizer.calls == 1
     assert "tokenizing block 1 again" in caplog.text
 
@@ -117,7 +121,7 @@ def test_whatever_names_the_texts_or_makes_the_tokens_has_a_folder_of_its_own(tm
 def test_no_texts_give_no_blocks(tmp_path: Path) -> None:
     blocks = open_blocks(tmp_path, ByteTokenizer(), texts=[])
     assert len(blocks) == 0
-    assert len(blocks.all()) == 0
+    assert all_texts(blocks) == []
 
 
 def test_a_block_of_empty_texts_has_offsets_and_no_ids(tmp_path: Path) -> None:
@@ -126,7 +130,7 @@ def test_a_block_of_empty_texts_has_offsets_and_no_ids(tmp_path: Path) -> None:
 
 
 def _build(folder: Path) -> None:
-    assert texts_of(open_blocks(folder, ByteTokenizer(), block_size=2).all()) == TEXTS
+    assert all_texts(open_blocks(folder, ByteTokenizer(), block_size=2)) == TEXTS
 
 
 def test_two_processes_may_build_at_once(tmp_path: Path) -> None:
@@ -137,6 +141,6 @@ def test_two_processes_may_build_at_once(tmp_path: Path) -> None:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]
     tokenizer = ByteTokenizer()
-    assert texts_of(open_blocks(tmp_path, tokenizer, block_size=2).all()) == TEXTS
+    assert all_texts(open_blocks(tmp_path, tokenizer, block_size=2)) == TEXTS
     assert tokenizer.calls == 0
     assert not [path for path in tmp_path.rglob(".*")]
