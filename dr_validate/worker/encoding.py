@@ -40,77 +40,11 @@ WORD_BYTES = 8
 DTYPES = {2: np.uint16, 4: np.uint32}
 
 
-class LazyModel:
-    """The `Model` protocol; `load` is entered when it is first used and left with the block. `load_s`: what that took."""
-
-    def __init__(self, load: Callable[[], AbstractContextManager[Model]], when_loaded: Callable[[], None]) -> None:
-        self._load, self._when_loaded = load, when_loaded
-        self._stack = ExitStack()
-        self._model: Model | None = None
-        self.load_s = 0.0
-
-    def __enter__(self) -> "LazyModel":
-        return self
-
-    def __exit__(self, *exc_info: Any) -> None:
-        self._model = None
-        self._stack.__exit__(*exc_info)
-
-    @property
-    def dim(self) -> int:
-        """See `Model.dim`."""
-        return self._loaded().dim
-
-    @property
-    def contract(self) -> Mapping[str, Any]:
-        """See `Model.contract`."""
-        return self._loaded().contract
-
-    def tokenizer(self, side: Side) -> Tokenizer:
-        """See `Model.tokenizer`."""
-        return self._loaded().tokenizer(side)
-
-    def encode(self, tokens: TokenBlock, side: Side) -> "Tensor | Float32":
-        """See `Model.encode`."""
-        return self._loaded().encode(tokens, side)
-
-    def _loaded(self) -> Model:
-        if self._model is None:
-            began = time.monotonic()
-            self._model = self._stack.enter_context(self._load())
-            self.load_s = time.monotonic() - began
-            self._when_loaded()
-        return self._model
-
-
-class LazyBlocks:
-    """The `TextBlocks` protocol; `open` is called for the first block. Blocks may be asked for in several threads."""
-
-    def __init__(self, open: Callable[[], TextBlocks], *, num_texts: int, block_size: int) -> None:
-        self._open, self._num_texts, self._size = open, num_texts, block_size
-        self._blocks: TextBlocks | None = None
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return -(-self._num_texts // self._size)
-
-    def positions(self, number: int) -> slice:
-        """See `TextBlocks.positions`."""
-        return slice(number * self._size, min((number + 1) * self._size, self._num_texts))
-
-    def block(self, number: int) -> TokenBlock:
-        """See `TextBlocks.block`."""
-        with self._lock:  # or else two would tokenize it
-            if self._blocks is None:
-                self._blocks = self._open()
-            return self._blocks.block(number)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointEncoding:
     """A checkpoint and what is to be ranked with it: kept vectors, and a model and tokens that are made when first needed."""
 
-    model: LazyModel
+    model: "LazyModel"
     workload: Workload
     described: Mapping[str, Any]  # what the encoder says of the checkpoint without loading it
 
@@ -179,7 +113,7 @@ class Encoding:
             )
             yield CheckpointEncoding(model=model, workload=workload, described=read["contract"])
 
-    def _texts(self, side: Side, sample: Sample, model: Model) -> LazyBlocks:
+    def _texts(self, side: Side, sample: Sample, model: Model) -> "LazyBlocks":
         test_set = self._test_set
         if side == "query":
             key, number, block_size = f"queries-{test_set.fingerprint}", len(test_set.query_ids), len(test_set.query_ids)
@@ -228,6 +162,72 @@ def _remembered_in(run: Run, digest: str) -> Path:
 def vectors_key(read: Mapping[str, Any], test_set: TestSet) -> Mapping[str, Any]:
     """What vectors of a checkpoint are kept under: the effect of the encoder's settings, however it was brought about."""
     return {"encoder": read["vectors"], "test_set": test_set.fingerprint}
+
+
+class LazyModel:
+    """The `Model` protocol; `load` is entered when it is first used and left with the block. `load_s`: what that took."""
+
+    def __init__(self, load: Callable[[], AbstractContextManager[Model]], when_loaded: Callable[[], None]) -> None:
+        self._load, self._when_loaded = load, when_loaded
+        self._stack = ExitStack()
+        self._model: Model | None = None
+        self.load_s = 0.0
+
+    def __enter__(self) -> "LazyModel":
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._model = None
+        self._stack.__exit__(*exc_info)
+
+    @property
+    def dim(self) -> int:
+        """See `Model.dim`."""
+        return self._loaded().dim
+
+    @property
+    def contract(self) -> Mapping[str, Any]:
+        """See `Model.contract`."""
+        return self._loaded().contract
+
+    def tokenizer(self, side: Side) -> Tokenizer:
+        """See `Model.tokenizer`."""
+        return self._loaded().tokenizer(side)
+
+    def encode(self, tokens: TokenBlock, side: Side) -> "Tensor | Float32":
+        """See `Model.encode`."""
+        return self._loaded().encode(tokens, side)
+
+    def _loaded(self) -> Model:
+        if self._model is None:
+            began = time.monotonic()
+            self._model = self._stack.enter_context(self._load())
+            self.load_s = time.monotonic() - began
+            self._when_loaded()
+        return self._model
+
+
+class LazyBlocks:
+    """The `TextBlocks` protocol; `open` is called for the first block. Blocks may be asked for in several threads."""
+
+    def __init__(self, open: Callable[[], TextBlocks], *, num_texts: int, block_size: int) -> None:
+        self._open, self._num_texts, self._size = open, num_texts, block_size
+        self._blocks: TextBlocks | None = None
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return -(-self._num_texts // self._size)
+
+    def positions(self, number: int) -> slice:
+        """See `TextBlocks.positions`."""
+        return slice(number * self._size, min((number + 1) * self._size, self._num_texts))
+
+    def block(self, number: int) -> TokenBlock:
+        """See `TextBlocks.block`."""
+        with self._lock:  # or else two would tokenize it
+            if self._blocks is None:
+                self._blocks = self._open()
+            return self._blocks.block(number)
 
 
 class TokenCache:
