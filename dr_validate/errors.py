@@ -22,6 +22,8 @@ A message names the place, the value and the way out: `encoder.pooling: got 'men
 
 from collections.abc import Mapping, Sequence
 
+WANDB_LOG_IN = "run `wandb login`, or set WANDB_API_KEY (and WANDB_BASE_URL for a server of your own)"
+
 
 class DrValidateError(ValueError):
     """Base of all errors that are meant for users: printed without a traceback."""

@@ -1,4 +1,4 @@
-"""Atomic writes, digests and locks: what every part that touches the disk shares."""
+"""Atomic writes, digests, locks and room on the disk: what every part that touches the disk shares."""
 
 import contextlib
 import contextvars
@@ -258,6 +258,13 @@ def locked(path: Path, *, blocking: bool = True, shared: bool = False) -> Iterat
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         fcntl.flock(stream, kind if blocking else kind | fcntl.LOCK_NB)
         yield stream
+
+
+def check_room(needed: int, into: Path) -> None:
+    """Raises OSError(ENOSPC) where `needed` bytes do not fit beside `into`: before half of them are written."""
+    free = shutil.disk_usage(into).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{into.parent}: {needed:,} bytes needed, {free:,} free")
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -1,7 +1,8 @@
-"""What a process says, how it is stopped, and how it ended: one line per event on standard error, tables on standard output.
+"""What a process says, how it is stopped, how it ended, and the pool of processes that it may hand work to.
 
-Nothing that is said here fails: a reader that has gone away, or cannot show a character, never decides how a run ends.
-Of long work that is a bar on a terminal, now and then a plain line in a log.
+It says one line per event on standard error, and tables on standard output; how far long work has come is a bar on a terminal,
+and a line now and then in a log. Nothing that is said here fails: a reader that has gone away, or cannot show a character,
+never decides how a run ends.
 """
 
 import contextlib
@@ -25,13 +26,13 @@ MOST_PROCESSES = 16  # one reads and hands out what these work on
 PR_SET_PDEATHSIG = 1  # of Linux
 TIME_IS_UP = 3  # exit code: watch.max_hours is over, and the next start goes on
 LOG_WIDTH = 110  # characters, where standard output is not a terminal
+LINE_EVERY_S = 30.0  # of long work, where there is no bar
 _IN_ASCII = str.maketrans("█━─┃│┡╇┩┏┳┓└┴┘├┼┤…\u2212\u2013\u00d7\u00b7\u2019", "#=-||++++++++++++.--x.'") | {0xB1: "+/-"}
 # Control characters, the separators of lines and of directions of Unicode, halves of surrogate pairs.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _OWN = "\n\t"  # what our own messages are laid out with
 _LOGIN = re.compile(r"(?<=://)[^\s/?#]*@")
 _SECRET = re.compile(r"(?i)([?&](?:sig|[\w.-]*(?:key|token|secret|password|signature|credential)[\w.-]*)=)[^\s&#'\")]+")
-LINE_EVERY_S = 30.0
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -244,7 +245,7 @@ def how_it_ended(code: int) -> str:
     return f"was ended by {signal.Signals(-code).name}{hint}"
 
 
-class Progress:
+class ProgressBar:
     """Shows the work that runs now; `show(None)` says that there is no news."""
 
     def __init__(self) -> None:
@@ -261,11 +262,10 @@ class Progress:
         self._began = self._last_line = time.monotonic()
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task(f"{self._title}: loading", total=None)
             self._bar.start()
 

@@ -16,6 +16,7 @@ Side = Literal["query", "document"]
 Status = Literal["done", "failed", "skipped"]
 SIDES: tuple[Side, Side] = ("query", "document")
 Z_95 = 1.96  # half the width of a 95% interval, in standard errors
+ARTIFACT_SCHEME = "wandb-artifact://"  # of the URI of a checkpoint that is a version of an artifact in W&B
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,11 @@ from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import EstimateDetails, lag_s
 from dr_validate.values import Report
 
+COLUMNS = (
+    *("checkpoint", "version", "training_run", "step", "dataset", "sampler", "spec", "is_full", "status", "metric", "value"),
+    *("low", "high", "naive", "as_reported", "population_low", "population_high", "documents", "encoded", "total_s", "lag_s"),
+    *("at", "error", "digest"),
+)
 Choice = str | Path | Mapping[str, Any]
 
 
@@ -35,13 +40,6 @@ def reports(state_dir: str | Path = ".dr_validate") -> Any:
         ]
     table = pandas.DataFrame(rows, columns=COLUMNS)
     return table.sort_values(["dataset", "spec", "step"], kind="stable", ignore_index=True)
-
-
-COLUMNS = (
-    *("checkpoint", "version", "training_run", "step", "dataset", "sampler", "spec", "is_full", "status", "metric", "value"),
-    *("low", "high", "naive", "as_reported", "population_low", "population_high", "documents", "encoded", "total_s", "lag_s"),
-    *("at", "error", "digest"),
-)
 
 
 def _lines(report: Report, *, is_full: bool) -> Iterator[dict[str, Any]]:

@@ -187,16 +187,27 @@ def _answer(config: Mapping[str, Any]) -> int | None:
 
 def show_report(config: Mapping[str, Any]) -> int:
     """Write the page once, or until no watcher works in the state_dir, or a signal ends it."""
-    from dr_validate.cli.status import is_at_work
     from dr_validate.report.page import write_report
 
     state_dir, wanted, wish_to_stop = state_dir_of(config), report_settings(config), threading.Event()
     with stop_on_signals(wish_to_stop):
-        while wanted.every_s and is_at_work(state_dir) and not wish_to_stop.is_set():
+        while wanted.every_s and _is_at_work(state_dir) and not wish_to_stop.is_set():
             write_report(state_dir, wanted, refresh=True)
             wish_to_stop.wait(wanted.every_s)
     write_report(state_dir, wanted)
     return 0
+
+
+def _is_at_work(state_dir: Path) -> bool:
+    """Whether a watcher works on any spec in `state_dir`."""
+    from dr_validate.ledger.ledger import Ledger
+    from dr_validate.watcher.lock import holder
+
+    path = state_dir / "ledger.db"
+    if not path.is_file():
+        return False
+    with Ledger(path, read_only=True) as ledger:
+        return any(holder(state_dir, spec) is not None for spec in ledger.specs())
 
 
 def _run_in_sweep(config: DictConfig, folder: Path, job: Any) -> int:

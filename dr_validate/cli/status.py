@@ -11,6 +11,7 @@ from dr_validate.ledger.database import State, refuse_lost
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import of_training
 from dr_validate.process import new_console
+from dr_validate.report.gather import newest_and_best
 from dr_validate.values import Checkpoint, Listing, Report
 from dr_validate.watcher import schedule
 from dr_validate.watcher.lock import holder
@@ -19,15 +20,6 @@ from dr_validate.watcher.polling import source_key
 
 BAR_CHARACTERS = 18
 MOST_STEPS = 5  # of a table with a column for each
-
-
-def is_at_work(state_dir: Path) -> bool:
-    """Whether a watcher works on any spec in `state_dir`."""
-    path = state_dir / "ledger.db"
-    if not path.is_file():
-        return False
-    with Ledger(path, read_only=True) as ledger:
-        return any(holder(state_dir, spec) is not None for spec in ledger.specs())
 
 
 def show_status(config: Mapping[str, Any]) -> int:
@@ -55,6 +47,33 @@ def show_status(config: Mapping[str, Any]) -> int:
     if (store := store_if_any(config)) is not None:
         console.print(f"kept vectors: {store.describe_vectors(state_dir)}", soft_wrap=True)
     return 0
+
+
+def show_outcome(run: Run, outcome: Outcome) -> None:
+    """Print a row per checkpoint and where the files are."""
+    if outcome.target is None:
+        return
+    state_dir = run.settings.state_dir
+    metric = run.settings.metrics[0]
+    with Ledger(state_dir / "ledger.db") as ledger:
+        as_reported, full = ledger.reports(outcome.target.spec), ledger.reports(outcome.target.full_spec)
+        sampled = ledger.refined(outcome.target.spec)
+        members = ledger.specs().get(outcome.target.spec, {}).get("members", {})
+        collections = {name: ledger.refined(spec) for name, spec in members.items()}
+    console = new_console()
+    console.print(outcome_table(sampled, full, metric))
+    if collections:
+        console.print(collections_table(collections, sampled, metric))
+    if outcome.target.spec != outcome.target.full_spec:
+        for sentence in agreements(run, sampled, full):
+            console.print(sentence, soft_wrap=True, markup=False)
+    if sampled != as_reported:
+        console.print(
+            "Sampled values are as the last Report or baseline sees them: by all checkpoints and full-corpus baselines until "
+            "then, but never by the checkpoint's own baseline.",
+            soft_wrap=True,
+        )
+    console.print(f"Reports: {_shown(state_dir / 'reports.jsonl')}", soft_wrap=True)
 
 
 def _table(
@@ -115,33 +134,6 @@ def _title(spec: str, description: Mapping[str, Any]) -> str:
     return f"{description['dataset']}, sampler {description['sampler']} (spec {spec})"
 
 
-def show_outcome(run: Run, outcome: Outcome) -> None:
-    """Print a row per checkpoint and where the files are."""
-    if outcome.target is None:
-        return
-    state_dir = run.settings.state_dir
-    metric = run.settings.metrics[0]
-    with Ledger(state_dir / "ledger.db") as ledger:
-        as_reported, full = ledger.reports(outcome.target.spec), ledger.reports(outcome.target.full_spec)
-        sampled = ledger.refined(outcome.target.spec)
-        members = ledger.specs().get(outcome.target.spec, {}).get("members", {})
-        collections = {name: ledger.refined(spec) for name, spec in members.items()}
-    console = new_console()
-    console.print(outcome_table(sampled, full, metric))
-    if collections:
-        console.print(collections_table(collections, sampled, metric))
-    if outcome.target.spec != outcome.target.full_spec:
-        for sentence in agreements(run, sampled, full):
-            console.print(sentence, soft_wrap=True, markup=False)
-    if sampled != as_reported:
-        console.print(
-            "Sampled values are as the last Report or baseline sees them: by all checkpoints and full-corpus baselines until "
-            "then, but never by the checkpoint's own baseline.",
-            soft_wrap=True,
-        )
-    console.print(f"Reports: {_shown(state_dir / 'reports.jsonl')}", soft_wrap=True)
-
-
 def agreements(run: Run, sampled: Sequence[Report], full: Sequence[Report]) -> list[str]:
     """How far the sample was off, for each training in a sentence: as its Reports and the page have it."""
     metric = run.settings.metrics[0]
@@ -189,9 +181,10 @@ def collections_table(collections: Mapping[str, Sequence[Report]], means: Sequen
     from rich.table import Table
 
     values = {report.checkpoint.step: report.metrics[metric].value for report in means if report.status == "done"}
-    known = sorted({report.checkpoint.step for reports in collections.values() for report in reports})
     best = max(values, key=lambda step: (values[step], -step), default=None)
-    steps = sorted({*known[-MOST_STEPS:], *([] if best is None else [best])})
+    steps = newest_and_best(
+        (report.checkpoint.step for reports in collections.values() for report in reports), best, MOST_STEPS
+    )
     table = Table(title=f"{metric} by collection and training step", title_justify="left", show_edge=False)
     table.add_column("collection", overflow="fold")
     for step in steps:

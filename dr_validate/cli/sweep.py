@@ -6,7 +6,6 @@ A launcher may run jobs one after the other, side by side, or on other machines.
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ import signal
 import socket
 import threading
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,7 @@ class JobRecord:
 
     def save(self, folder: Path) -> None:
         """Replace this job's file in the sweep's folder."""
-        text = json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=1)
+        text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
         write_atomically(folder / f"job-{self.number}.json", f"{text}\n")
 
 

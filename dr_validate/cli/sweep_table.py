@@ -20,7 +20,7 @@ from dr_validate.config import Run, build
 from dr_validate.errors import Outage, SetupError
 from dr_validate.fidelity.comparison import Comparison, compare
 from dr_validate.files import write_atomically
-from dr_validate.ledger.findings import Strategy, Sweep
+from dr_validate.ledger.findings import Sweep, SweepRow
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import of_training
 from dr_validate.process import new_console
@@ -125,7 +125,7 @@ def _log_to_tracker(rows: Sequence[Row]) -> None:
         group=groups.pop() if len(groups) == 1 else "",
         dataset=next(row.job.target["dataset"] for row, _ in known if row.job.target),
         specs=tuple(row.job.target["spec"] for row, _ in known if row.job.target),
-        strategies=tuple(map(_strategy, rows)),
+        strategies=tuple(map(_sweep_row, rows)),
         state_dir=run.settings.state_dir,
     )
     try:
@@ -139,12 +139,12 @@ def _log_to_tracker(rows: Sequence[Row]) -> None:
         )
 
 
-def _strategy(row: Row) -> Strategy:
+def _sweep_row(row: Row) -> SweepRow:
     best, agreement, found = row.best, row.agreement, row.comparison
     estimate = best.metrics[row.metric] if best else None
     values = {name: getattr(estimate, name, None) for name in ("value", "low", "high", "naive")}
     values |= dict(zip(("tau_low", "tau_high"), (found and found.tau_interval) or (None, None), strict=True))
-    return Strategy(
+    return SweepRow(
         strategy=row.overrides,
         metric=row.metric,
         **values,

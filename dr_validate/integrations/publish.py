@@ -146,7 +146,7 @@ class Snapshots:
         model = unwrapped(model)
         told(model, tokenizer, contract)
         self._sources = saved_tensors(model)
-        check_room(sum(one.numel() * one.element_size() for one in self._sources), folder)
+        check_room_for_snapshots(sum(one.numel() * one.element_size() for one in self._sources), folder)
         self._twin, self._copies = _twin(model, self._sources)
         self._stream = self._torch.cuda.Stream() if any(one.is_cuda for one in self._sources) else None
         self._event: Any = None
@@ -207,7 +207,7 @@ def saved_tensors(model: Any) -> list[Any]:
     return found if is_adapter else [*found, *model.buffers()]
 
 
-def check_room(num_bytes: int, folder: Path) -> None:
+def check_room_for_snapshots(num_bytes: int, folder: Path) -> None:
     """Raises ConfigError where `folder` has no room for ROOM snapshots of so many bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free

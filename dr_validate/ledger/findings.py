@@ -38,7 +38,7 @@ def find_nothing(training_run: str) -> Findings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Strategy:
+class SweepRow:
     """A row: one job, its best checkpoint's value, and how well its sample of `documents` stood in for the corpus.
 
     What it costs is the number of `documents` for a checkpoint, of which `encoded` over all checkpoints were not kept from an
@@ -75,7 +75,7 @@ class Sweep:
     group: str
     dataset: str
     specs: tuple[str, ...]
-    strategies: tuple[Strategy, ...]
+    strategies: tuple[SweepRow, ...]
     state_dir: Path
 
     @property

@@ -1,7 +1,7 @@
 """The charts of the page: values over the training, sampled against full, error against cost, queries by their change."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dr_validate.fidelity.comparison import Comparison, paired
@@ -36,7 +36,7 @@ def _steps_chart(section: Section, strategy: Strategy, full: Sequence[Report], m
     on = plot.frame(plot.around(every_step, least=10), unit_range(values))
     if len(every_step) == 1:
         on = plot.Frame(x=on.x, y=on.y, height=on.height, x_ticks=(every_step[0],))
-    own = "full" if strategy.name == "full corpus" else "sampled"
+    own = "full" if strategy.is_full else "sampled"
     marks = [
         *_bands(on, done, metric),
         plot.line([(on.x(r.checkpoint.step), on.y(v)) for r in done for v in _naive(r.metrics[metric])], "naive"),
@@ -44,7 +44,7 @@ def _steps_chart(section: Section, strategy: Strategy, full: Sequence[Report], m
         *(_cross(on, report) for report in missing),
         *_points(on, done, metric, own),
         *_points(on, exact, metric, "full"),
-        *(_ring(on, report, metric) for report in _headline(section, done, exact)),
+        *(_ring(on, report, metric) for report in _best_point(section, done, exact)),
     ]
     return plot.chart(on, plot.Labels(title=metric, x="training step", y=metric), *marks)
 
@@ -64,15 +64,15 @@ def _missing(strategy: Strategy) -> list[Report]:
     return [report for report in strategy.reports if report.status != "done" and not is_expected(report)]
 
 
-def _headline(section: Section, done: Sequence[Report], exact: Sequence[Report]) -> list[Report]:
+def _best_point(section: Section, done: Sequence[Report], exact: Sequence[Report]) -> list[Report]:
     """The checkpoint that the headline names, at the value that it goes by: on the full corpus where that decides.
 
     Empty where it is the only one, or is not among these.
     """
-    best, judge = section.best, section.judge
-    if best is None or judge is None or len(judge.done) < 2:
+    best, deciding = section.best, section.deciding
+    if best is None or deciding is None or len(deciding.done) < 2:
         return []
-    drawn = [*exact, *done] if judge is section.full else [*done, *exact]
+    drawn = [*exact, *done] if deciding is section.full else [*done, *exact]
     return [report for report in drawn if report.checkpoint.digest == best.checkpoint.digest][:1]
 
 
@@ -149,7 +149,7 @@ def _steps_legend(section: Section, strategy: Strategy) -> list[tuple[str, Marku
         entries.append(("uncorrected, an upper bound", plot.line([(1, 7), (27, 7)], "naive")))
     if own == "sampled" and section.full and section.full.done:
         entries.append(("full corpus", el("g", plot.shape("diamond", (14, 7)), class_="full point")))
-    for best in _headline(section, strategy.done, section.full.done if section.full else ()):
+    for best in _best_point(section, strategy.done, section.full.done if section.full else ()):
         name = f"the best, step {best.checkpoint.step:,}"
         entries.append((name, el("g", plot.shape("circle", (14, 7), 6), class_="ring")))
     if ended := sorted({report.status for report in _missing(strategy)}):
@@ -187,7 +187,7 @@ def _scatter(pairs: Sequence[tuple[Report, Report]], metric: str) -> Markup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Costed:
+class _Costed:
     """A strategy with its place in the legend and what is known of its error."""
 
     place: int
@@ -200,49 +200,39 @@ class Costed:
         return SHAPES[self.place % len(SHAPES)], f"series-{self.place % COLOURS} point"
 
 
-Read = Callable[[Costed], float | None]
-
-
-def costed(section: Section) -> list[Costed]:
+def _costed(section: Section) -> list[_Costed]:
     """The sampled strategies that have been compared with the full corpus."""
     metric = section.metric
     pairs = [(strategy, section.comparison(strategy, metric)) for strategy in section.sampled] if metric else []
     known = [(strategy, comparison) for strategy, comparison in pairs if comparison]
-    return [Costed(place=i, strategy=strategy, comparison=found) for i, (strategy, found) in enumerate(known)]
+    return [_Costed(place=i, strategy=strategy, comparison=found) for i, (strategy, found) in enumerate(known)]
 
 
 def cost_charts(section: Section) -> Markup:
     """RMSE and tau by documents, which cost the same on every machine; nothing for a single strategy."""
-    found = costed(section)
+    found = _costed(section)
     if len(found) < 2:
         return Markup("")
     rmse = f"RMSE of {section.metric}"
     documents = "documents encoded for a checkpoint"
-
-    def error(one: Costed) -> float | None:
-        return one.comparison.rmse
-
     figures = [
-        _cost_chart(found, plot.Labels(title="Error by documents", x=documents, y=rmse), error),
-        _cost_chart(found, plot.Labels(title="Order by documents", x=documents, y="Kendall tau"), _tau),
+        _cost_chart(found, plot.Labels(title="Error by documents", x=documents, y=rmse), is_tau=False),
+        _cost_chart(found, plot.Labels(title="Order by documents", x=documents, y="Kendall tau"), is_tau=True),
     ]
     entries = [(one.strategy.name, el("g", plot.shape(one.look[0], (14, 7)), class_=one.look[1])) for one in found]
     return join(plot.legend(entries), plot.charts(*figures))
 
 
-def _tau(one: Costed) -> float | None:
-    return one.comparison.tau
-
-
-def _cost_chart(found: Sequence[Costed], labels: plot.Labels, error: Read) -> Markup:
-    known = [(one, x, y) for one in found if (x := one.strategy.documents) and (y := error(one)) is not None]
+def _cost_chart(found: Sequence[_Costed], labels: plot.Labels, *, is_tau: bool) -> Markup:
+    values = [(one, one.strategy.documents, one.comparison.tau if is_tau else one.comparison.rmse) for one in found]
+    known = [(one, x, y) for one, x, y in values if x and y is not None]
     if not known:
         return Markup("")
     costs = [x for _, x, _ in known]
     log = max(costs) / min(costs) > LOG_FROM
-    ends = [end for one, _, _ in known if error is _tau for end in one.comparison.tau_interval or ()]
-    low, high = plot.around([*(y for _, _, y in known), *ends, *([] if error is _tau else [0.0])])
-    low, high = (max(low, -1.0), min(high, 1.0)) if error is _tau else (0.0, high)
+    ends = [end for one, _, _ in known if is_tau for end in one.comparison.tau_interval or ()]
+    low, high = plot.around([*(y for _, _, y in known), *ends, *([] if is_tau else [0.0])])
+    low, high = (max(low, -1.0), min(high, 1.0)) if is_tau else (0.0, high)
     across = plot.around_on_log(costs) if log else (0.0, plot.around([0.0, *costs])[1])
     on = plot.frame(across, (low, high if high > low else low + 1), log_x=log)
     marks = []
@@ -250,7 +240,7 @@ def _cost_chart(found: Sequence[Costed], labels: plot.Labels, error: Read) -> Ma
         told = (
             f"{one.strategy.name}: {labels.y} {number(y)}, {x:,.4g} {labels.x}, over {one.comparison.checkpoints:,} checkpoints"
         )
-        reach = one.comparison.tau_interval if error is _tau else None
+        reach = one.comparison.tau_interval if is_tau else None
         bars = [plot.upright(on.x(x), on.y(reach[0]), on.y(reach[1]))] if reach else []
         marks.append(plot.titled(told, *bars, plot.shape(one.look[0], (on.x(x), on.y(y)), 5), class_=one.look[1]))
     return plot.chart(on, labels, *marks)
@@ -281,13 +271,3 @@ def _bar(on: plot.Frame, ends: tuple[float, float], how_many: int) -> Markup:
     d = f"M{left + gap:.1f} {on.bottom:.1f}V{top:.1f}H{right - gap:.1f}V{on.bottom:.1f}Z"
     told = f"{count(how_many, 'query')}: {signed(ends[0], 3)} to {signed(ends[1], 3)}"
     return plot.titled(told, el("path", d=d), class_="gain" if ends[1] > 0 else "loss")
-
-
-def change_in_words(movement: Movement) -> str:
-    """One sentence under the heading."""
-    gained, lost = (int((sign * movement.changes > 0).sum()) for sign in (1, -1))
-    same = len(movement.query_ids) - gained - lost
-    queries = count(len(movement.query_ids), "query")
-    # The verdict says the mean, with its interval, where there are enough of them for one.
-    mean = "" if movement.interval else f"; mean {signed(movement.mean)}"
-    return f"Of {queries} {gained:,} gained, {lost:,} lost and {same:,} stayed the same{mean}."

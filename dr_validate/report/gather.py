@@ -3,12 +3,11 @@
 Of it, from the values per query beside the ledger, which queries moved between two checkpoints, and by how much.
 """
 
-import dataclasses
 import logging
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,12 @@ class Strategy:
     name: str
     reports: tuple[Report, ...]
     unfinished: tuple[State, ...] = ()
-    description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    description: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it encodes the full corpus."""
+        return _is_full(self.spec, self.description)
 
     @property
     def done(self) -> tuple[Report, ...]:
@@ -99,7 +103,7 @@ class Section:
         return (*self.sampled, self.full) if self.full else self.sampled
 
     @property
-    def judge(self) -> Strategy | None:
+    def deciding(self) -> Strategy | None:
         """Whose values decide which checkpoint is best: the full corpus where it knows every checkpoint, else the sample."""
         if self.full is None or not self.sampled:
             return self.full or next(iter(self.sampled), None)
@@ -109,9 +113,9 @@ class Section:
 
     @property
     def best(self) -> Report | None:
-        """The checkpoint that the headline names, as the judge knows it."""
-        judge, metric = self.judge, self.metric
-        done = [report for report in judge.done if metric in report.metrics] if judge else []
+        """The checkpoint that the headline names, at the value that decides."""
+        deciding, metric = self.deciding, self.metric
+        done = [report for report in deciding.done if metric in report.metrics] if deciding else []
         return best_of(done, metric) if done and metric else None
 
     def comparison(self, strategy: Strategy, metric: str) -> Comparison | None:
@@ -126,8 +130,13 @@ def best_of(done: Sequence[Report], metric: str) -> Report:
     return max(done, key=lambda report: (report.metrics[metric].value, -report.checkpoint.step))
 
 
+def newest_and_best(steps: Iterable[int], best: int | None, most: int) -> list[int]:
+    """For a table with a column for each: the last `most` of the steps, and that of the best checkpoint."""
+    return sorted({*sorted(set(steps))[-most:], *([] if best is None else [best])})
+
+
 def gather(ledger: Ledger, only: str = "") -> list[Section]:
-    """Sections in the order in which their specs came; with `only`, those that this full-corpus spec judges."""
+    """Sections in the order in which their specs came; with `only`, those of this full-corpus spec."""
     described = ledger.specs()
     full_specs = {spec: str(description.get("full_spec", spec)) for spec, description in described.items()}
     found = []
@@ -176,12 +185,15 @@ def _sections(
 def _strategy(spec: str, description: Mapping[str, Any], reports: Sequence[Report], unfinished: Sequence[State]) -> Strategy:
     again = {state.digest for state in unfinished}
     kept = tuple(report for report in reports if report.checkpoint.digest not in again)
-    is_full = spec == description.get("full_spec", spec)
     encoded, documents = description.get("encoded"), description.get("documents")
     sampler = str(description.get("sampler", "sample"))
     share = f" {percent(encoded / documents)}" if encoded and documents else ""
-    name = "full corpus" if is_full else f"{sampler}{share}"
+    name = "full corpus" if _is_full(spec, description) else f"{sampler}{share}"
     return Strategy(spec=spec, name=name, reports=kept, unfinished=tuple(unfinished), description=description)
+
+
+def _is_full(spec: str, description: Mapping[str, Any]) -> bool:
+    return bool(spec == description.get("full_spec", spec))
 
 
 def _section(full_spec: str, run: str, described: Mapping[str, Mapping[str, Any]], strategies: Sequence[Strategy]) -> Section:
@@ -214,9 +226,7 @@ def _distinct(strategies: Sequence[Strategy]) -> list[Strategy]:
     """Two samples of one size by one sampler (another seed, another pool) are told apart by their specs."""
     names = [strategy.name for strategy in strategies]
     return [
-        dataclasses.replace(strategy, name=f"{strategy.name} ({strategy.spec[:6]})")
-        if names.count(strategy.name) > 1
-        else strategy
+        replace(strategy, name=f"{strategy.name} ({strategy.spec[:6]})") if names.count(strategy.name) > 1 else strategy
         for strategy in strategies
     ]
 
@@ -226,7 +236,7 @@ def _named_apart(sections: Sequence[Section]) -> list[Section]:
     for addition in (lambda section: section.run, lambda section: f"spec {section.key[:6]}"):
         titles = [section.title for section in sections]
         sections = [
-            dataclasses.replace(section, title=f"{section.title}, {addition(section)}")
+            replace(section, title=f"{section.title}, {addition(section)}")
             if titles.count(section.title) > 1 and addition(section)
             else section
             for section in sections
@@ -274,8 +284,8 @@ def movement(section: Section, state_dir: Path) -> Movement | None:
 
     On the full corpus where both have values there, else on the first sample that has; None where no values are kept.
     """
-    judge, metric = section.judge, section.metric
-    done = [report for report in judge.done if metric in report.metrics] if judge else []
+    deciding, metric = section.deciding, section.metric
+    done = [report for report in deciding.done if metric in report.metrics] if deciding else []
     if metric is None or len(done) < 2:
         return None
     best = best_of(done, metric)

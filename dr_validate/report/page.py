@@ -15,7 +15,7 @@ from dr_validate.errors import SetupError
 from dr_validate.files import write_atomically
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import EstimateDetails
-from dr_validate.report.charts import change_chart, change_in_words, cost_charts, scatter_charts, steps_charts
+from dr_validate.report.charts import change_chart, cost_charts, scatter_charts, steps_charts
 from dr_validate.report.gather import Movement, Section, Strategy, Top, document_texts, gather, movement, query_texts, top_of
 from dr_validate.report.markup import Markup, el, join
 from dr_validate.report.plot import charts
@@ -28,7 +28,7 @@ from dr_validate.report.tables import (
     strategies_table,
 )
 from dr_validate.report.trainings import Overlay, differences_table, overlay_charts, overlays
-from dr_validate.report.verdict import Verdict, verdict
+from dr_validate.report.verdict import Verdict, change_in_words, verdict
 from dr_validate.report.words import count, listed, with_interval
 
 log = logging.getLogger(__name__)
@@ -110,19 +110,20 @@ class Part:
     documents: Mapping[str, str] = field(default_factory=dict)
 
 
-def page(parts: Sequence[Part], state_dir: str, every_s: float = 0, overlays: Sequence[Sequence[Overlay]] = ()) -> str:
+def page(parts: Sequence[Part], state_dir: str, every_s: float = 0, shared: Sequence[Sequence[Overlay]] = ()) -> str:
     """One self-contained HTML file that is XML, too: no server, no network, no script needed to read it.
 
     The same ledger gives the same page, byte for byte. `every_s`: after so many seconds a browser loads it again; 0: never.
+    `shared`: what `overlays` gives.
     """
     ends = [report.at for part in parts for strategy in part.section.strategies for report in strategy.reports]
     latest = f", as of {max(ends)}" if ends else ""
     body = [
         el("header", el("h1", TITLE), el("p", f"{state_dir}{latest}", class_="facts")),
-        _contents(parts, overlays),
-        *(_trainings(shared, number) for number, shared in enumerate(overlays, 1)),
+        _contents(parts, shared),
+        *(_trainings(same, number) for number, same in enumerate(shared, 1)),
         *(_section(part, number, [one.section for one in parts]) for number, part in enumerate(parts, 1)),
-        _notes(parts, overlays) if parts else _nothing_yet(state_dir),
+        _notes(parts, shared) if parts else _nothing_yet(state_dir),
     ]
     head = [
         el("meta", charset="utf-8"),
@@ -146,12 +147,12 @@ def _nothing_yet(state_dir: str) -> Markup:
     return el("section", el("h2", NOTHING_YET), el("p", told), el("pre", commands))
 
 
-def _contents(parts: Sequence[Part], overlays: Sequence[Sequence[Overlay]]) -> Markup | None:
+def _contents(parts: Sequence[Part], shared: Sequence[Sequence[Overlay]]) -> Markup | None:
     if len(parts) < 2:
         return None
     rows = [
-        el("li", el("a", _title(shared), href=f"#trainings-{number}"), f": {' and '.join(shared[0].trainings)}")
-        for number, shared in enumerate(overlays, 1)
+        el("li", el("a", _title(same), href=f"#trainings-{number}"), f": {' and '.join(same[0].trainings)}")
+        for number, same in enumerate(shared, 1)
     ]
     rows += [
         el("li", el("a", part.section.title, href=f"#part-{number}"), _in_short(part.section))
@@ -192,12 +193,12 @@ def _differences(overlay: Overlay) -> list[Markup]:
     return [first, _folded(f"Differences in {listed(overlay.metrics[1:])}", *others)] if any(others) else [first]
 
 
-def _notes(parts: Sequence[Part], overlays: Sequence[Sequence[Overlay]]) -> Markup:
+def _notes(parts: Sequence[Part], shared: Sequence[Sequence[Overlay]]) -> Markup:
     """What words in the tables mean, once for all of them."""
     sampled = [(part.section, strategy) for part in parts for strategy in part.section.sampled]
     compared = any(section.metric and section.comparison(strategy, section.metric) for section, strategy in sampled)
     told = any(EstimateDetails.of(report).baselines for _, strategy in sampled for report in strategy.done)
-    notes = [MEANINGS] * compared + [LEARNT] * told + [COMPARED] * bool(overlays) + [COLUMNS]
+    notes = [MEANINGS] * compared + [LEARNT] * told + [COMPARED] * bool(shared) + [COLUMNS]
     return el("footer", *(el("p", note, class_="note") for note in notes))
 
 
@@ -256,15 +257,15 @@ def _strategies(section: Section) -> Markup | None:
 
 
 def _queries(part: Part) -> Markup | None:
-    movement = part.movement
-    if movement is None:
+    moved = part.movement
+    if moved is None:
         return None
-    before, after = movement.before.checkpoint.step, movement.after.checkpoint.step
-    tables = [queries_table(movement, sign, part.texts, part.top, part.documents) for sign in (1, -1)]
+    before, after = moved.before.checkpoint.step, moved.after.checkpoint.step
+    tables = [queries_table(moved, sign, part.texts, part.top, part.documents) for sign in (1, -1)]
     return join(
         el("h3", f"Queries that moved from step {before:,} to {after:,}"),
-        el("p", f"{movement.metric}, {movement.strategy.name}. {change_in_words(movement)}"),
-        charts(change_chart(movement)),
+        el("p", f"{moved.metric}, {moved.strategy.name}. {change_in_words(moved)}"),
+        charts(change_chart(moved)),
         el("div", *tables, class_="moved"),
     )
 

@@ -9,12 +9,14 @@ from dr_validate.ledger.database import State
 from dr_validate.ledger.made import presentable
 from dr_validate.ledger.per_query import Retrieved
 from dr_validate.ledger.reports import EstimateDetails, lag_s
-from dr_validate.report.gather import Movement, Section, Strategy, Top
+from dr_validate.report.gather import Movement, Section, Strategy, Top, newest_and_best
 from dr_validate.report.markup import EMPTY, Cell, Column, Markup, Row, el, join, numeric, table, text
 from dr_validate.report.words import count, duration, interval, number, percent, shortened, signed, steps
 from dr_validate.values import Estimate, Report
 
 MOST_STEPS = 8  # of a table with a column for each
+WHICH = (Column(name="step"), Column(name="checkpoint", number=False))
+METRIC_COLUMNS = ("value", "95% interval", "any queries", "uncorrected", "full", "difference")
 NOUNS = {"query": "queries", "document": "documents"}
 Fact = tuple[str, str]  # its name and what it is; "" where nothing is known
 
@@ -78,8 +80,8 @@ def queries_table(
         rows.append([_query(query, texts.get(query), _found(movement, query, top, documents)), *numbers])
     if not rows:
         return Markup("")
-    steps = (f"step {movement.before.checkpoint.step:,}", f"step {movement.after.checkpoint.step:,}", "change")
-    names = [Column(name="query", number=False), *(Column(name=step) for step in steps)]
+    heads = (f"step {movement.before.checkpoint.step:,}", f"step {movement.after.checkpoint.step:,}", "change")
+    names = [Column(name="query", number=False), *(Column(name=head) for head in heads)]
     return table(names, rows, "Largest gains" if sign > 0 else "Largest losses")
 
 
@@ -108,9 +110,9 @@ def _document(one: Retrieved, known: str | None) -> Markup:
 def checkpoints_table(section: Section, strategy: Strategy) -> Markup:
     """Every checkpoint under one strategy: its numbers on the first metric, or why it has none."""
     metrics, exact = section.metrics[:1], _exact(section, strategy)
-    numbers = [Column(name=name, group=metric) for metric in metrics for name in _METRIC_COLUMNS]
+    numbers = [Column(name=name, group=metric) for metric in metrics for name in METRIC_COLUMNS]
     columns = [
-        *_WHICH,
+        *WHICH,
         Column(name="status", number=False),
         *numbers,
         *(Column(name=name) for name in ("documents", "seconds", "lag", "attempts", "outranking")),
@@ -125,16 +127,12 @@ def other_metrics_table(section: Section, strategy: Strategy) -> Markup:
     metrics, exact = section.metrics[1:], _exact(section, strategy)
     if not metrics or not strategy.done:
         return Markup("")
-    columns = [*_WHICH, *(Column(name=name, group=metric) for metric in metrics for name in _METRIC_COLUMNS)]
+    columns = [*WHICH, *(Column(name=name, group=metric) for metric in metrics for name in METRIC_COLUMNS)]
     rows = [
         [*_which(report), *(c for m in metrics for c in _metric_cells(report, exact.get(report.checkpoint.digest), m))]
         for report in strategy.done
     ]
     return table(columns, rows, f"Other metrics, {strategy.name}")
-
-
-_WHICH = (Column(name="step"), Column(name="checkpoint", number=False))
-_METRIC_COLUMNS = ("value", "95% interval", "any queries", "uncorrected", "full", "difference")
 
 
 def _which(report: Report) -> Row:
@@ -167,7 +165,7 @@ def _checkpoint_row(report: Report, exact: Report | None, metrics: Sequence[str]
 def _metric_cells(report: Report, exact: Report | None, metric: str) -> Row:
     estimate = report.metrics.get(metric)
     if estimate is None:
-        return [EMPTY] * len(_METRIC_COLUMNS)
+        return [EMPTY] * len(METRIC_COLUMNS)
     full = exact.metrics.get(metric) if exact else None
     value, naive = number(estimate.value), number(estimate.naive)
     return [
@@ -205,12 +203,11 @@ def collections_table(section: Section, shown: Strategy, strategies: Mapping[str
     known = {name: strategies.get(spec) for name, spec in shown.description["members"].items()}
     rows = {name: {one.checkpoint.step: one for one in strategy.done} if strategy else {} for name, strategy in known.items()}
     rows["mean"] = {report.checkpoint.step: report for report in shown.done}
-    every = sorted({step for reports in rows.values() for step in reports})
-    best = [section.best.checkpoint.step] if section.best else []
-    steps = sorted({*every[-MOST_STEPS:], *best})
-    columns = [Column(name="collection", number=False), *(Column(name=f"step {step:,}") for step in steps)]
+    best = section.best.checkpoint.step if section.best else None
+    shown_at = newest_and_best((step for reports in rows.values() for step in reports), best, MOST_STEPS)
+    columns = [Column(name="collection", number=False), *(Column(name=f"step {step:,}") for step in shown_at)]
     cells = [
-        [text(name, "name"), *(_value_at(reports.get(step), metric, step in best) for step in steps)]
+        [text(name, "name"), *(_value_at(reports.get(step), metric, step == best) for step in shown_at)]
         for name, reports in rows.items()
     ]
     return table(columns, cells, f"{metric} by collection, {shown.name}")
@@ -274,7 +271,7 @@ def _collection(section: Section) -> Iterable[Fact]:
 
 
 def _sample(strategy: Strategy) -> Iterable[Fact]:
-    description, is_full = strategy.description, strategy.name == "full corpus"
+    description, is_full = strategy.description, strategy.is_full
     size = [description.get(key) for key in ("encoded", "documents")]
     encoded, documents = [size[1] if is_full else size[0], size[1]]
     told = f"{encoded:,} of {count(documents, 'document')} ({percent(encoded / documents)})" if encoded and documents else ""

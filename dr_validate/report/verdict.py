@@ -1,19 +1,11 @@
-"""What the numbers say, in plain words: one headline and a few sentences for a test collection, strategies side by side.
+"""What the numbers say, in plain words: one headline and a few sentences for a test collection, strategies side by side."""
 
-And of one training under one spec, with tables of plain numbers, for those who never open the page.
-"""
-
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from dr_validate.fidelity.comparison import Comparison, holds, paired
-from dr_validate.ledger.findings import MAX_ROWS, Cell, Findings, Table
-from dr_validate.ledger.ledger import Ledger
+from dr_validate.fidelity.comparison import Comparison
 from dr_validate.ledger.reports import SAME_WEIGHTS, EstimateDetails, is_expected, warnings_of
-from dr_validate.report.charts import change_in_words
-from dr_validate.report.gather import Movement, Section, Strategy, gather, movement
+from dr_validate.report.gather import Movement, Section, Strategy
 from dr_validate.report.words import (
     count,
     interval,
@@ -32,12 +24,6 @@ LEAST_OUTRANKING = 3  # below this a corrected value is extrapolation, not evide
 DIGITS = 3
 ENDS = ("failed", "skipped", "with the same weights as another", "overtaken by newer ones")
 EQUAL_COST = 0.02  # strategies cost the same where their numbers of documents differ by no more than this share
-PAIRS = ("step", "checkpoint", "metric", "sampled", "low", "high", "naive", "full", "difference", "inside")
-STRATEGIES = (
-    *("strategy", "spec", "metric", "documents", "share", "median_s", "validated", "checkpoints"),
-    *("bias", "rmse", "tau", "tau_low", "tau_high", "regret", "covered", "with_interval"),
-)
-FIDELITY = ("step", "checkpoint", "metric", "checkpoints", "kendall_tau", "rmse", "bias", "regret")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,39 +40,49 @@ class Verdict:
 
 def verdict(section: Section, movement: Movement | None = None) -> Verdict:
     """On the first metric of the section."""
-    judge, metric, best = section.judge, section.metric, section.best
-    if judge is None or metric is None or best is None:
+    deciding, metric, best = section.deciding, section.metric, section.best
+    if deciding is None or metric is None or best is None:
         return Verdict(headline="No checkpoint is validated yet.", sentences=tuple(_troubles(section)))
-    done = [report for report in judge.done if metric in report.metrics]
+    done = [report for report in deciding.done if metric in report.metrics]
     parts = [*_rivals(done, best, metric), *_course(done, best, metric, movement), *_moved(movement, section)]
     sentences = (
-        *_mean(judge, best, metric),
+        *_mean(deciding, best, metric),
         *parts,
         *_fidelity(section, metric),
         *_cost(section),
         *_troubles(section),
         *_warnings(section),
     )
-    return Verdict(headline=_headline(section, judge, best, metric), sentences=sentences)
+    return Verdict(headline=_headline(section, deciding, best, metric), sentences=sentences)
 
 
-def _headline(section: Section, judge: Strategy, best: Report, metric: str) -> str:
+def change_in_words(movement: Movement) -> str:
+    """How many queries gained and lost, in one sentence."""
+    gained, lost = (int((sign * movement.changes > 0).sum()) for sign in (1, -1))
+    same = len(movement.query_ids) - gained - lost
+    queries = count(len(movement.query_ids), "query")
+    # The verdict says the mean, with its interval, where there are enough of them for one.
+    mean = "" if movement.interval else f"; mean {signed(movement.mean)}"
+    return f"Of {queries} {gained:,} gained, {lost:,} lost and {same:,} stayed the same{mean}."
+
+
+def _headline(section: Section, deciding: Strategy, best: Report, metric: str) -> str:
     estimate, step = best.metrics[metric], best.checkpoint.step
     value = f"{metric} {with_interval(estimate, DIGITS)}"
-    exact = " on the full corpus" if judge is section.full else ""
-    if len(judge.done) == 1:
+    exact = " on the full corpus" if deciding is section.full else ""
+    if len(deciding.done) == 1:
         return f"One checkpoint so far: step {step:,}, {value}{exact}."
-    return f"Best of {len(judge.done):,} checkpoints: step {step:,} ({value}{exact})."
+    return f"Best of {len(deciding.done):,} checkpoints: step {step:,} ({value}{exact})."
 
 
-def _mean(judge: Strategy, best: Report, metric: str) -> list[str]:
+def _mean(deciding: Strategy, best: Report, metric: str) -> list[str]:
     """Of a suite: what the value is the mean of."""
-    members = list(judge.description.get("members") or ())
+    members = list(deciding.description.get("members") or ())
     if not members:
         return []
     told = f"Its collections ({listed(members)}) count the same"
-    interval = "; its interval is for other queries like theirs" if best.metrics[metric].has_interval else ""
-    return [f"{told}{interval}."]
+    reach = "; its interval is for other queries like theirs" if best.metrics[metric].has_interval else ""
+    return [f"{told}{reach}."]
 
 
 def _rivals(done: list[Report], best: Report, metric: str) -> list[str]:
@@ -135,7 +131,7 @@ def _moved(movement: Movement | None, section: Section) -> list[str]:
     low, high = movement.interval
     change = f"{signed(movement.mean, DIGITS)} {interval(low, high, DIGITS)}"
     before, after = movement.before.checkpoint.step, movement.after.checkpoint.step
-    where = " on the full corpus" if movement.strategy is section.full and section.judge is not section.full else ""
+    where = " on the full corpus" if movement.strategy is section.full and section.deciding is not section.full else ""
     span = f"From step {before:,} to {after:,} the mean change of a query{where} is {change}"
     if low <= 0 <= high:
         return [f"{span}: with other queries it could have gone the other way."]
@@ -277,82 +273,3 @@ def _smallest_error(group: Sequence[Candidate]) -> str:
     checkpoints = count(group[0].comparison.checkpoints, "checkpoint")
     error = f"RMSE {number(least, 3)} over {checkpoints}"
     return f"Of {len(group)} strategies with {size} for a checkpoint {listed(names)} {has} the smallest error ({error})."
-
-
-def findings(ledger: Ledger, names: Mapping[str, Any], training_run: str) -> Findings:
-    """Of the checkpoints of `training_run` under the spec of `names`, whose own `training_run` has those that do not say."""
-    section = _with_own_first(gather(ledger, names["full_spec"]), names, training_run)
-    if section is None:
-        return Findings()
-    moved = movement(section, ledger.path.parent)
-    own = [strategy for strategy in section.strategies if strategy.spec in (names["spec"], names["full_spec"])]
-    tables = {
-        "sampled_against_full": pairs_table(section, own),
-        "error_and_cost": strategies_table(section),
-        "fidelity": fidelity_table([report for strategy in own for report in strategy.done]),
-    }
-    words = "" if moved is None else f"{_between(moved)}. {change_in_words(moved)}"
-    return Findings(verdict=verdict(section, moved).text, queries=words, tables=tables)
-
-
-def _between(moved: Movement) -> str:
-    before, after = moved.before.checkpoint.step, moved.after.checkpoint.step
-    return f"{moved.metric}, {moved.strategy.name}, from step {before:,} to {after:,}"
-
-
-def _with_own_first(sections: Sequence[Section], names: Mapping[str, Any], training_run: str) -> Section | None:
-    """With the strategy of this spec before the others: it is the one that the verdict is about."""
-    by_run = {section.run: section for section in sections}
-    found = by_run.get(training_run, by_run.get("") if training_run == names["training_run"] else None)
-    if found is None:
-        return None
-    sampled = sorted(found.sampled, key=lambda strategy: strategy.spec != names["spec"])
-    return dataclasses.replace(found, sampled=tuple(sampled))
-
-
-def pairs_table(section: Section, strategies: Sequence[Strategy]) -> Table:
-    """A row per checkpoint and metric with a sampled and a full-corpus value. `inside`: whether the interval holds the latter;
-    None where there is no interval."""
-    rows: list[list[Cell]] = []
-    full = section.full.done if section.full else ()
-    for strategy in (strategy for strategy in strategies if strategy is not section.full):
-        for metric in section.metrics:
-            for report, exact in paired(strategy.done, full, metric)[-MAX_ROWS:]:
-                estimate, value = report.metrics[metric], exact.metrics[metric].value
-                made: list[Cell] = [report.checkpoint.step, report.checkpoint.label, metric]
-                known = [estimate.value, estimate.low, estimate.high, estimate.naive, value, estimate.value - value]
-                rows.append([*made, *known, holds(report, metric, value)])
-    return Table(columns=PAIRS, rows=rows)
-
-
-def strategies_table(section: Section) -> Table:
-    """A row per metric and strategy in the state_dir, the full corpus last: what it costs, and how far its values are off.
-
-    No rows before a sampled checkpoint is done. The columns are those of the page, bounds of intervals and counts apart.
-    """
-    if not any(strategy.done for strategy in section.sampled):
-        return Table(columns=STRATEGIES, rows=[])
-    pairs = [(strategy, metric) for metric in section.metrics for strategy in section.strategies]
-    return Table(columns=STRATEGIES, rows=[_strategy_row(section, strategy, metric) for strategy, metric in pairs])
-
-
-def _strategy_row(section: Section, strategy: Strategy, metric: str) -> list[Cell]:
-    named: list[Cell] = [strategy.name, strategy.spec, metric]
-    cost: list[Cell] = [strategy.documents, strategy.fraction, strategy.seconds, len(strategy.done)]
-    found = section.comparison(strategy, metric)
-    if found is None:
-        return [*named, *cost, *[None] * (len(STRATEGIES) - len(named) - len(cost))]
-    low, high = found.tau_interval or (None, None)
-    regret = found.regret if found.checkpoints > 1 else None
-    error: list[Cell] = [found.checkpoints, found.bias, found.rmse, found.tau, low, high, regret]
-    return [*named, *cost, *error, found.covered, found.with_interval]
-
-
-def fidelity_table(reports: Sequence[Report]) -> Table:
-    """A row per Report that says how well sampled values stand in for full ones, by ascending step."""
-    rows: list[list[Cell]] = []
-    for report in sorted(reports, key=lambda report: (report.checkpoint.step, report.at))[-MAX_ROWS:]:
-        if (found := report.agreement) is not None:
-            cells: list[Cell] = [report.checkpoint.step, report.checkpoint.name, found.metric, found.checkpoints]
-            rows.append([*cells, found.kendall_tau, found.rmse, found.bias, found.regret])
-    return Table(columns=FIDELITY, rows=rows)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from dr_validate.component import UserPath, component
 from dr_validate.errors import CheckpointDeleted, CheckpointError, Interrupted, SetupError
-from dr_validate.files import copy_with_digest, sha256_of_files
+from dr_validate.files import check_room, copy_with_digest, sha256_of_files
 from dr_validate.source.completeness import (
     MAX_SHOWN,
     Unreadable,
@@ -23,7 +23,7 @@ from dr_validate.source.completeness import (
     what_is_missing,
     what_it_did,
 )
-from dr_validate.source.layout import check_room, link_that_leaves, looks_like_one, names_a_step, steps, wanted_files
+from dr_validate.source.layout import link_that_leaves, looks_like_one, names_a_step, steps, wanted_files
 from dr_validate.source.remembered import ChangedMeanwhile, Digests
 from dr_validate.values import Checkpoint, Incomplete, Listing
 

@@ -1,8 +1,6 @@
 """What lies in a checkpoint folder, read from names and small JSON files alone: the files of it, and its training step."""
 
-import errno
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -46,31 +44,6 @@ def link_that_leaves(folder: Path) -> str | None:
         return None  # incomplete, which is reported elsewhere
 
 
-def check_room(needed: int, into: Path) -> None:
-    """Raises OSError(ENOSPC) where `needed` bytes do not fit beside `into`: before half of them are written."""
-    free = shutil.disk_usage(into).free
-    if free < needed:
-        raise OSError(errno.ENOSPC, f"{into.parent}: {needed:,} bytes needed, {free:,} free")
-
-
-def _first_leaving(folder: Path, modules: Sequence[str]) -> str | None:
-    root = folder.resolve()
-    for path in _entries(folder, modules, MAX_DEPTH):
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
-            return f"symbolic link {path.relative_to(folder)} -> {path.readlink()} leaves the folder"
-    return None
-
-
-def _entries(folder: Path, modules: Sequence[str], depth: int) -> Iterator[Path]:
-    """Files that we read and folders that we enter, each folder before what is in it."""
-    for path in sorted(folder.iterdir()):
-        if is_wanted_file(path.name) or path.name == "trainer_state.json":
-            yield path
-        elif depth > 1 and is_wanted_folder(path.name, modules) and path.is_dir():
-            yield path
-            yield from _entries(path, modules, depth - 1)
-
-
 def names_a_step(name: str) -> bool:
     """Whether a folder name such as `checkpoint-500` says which step it holds."""
     return STEP_IN_NAME.search(name) is not None
@@ -91,6 +64,24 @@ def steps(folders: Mapping[str, Path], root: Path) -> dict[str, tuple[int, str]]
     last = max((step for step, _ in known.values()), default=0)
     placed = sorted(name for name in folders if name not in known)
     return known | {name: (last + place, "place in name order") for place, name in enumerate(placed, 1)}
+
+
+def _first_leaving(folder: Path, modules: Sequence[str]) -> str | None:
+    root = folder.resolve()
+    for path in _entries(folder, modules, MAX_DEPTH):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            return f"symbolic link {path.relative_to(folder)} -> {path.readlink()} leaves the folder"
+    return None
+
+
+def _entries(folder: Path, modules: Sequence[str], depth: int) -> Iterator[Path]:
+    """Files that we read and folders that we enter, each folder before what is in it."""
+    for path in sorted(folder.iterdir()):
+        if is_wanted_file(path.name) or path.name == "trainer_state.json":
+            yield path
+        elif depth > 1 and is_wanted_folder(path.name, modules) and path.is_dir():
+            yield path
+            yield from _entries(path, modules, depth - 1)
 
 
 def _stated(folder: Path) -> tuple[int, str] | None:

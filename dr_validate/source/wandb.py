@@ -15,8 +15,8 @@ from pydantic import Field
 
 from dr_validate.component import component
 from dr_validate.errors import CheckpointDeleted, CheckpointError, Interrupted, Outage, SetupError
+from dr_validate.files import check_room
 from dr_validate.source.completeness import MAX_SHOWN, shown, what_is_missing, what_it_did
-from dr_validate.source.layout import check_room
 from dr_validate.source.wandb_client.api import find_key
 from dr_validate.source.wandb_client.http import FileOutage
 from dr_validate.source.wandb_client.project import Connection, Project
@@ -30,9 +30,8 @@ from dr_validate.source.wandb_client.versions import (
     folder_of,
     scheme_of,
 )
-from dr_validate.values import Checkpoint, Incomplete, Listing
+from dr_validate.values import ARTIFACT_SCHEME, Checkpoint, Incomplete, Listing
 
-SCHEME = "wandb-artifact://"
 USUAL_TYPE = "model"
 FOLLOWED = ("http", "https")
 log = logging.getLogger(__name__)
@@ -135,7 +134,7 @@ class WandbSource:
         return True
 
     def _place(self, checkpoint: Checkpoint) -> tuple[Project, str]:
-        place, _, pinned = checkpoint.uri.removeprefix(SCHEME).rpartition("/")
+        place, _, pinned = checkpoint.uri.removeprefix(ARTIFACT_SCHEME).rpartition("/")
         entity, _, name = place.partition("/")
         return Project(api=self._connection.api, entity=entity, name=name), pinned
 
@@ -224,14 +223,14 @@ class WandbSource:
             except Exception as error:  # whatever one version does, the others are listed
                 refused[version.opaque_id] = what_it_did(error)[:MAX_SHOWN]
         name = shown(version.name)
-        uri = f"{SCHEME}{project.entity}/{project.name}/{name}"
+        uri = f"{ARTIFACT_SCHEME}{project.entity}/{project.name}/{name}"
         part = Incomplete(name=name, uri=uri, step=version.step[0], lacks=lacks, is_out_of_reach=True)
         if version.opaque_id in refused:
             return dataclasses.replace(part, lacks=refused[version.opaque_id], final=True, is_out_of_reach=False)
         return part
 
     def _judged(self, version: Version, facts: Facts | None, project: Project) -> Checkpoint | Incomplete:
-        uri = f"{SCHEME}{project.entity}/{project.name}/{version.name}"
+        uri = f"{ARTIFACT_SCHEME}{project.entity}/{project.name}/{version.name}"
         step, step_from = version.step
         if facts is None:
             return _deleted(version.name, project, step, "deleted from W&B while it was being listed")
@@ -293,7 +292,7 @@ def _of_run(part: Incomplete, logged_by: Mapping[str, Checkpoint]) -> Incomplete
 
 
 def _deleted(name: str, project: Project, step: int, reason: str) -> Incomplete:
-    uri = f"{SCHEME}{project.entity}/{project.name}/{name}"
+    uri = f"{ARTIFACT_SCHEME}{project.entity}/{project.name}/{name}"
     return Incomplete(name=name, uri=uri, step=step, lacks=reason, final=True, is_deleted=True)
 
 

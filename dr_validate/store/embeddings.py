@@ -14,7 +14,6 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +36,11 @@ FORMAT = 2  # to be raised when encoding changes in this package: older vectors 
 RESERVED_SHARE = 0.05  # of the disk, left to everything else ...
 RESERVED_BYTES = 2 * 2**30  # ... but no more than this
 SHARE_AT_ONCE = 1 / 16  # of the limit, between two looks at the disk and at what other processes keep
-CLAIMED_TOGETHER = 256  # ordinals to a lock: 2,048 documents in 1% of a corpus take 800 locks, about a millisecond
+LOCKED_TOGETHER = 256  # ordinals to a lock: 2,048 documents in 1% of a corpus take 800 locks, about a millisecond
 
 
 @contextlib.contextmanager
-def opened(
+def open_vectors(
     cache: LeasedCache,
     digest: str,
     terms: Mapping[str, Any],
@@ -123,7 +122,7 @@ class KeptVectors:
     """The `Vectors` protocol over one folder; `get` for one thread. `take(num_bytes)` says whether there is room for more.
 
     New vectors are written behind: copied into one of two buffers while the device goes on, and written by a thread, which
-    ends the claim on them. A kill costs those of two slices at most, and makes none wrong. No error of the disk passes: vectors
+    lets go of their lock. A kill costs those of two slices at most, and makes none wrong. No error of the disk passes: vectors
     that cannot be read are made, and after one that cannot be kept none is. With `whole`, nothing is begun that has no room for
     all documents.
     """
@@ -133,11 +132,14 @@ class KeptVectors:
     ) -> None:
         self._folder, self._counts, self._take, self._whole = folder, counts, take, whole
         self._full = self._reserved = False
-        with ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
             self._files = {
-                side: stack.enter_context(closing(VectorFile(folder / side, count, dtype))) for side, count in counts.items()
+                side: stack.enter_context(contextlib.closing(VectorFile(folder / side, count, dtype)))
+                for side, count in counts.items()
             }
-            self._claims = {side: stack.enter_context(closing(Claims(folder / f"{side}.claims"))) for side in counts}
+            self._locks = {
+                side: stack.enter_context(contextlib.closing(RangeLocks(folder / f"{side}.claims"))) for side in counts
+            }
             self._resources = stack.pop_all()
         self._landings = deque([Landing(), Landing()])
         self._behind: deque[tuple[Side, Int64, Future[None]]] = deque()
@@ -165,7 +167,7 @@ class KeptVectors:
         """See `Vectors.get`. What another process encodes at this moment is waited for; nothing is encoded twice."""
         import torch
 
-        claims, parts = self._claims[side], []
+        locks, parts = self._locks[side], []
 
         def found(positions: Int64, kept: Kept) -> Int64:
             """Take what is kept of these; returns those that are missing."""
@@ -181,21 +183,21 @@ class KeptVectors:
         missing = found(np.arange(len(ordinals)), kept or self.look(side, ordinals))
         while len(missing) and not self._full:
             self._settle(side, ordinals[missing])
-            ours = claims.take(ordinals[missing])
-            claimed = ordinals[missing[ours]]
+            ours = locks.take(ordinals[missing])
+            taken = ordinals[missing[ours]]
             try:
-                rest = found(missing[ours], self.look(side, claimed))  # finished by another just before the claim
+                rest = found(missing[ours], self.look(side, taken))  # finished by another just before
                 fresh = made(rest) if len(rest) else None
             except BaseException:
-                claims.release(claimed)
+                locks.release(taken)
                 raise
             if fresh is None:
-                claims.release(claimed)
+                locks.release(taken)
             else:
-                self._write_behind(side, ordinals[rest], fresh, claimed)
+                self._write_behind(side, ordinals[rest], fresh, taken)
             missing = missing[~ours]
             if len(missing):
-                claims.wait(ordinals[missing])
+                locks.wait(ordinals[missing])
                 missing = found(missing, self.look(side, ordinals[missing]))
         if len(missing):
             made(missing)
@@ -204,7 +206,7 @@ class KeptVectors:
     def contract(self, read: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         """See `Vectors.contract`."""
         path = self._folder / "contract.json"
-        with suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
             if isinstance(found := json.loads(path.read_bytes()), dict):
                 return found
         contract = read()
@@ -214,8 +216,8 @@ class KeptVectors:
             self._stop_keeping(error)
         return contract
 
-    def _write_behind(self, side: Side, ordinals: Int64, vectors: "Tensor", claimed: Int64) -> None:
-        """Have vectors kept, and then the claim ended; waits only where two slices are behind already."""
+    def _write_behind(self, side: Side, ordinals: Int64, vectors: "Tensor", taken: Int64) -> None:
+        """Have vectors kept, and then the lock let go; waits only where two slices are behind already."""
         if len(self._behind) == len(self._landings):
             self._behind.popleft()[2].result()
         landing = self._landings[0].fill(vectors)
@@ -225,7 +227,7 @@ class KeptVectors:
             try:
                 self._keep(side, ordinals, landing.array())
             finally:
-                self._claims[side].release(claimed)
+                self._locks[side].release(taken)
 
         self._behind.append((side, ordinals, self._writer.submit(write)))
 
@@ -273,7 +275,7 @@ def _joined(parts: Sequence[tuple[Int64, "Tensor"]], number: int, device: str) -
     return joined
 
 
-class Claims:
+class RangeLocks:
     """Locks of the kernel's on ranges of a file: they end with their holder, however that dies.
 
     They belong to this object (open file description locks): two of them in one process exclude each other as well.
@@ -281,25 +283,25 @@ class Claims:
 
     def __init__(self, path: Path) -> None:
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self._held: Counter[int] = Counter()  # claims of ours, by range
+        self._held: Counter[int] = Counter()  # times that we took it, by range
         self._lock = threading.Lock()
 
     def take(self, ordinals: Int64) -> NDArray[np.bool_]:
         """Which of these are ours until they are released; the others are being encoded elsewhere. Never waits."""
-        ranges, place = np.unique(ordinals // CLAIMED_TOGETHER, return_inverse=True)
+        ranges, place = np.unique(ordinals // LOCKED_TOGETHER, return_inverse=True)
         return np.array([self._try(int(number)) for number in ranges], dtype=bool)[place]
 
     def release(self, ordinals: Int64) -> None:
         """Let go of ordinals that one `take` gave, all of them; from any thread."""
         with self._lock:
-            for number in np.unique(ordinals // CLAIMED_TOGETHER).tolist():
+            for number in np.unique(ordinals // LOCKED_TOGETHER).tolist():
                 self._held[number] -= 1  # the border of two slices is in a range of both
                 if not self._held[number]:
                     self._set(fcntl.F_OFD_SETLK, fcntl.F_UNLCK, number)
 
     def wait(self, ordinals: Int64) -> None:
-        """Until nobody has a claim on these that stood when this was called. Not for what is claimed here."""
-        for number in np.unique(ordinals // CLAIMED_TOGETHER):
+        """Until nobody else holds what was held of these when this was called. Not for what is held here."""
+        for number in np.unique(ordinals // LOCKED_TOGETHER):
             self._set(fcntl.F_OFD_SETLKW, fcntl.F_RDLCK, int(number))
             self._set(fcntl.F_OFD_SETLK, fcntl.F_UNLCK, int(number))
 

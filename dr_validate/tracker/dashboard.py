@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dr_validate.config import MEAN
-from dr_validate.errors import SetupError
+from dr_validate.errors import WANDB_LOG_IN, SetupError
 from dr_validate.files import write_atomically
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.tracker.rows import BASELINE, SAMPLED, STEP
-from dr_validate.tracker.session import LOG_IN, failures, is_offline, require_key
+from dr_validate.tracker.session import failures, is_offline, require_key
 from dr_validate.tracker.wandb import WandbTracker
 
 if TYPE_CHECKING:
@@ -41,13 +41,13 @@ def save_dashboard(state_dir: Path, tracker: Any) -> str:
         collections = collections_of(ledger)
     if not collections:
         raise SetupError(f"{state_dir}: nothing has been validated yet, so there is nothing to have a view of")
-    require_key(LOG_IN)
+    require_key(WANDB_LOG_IN)
     try:
         url = _save(state_dir / KEPT, tracker, collections)
     except SetupError:
         raise
     except failures() as error:
-        raise SetupError(f"tracker: W&B does not save the view ({type(error).__name__}: {error}); {LOG_IN}") from error
+        raise SetupError(f"tracker: W&B does not save the view ({type(error).__name__}: {error}); {WANDB_LOG_IN}") from error
     log.info("dashboard: %s", url)
     return url
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dr_validate.ledger.reports import refined, report_to_json
-from dr_validate.tracker.rows import SCHEME, report_id
+from dr_validate.tracker.rows import report_id
 from dr_validate.tracker.session import Plan, api, failures
-from dr_validate.values import Report
+from dr_validate.values import ARTIFACT_SCHEME, Report
 
 if TYPE_CHECKING:
     import wandb
@@ -46,12 +46,12 @@ class Lineage:
         if not self._has_inputs:
             self._log_inputs()
             self._has_inputs = True
-        if not self._plan.offline and report.checkpoint.uri.startswith(SCHEME):
+        if not self._plan.offline and report.checkpoint.uri.startswith(ARTIFACT_SCHEME):
             self._use_version(report, history)
         self._log_report(report)
 
     def _use_version(self, report: Report, history: Sequence[Report]) -> None:
-        name, key = report.checkpoint.uri.removeprefix(SCHEME), report_id(report)
+        name, key = report.checkpoint.uri.removeprefix(ARTIFACT_SCHEME), report_id(report)
         try:
             version = self._run.use_artifact(name)
             best = best_of(history, self._first_metric()) if self._plan.alias_best else None
@@ -60,7 +60,9 @@ class Lineage:
             elif best and report_id(best) != self._best.get(
                 best.dataset
             ):  # what has come since may have made an earlier one the best
-                self._move_alias(api(self._plan.timeout_s).artifact(best.checkpoint.uri.removeprefix(SCHEME)), best.dataset)
+                self._move_alias(
+                    api(self._plan.timeout_s).artifact(best.checkpoint.uri.removeprefix(ARTIFACT_SCHEME)), best.dataset
+                )
             self._best |= {best.dataset: report_id(best)} if best else {}
         except failures() as error:
             if "not found" not in str(error):
@@ -86,7 +88,7 @@ class Lineage:
     def _log_report(self, report: Report) -> None:
         checkpoint = report.checkpoint
         content = report_to_json(report)
-        if not checkpoint.uri.startswith(SCHEME):
+        if not checkpoint.uri.startswith(ARTIFACT_SCHEME):
             del content["checkpoint"]["uri"]  # a path of this machine
         values = {name: estimate.value for name, estimate in report.metrics.items()}
         about = {"step": checkpoint.step, "status": report.status, "sampler": report.sampler, "metrics": values}
@@ -135,5 +137,5 @@ def _artifact(name: str, kind: str, about: Mapping[str, Any], *, content: Mappin
 
 def best_of(history: Sequence[Report], metric: str) -> Report | None:
     """The highest value of the versions that W&B holds, as the latest Report sees them; of equal ones, the earliest."""
-    ours = [other for other in refined(history) if metric in other.metrics and other.checkpoint.uri.startswith(SCHEME)]
+    ours = [other for other in refined(history) if metric in other.metrics and other.checkpoint.uri.startswith(ARTIFACT_SCHEME)]
     return max(ours, key=lambda other: (other.metrics[metric].value, -other.checkpoint.step), default=None)

@@ -1,4 +1,5 @@
-"""What a tracker is told: of a Report one flat row of numbers under the public keys, of a spec tables for a dashboard."""
+"""What a tracker is told: of a Report one flat row of numbers under the public keys, of a spec tables of its checkpoints and of
+the queries that moved. The tables that compare samples with the full corpus: `report/findings.py`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,7 +14,6 @@ from dr_validate.values import Report
 
 REPORT = "_report"  # names the Report that a row is of: what is there already is known by it
 STEP = "train/global_step"
-SCHEME = "wandb-artifact://"  # of a checkpoint that is a version of an artifact
 SAMPLED, BASELINE = "val", "full"
 PREFIXES = (SAMPLED, BASELINE, "fidelity", "cost", "lag", "status")
 HIGHER_IS_BETTER = (SAMPLED, BASELINE)

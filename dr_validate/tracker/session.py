@@ -1,8 +1,7 @@
-"""How this process talks to W&B: what its runs are called, the key, the settings, the SDK's own process; and the run that rows
-go to, how it is opened, written, read back and finished."""
+"""The SDK of W&B: the plan that all runs of a watcher follow, the key, the settings, how a run is opened, and the SDK's own
+process, which may die or hang."""
 
 import contextlib
-import json
 import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dr_validate.component import fingerprint
-from dr_validate.errors import Outage, SetupError
-from dr_validate.files import write_atomically
+from dr_validate.errors import WANDB_LOG_IN, SetupError
 from dr_validate.ledger.findings import Find, find_nothing
-from dr_validate.tracker.rows import HIGHER_IS_BETTER, PREFIXES, REPORT, STEP
-from dr_validate.values import Report
 
 if TYPE_CHECKING:
     import wandb
@@ -23,10 +19,8 @@ if TYPE_CHECKING:
 FINISH_TIMEOUT_S = 60  # for the hook of W&B at the end of the process; `WandbRuns.close` has the limit of its caller
 KILLED_WITHIN_S = 5
 OFFLINE_MODES = ("offline", "dryrun", "disabled")
-LOG_IN = "run `wandb login` or set WANDB_API_KEY"
-WAY_OUT = f"{LOG_IN}, or set tracker.mode=offline or tracker=none"
+WAY_OUT = f"{WANDB_LOG_IN}, or set tracker.mode=offline or tracker=none"
 MAX_TAG_CHARACTERS = 64
-ROWS_PER_START = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,16 +43,13 @@ class Plan:
     config: Mapping[str, Any]
     find: Find = find_nothing
     collections: Sequence[Mapping[str, Any]] = ()
+    whole: str = ""  # this and `members`: see `rows.suite_of`
+    members: Sequence[str] = ()
 
     @property
     def sampled(self) -> set[str]:
         """Specs whose Reports are no baselines."""
-        return {self.spec, *(names["spec"] for names in self.collections)}
-
-    @property
-    def whole(self) -> str:
-        """See `rows.row`."""
-        return self.dataset if self.collections else ""
+        return {self.spec, *self.members}
 
     def run_id(self, training_run: str) -> str:
         """The same for the same training run and spec: a restart resumes it."""
@@ -103,7 +94,7 @@ def user_name(timeout_s: float) -> str:
     return str(viewer.username)
 
 
-def opened(init: "Callable[[], wandb.Run]") -> "wandb.Run":
+def open_run(init: "Callable[[], wandb.Run]") -> "wandb.Run":
     """What `init` opens. Raises SetupError where the key may not, and what the SDK does where it cannot."""
     import wandb
 
@@ -177,113 +168,6 @@ def settings(timeout_s: float, **others: Any) -> "wandb.Settings":
         finish_timeout=FINISH_TIMEOUT_S,
         **others,
     )
-
-
-class RunTarget:
-    """The run of one training run and spec: its id follows from both, so a restart resumes it."""
-
-    def __init__(self, plan: Plan, training_run: str, group: str) -> None:
-        self._plan, self._training_run, self._group = plan, training_run, group
-
-    def open(self) -> "wandb.Run":
-        """Start it, or resume it after a restart. Raises what the SDK does."""
-        plan = self._plan
-        if not plan.offline:
-            require_key()
-        if plan.folder is not None:
-            plan.folder.mkdir(parents=True, exist_ok=True)
-        run = opened(self._init)
-        if plan.offline:
-            run.log({}, step=self._num_starts() * ROWS_PER_START, commit=False)  # from there on the SDK counts
-        run.define_metric(STEP)
-        for prefix in PREFIXES:
-            # W&B drops rows whose step goes backwards, and late checkpoints do: so we bring our own axis.
-            run.define_metric(f"{prefix}/*", step_metric=STEP, summary="max" if prefix in HIGHER_IS_BETTER else None)
-        return run
-
-    def alert_once(self, run: "wandb.Run", key: str, words: tuple[str, str] | None) -> None:
-        """Have W&B tell the user (title, text) of the Report with id `key`, which is noted first: a kill may cost an alert, and
-        never repeats one."""
-        path = self._plan.state_dir / "alerts" / f"{self._plan.run_id(self._training_run)}.json"
-        try:
-            before = list(json.loads(path.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
-            before = []
-        if words is not None and key not in before:
-            write_atomically(path, json.dumps([*before, key]))
-            run.alert(title=words[0], text=words[1])
-
-    def read_back(self, run: "wandb.Run", *, complete: bool) -> set[str]:
-        """Ids of the Reports whose rows the server has.
-
-        The readable history lags behind what was sent. With `complete`, Outage is raised until it holds every row that the
-        run had when it was opened; nobody else writes here, so the last of these shows that all are there.
-        """
-        expected = run.starting_step if complete else 0
-        if complete and not expected:
-            return set()
-        found: set[str] = set()
-        last_step = -1
-        for row in api(self._plan.timeout_s).run(run.path).scan_history(use_cache=False):
-            last_step = max(last_step, int(row.get("_step", -1)))
-            if isinstance(row.get(REPORT), str):
-                found.add(row[REPORT])
-        if last_step < expected - 1:
-            raise Outage(f"W&B has rows up to {expected - 1} of {run.path}, but shows them up to {last_step} only so far")
-        return found
-
-    def summarize(self, run: "wandb.Run", history: Sequence[Report], prefix: str) -> None:
-        """Have the best values of `history`, whose keys begin with `prefix`, stand in the run's summary.
-
-        The SDK's own (`summary="max"`) are those of the rows of this process, which are never revised.
-        """
-        run.summary.update({key: {"max": value} for key, value in best_values(history, prefix).items()})
-
-    def finish(self, run: "wandb.Run") -> None:
-        """Wait for the upload."""
-        run.finish()
-
-    def _num_starts(self) -> int:
-        """Offline folders that came before this one. Each counts its rows from 0, and of two rows with one number the server
-        keeps one: so each gets numbers of its own."""
-        path = self._plan.state_dir / "offline" / f"{self._plan.run_id(self._training_run)}.json"
-        try:
-            before = int(json.loads(path.read_bytes())["starts"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            before = 0
-        write_atomically(path, json.dumps({"starts": before + 1}))
-        return before
-
-    def _init(self) -> "wandb.Run":
-        import wandb
-
-        plan = self._plan
-        return wandb.init(
-            entity=plan.entity,
-            project=plan.project,
-            mode=wandb_mode(offline=plan.offline),
-            dir=plan.folder,
-            id=plan.run_id(self._training_run),
-            resume=None if plan.offline else "allow",
-            name=f"{self._training_run} {plan.dataset} {plan.sampler}",
-            group=plan.group or self._group or self._training_run,
-            job_type="validate",
-            tags=[tag[:MAX_TAG_CHARACTERS] for tag in (plan.dataset, plan.sampler)],
-            config=dict(plan.config),
-            reinit="create_new",
-            settings=settings(plan.timeout_s),
-        )
-
-
-def best_values(history: Sequence[Report], prefix: str) -> dict[str, float]:
-    """The highest of each value by its key."""
-    best: dict[str, float] = {}
-    for report in history:
-        for name, estimate in report.metrics.items():
-            key = f"{prefix}/{report.dataset}/{name}"
-            parts = {"": estimate.value, "/low": estimate.low, "/high": estimate.high, "/naive": estimate.naive}
-            best |= {f"{key}{end}": max(value, best.get(f"{key}{end}", value)) for end, value in parts.items()}
-    return best
 
 
 def wandb_mode(*, offline: bool) -> Literal["online", "offline"] | None:

@@ -1,9 +1,11 @@
-"""The rows, tables and lineage of the checkpoints of one training run under one spec, in one W&B run.
+"""The rows, tables and lineage of the checkpoints of one training run under one spec, in one W&B run; and how that run is
+opened, written, read back and finished.
 
 Which of the rows that were logged the server is known to have is asked now and then, for the SDK says nothing of it: after an
 answer that it takes for final (401, 403, 404) it sends no more rows, and nobody hears.
 """
 
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -11,12 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dr_validate.errors import Outage
+from dr_validate.files import write_atomically
 from dr_validate.ledger.findings import Findings
 from dr_validate.ledger.reports import refined
 from dr_validate.tracker.lineage import Lineage
 from dr_validate.tracker.on_best import alert_of
 from dr_validate.tracker.rows import (
     BASELINE,
+    HIGHER_IS_BETTER,
+    PREFIXES,
     REPORT,
     SAMPLED,
     STEP,
@@ -26,7 +31,7 @@ from dr_validate.tracker.rows import (
     revised_curves,
     row,
 )
-from dr_validate.tracker.session import Plan, RunTarget, failures
+from dr_validate.tracker.session import MAX_TAG_CHARACTERS, Plan, api, failures, open_run, require_key, settings, wandb_mode
 from dr_validate.values import Report
 
 if TYPE_CHECKING:
@@ -38,14 +43,16 @@ TABLES_EVERY = 10  # new Reports: a table is an artifact with all its rows
 CONFIRM_EVERY_S = 0.5
 CONFIRM_AFTER_S = 60.0  # the SDK sends every 15 s
 LOST_AFTER_S = 300.0
+ROWS_PER_START = 1_000_000
 
 
 class ValidationRun:
     """Opened by its first Report. What the run held before is read back first, so that nothing is logged twice and what a
     killed process had logged but not sent comes again."""
 
-    def __init__(self, plan: Plan, target: RunTarget, training_run: str) -> None:
-        self._plan, self._target, self._training_run = plan, target, training_run
+    def __init__(self, plan: Plan, training_run: str, group: str) -> None:
+        self._plan, self._training_run = plan, training_run
+        self._target = _RunTarget(plan, training_run, group)
         self._run: wandb.Run | None = None
         self._lineage: Lineage | None = None
         self._is_ready = self._is_finished = False
@@ -274,3 +281,110 @@ class Arrivals:
 
     def _missing(self) -> list[float]:
         return [when for key, when in self._logged.items() if key not in self.arrived]
+
+
+class _RunTarget:
+    """The run of one training run and spec: its id follows from both, so a restart resumes it."""
+
+    def __init__(self, plan: Plan, training_run: str, group: str) -> None:
+        self._plan, self._training_run, self._group = plan, training_run, group
+
+    def open(self) -> "wandb.Run":
+        """Start it, or resume it after a restart. Raises what the SDK does."""
+        plan = self._plan
+        if not plan.offline:
+            require_key()
+        if plan.folder is not None:
+            plan.folder.mkdir(parents=True, exist_ok=True)
+        run = open_run(self._init)
+        if plan.offline:
+            run.log({}, step=self._num_starts() * ROWS_PER_START, commit=False)  # from there on the SDK counts
+        run.define_metric(STEP)
+        for prefix in PREFIXES:
+            # W&B drops rows whose step goes backwards, and late checkpoints do: so we bring our own axis.
+            run.define_metric(f"{prefix}/*", step_metric=STEP, summary="max" if prefix in HIGHER_IS_BETTER else None)
+        return run
+
+    def alert_once(self, run: "wandb.Run", key: str, words: tuple[str, str] | None) -> None:
+        """Have W&B tell the user (title, text) of the Report with id `key`, which is noted first: a kill may cost an alert, and
+        never repeats one."""
+        path = self._plan.state_dir / "alerts" / f"{self._plan.run_id(self._training_run)}.json"
+        try:
+            before = list(json.loads(path.read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            before = []
+        if words is not None and key not in before:
+            write_atomically(path, json.dumps([*before, key]))
+            run.alert(title=words[0], text=words[1])
+
+    def read_back(self, run: "wandb.Run", *, complete: bool) -> set[str]:
+        """Ids of the Reports whose rows the server has.
+
+        The readable history lags behind what was sent. With `complete`, Outage is raised until it holds every row that the
+        run had when it was opened; nobody else writes here, so the last of these shows that all are there.
+        """
+        expected = run.starting_step if complete else 0
+        if complete and not expected:
+            return set()
+        found: set[str] = set()
+        last_step = -1
+        for logged in api(self._plan.timeout_s).run(run.path).scan_history(use_cache=False):
+            last_step = max(last_step, int(logged.get("_step", -1)))
+            if isinstance(logged.get(REPORT), str):
+                found.add(logged[REPORT])
+        if last_step < expected - 1:
+            raise Outage(f"W&B has rows up to {expected - 1} of {run.path}, but shows them up to {last_step} only so far")
+        return found
+
+    def summarize(self, run: "wandb.Run", history: Sequence[Report], prefix: str) -> None:
+        """Have the best values of `history`, whose keys begin with `prefix`, stand in the run's summary.
+
+        The SDK's own (`summary="max"`) are those of the rows of this process, which are never revised.
+        """
+        run.summary.update({key: {"max": value} for key, value in _best_values(history, prefix).items()})
+
+    def finish(self, run: "wandb.Run") -> None:
+        """Wait for the upload."""
+        run.finish()
+
+    def _num_starts(self) -> int:
+        """Offline folders that came before this one. Each counts its rows from 0, and of two rows with one number the server
+        keeps one: so each gets numbers of its own."""
+        path = self._plan.state_dir / "offline" / f"{self._plan.run_id(self._training_run)}.json"
+        try:
+            before = int(json.loads(path.read_bytes())["starts"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            before = 0
+        write_atomically(path, json.dumps({"starts": before + 1}))
+        return before
+
+    def _init(self) -> "wandb.Run":
+        import wandb
+
+        plan = self._plan
+        return wandb.init(
+            entity=plan.entity,
+            project=plan.project,
+            mode=wandb_mode(offline=plan.offline),
+            dir=plan.folder,
+            id=plan.run_id(self._training_run),
+            resume=None if plan.offline else "allow",
+            name=f"{self._training_run} {plan.dataset} {plan.sampler}",
+            group=plan.group or self._group or self._training_run,
+            job_type="validate",
+            tags=[tag[:MAX_TAG_CHARACTERS] for tag in (plan.dataset, plan.sampler)],
+            config=dict(plan.config),
+            reinit="create_new",
+            settings=settings(plan.timeout_s),
+        )
+
+
+def _best_values(history: Sequence[Report], prefix: str) -> dict[str, float]:
+    """The highest of each value by its key."""
+    best: dict[str, float] = {}
+    for report in history:
+        for name, estimate in report.metrics.items():
+            key = f"{prefix}/{report.dataset}/{name}"
+            parts = {"": estimate.value, "/low": estimate.low, "/high": estimate.high, "/naive": estimate.naive}
+            best |= {f"{key}{end}": max(value, best.get(f"{key}{end}", value)) for end, value in parts.items()}
+    return best

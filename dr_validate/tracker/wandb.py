@@ -17,18 +17,18 @@ from pydantic import Field
 from dr_validate.component import UserPath, component
 from dr_validate.errors import Outage, SetupError
 from dr_validate.files import write_atomically
-from dr_validate.ledger.findings import Find, Strategy, Sweep, find_nothing
+from dr_validate.ledger.findings import Find, Sweep, SweepRow, find_nothing
 from dr_validate.ledger.reports import of_training
-from dr_validate.tracker.rows import allowed
+from dr_validate.tracker.rows import allowed, suite_of
 from dr_validate.tracker.session import (
+    MAX_TAG_CHARACTERS,
     Plan,
-    RunTarget,
     abandon,
     api,
     failures,
     has_died,
     is_offline,
-    opened,
+    open_run,
     require_key,
     settings,
     user_name,
@@ -121,6 +121,7 @@ class WandbTracker:
             config=allowed(config, CONFIG_KEYS),
             find=find,
             collections=config.get("collections", ()),
+            **suite_of(config),
         )
         return WandbRuns(plan)
 
@@ -146,8 +147,7 @@ class WandbRuns:
         training_run, known = of_training(report, history, self._plan.training_run)
         run = self._runs.get(training_run)
         if run is None:
-            target = RunTarget(self._plan, training_run, report.checkpoint.group)
-            run = self._runs[training_run] = ValidationRun(self._plan, target, training_run)
+            run = self._runs[training_run] = ValidationRun(self._plan, training_run, report.checkpoint.group)
         try:
             run.deliver(report, known)
         except failures():
@@ -232,7 +232,7 @@ class SummaryRun:
 
     def _log_online(self) -> str:
         require_key()
-        run = opened(self._init)
+        run = open_run(self._init)
         if not self._is_there(run):
             self._log_table(run)
         run.finish()
@@ -242,7 +242,7 @@ class SummaryRun:
         """What is handed over counts as logged: another folder with the same table would double it."""
         if self._marker.is_file() and json.loads(self._marker.read_bytes())["key"] == self._sweep.key:
             return "handed over before"
-        run = opened(self._init)
+        run = open_run(self._init)
         self._log_table(run)
         run.finish()
         write_atomically(self._marker, json.dumps({"key": self._sweep.key}))
@@ -258,7 +258,7 @@ class SummaryRun:
     def _log_table(self, run: "wandb.Run") -> None:
         import wandb
 
-        columns: list[str | int] = [part.name for part in dataclasses.fields(Strategy)]
+        columns: list[str | int] = [part.name for part in dataclasses.fields(SweepRow)]
         rows = [list(dataclasses.asdict(one).values()) for one in self._sweep.strategies]
         run.log({TABLE: wandb.Table(columns=columns, data=rows, allow_mixed_types=True), KEY: self._sweep.key})
 
@@ -278,7 +278,7 @@ class SummaryRun:
             name=f"{sweep.training_run} {sweep.dataset}: {len(sweep.strategies)} strategies",
             group=self._place["group"] or sweep.group or sweep.training_run,
             job_type="validate-sweep",
-            tags=[sweep.dataset[:64]] if sweep.dataset else None,
+            tags=[sweep.dataset[:MAX_TAG_CHARACTERS]] if sweep.dataset else None,
             config={"dataset": sweep.dataset, "specs": sorted(set(sweep.specs))},
             reinit="create_new",
             settings=settings(self._timeout_s, finish_timeout_raises=True),

@@ -20,7 +20,7 @@ from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.made import settings_of
 from dr_validate.ledger.means import SuiteMean, mean_names
 from dr_validate.ledger.reports import SAME_WEIGHTS, STALE
-from dr_validate.process import TIME_IS_UP, Progress, stop_on_signals, stopped_after, until_stopped
+from dr_validate.process import TIME_IS_UP, ProgressBar, stop_on_signals, stopped_after, until_stopped
 from dr_validate.values import Checkpoint, Incomplete, Listing, Report
 from dr_validate.watcher import schedule
 from dr_validate.watcher.attempts import Attempts, Target, open_books
@@ -80,7 +80,7 @@ class _Watcher:
         self.queue = WorkQueue(run, ledger)
         self.poller = SourcePoller(run, self.queue.needs)
         self.attempts = Attempts(run, ledger, worker, self.poller, now)
-        self.progress = Progress()
+        self.progress = ProgressBar()
         self.stall = StallLimit(run.watch.stall_timeout_s, worker.activity)
         self._has_spec = False
         self._noted = -1  # changes of the poller that have been taken note of

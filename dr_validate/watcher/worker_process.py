@@ -23,12 +23,14 @@ log = logging.getLogger(__name__)
 TICK_S = 0.2
 GRACE_S = 15.0  # an interrupted worker answers between two batches; one that does not is stuck and is killed
 CLOSE_S = 5.0
-Tick = Callable[[Mapping[str, Any] | None], None]
-"""Called several times a second while the worker is waited for, with its progress or None; may raise an Interrupted."""
 LOOK_EVERY_S = 5.0
 MAX_STEP_S = 30.0  # of one look: while this process was stopped itself, it saw nothing
 BUSY_SHARE = 0.02  # of the limit, in seconds of processors: what a process that only waits does not come to
 BUSY_BYTES = 1 << 20  # read or written within the limit: more than tries to reach a server come to
+Tick = Callable[[Mapping[str, Any] | None], None]
+"""Called several times a second while the worker is waited for, with its progress or None; may raise an Interrupted."""
+Job = tuple[str, int, bool]
+"""What is ranked: digest of a checkpoint, number of the collection, whether on the full corpus."""
 Activity = tuple[float, int]
 """Seconds of processors, and bytes read and written, since processes began."""
 
@@ -39,10 +41,6 @@ class WorkerFailure(RuntimeError):
 
 class DiskFull(OSError):
     """The worker ran out of disk space, or files, or a quota: `errno` says of what."""
-
-
-Job = tuple[str, int, bool]
-"""What is ranked: digest of a checkpoint, number of the collection, whether on the full corpus."""
 
 
 class WorkerClient:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dr_validate.cli.status import outcome_table
-from dr_validate.process import OneLine, Progress, Stream, new_console, printable, say_error
+from dr_validate.process import OneLine, ProgressBar, Stream, new_console, printable, say_error
 from dr_validate.values import Estimate
 from tests.factories import valued_report as report
 
@@ -150,7 +150,7 @@ def test_nothing_in_a_name_steers_the_terminal_from_a_progress_bar(monkeypatch: 
     monkeypatch.setattr("sys.stderr", Terminal())
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "300")
-    shown = Progress()
+    shown = ProgressBar()
     shown.begin(HOSTILE)
     shown.show({"phase": HOSTILE, "done": 1, "total": 2})
     shown.end()

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from dr_validate.errors import ConfigError
-from dr_validate.integrations.publish import Snapshots, check_room
+from dr_validate.integrations.publish import Snapshots, check_room_for_snapshots
 from dr_validate.integrations.transformers import AsyncValidation
 from tests.integrations.tiny import STATED, Hold, learner, same_weights, saved_steps, told
 from tests.processes import wait_for
@@ -84,7 +84,7 @@ def test_a_full_disk_costs_a_snapshot_and_one_line_and_the_next_one_is_taken(
 
 def test_too_little_room_is_refused_before_the_training_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"snapshot_folder: .* bytes free, and 3 snapshots .* --shm-size"):
-        check_room(2**60, tmp_path)
+        check_room_for_snapshots(2**60, tmp_path)
 
 
 @pytest.mark.usefixtures("warm_watcher")

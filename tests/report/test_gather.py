@@ -70,7 +70,7 @@ def test_one_collection_under_two_lists_of_metrics_has_two_titles(training: Trai
 def test_a_spec_without_reports_is_shown_as_nothing_yet(training: Training) -> None:
     training.strategy()
     section = training.section()
-    assert (section.strategies, section.metric, section.judge) == ((), None, None)
+    assert (section.strategies, section.metric, section.deciding) == ((), None, None)
 
 
 def test_metrics_keep_their_order(training: Training) -> None:

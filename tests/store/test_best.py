@@ -11,7 +11,7 @@ import pytest
 from dr_validate.cli.doctor import check_start
 from dr_validate.errors import SetupError
 from dr_validate.ledger.reports import report_to_json
-from dr_validate.store import checkpoints
+from dr_validate.store.best import REPORT, keep_alone
 from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.values import Checkpoint
 from tests.factories import built, report
@@ -35,7 +35,7 @@ def told(folder: Path) -> tuple[int, bytes]:
     """Step of the Report and weights that FOLDER/best leads to."""
     place = folder / "best"
     assert place.is_symlink()
-    return json.loads((place / checkpoints.REPORT).read_text())["checkpoint"]["step"], (place / "part" / "weights").read_bytes()
+    return json.loads((place / REPORT).read_text())["checkpoint"]["step"], (place / "part" / "weights").read_bytes()
 
 
 def names(folder: Path) -> list[str]:
@@ -70,7 +70,7 @@ def test_what_is_not_of_this_training_is_left_alone(tmp_path: Path) -> None:
     keep(tmp_path, folder, 200)
     assert told(folder)[0] == 200
     assert (folder / "checkpoint-100-v3" / "mine").read_text() == "by hand"
-    steps = [json.loads(path.read_text())["checkpoint"]["step"] for path in folder.glob(f"*-v3*/{checkpoints.REPORT}")]
+    steps = [json.loads(path.read_text())["checkpoint"]["step"] for path in folder.glob(f"*-v3*/{REPORT}")]
     assert sorted(steps) == [100, 200, 500]
 
 
@@ -83,7 +83,7 @@ def test_a_checkpoint_whose_name_another_one_has_gets_its_own_weights(tmp_path: 
         (copy / "weights").write_text(digest)
         made = report_to_json(report(100))
         made["checkpoint"]["digest"] = digest
-        checkpoints.keep_alone(copy, "best", made, digests, folder)  # as a trainer may call it
+        keep_alone(copy, "best", made, digests, folder)  # as a trainer may call it
         assert (folder / "best" / "weights").read_text() == digest
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dr_validate.store.checkpoints import CheckpointStore
-from dr_validate.store.embeddings import Claims, KeptVectors
+from dr_validate.store.embeddings import KeptVectors, RangeLocks
 from dr_validate.store.vector_file import VectorFile
 from dr_validate.values import Float32, Int64, Side
 from tests.processes import LIMIT_S, wait_for
@@ -276,7 +276,7 @@ def test_processes_side_by_side_encode_nothing_twice_nor_what_a_killed_one_had_k
 
 
 def test_a_claim_excludes_others_and_is_waited_for(tmp_path: Path) -> None:
-    here, there = Claims(tmp_path / "claims"), Claims(tmp_path / "claims")
+    here, there = RangeLocks(tmp_path / "claims"), RangeLocks(tmp_path / "claims")
     assert here.take(np.array([1, 2, 5000])).tolist() == [True, True, True]
     assert here.take(np.array([3, 4])).tolist() == [True, True]  # in the range of the first
     assert there.take(np.array([1, 3000, 5000])).tolist() == [False, True, False]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dr_validate.process import Progress
+from dr_validate.process import ProgressBar
 from tests.small_run import NUM_DOCUMENTS, Unhurried, checkpoint_of, open_pipeline, write_collection
 
 
@@ -15,7 +15,7 @@ def test_long_work_is_heard_of_before_its_first_documents(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr("dr_validate.process.time.monotonic", lambda: now[0])
-    shown = Progress()
+    shown = ProgressBar()
     with caplog.at_level(logging.INFO):
         shown.show(None)  # nothing has begun
         shown.begin("checkpoint-50")

@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from dr_validate.errors import Outage, SetupError
+from dr_validate.errors import WANDB_LOG_IN, Outage, SetupError
 from dr_validate.files import check_interrupt
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ VIEWER = "query Viewer { viewer { entity } }"
 CONNECT_TIMEOUT_S = 4.0
 CHUNK_BYTES = 1 << 16
 MAX_ANSWER_BYTES = 64 << 20
-LOG_IN = "run `wandb login`, or set WANDB_API_KEY (and WANDB_BASE_URL for a server of your own)"
 
 
 class WandbApi:
@@ -81,7 +80,7 @@ class WandbApi:
                 session = _connect()
                 viewer = self._data(session, VIEWER, {}).get("viewer")
                 if viewer is None:  # that is how some servers say 401
-                    raise SetupError(f"W&B at {session.server} rejects the key; {LOG_IN}")
+                    raise SetupError(f"W&B at {session.server} rejects the key; {WANDB_LOG_IN}")
                 self._default_entity = str(viewer.get("entity") or "")
                 self._session = session
             return self._session
@@ -99,7 +98,7 @@ class WandbApi:
             answer = self._asked(session, query, variables, end)
         if said := first_error(answer):
             if NO_LONGER_LOGGED_IN.search(said):
-                raise SetupError(f"W&B at {session.server}: {said}; check source.entity and source.project, or {LOG_IN}")
+                raise SetupError(f"W&B at {session.server}: {said}; check source.entity and source.project, or {WANDB_LOG_IN}")
             raise Outage(f"W&B at {session.server} cannot be reached: {said}")
         data = answer.get("data")
         return data if isinstance(data, dict) else {}
@@ -129,9 +128,9 @@ def find_key() -> tuple[Any, Any]:
             host=settings.base_url, source="dr_validate", no_offline=True, prompt=False, update_session=False
         )
     except (wandb.Error, ValueError) as error:  # its text may hold the key
-        raise SetupError(f"the key for W&B at {_server()} is not of a form that keys have; {LOG_IN}") from error
+        raise SetupError(f"the key for W&B at {_server()} is not of a form that keys have; {WANDB_LOG_IN}") from error
     if auth is None:
-        raise SetupError(f"there is no key for W&B at {_server()}; {LOG_IN}")
+        raise SetupError(f"there is no key for W&B at {_server()}; {WANDB_LOG_IN}")
     return settings, auth
 
 
@@ -219,10 +218,10 @@ class GraphQL:
     def _problem(self, answer: "requests.Response", said: str) -> SetupError | Outage:
         status = answer.status_code
         if status == 401:
-            return SetupError(f"W&B at {self.server} rejects the key; {LOG_IN}")
+            return SetupError(f"W&B at {self.server} rejects the key; {WANDB_LOG_IN}")
         if status == 403:
             return SetupError(
-                f"W&B at {self.server} lets this key not in ({said}); use a key that may read the project: {LOG_IN}"
+                f"W&B at {self.server} lets this key not in ({said}); use a key that may read the project: {WANDB_LOG_IN}"
             )
         if (wait := retry_after_s(answer.headers)) > 0:
             return Outage(f"W&B at {self.server} asks to wait {wait:.0f} s (HTTP {status}: {said})", wait)

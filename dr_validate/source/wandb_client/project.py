@@ -27,6 +27,10 @@ from dr_validate.source.wandb_client.versions import (
     version_of,
 )
 
+COMMITTED = "COMMITTED"
+ASKED_AT_ONCE = 8  # questions about versions not seen before, a thread each
+MANIFEST_TRIES = 4
+T = TypeVar("T")
 _NODE = """
     node { id state createdAt metadata versionIndex artifactType { name } artifactSequence { name }
            tags { name } aliases { alias artifactCollection { name } } }
@@ -84,10 +88,6 @@ query PinnedVersion($entity: String!, $project: String!, $collection: String!, $
     artifactMembership(aliasName: $alias) { artifact { id state } } } }
 }
 """
-COMMITTED = "COMMITTED"
-T = TypeVar("T")
-WORKERS = 8  # questions at a time about versions not seen before
-MANIFEST_TRIES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +153,7 @@ class Project:
             "set source.entity and source.project (or WANDB_ENTITY and WANDB_PROJECT) as they stand in the project's URL"
         )
 
-    def origin(self, opaque_id: str) -> "Origin":
+    def origin(self, opaque_id: str) -> Origin:
         """Raises CheckpointDeleted where the version was deleted."""
         artifact = self.api.ask(_VERSION, {"id": opaque_id}).get("artifact") or {}
         manifest, run = artifact.get("currentManifest"), artifact.get("createdBy") or {}
@@ -203,7 +203,7 @@ class Project:
         return (data.get("project") or {}).get("artifactCollection") or {}
 
 
-def run_names(api: WandbApi) -> Callable[[tuple[str, str, str]], tuple[str, str]]:
+def _run_names(api: WandbApi) -> Callable[[tuple[str, str, str]], tuple[str, str]]:
     """A function from (entity, project, id) of a run to its id and its group or name, each run asked for once."""
     known: dict[tuple[str, str, str], tuple[str, str]] = {}
     lock = threading.Lock()
@@ -235,14 +235,12 @@ class Connection:
     def __init__(self, *, timeout_s: float, api_timeout_s: float) -> None:
         self.api = WandbApi(api_timeout_s)
         self.refused: dict[str, str] = {}  # by opaque id: what a version did while it was listed, which is not asked for again
-        self.put_off: dict[
-            str, tuple[str, float]
-        ] = {}  # by opaque id: why a manifest did not come, when to ask again (monotonic)
+        self.put_off: dict[str, tuple[str, float]] = {}  # likewise: why a manifest did not come, when to ask again (monotonic)
         self._times_gone: dict[str, int] = {}
         self._downloads = Downloads(timeout_s)
         self._manifests = Downloads(min(timeout_s, api_timeout_s), total_s=timeout_s)
         self._remembered = Remembered()
-        self._names_of_run = run_names(self.api)
+        self._names_of_run = _run_names(self.api)
 
     def note_gone(self, uri: str) -> None:
         """The files of a version were not there."""
@@ -252,13 +250,13 @@ class Connection:
         """Whether to list it no more, though W&B does. Once is not enough: a fetch ahead of its turn is reported to nobody."""
         return self._times_gone.get(uri, 0) > 1
 
-    def each(self, look: Callable[[Version], T], versions: Iterable[Version]) -> "list[T]":
+    def each(self, look: Callable[[Version], T], versions: Iterable[Version]) -> list[T]:
         """Answers of `look`, several at a time. Raises what it raises first, and looks at no more then.
 
         Not by an executor: the end of the process waits for its threads, whatever server they wait for.
         """
         answers: dict[int, T] = {}
-        errors: list[BaseException] = []  # a dead server is asked no more than WORKERS times
+        errors: list[BaseException] = []  # a dead server is asked no more than ASKED_AT_ONCE times
         lock, left = threading.Lock(), enumerate(versions)
 
         def work() -> None:
@@ -272,7 +270,7 @@ class Connection:
                 except BaseException as error:
                     errors.append(error)
 
-        contexts = [contextvars.copy_context() for _ in range(WORKERS)]
+        contexts = [contextvars.copy_context() for _ in range(ASKED_AT_ONCE)]
         threads = [threading.Thread(target=context.run, args=(work,), name="versions", daemon=True) for context in contexts]
         for thread in threads:
             thread.start()
@@ -294,7 +292,7 @@ class Connection:
             self._remembered.put(folder, version, facts)
         return facts
 
-    def manifest(self, project: Project, opaque_id: str) -> "Manifest":
+    def manifest(self, project: Project, opaque_id: str) -> Manifest:
         """Where a version comes from and what is in it. Raises CheckpointDeleted, Outage."""
         origin = project.origin(opaque_id)
         unused = [origin.manifest_url]

@@ -278,7 +278,7 @@ def _module_folders(names: Collection[str]) -> list[str]:
 
 
 def _what_is_missing(found: Collection[str], every: Collection[str]) -> str | None:
-    """As source/complete.py says it of a folder, as far as names can tell."""
+    """As `completeness.what_is_missing` says it of a folder, as far as names can tell."""
     towers = [tower for tower in TOWER_FOLDERS if any(name.startswith(f"{tower}/") for name in found)]
     if towers:
         if "query_model" not in towers or len(towers) < 2:
