@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.process import die_with_parent
+from tests.processes import children
 
 COMMAND = ["-m", "dr_validate"]
 LIBRARIES = [
@@ -105,6 +106,12 @@ def popen(command: Sequence[str], *, cold: bool = False, **options: Any) -> "sub
     if forker is None or not _like(options.get("env") or os.environ, _environment()):
         return subprocess.Popen(command, text=True, **options)
     return Forked(forker, command, text=True, **options)
+
+
+def workers(watcher: "subprocess.Popen[str]") -> set[int]:
+    """Pids of the workers of a watcher; those of a warm one are below the process that forks them."""
+    below = children(watcher.pid)
+    return set().union(*map(children, below)) if isinstance(watcher, Forked) else below
 
 
 def _environment() -> dict[str, str]:
