@@ -55,7 +55,7 @@ PARTS = [
 ]
 # First letters of variables that are read when Python starts, or when something is imported.
 AT_IMPORT = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "OPENBLAS_", "MKL_", "ATEN_", "ONEDNN_", "TORCH", "CUDA", "NUMBA_", "HF_")
-SET_LATER = {"HF_HUB_OFFLINE", "OPENBLAS_NUM_THREADS", "PYTHONWARNINGS", "TORCHINDUCTOR_CACHE_DIR"}
+SET_LATER = {"HF_HUB_OFFLINE", "HF_TOKEN", "OPENBLAS_NUM_THREADS", "PYTHONWARNINGS", "TORCHINDUCTOR_CACHE_DIR"}
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 1 << 20  # bytes of a request
 _directories: list[Any] = []  # temporary ones that were made when something was imported
