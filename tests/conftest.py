@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import factories
+from tests import factories, warm
 from tests.factories import CommandLine
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
@@ -38,6 +38,9 @@ _fast: list[str] = []  # what runs now, if it belongs to the fast tier
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    starts_others = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
+    if starts_others and config.option.markexpr != "not slow":
+        warm.share()
     sys.addaudithook(_keep_out)
 
 
