@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.process import die_with_parent
-from tests.processes import LIMIT_S, children
+from tests.processes import LIMIT_S, children, is_alive
 
 COMMAND = ["-m", "dr_validate"]
 LIBRARIES = [
@@ -132,9 +132,10 @@ def run(command: Sequence[str], **options: Any) -> "subprocess.CompletedProcess[
 
 
 def workers(watcher: "subprocess.Popen[str]") -> set[int]:
-    """Pids of the workers of a watcher; those of a warm one are below the process that forks them."""
+    """Pids of the workers of a watcher that it might take for alive; those of a warm one are below the process that forks them,
+    until that has told it of their end."""
     below = children(watcher.pid)
-    return set().union(*map(children, below)) if isinstance(watcher, Forked) else below
+    return set().union(*map(children, below)) if isinstance(watcher, Forked) else set(filter(is_alive, below))
 
 
 def _environment() -> dict[str, str]:
@@ -230,7 +231,8 @@ def serve(
     answers: dict[int, socket.socket] = {}
     sources = [owner, *([listener] if listener else [])]
     while True:
-        ready = select.select([*sources, awake], [], [])[0]
+        waited: list[Any] = [*sources, awake]
+        ready = select.select(waited, [], [])[0]
         if awake in ready:
             os.read(awake, 512)
         _tell_ends(answers)

@@ -271,7 +271,7 @@ def test_the_worker_dies_with_its_watcher(dr_validate: Any, arguments: list[str]
 def test_a_worker_whose_watcher_was_killed_before_it_said_a_word_ends_without_one() -> None:
     command = [sys.executable, "-m", "dr_validate.worker.main"]
     with warm.popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        assert process.communicate(timeout=LIMIT_S) == ("", None)
+        assert process.communicate(timeout=LIMIT_S)[0] == ""
     assert process.returncode == 0
 
 

@@ -17,7 +17,7 @@ from transformers import EarlyStoppingCallback
 from dr_validate.integrations.transformers import AsyncValidation
 from tests.factories import write_collection
 from tests.integrations.tiny import STATED, Hold, learner, loaded, offline, same_weights, saved_steps, told
-from tests.processes import LIMIT_S, wait_for
+from tests.processes import LIMIT_S, is_alive, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -145,13 +145,6 @@ trainer.add_callback(Hold(before))
 validation = AsyncValidation([*STATED, f"dataset.path={collection}"], backpressure="all").attach(trainer)
 trainer.train()
 """
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def replay(values: dict[int, float], times: int) -> int:
