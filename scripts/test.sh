@@ -7,9 +7,9 @@ cd "$(dirname "$0")/.."
 make_environment cpu,dev
 stay_in_checkout
 bash scripts/check.sh
-# Three tests at a time, one thread each: most start processes of their own, and wait for them.
+# Four modules at a time, in the order of tests/conftest.py, one thread each: most start processes of their own, and wait for them.
 run_tests() {
-  OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 3 --dist worksteal --basetemp .venv/tmp/pytest "$@"
+  OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --basetemp .venv/tmp/pytest "$@"
 }
 if [ $# -gt 0 ]; then
   run_tests "$@"
