@@ -28,7 +28,7 @@ SLOW_FOLDERS = ("command", "encoder", "engine", "index", "integrations", "scenar
 SLOW_MODULES = ("cli/test_doctor.py",)
 SLOW_PATHS = [TESTS / name for name in (*SLOW_FOLDERS, *SLOW_MODULES)]
 SLOW_FIXTURES = {"dr_validate", "sdk", "write_checkpoint", "minilm", "server", "logged", "open_pipeline", "small_disk"}
-SLOW_NAMES = {"subprocess", "multiprocessing", "torch", "transformers", "wandb"}
+SLOW_NAMES = {"subprocess", "multiprocessing", "torch", "transformers", "wandb", "warm"}
 KEPT_OUT = {"torch", "wandb"}
 # Modules that take longest, the longest first: whole modules are handed out in this order, so that all processes end together.
 LONGEST = (

@@ -18,6 +18,7 @@ from dr_validate.store.claims import Claims
 from dr_validate.store.kept import KeptVectors
 from dr_validate.store.vector_file import VectorFile
 from dr_validate.values import Float32, Int64, Side
+from tests import warm
 from tests.processes import LIMIT_S, wait_for
 
 pytestmark = pytest.mark.slow  # vectors come as torch's tensors
@@ -182,7 +183,7 @@ with opened(root) as vectors:
 
 def start(root: Path, log: Path, seed: int, *more: str, script: str = PROCESS) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", script, str(root), str(log), str(seed), *more]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = warm.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert line_of(process) == "ready"
     return process
 
