@@ -81,6 +81,7 @@ class Forked(subprocess.Popen[str]):
             "folder": str(given["cwd"] or Path.cwd()),
             "environment": dict(os.environ if given["env"] is None else given["env"]),
             "new_session": given["start_new_session"],
+            "group": given["process_group"],
         }
         self._answers, theirs = socket.socketpair()
         with theirs:
@@ -157,16 +158,21 @@ def _warns(environment: Mapping[str, str]) -> str:
 @functools.cache
 def _forker() -> socket.socket | None:
     """The connection to the process that forks for this one; None where that has threads, which no fork has."""
-    if FORKER not in os.environ:
-        share()
+    share()
     ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.connect(os.environ[FORKER])
     atexit.register(ours.close)
     return ours if ours.recv(1) == b"1" else None
 
 
-def share() -> None:
-    """Start the process that forks for this one and for all below it, and ends with it."""
+def share() -> dict[str, str]:
+    """Have a process that forks for this one and for all below it, and ends with it; returns the variable that names it."""
+    if FORKER not in os.environ and not os.environ.get("DR_VALIDATE_COLD"):
+        _start_forker()
+    return {name: value for name, value in os.environ.items() if name == FORKER}
+
+
+def _start_forker() -> None:
     folder = tempfile.mkdtemp(prefix="dr-forker-", dir="/tmp")  # a longer path may be too long for a socket
     os.environ[FORKER] = f"{folder}/requests"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -275,6 +281,8 @@ def _run(request: Mapping[str, Any], streams: Sequence[int]) -> None:
         os.close(stream)
     if request["new_session"]:
         os.setsid()
+    elif request["group"] != -1:
+        os.setpgid(0, request["group"])
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
