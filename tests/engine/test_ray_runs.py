@@ -106,8 +106,6 @@ def test_a_kill_of_a_worker_or_of_an_idle_driver_costs_no_attempt_and_nobody_out
     source.mkdir()
     for number in (1, 2, 3):
         write_checkpoint(tmp_path / "ready" / f"checkpoint-{number}", seed=number, step=number)
-    # How long Ray's agents try to tell a server of an end that was its end, too; by default for a minute.
-    dr_validate.environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "1"
     process = dr_validate.start(
         *(f"source.path={source}", "dataset=suite", f"dataset.members.wide={wide_collection}", "tracker=none", "index=torch"),
         *(f"dataset.members.small={collection}", "engine=ray", "engine.workers=1", "device=cpu", "watch.poll_s=0.05"),
@@ -134,6 +132,7 @@ def test_a_kill_of_a_worker_or_of_an_idle_driver_costs_no_attempt_and_nobody_out
         assert len(everyone) > 3
         process.kill()
         _, err = process.communicate(timeout=LIMIT_S)
+        # For a minute Ray's own agents try to tell a server of the end that was its end, too.
         wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in everyone), between_s=0.5)
     finally:
         process.kill()
