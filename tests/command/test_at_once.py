@@ -5,13 +5,12 @@ import functools
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.factories import write_checkpoint
-from tests.processes import LIMIT_S, children, wait_for
+from tests.processes import LIMIT_S, children, is_alive, wait_for
 from tests.small_run import blur, write_collection
 from tests.warm import workers
 
@@ -131,8 +130,8 @@ def naive(reports: Any, sampler: str) -> dict[int, float]:
     return values
 
 
-def is_gone(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists()
+def all_ended(processes: set[int]) -> bool:
+    return not any(map(is_alive, processes))
 
 
 def test_a_watcher_that_is_stopped_or_killed_leaves_nothing_behind_and_goes_on(
@@ -144,8 +143,7 @@ def test_a_watcher_that_is_stopped_or_killed_leaves_nothing_behind_and_goes_on(
         everyone = children(process.pid) | workers(process)
         process.send_signal(number)
         process.communicate(timeout=LIMIT_S)
-        for pid in everyone:
-            wait_for(functools.partial(is_gone, pid))
+        wait_for(functools.partial(all_ended, everyone))
     last = dr_validate(*arguments, "watch.at_once=2")
     assert last.returncode == 0, last.stderr
     for sampler in ("random", "full"):

@@ -20,7 +20,7 @@ from dr_validate.errors import SetupError
 from dr_validate.values import Checkpoint, Incomplete, Listing
 from dr_validate.watcher.loop import exit_code_of
 from tests import warm
-from tests.processes import LIMIT_S, wait_for
+from tests.processes import LIMIT_S, is_alive, wait_for
 
 WriteCheckpoint = Callable[..., Path]
 
@@ -265,7 +265,7 @@ def test_the_worker_dies_with_its_watcher(dr_validate: Any, arguments: list[str]
     wait_for(lambda: bool(dr_validate.reports()))
     (worker,) = warm.workers(process)
     kill(process)
-    wait_for(lambda: not Path(f"/proc/{worker}").exists())
+    wait_for(lambda: not is_alive(worker))
 
 
 def test_a_worker_whose_watcher_was_killed_before_it_said_a_word_ends_without_one() -> None:
