@@ -7,13 +7,13 @@ cd "$(dirname "$0")/.."
 make_environment cpu,dev
 stay_in_checkout
 bash scripts/check.sh
-# Three tests at a time, one thread each: most start processes of their own, and wait for them.
+# Whole modules at a time, in the order of tests/conftest.py, one thread each.
 run_tests() {
-  OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 3 --dist worksteal --basetemp .venv/tmp/pytest "$@"
+  OMP_NUM_THREADS=1 .venv/bin/python -m pytest --dist loadfile --no-loadscope-reorder --basetemp .venv/tmp/pytest "$@"
 }
 if [ $# -gt 0 ]; then
-  run_tests "$@"
+  run_tests -n 3 --dist worksteal "$@"
 else
-  run_tests -m "not slow"  # the fast tier by itself: only there nothing else has imported torch before it
-  run_tests -m slow
+  run_tests -n 2 -m "not slow"  # the fast tier by itself: only there nothing else has imported torch before it
+  run_tests -n 4 -m slow  # most start processes of their own, and wait for them
 fi

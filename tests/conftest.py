@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import factories
+from tests import factories, warm
 from tests.factories import CommandLine
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
@@ -28,8 +28,21 @@ SLOW_FOLDERS = ("command", "encoder", "engine", "index", "integrations", "scenar
 SLOW_MODULES = ("cli/test_doctor.py",)
 SLOW_PATHS = [TESTS / name for name in (*SLOW_FOLDERS, *SLOW_MODULES)]
 SLOW_FIXTURES = {"dr_validate", "sdk", "write_checkpoint", "minilm", "server", "logged", "open_pipeline", "small_disk"}
-SLOW_NAMES = {"subprocess", "multiprocessing", "torch", "transformers", "wandb"}
+SLOW_NAMES = {"subprocess", "multiprocessing", "torch", "transformers", "wandb", "warm"}
 KEPT_OUT = {"torch", "wandb"}
+# Modules that take longest, the longest first: whole modules are handed out in this order, so that all processes end together.
+LONGEST = (
+    *("engine/test_ray_runs.py", "tracker/test_wandb_online.py", "cli/test_sweep.py", "engine/test_ray.py"),
+    *("command/test_watch.py", "integrations/test_transformers.py", "scripts/test_slurm.py", "scripts/test_gpu_check.py"),
+    *("source/test_wandb_source.py", "scenario/test_faults.py", "command/test_parity.py", "scenario/test_kills.py"),
+    *("engine/test_idle_baseline.py", "command/test_at_once.py", "tracker/test_dashboard.py", "wandb_server/test_server.py"),
+    *("scripts/test_ray_speed.py", "scripts/test_device_busy.py", "command/test_zoo.py", "test_conf.py", "cli/test_output.py"),
+    *("command/test_suite.py", "store/test_embeddings.py", "estimator/test_estimate.py", "store/test_best.py"),
+    *("scenario/test_piles.py", "integrations/test_sentence_transformers.py", "index/test_exact.py", "dataset/test_pydoc.py"),
+    *("engine/test_one_encode.py", "encoder/test_minilm.py", "command/test_wheel.py", "scripts/test_fidelity_study.py"),
+)
+PLACES = {TESTS / name: place for place, name in enumerate(LONGEST)}
+assert all(path.exists() for path in PLACES), "a module is named in LONGEST that is not there"
 STARTS_OF_PROCESSES = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
 # The same examples each time, and no judgement on how long they take: a machine may be busy.
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -38,6 +51,9 @@ _fast: list[str] = []  # what runs now, if it belongs to the fast tier
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    starts_others = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
+    if starts_others and config.option.markexpr != "not slow":
+        warm.share()
     sys.addaudithook(_keep_out)
 
 
@@ -56,8 +72,7 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is marked by hand may take minutes and begins first, so that the two processes end together."""
-    items.sort(key=lambda item: "slow" not in item.keywords)
+    items.sort(key=lambda item: PLACES.get(item.path, len(PLACES)))
     for item in items:
         if _is_slow(item):
             item.add_marker("slow")

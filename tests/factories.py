@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 from dr_validate.config import STAGES, Run, build, conf_dir
 from dr_validate.values import Checkpoint, Estimate, Report, Status
 from tests import warm
-from tests.processes import LIMIT_S
 
 WORDS = ["compiler", "socket", "thread", "matrix", "parser", "decimal"]
 WORDS += ["queue", "archive", "locale", "signal", "buffer", "iterator"]
@@ -92,12 +91,7 @@ class CommandLine:
         return warm.popen(command, cold=cold, cwd=self.folder, env=self.environment, **pipes)
 
     def __call__(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        with self.start(*arguments) as process:
-            try:
-                out, err = process.communicate(timeout=LIMIT_S)
-            finally:
-                process.kill()
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        return warm.run([sys.executable, "-m", "dr_validate", *arguments], cwd=self.folder, env=self.environment)
 
     def reports(self, state_dir: str = ".dr_validate") -> list[Mapping[str, Any]]:
         """Of the whole lines: the last one may be half written now."""

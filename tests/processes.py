@@ -24,3 +24,13 @@ def children(pid: int) -> set[int]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             found.update(map(int, (task / "children").read_text().split()))
     return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether any of its threads has not ended yet."""
+    states = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+    return any(state != "Z" for state in states)

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.process import die_with_parent
+from tests.processes import LIMIT_S, children, is_alive
 
 COMMAND = ["-m", "dr_validate"]
 LIBRARIES = [
@@ -54,11 +55,14 @@ PARTS = [
 ]
 # First letters of variables that are read when Python starts, or when something is imported.
 AT_IMPORT = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "OPENBLAS_", "MKL_", "ATEN_", "ONEDNN_", "TORCH", "CUDA", "NUMBA_", "HF_")
-SET_LATER = {"HF_HUB_OFFLINE", "OPENBLAS_NUM_THREADS", "PYTHONWARNINGS", "TORCHINDUCTOR_CACHE_DIR"}
+SET_LATER = {"HF_HUB_OFFLINE", "HF_TOKEN", "OPENBLAS_NUM_THREADS", "PYTHONWARNINGS", "TORCHINDUCTOR_CACHE_DIR"}
+FORKER = "DR_VALIDATE_FORKER"  # names the socket of the process that forks
+BELOW = "DR_VALIDATE_WARM_BELOW"  # set where what a warm process starts is warm, too
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 1 << 20  # bytes of a request
 _directories: list[Any] = []  # temporary ones that were made when something was imported
 NUMBER = struct.Struct("i")
+Popen = subprocess.Popen
 
 
 class Forked(subprocess.Popen[str]):
@@ -77,6 +81,7 @@ class Forked(subprocess.Popen[str]):
             "folder": str(given["cwd"] or Path.cwd()),
             "environment": dict(os.environ if given["env"] is None else given["env"]),
             "new_session": given["start_new_session"],
+            "group": given["process_group"],
         }
         self._answers, theirs = socket.socketpair()
         with theirs:
@@ -98,13 +103,40 @@ class Forked(subprocess.Popen[str]):
         return self.pid, NUMBER.unpack(status)[0] if status else signal.SIGKILL  # of the forker, which what it forked dies with
 
 
-def popen(command: Sequence[str], *, cold: bool = False, **options: Any) -> "subprocess.Popen[str]":
-    """`command` of this Python with `options` of subprocess.Popen, warm where that makes no difference."""
+class Below(subprocess.Popen[str]):
+    """In place of subprocess.Popen in a process that says BELOW: what is Python starts warm."""
+
+    def __new__(cls, args: Sequence[str], **options: Any) -> Any:
+        return popen(args, **options) if list(args)[0] == sys.executable else Popen(args, **options)
+
+
+def popen(command: Sequence[str], *, cold: bool = False, below: bool = False, **options: Any) -> "subprocess.Popen[str]":
+    """`command` of this Python with `options` of subprocess.Popen, warm where that makes no difference; with `below` what it
+    starts itself, too."""
     assert command[0] == sys.executable
     forker = None if cold or os.environ.get("DR_VALIDATE_COLD") else _forker()
-    if forker is None or not _like(options.get("env") or os.environ, _environment()):
-        return subprocess.Popen(command, text=True, **options)
-    return Forked(forker, command, text=True, **options)
+    environment = options.get("env") or os.environ
+    options |= {"text": True}
+    if forker is None or not _like(environment, _environment()):
+        return Popen(command, **options)
+    return Forked(forker, command, **{**options, **({"env": {**environment, BELOW: "1"}} if below else {})})
+
+
+def run(command: Sequence[str], **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Wait for `popen(command, ...)`; what it wrote comes back."""
+    with popen(command, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}) as process:
+        try:
+            out, err = process.communicate(timeout=LIMIT_S)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def workers(watcher: "subprocess.Popen[str]") -> set[int]:
+    """Pids of the workers of a watcher that it might take for alive; those of a warm one are below the process that forks them,
+    until that has told it of their end."""
+    below = children(watcher.pid)
+    return set().union(*map(children, below)) if isinstance(watcher, Forked) else set(filter(is_alive, below))
 
 
 def _environment() -> dict[str, str]:
@@ -125,18 +157,38 @@ def _warns(environment: Mapping[str, str]) -> str:
 
 @functools.cache
 def _forker() -> socket.socket | None:
-    """The connection to the process that forks for this one, and ends with it; None where it has threads, which no fork has."""
+    """The connection to the process that forks for this one; None where that has threads, which no fork has."""
+    share()
+    ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.connect(os.environ[FORKER])
+    atexit.register(ours.close)
+    return ours if ours.recv(1) == b"1" else None
+
+
+def share() -> dict[str, str]:
+    """Have a process that forks for this one and for all below it, and ends with it; returns the variable that names it."""
+    if FORKER not in os.environ and not os.environ.get("DR_VALIDATE_COLD"):
+        _start_forker()
+    return {name: value for name, value in os.environ.items() if name == FORKER}
+
+
+def _start_forker() -> None:
+    folder = tempfile.mkdtemp(prefix="dr-forker-", dir="/tmp")  # a longer path may be too long for a socket
+    os.environ[FORKER] = f"{folder}/requests"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        command = [sys.executable, "-m", "tests.warm", str(theirs.fileno())]
-        process = subprocess.Popen(command, cwd=ROOT, env=_environment(), pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+    with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(os.environ[FORKER])
+        listener.listen()
+        fds = [theirs.fileno(), listener.fileno()]
+        command = [sys.executable, "-m", "tests.warm", *map(str, fds)]
+        process = subprocess.Popen(command, cwd=ROOT, env=_environment(), pass_fds=fds, stdin=subprocess.DEVNULL)
 
     def end() -> None:
         ours.close()
         process.wait()
+        shutil.rmtree(folder)
 
     atexit.register(end)
-    return ours if ours.recv(1) == b"1" else None
 
 
 def main() -> None:
@@ -149,9 +201,9 @@ def main() -> None:
     _directories[:] = [each for each in gc.get_objects() if isinstance(each, tempfile.TemporaryDirectory)]
     gc.freeze()
     alone = threading.active_count() == 1 and len(list(Path("/proc/self/task").iterdir())) == 1
-    with socket.socket(fileno=int(sys.argv[1])) as requests:
-        requests.send(b"1" if alone else b"0")
-        request = serve(requests)
+    owner, listener = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+    with owner, listener:
+        request = serve(owner, listener, b"1" if alone else b"0")
     if request:
         code: Any = 0
         try:
@@ -172,34 +224,47 @@ def _end(code: int) -> None:
     os._exit(code & 0xFF)
 
 
-def serve(requests: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """Fork for each request; returns it, and its streams, in the fork, and None at the end of the requests."""
+def serve(
+    owner: socket.socket, listener: socket.socket | None = None, greeting: bytes = b""
+) -> tuple[dict[str, Any], list[int]] | None:
+    """Fork for each request of the owner, and of those who connect; returns it, and its streams, in the fork, and None when the
+    owner has ended."""
     awake, wake = os.pipe()
     for end in (awake, wake):
         os.set_blocking(end, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     answers: dict[int, socket.socket] = {}
+    sources = [owner, *([listener] if listener else [])]
     while True:
-        ready = select.select([requests.fileno(), awake], [], [])[0]
+        waited: list[Any] = [*sources, awake]
+        ready = select.select(waited, [], [])[0]
         if awake in ready:
             os.read(awake, 512)
         _tell_ends(answers)
-        if requests.fileno() not in ready:
-            continue
-        message, fds, _, _ = socket.recv_fds(requests, LARGEST, 4)
-        if not message:
-            return None
-        if (pid := os.fork()) == 0:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for end in (requests.detach(), awake, wake, *(one.detach() for one in answers.values()), fds[3]):
-                os.close(end)
-            return json.loads(message), fds[:3]
-        answers[pid] = socket.socket(fileno=fds[3])
-        answers[pid].send(NUMBER.pack(pid))
-        for stream in fds[:3]:
-            os.close(stream)
+        for source in [source for source in sources if source in ready]:
+            if source is listener:
+                sources.append(source.accept()[0])
+                sources[-1].send(greeting)
+                continue
+            message, fds, _, _ = socket.recv_fds(source, LARGEST, 4)
+            if not message:
+                if source is owner:
+                    return None
+                sources.remove(source)
+                source.close()
+            elif (pid := os.fork()) == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for end in (awake, wake, *(one.detach() for one in (*sources, *answers.values())), fds[3]):
+                    os.close(end)
+                return json.loads(message), fds[:3]
+            else:
+                answers[pid] = socket.socket(fileno=fds[3])
+                with contextlib.suppress(OSError):  # who asked may have been killed
+                    answers[pid].send(NUMBER.pack(pid))
+                for stream in fds[:3]:
+                    os.close(stream)
 
 
 def _tell_ends(answers: dict[int, socket.socket]) -> None:
@@ -216,6 +281,8 @@ def _run(request: Mapping[str, Any], streams: Sequence[int]) -> None:
         os.close(stream)
     if request["new_session"]:
         os.setsid()
+    elif request["group"] != -1:
+        os.setpgid(0, request["group"])
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -226,6 +293,8 @@ def _run(request: Mapping[str, Any], streams: Sequence[int]) -> None:
         directory._finalizer = weakref.finalize(directory, shutil.rmtree, directory.name, True)
     if _warns(os.environ) == "default":
         warnings.simplefilter("default")
+    if os.environ.get(BELOW):
+        vars(subprocess)["Popen"] = importlib.import_module("tests.warm").Below
     _, *command = request["args"]
     if command[:2] == COMMAND and (worker := _fork_workers()) is not None:
         _run(*worker)

@@ -201,7 +201,7 @@ class _Watcher:
         if waiting := self._waiting():
             self._validate(*waiting[0])
         elif any(self.poller.is_imminent(c) for c, _ in self._left()):
-            self.poller.wait(self.poller.changes, STOP_FILE_EVERY_S)
+            self.poller.wait(self._noted, STOP_FILE_EVERY_S)
         elif baseline := self._next_baseline():
             self._run_baseline(*baseline)
         elif self._is_over():
@@ -212,9 +212,11 @@ class _Watcher:
 
     def _take_note(self) -> None:
         """Report what will not be validated, going by what the poller has found since the last time."""
-        if self.poller.changes == self._noted or not self.poller.polls:
+        if self.poller.changes == self._noted:
             return
         self._noted, listing = self.poller.changes, self.poller.listing
+        if not self.poller.polls:
+            return
         self.attempts.refuse_another_training(listing, *self.targets)
         self._seen |= {checkpoint.digest: checkpoint for checkpoint in listing.checkpoints}
         for part in schedule.given_up(listing, finite=self.run.watch.mode == "once"):
@@ -362,7 +364,7 @@ class _Watcher:
         """Until the poller has news, a failed attempt may be repeated, or the end is asked for."""
         due = min([*self._not_before.values(), *self._baseline_not_before.values()], default=float("inf"))
         is_idle = not self.poller.is_out_of_reach and not self._left()
-        changes = self.poller.changes
+        changes = self._noted  # what came since then has not been looked at
         if self._doing != (waiting := "waiting for checkpoints" if is_idle else "waiting for the source"):
             self._note(waiting)
         self._wait_for(lambda: self.poller.changes != changes or time.monotonic() > due or (is_idle and self._is_told_to_end()))

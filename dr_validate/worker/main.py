@@ -35,7 +35,9 @@ log = logging.getLogger(__name__)
 def main() -> None:
     live_and_die_with_parent()
     channel = _Channel(os.fdopen(private_stdout(), "w", encoding="utf-8"))
-    config = json.loads(sys.stdin.readline())
+    if not (line := sys.stdin.readline()):  # the watcher was killed before it had said what this is for
+        return
+    config = json.loads(line)
     set_up_logging()
     requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
     control = _WorkerControl(channel)

@@ -5,14 +5,14 @@ import functools
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.factories import write_checkpoint
-from tests.processes import LIMIT_S, children, wait_for
+from tests.processes import LIMIT_S, children, is_alive, wait_for
 from tests.small_run import blur, write_collection
+from tests.warm import workers
 
 pytestmark = pytest.mark.slow
 STEPS = (100, 200, 300, 400)
@@ -90,11 +90,10 @@ def doing(run: Any) -> str:
 @contextlib.contextmanager
 def begun(run: Any, arguments: list[str]) -> Iterator[Any]:
     """A watcher with two workers, whose first has been held between two slices until the second had ranked what comes next."""
-    # Cold, so that the watcher's children are its workers and nobody else.
-    process = run.start(*arguments, "watch.at_once=2", "engine.slice_documents=8", "engine.save_every_s=0", cold=True)
+    process = run.start(*arguments, "watch.at_once=2", "engine.slice_documents=32", "engine.save_every_s=0")
     try:
         wait_for(lambda: any((run.folder / ".dr_validate").glob("progress/*.npz")))
-        with held(min(children(process.pid))):
+        with held(min(workers(process))):
             wait_for(lambda: "ranked ahead: checkpoint-" in doing(run))
         yield process
     finally:
@@ -117,7 +116,7 @@ def test_a_process_that_is_killed_ahead_costs_nothing(
     dr_validate: Any, arguments: list[str], expected: list[dict[str, Any]]
 ) -> None:
     with begun(dr_validate, arguments) as process:
-        os.kill(max(children(process.pid)), signal.SIGKILL)
+        os.kill(max(workers(process)), signal.SIGKILL)
         _, err = process.communicate(timeout=LIMIT_S)
         assert process.returncode == 0, err
     assert told(dr_validate) == expected
@@ -131,8 +130,8 @@ def naive(reports: Any, sampler: str) -> dict[int, float]:
     return values
 
 
-def is_gone(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists()
+def all_ended(processes: set[int]) -> bool:
+    return not any(map(is_alive, processes))
 
 
 def test_a_watcher_that_is_stopped_or_killed_leaves_nothing_behind_and_goes_on(
@@ -141,11 +140,10 @@ def test_a_watcher_that_is_stopped_or_killed_leaves_nothing_behind_and_goes_on(
     for number in (signal.SIGTERM, signal.SIGKILL):
         process = dr_validate.start(*arguments, "watch.at_once=2")
         wait_for(lambda: "ahead: " in doing(dr_validate))
-        workers = children(process.pid)
+        everyone = children(process.pid) | workers(process)
         process.send_signal(number)
         process.communicate(timeout=LIMIT_S)
-        for pid in workers:
-            wait_for(functools.partial(is_gone, pid))
+        wait_for(functools.partial(all_ended, everyone))
     last = dr_validate(*arguments, "watch.at_once=2")
     assert last.returncode == 0, last.stderr
     for sampler in ("random", "full"):

@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from dr_validate.cli.run import SETUP_IS_WRONG
 from dr_validate.errors import SetupError
 from dr_validate.values import Checkpoint, Incomplete, Listing
 from dr_validate.watcher.loop import exit_code_of
-from tests.processes import LIMIT_S, children, wait_for
+from tests import warm
+from tests.processes import LIMIT_S, is_alive, wait_for
 
 WriteCheckpoint = Callable[..., Path]
 
@@ -259,25 +261,24 @@ def test_a_multirun_of_samplers_shares_one_state_dir(dr_validate: Any, arguments
 
 
 def test_the_worker_dies_with_its_watcher(dr_validate: Any, arguments: list[str]) -> None:
-    process = dr_validate.start(*arguments, "watch.mode=follow", cold=True)  # a fork keeps the command line of its parent
+    process = dr_validate.start(*arguments, "watch.mode=follow")
     wait_for(lambda: bool(dr_validate.reports()))
-    workers = [pid for pid in children(process.pid) if "dr_validate.worker.main" in command_of(pid)]
-    assert workers
+    (worker,) = warm.workers(process)
     kill(process)
-    wait_for(lambda: not any("dr_validate.worker.main" in command_of(pid) for pid in workers))
+    wait_for(lambda: not is_alive(worker))
 
 
-def command_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
+def test_a_worker_whose_watcher_was_killed_before_it_said_a_word_ends_without_one() -> None:
+    command = [sys.executable, "-m", "dr_validate.worker.main"]
+    with warm.popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.communicate(timeout=LIMIT_S)[0] == ""
+    assert process.returncode == 0
 
 
 def test_a_worker_that_is_killed_costs_one_attempt(dr_validate: Any, arguments: list[str]) -> None:
     with following(dr_validate, [*arguments, "watch.mode=follow", "watch.poll_s=0.3", "block_documents=1"]) as process:
         wait_for(lambda: len(dr_validate.reports()) >= 1)
-        for worker in children(process.pid):
+        for worker in warm.workers(process):
             os.kill(worker, signal.SIGKILL)
         wait_for(lambda: len(dr_validate.reports()) == 5)
     reports = dr_validate.reports()

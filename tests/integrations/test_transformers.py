@@ -15,9 +15,10 @@ import torch
 from transformers import EarlyStoppingCallback
 
 from dr_validate.integrations.transformers import AsyncValidation
+from tests import warm
 from tests.factories import write_collection
 from tests.integrations.tiny import STATED, Hold, learner, loaded, offline, same_weights, saved_steps, told
-from tests.processes import LIMIT_S, wait_for
+from tests.processes import LIMIT_S, is_alive, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,7 +104,7 @@ def test_killed_watchers_and_a_killed_trainer_lose_nothing_and_the_best_is_right
     bert[0].save_pretrained(str(tmp_path / "start"))
     bert[1].save_pretrained(str(tmp_path / "start"))
     command = [sys.executable, "-c", KILLED, str(tmp_path / "start"), str(harder), str(out)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with warm.popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         watchers = [int(line.split()[1]) for line in process.stdout if line.startswith("watcher ")]
         process.kill()  # which has waited for it since step 45
@@ -145,13 +146,6 @@ trainer.add_callback(Hold(before))
 validation = AsyncValidation([*STATED, f"dataset.path={collection}"], backpressure="all").attach(trainer)
 trainer.train()
 """
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def replay(values: dict[int, float], times: int) -> int:

@@ -21,6 +21,7 @@ from dr_validate.errors import SetupError, Stopped
 from dr_validate.ledger.ledger import Attempt, Ledger
 from dr_validate.process import until_stopped
 from dr_validate.values import Status
+from tests import warm
 from tests.factories import AT, checkpoint, report
 from tests.processes import LIMIT_S, wait_for
 
@@ -31,10 +32,8 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
         yield opened
 
 
-def run_python(code: str, *arguments: object, **options: object) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    # mypy cannot tell which overload open options choose.
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload, no-any-return]
+def run_python(code: str, *arguments: object, **options: Any) -> "subprocess.Popen[str]":
+    return warm.popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, **options)
 
 
 def test_a_ledger_is_made_by_opening_it_and_not_by_its_constructor(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from scripts.research.study.encoded import Stored, in_folder
 from scripts.research.study.ranking import Rankings
 from scripts.research.study.run import study
 from scripts.research.study.summary import intervals, levels
+from tests import warm
 from tests.factories import CommandLine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +67,7 @@ def test_a_folder_of_vectors_becomes_tables_whatever_fits_into_memory(vectors: P
         "--jobs",
         "2",
     ]
-    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = warm.run(script, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     text = done.stdout
     assert (tmp_path / "tables.md").read_text() == text

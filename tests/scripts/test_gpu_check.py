@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "gpu_check.py"
 pytestmark = pytest.mark.slow
 
 
 def said(*steps: str) -> list[dict[str, object]]:
     command = [sys.executable, str(SCRIPT), "--device", "cpu", "--tiny", "--steps", *steps]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    done = warm.run(command, below=True, stderr=None)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, lines
     return lines

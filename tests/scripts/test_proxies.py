@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from dr_validate.errors import SetupError
 from dr_validate.values import Float64
 from scripts.research.proxies import parse, proxies, written
+from tests import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_DOCUMENTS, NUM_QUERIES, DIM, DEPTH = 600, 12, 16, 5
@@ -81,7 +81,7 @@ def test_the_command_writes_one_table_and_one_picture(vectors: Path, tmp_path: P
         "scripts/research/proxies.py",
         *options(vectors, "--figure", str(picture), "--fractions", "0.01,0.3"),
     ]
-    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = warm.run(script, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
     found = rows(done.stdout)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests import warm
 from tests.factories import CommandLine, composed
 from tests.processes import wait_for
 
@@ -26,17 +27,25 @@ COMMANDS = {
     "srun": '#!/usr/bin/env bash\nwhile [[ "$1" == --* ]]; do shift; done\nexec "$@"\n',
     "scontrol": "#!/usr/bin/env bash\necho n1; echo n2; echo n3\n",
     "ray": '#!/usr/bin/env bash\nprintf "%s\\n" "$@" "token ${#RAY_AUTH_TOKEN}" > "$CLUSTER/given"\n',
-    "python": f'#!/usr/bin/env bash\nexec {sys.executable} "$@"\n',
 }
+# The command starts warm, in the process group of its job, which is killed as a whole.
+PYTHON = f"""#!{sys.executable}
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from tests import warm
+command = warm.popen([sys.executable, *sys.argv[1:]], process_group=os.getpgrp())
+signal.signal(signal.SIGTERM, lambda *_: command.terminate())
+sys.exit(command.wait())
+"""
 
 
 class Cluster:
-    """Runs one job at a time, in a session of its own, as `sbatch` would; what a job submits is in `submitted`."""
+    """Runs one job at a time, in a process group of its own, as `sbatch` would; what a job submits is in `submitted`."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
         folder.mkdir()
-        for name, script in COMMANDS.items():
+        for name, script in {**COMMANDS, "python": PYTHON}.items():
             (folder / name).write_text(script)
             (folder / name).chmod(0o755)
         path = f"{folder}:{environment['PATH']}"
@@ -45,7 +54,7 @@ class Cluster:
     def start(self, script: str, *arguments: str, left_s: float, cwd: Path, **more: str) -> "subprocess.Popen[bytes]":
         job = {"SLURM_JOB_ID": "77", "SLURM_JOB_END_TIME": str(int(time.time() + left_s)), **more}
         command = ["bash", str(ROOT / "scripts" / "slurm" / script), *arguments]
-        options: dict[str, Any] = {"stderr": subprocess.STDOUT, "start_new_session": True}
+        options: dict[str, Any] = {"stderr": subprocess.STDOUT, "process_group": 0}
         with (self.folder / "log").open("a") as log:
             return subprocess.Popen(command, cwd=cwd, env={**self._environment, **job}, stdout=log, **options)
 
@@ -61,7 +70,7 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path: Path, dr_validate: CommandLine) -> Iterator[Cluster]:
-    yield Cluster(tmp_path / "cluster", dr_validate.environment)
+    yield Cluster(tmp_path / "cluster", {**dr_validate.environment, **warm.share()})
 
 
 def kill_all(job: "subprocess.Popen[bytes]") -> None:

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from dr_validate.ledger.reports import report_to_json
 from dr_validate.store.best import REPORT, keep_alone
 from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.values import Checkpoint
+from tests import warm
 from tests.factories import built, report
-from tests.processes import LIMIT_S
 
 DIGESTS = {report(step).checkpoint.digest for step in (100, 200, 300)}
 
@@ -110,7 +109,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_best_and_the_next_one_clears_up(tmp
         root, folder = tmp_path / str(moment), tmp_path / str(moment) / "kept"
         keep(root, folder, 100)
         command = [sys.executable, "-c", KILLED, str(moment), "200", str(root), str(Path(__file__).parent)]
-        code = subprocess.run(command, timeout=LIMIT_S, check=False, cwd=Path(__file__).parents[2]).returncode
+        code = warm.run(command, cwd=Path(__file__).parents[2]).returncode
         step, weights = told(folder)
         assert step in (100, 200) and weights == f"sha256:{step:04x}".encode()
         keep(root, folder, 200)

@@ -17,6 +17,7 @@ import pytest
 from dr_validate.errors import CheckpointError, Outage
 from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.values import Checkpoint
+from tests import warm
 
 MIB = 2**20
 
@@ -56,7 +57,7 @@ def stay():
     print("ready", flush=True)
     time.sleep(600)
 """
-    process = subprocess.Popen([sys.executable, "-c", head + code], stdout=subprocess.PIPE, text=True)
+    process = warm.popen([sys.executable, "-c", head + code], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     yield process

@@ -17,6 +17,7 @@ from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.store.embeddings import KeptVectors, RangeLocks
 from dr_validate.store.vector_file import VectorFile
 from dr_validate.values import Float32, Int64, Side
+from tests import warm
 from tests.processes import LIMIT_S, wait_for
 
 pytestmark = pytest.mark.slow  # vectors come as torch's tensors
@@ -181,7 +182,7 @@ with opened(root) as vectors:
 
 def start(root: Path, log: Path, seed: int, *more: str, script: str = PROCESS) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", script, str(root), str(log), str(seed), *more]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = warm.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert line_of(process) == "ready"
     return process
 

@@ -11,6 +11,7 @@ import pytest
 from dr_validate.ledger.reports import report_from_json, report_to_json
 from dr_validate.tracker.jsonl import JsonlTracker
 from dr_validate.values import Report
+from tests import warm
 from tests.factories import told as report
 from tests.processes import LIMIT_S
 
@@ -86,7 +87,7 @@ for step in range(30):
     JsonlTracker(path=Path(sys.argv[1])).deliver(report(step, spec=sys.argv[2]), [])
     JsonlTracker(path=Path(sys.argv[1])).deliver(report(step, spec="both"), [])
 """
-    both = [subprocess.Popen([sys.executable, "-c", code, str(path), spec]) for spec in ("s1", "s2")]
+    both = [warm.popen([sys.executable, "-c", code, str(path), spec]) for spec in ("s1", "s2")]
     assert [process.wait(LIMIT_S) for process in both] == [0, 0]
     found = [(one.spec, one.checkpoint.step) for one in lines(path)]
     assert len(found) == len(set(found)) == 90

@@ -378,6 +378,33 @@ def test_a_result_waits_for_a_locked_ledger_and_a_stop_does_not(
     assert told(tmp_path) == [("checkpoint-100", "done")]
 
 
+def test_a_copy_that_comes_between_two_looks_at_what_there_is_waits_for_no_poll(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, is_imminent, may_come = run_of(tmp_path, [100], poll_s=LIMIT_S), SourcePoller.is_imminent, threading.Event()
+    fetch = run.source.fetch
+    answers: list[bool] = []
+
+    def late(wanted: Checkpoint, into: Path) -> None:
+        may_come.wait(LIMIT_S)
+        fetch(wanted, into)
+
+    def asked(poller: SourcePoller, wanted: Checkpoint) -> bool:
+        """The copy comes after the first answer, that it will be here in a moment."""
+        if answers == [True]:
+            changes = poller.changes
+            may_come.set()
+            wait_for(lambda: poller.changes > changes)
+        answers.append(is_imminent(poller, wanted))
+        return answers[-1]
+
+    monkeypatch.setattr(run.source, "fetch", late)
+    monkeypatch.setattr(SourcePoller, "is_imminent", asked)
+    assert watch_with(monkeypatch, run, lambda wanted, tick: None) == 0
+    assert told(tmp_path) == [("checkpoint-100", "done")]
+    assert answers[:2] == [True, False]
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EBUSY, errno.EAGAIN], ids=errno.errorcode.get)
 def test_a_disk_that_is_full_or_busy_is_waited_for_and_costs_no_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
