@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib
 
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.reports import refined
+from dr_validate.ledger.reports import revised
 
 METRIC = "mrr@10"
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +36,7 @@ def draw_curve(path: Path) -> None:
         specs = ledger.specs()
         full = [report for spec, told in specs.items() if told["baseline"] for report in ledger.reports(spec, ["done"])]
         sampled = [report for spec, told in specs.items() if not told["baseline"] for report in ledger.reports(spec, ["done"])]
-    sampled = refined(sampled, full)
+    sampled = revised(sampled, full)
     steps = [report.checkpoint.step for report in sampled]
     estimates = [report.metrics[METRIC] for report in sampled]
     figure, axes = pyplot.subplots(figsize=(7.2, 3.4), dpi=160)

@@ -35,7 +35,7 @@ def reports(state_dir: str | Path = ".dr_validate") -> Any:
         rows = [
             line
             for spec, described in ledger.specs().items()
-            for report in ledger.refined(spec)
+            for report in ledger.revised(spec)
             for line in _lines(report, is_full=described.get("full_spec", spec) == spec)
         ]
     table = pandas.DataFrame(rows, columns=COLUMNS)

@@ -57,9 +57,9 @@ def show_outcome(run: Run, outcome: Outcome) -> None:
     metric = run.settings.metrics[0]
     with Ledger(state_dir / "ledger.db") as ledger:
         as_reported, full = ledger.reports(outcome.target.spec), ledger.reports(outcome.target.full_spec)
-        sampled = ledger.refined(outcome.target.spec)
+        sampled = ledger.revised(outcome.target.spec)
         members = ledger.specs().get(outcome.target.spec, {}).get("members", {})
-        collections = {name: ledger.refined(spec) for name, spec in members.items()}
+        collections = {name: ledger.revised(spec) for name, spec in members.items()}
     console = new_console()
     console.print(outcome_table(sampled, full, metric))
     if collections:

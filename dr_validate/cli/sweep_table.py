@@ -208,7 +208,7 @@ def _full_reports(jobs: Sequence[JobRecord], runs: Mapping[int, Run]) -> Mapping
 def _reports(run: Run, spec: str) -> list[Report]:
     """By ascending step; of a checkpoint that was skipped first and validated later the later Report counts."""
     with Ledger(run.settings.state_dir / "ledger.db") as ledger:
-        by_time = sorted(ledger.refined(spec), key=lambda report: report.at)
+        by_time = sorted(ledger.revised(spec), key=lambda report: report.at)
     latest = {(report.checkpoint.training_run, report.checkpoint.label): report for report in by_time}
     return sorted(latest.values(), key=lambda r: (r.checkpoint.step, r.checkpoint.name))
 

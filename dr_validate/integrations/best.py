@@ -48,13 +48,13 @@ class BestSoFar:
             if other != mine:
                 shutil.rmtree(other, ignore_errors=True)
 
-    def final(self, refined: Callable[[], Sequence[Report]], identities: Iterable[Identity]) -> tuple[int, float] | None:
+    def final(self, revised: Callable[[], Sequence[Report]], identities: Iterable[Identity]) -> tuple[int, float] | None:
         """Step and value of the best by all that is known now, of those that are on disk: a sampled value may have moved."""
         if self._report is None:
             return None
         if self._min_confidence is None:
             here = {one.digest: one.step for one in identities if place_of(self._out, one.step) is not None}
-            if found := best_of(refined(), here, self._metric):
+            if found := best_of(revised(), here, self._metric):
                 return found
         return self.step, float(self._report.metrics[self._metric].value)
 

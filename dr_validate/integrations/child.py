@@ -169,12 +169,12 @@ class WatcherChild:
             self._process.wait()
         self._process = None
 
-    def refined(self) -> list[Report]:
+    def revised(self) -> list[Report]:
         """All Reports, as far as is known now: what later checkpoints say of a sample changes values of earlier ones."""
         if self.spec is None:
             return []
         with Ledger(self.state_dir / "ledger.db", read_only=True) as ledger:
-            return ledger.refined(self.spec)
+            return ledger.revised(self.spec)
 
     def _read(self) -> None:
         while not self._closing.wait(POLL_S):

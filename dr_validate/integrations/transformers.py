@@ -279,7 +279,7 @@ class AsyncValidation(transformers.TrainerCallback):
             log.warning("validation: no result of steps %s within exit_timeout_s; the ledger keeps what is done", steps)
         best = None
         if self._best is not None and self._child is not None:  # rank 0
-            best = self._best.final(self._child.refined, self._announced.identities.values())
+            best = self._best.final(self._child.revised, self._announced.identities.values())
         best = self._shared(args, best)
         if best is not None:
             self._credit(args, state, *best)

@@ -29,7 +29,7 @@ from dr_validate.ledger.database import (
     open_read_only,
     state_of,
 )
-from dr_validate.ledger.reports import refined, report_from_json, report_to_json
+from dr_validate.ledger.reports import report_from_json, report_to_json, revised
 from dr_validate.values import Checkpoint, Report, Status
 
 ALL: tuple[Status, ...] = get_args(Status)
@@ -209,14 +209,14 @@ class Ledger:
                 found[str(row["spec"])] = dict(json.loads(row["description"]).items())
         return found
 
-    def refined(self, spec: str) -> list[Report]:
+    def revised(self, spec: str) -> list[Report]:
         """`reports`, with the values that later Reports and full-corpus baselines give to earlier ones."""
         full_spec = str(self.specs().get(spec, {}).get("full_spec", spec))
-        return refined(self.reports(spec), self.reports(full_spec) if full_spec != spec else ())
+        return revised(self.reports(spec), self.reports(full_spec) if full_spec != spec else ())
 
     def states(self, spec: str) -> list[State]:
         """Where each checkpoint stands, by ascending training step."""
-        done = {report.checkpoint.digest: report.metrics for report in self.refined(spec) if report.status == "done"}
+        done = {report.checkpoint.digest: report.metrics for report in self.revised(spec) if report.status == "done"}
         rows = self._rows("SELECT * FROM states WHERE spec = ? ORDER BY step, name", spec)
         return [state_of(row, done.get(row["digest"], {})) for row in rows]
 

@@ -70,7 +70,7 @@ class SuiteMean:
         return sorted(made, key=lambda report: (report.checkpoint.step, report.checkpoint.name))
 
     def _by_digest(self, spec: str) -> dict[str, Report]:
-        return {one.checkpoint.digest: one for one in self._ledger.refined(spec) if one.status != "skipped"}
+        return {one.checkpoint.digest: one for one in self._ledger.revised(spec) if one.status != "skipped"}
 
     def _made(self, digest: str, of: Mapping[str, Sequence[Report]], *, full: bool) -> Report:
         reports = of[digest]

@@ -24,7 +24,7 @@ class Retrieved:
 
 
 def read_query_values(state_dir: Path, report: Report, metric: str) -> dict[str, float]:
-    """What `results.write_query_values` wrote for a Report, moved with the value of a Report that is `refined`.
+    """What `results.write_query_values` wrote for a Report, moved with the value of a Report that is `revised`.
 
     Empty where there is none. Raises OSError for a file that cannot be read.
     """

@@ -189,7 +189,7 @@ def lag_s(report: Report) -> float | None:
         return None
 
 
-def refined(reports: Sequence[Report], baselines: Sequence[Report] = ()) -> list[Report]:
+def revised(reports: Sequence[Report], baselines: Sequence[Report] = ()) -> list[Report]:
     """The same, with the values that the latest Report, or the latest full-corpus baseline, gives to those before it: it has
     seen more checkpoints, and perhaps more baselines. Values that came apart by what was known then would not compare."""
     known = {_key(report): report for report in reports if report.metrics}

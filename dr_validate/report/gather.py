@@ -142,7 +142,7 @@ def gather(ledger: Ledger, only: str = "") -> list[Section]:
     found = []
     for full_spec in dict.fromkeys(full for full in full_specs.values() if only in ("", full)):
         specs = [spec for spec in described if full_specs[spec] == full_spec]
-        contents = {spec: (_latest(ledger.refined(spec)), ledger.states(spec)) for spec in specs}
+        contents = {spec: (_latest(ledger.revised(spec)), ledger.states(spec)) for spec in specs}
         found += _sections(full_spec, {spec: described[spec] for spec in specs}, contents)
     return _named_apart(found)
 

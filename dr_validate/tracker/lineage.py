@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dr_validate.ledger.reports import refined, report_to_json
+from dr_validate.ledger.reports import report_to_json, revised
 from dr_validate.tracker.rows import report_id
 from dr_validate.tracker.session import Plan, api, failures
 from dr_validate.values import ARTIFACT_SCHEME, Report
@@ -137,5 +137,5 @@ def _artifact(name: str, kind: str, about: Mapping[str, Any], *, content: Mappin
 
 def best_of(history: Sequence[Report], metric: str) -> Report | None:
     """The highest value of the versions that W&B holds, as the latest Report sees them; of equal ones, the earliest."""
-    ours = [other for other in refined(history) if metric in other.metrics and other.checkpoint.uri.startswith(ARTIFACT_SCHEME)]
+    ours = [other for other in revised(history) if metric in other.metrics and other.checkpoint.uri.startswith(ARTIFACT_SCHEME)]
     return max(ours, key=lambda other: (other.metrics[metric].value, -other.checkpoint.step), default=None)

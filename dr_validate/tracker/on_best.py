@@ -12,7 +12,7 @@ from pathlib import Path
 from dr_validate.component import component
 from dr_validate.errors import CheckpointDeleted
 from dr_validate.ledger.per_query import paired_difference
-from dr_validate.ledger.reports import refined, report_to_json
+from dr_validate.ledger.reports import report_to_json, revised
 from dr_validate.process import how_it_ended
 from dr_validate.tracker.local import LocalRun
 from dr_validate.values import Z_95, Report
@@ -83,7 +83,7 @@ class KeepBest(ForBest):
 
 def is_best(report: Report, history: Sequence[Report]) -> bool:
     """Whether it has the highest first metric of all that are done, as the latest Report sees them; a tie is none."""
-    known = {one.checkpoint.digest: one for one in refined(history) if one.status == "done"}
+    known = {one.checkpoint.digest: one for one in revised(history) if one.status == "done"}
     mine = known.get(report.checkpoint.digest)
     if report.status != "done" or mine is None:
         return False
@@ -96,7 +96,7 @@ def alert_of(report: Report, history: Sequence[Report], state_dir: Path) -> tupl
     with 95% confidence, by queries in pairs; else None."""
     if report.status != "done":
         return None
-    known = [one for one in refined(history) if one.status == "done"]
+    known = [one for one in revised(history) if one.status == "done"]
     metric, estimate = next(iter(report.metrics.items()))
     which = f"{report.checkpoint.label} (step {report.checkpoint.step:,}): {report.dataset} {metric} {estimate.value:.4f}"
     if is_best(report, history):

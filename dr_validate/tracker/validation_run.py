@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from dr_validate.errors import Outage
 from dr_validate.files import write_atomically
 from dr_validate.ledger.findings import Findings
-from dr_validate.ledger.reports import refined
+from dr_validate.ledger.reports import revised
 from dr_validate.tracker.lineage import Lineage
 from dr_validate.tracker.on_best import alert_of
 from dr_validate.tracker.rows import (
@@ -180,7 +180,7 @@ class ValidationRun:
     def _revised(self) -> Sequence[Report]:
         """The sampled Reports, as the latest Report or baseline sees them."""
         sampled = [one for spec, history in self._histories.items() if not self._is_baseline(spec) for one in history]
-        return refined(sorted(sampled, key=_by_step), self._baselines())
+        return revised(sorted(sampled, key=_by_step), self._baselines())
 
     def _baselines(self) -> list[Report]:
         found = [report for spec, history in self._histories.items() if self._is_baseline(spec) for report in history]

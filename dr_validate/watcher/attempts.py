@@ -13,7 +13,7 @@ from dr_validate.errors import CheckpointDeleted, CheckpointError, Interrupted, 
 from dr_validate.files import interruptible, is_disk_full, is_read_only
 from dr_validate.ledger.ledger import Attempt, Ledger
 from dr_validate.ledger.made import command_line
-from dr_validate.ledger.reports import EstimateDetails, of_training, refined
+from dr_validate.ledger.reports import EstimateDetails, of_training, revised
 from dr_validate.process import printable
 from dr_validate.values import Checkpoint, Incomplete, Listing, Report
 from dr_validate.watcher.lock import Claimed, claim
@@ -177,9 +177,9 @@ class Attempts:
         """Record a final Report, now; returns it with its agreement, which is that of its training."""
         report = dataclasses.replace(report, at=self.now())
         sampled, full = self.ledger.reports(target.sampled_spec), self.ledger.reports(target.full_spec)
-        before = refined(sampled, full)
+        before = revised(sampled, full)
         (full if target.is_baseline else sampled).append(report)
-        now = refined(sampled, full)
+        now = revised(sampled, full)
         if target.sampled_spec != target.full_spec:
             _, mine = of_training(report, now, self.run.source.training_run)
             agreement = self.run.fidelity.compare(mine, full, self.run.settings.metrics[0])

@@ -12,7 +12,7 @@ import pytest
 
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.means import SuiteMean, mean_names
-from dr_validate.ledger.reports import EstimateDetails, refined
+from dr_validate.ledger.reports import EstimateDetails, revised
 from dr_validate.values import Checkpoint, Estimate, Report
 
 METRIC = "mrr@10"
@@ -162,8 +162,8 @@ def test_what_later_reports_make_of_earlier_values_moves_the_means(ledger: Ledge
         ledger.finish(report(name, f"{name}-s", about(value, 0.05), 200, "03:17:00", estimate=told))
     (second,) = suite.due("03:18:00")
     assert [one.metrics[METRIC].value for one in (first, second)] == [0.5, 0.5]
-    assert [one.metrics[METRIC].value for one in ledger.refined(suite.names["spec"])] == [0.5625, 0.5]
-    moved = refined([first, second])[0].metrics[METRIC]
+    assert [one.metrics[METRIC].value for one in ledger.revised(suite.names["spec"])] == [0.5625, 0.5]
+    moved = revised([first, second])[0].metrics[METRIC]
     assert (moved.low, moved.high) == pytest.approx((0.5625 - 0.1 / 2**0.5, 0.5625 + 0.1 / 2**0.5))
     difference = EstimateDetails.of(second).differences["sha256:0064"]
     assert difference["value"] == pytest.approx(-0.0625) and difference["population"] == pytest.approx(
@@ -186,7 +186,7 @@ def test_a_full_mean_is_made_of_full_ones_and_says_how_the_sampled_ones_look_by_
     ledger.finish(report("b", "b-f", exactly(0.5), at="03:17:00", sampled={"b-s": {"earlier": seen}}))
     (full,) = of_full.due("03:18:00", full=not by_another_run)
     assert (full.spec, full.sampler, full.metrics[METRIC].value) == (suite.names["full_spec"], "full", 0.3125)
-    assert [one.metrics[METRIC].value for one in ledger.refined(suite.names["spec"])] == [0.375]
+    assert [one.metrics[METRIC].value for one in ledger.revised(suite.names["spec"])] == [0.375]
 
 
 def notes(name: str, value: float) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Values per query that follow the value of a refined Report."""
+"""Values per query that follow the value of a revised Report."""
 
 import dataclasses
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 
 from dr_validate.estimator.estimate import moved
 from dr_validate.ledger.per_query import read_query_values
-from dr_validate.ledger.reports import EstimateDetails, refined
+from dr_validate.ledger.reports import EstimateDetails, revised
 from dr_validate.values import Checkpoint, Estimate, Float64, Report
 
 NAIVE = np.array([1.0, 0.5, 0.5, 0.0])
@@ -54,7 +54,7 @@ def test_queries_follow_what_a_later_report_says(tmp_path: Path, now: float) -> 
     written(tmp_path, VALUE)
     first = report(1, 0.375, {})
     later = report(2, 0.4, {"sha256:1": {"mrr@10": [now, 0.2, 0.5, 0.05, 0.6]}})
-    (seen, same) = refined([first, later])
+    (seen, same) = revised([first, later])
     assert same == later
     assert (seen.metrics["mrr@10"].value, seen.metrics["mrr@10"].naive) == (now, 0.5)
     assert EstimateDetails.of(seen).population["mrr@10"] == (0.05, 0.6)
@@ -74,12 +74,12 @@ def test_the_last_report_counts_and_none_looks_ahead() -> None:
     first = report(1, 0.375, {})
     second = report(2, 0.4, {"sha256:1": {"mrr@10": [0.3, 0.2, 0.5, 0.1, 0.5]}})
     third = report(3, 0.4, {"sha256:1": {"mrr@10": [0.35, 0.2, 0.5, 0.1, 0.5]}})
-    assert refined([third, first, second])[1].metrics["mrr@10"].value == 0.35
-    assert refined([first, second])[0].metrics["mrr@10"].value == 0.3
+    assert revised([third, first, second])[1].metrics["mrr@10"].value == 0.35
+    assert revised([first, second])[0].metrics["mrr@10"].value == 0.3
     again = dataclasses.replace(first, at="2026-01-01T00:09:00+00:00")  # validated anew, after what is said of it
-    assert refined([again, second])[0] == again
+    assert revised([again, second])[0] == again
     skipped = dataclasses.replace(first, status="skipped", error="gone", metrics={})
-    assert refined([skipped, first, second])[0] == skipped
+    assert revised([skipped, first, second])[0] == skipped
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
@@ -102,14 +102,14 @@ def test_notes_of_another_form_are_no_news() -> None:
     for odd in others:
         later = report(2, 0.4, {})
         later.notes["estimate"]["earlier"] = odd
-        assert refined([first, later])[0].metrics == first.metrics
+        assert revised([first, later])[0].metrics == first.metrics
     plain = dataclasses.replace(first, notes={"estimate": None})
     later = dataclasses.replace(
         report(2, 0.4, {"sha256:1": {"mrr@10": [0.6, 0.2, 0.7, 0.1, 0.8]}}), notes=report(2, 0.4, {}).notes
     )
-    assert refined([plain, later])[0] == plain
+    assert revised([plain, later])[0] == plain
 
 
 def test_a_refined_value_is_never_above_the_sampled_one() -> None:
     later = report(2, 0.4, {"sha256:1": {"mrr@10": [0.6, 0.2, 0.7, 0.1, 0.8]}})
-    assert refined([report(1, 0.375, {}), later])[0].metrics["mrr@10"] == Estimate(value=0.5, low=0.2, high=0.5, naive=0.5)
+    assert revised([report(1, 0.375, {}), later])[0].metrics["mrr@10"] == Estimate(value=0.5, low=0.2, high=0.5, naive=0.5)

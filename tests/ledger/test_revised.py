@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.reports import refined
+from dr_validate.ledger.reports import revised
 from dr_validate.values import Report
 from tests.factories import report as made_report
 from tests.small_run import blur, open_pipeline, validated, write_collection
@@ -34,7 +34,7 @@ def test_a_baseline_tells_how_the_sampled_values_look_by_it(reports: Sequence[Re
     assert set(told) == {sampled[0].spec} != {baseline.spec}
     assert set(told[sampled[0].spec]["earlier"]) == {sampled[0].notes["estimate"]["sample"]}
     assert "sampled" not in sampled[2].notes
-    before, after = refined(sampled), refined(sampled, [baseline])
+    before, after = revised(sampled), revised(sampled, [baseline])
     own = [report.checkpoint.digest for report in sampled].index(baseline.checkpoint.digest)
     for place in {0, 1, 2} - {own}:
         assert after[place].metrics["mrr@10"].value != before[place].metrics["mrr@10"].value
@@ -53,12 +53,12 @@ def test_the_ledger_reads_them_so(reports: Sequence[Report], tmp_path: Path) -> 
         for report in reports:
             ledger.begin(report.checkpoint, report.spec, report.at)
             ledger.finish(report)
-        assert [one.metrics for one in ledger.refined(sampled[0].spec)] == [one.metrics for one in refined(sampled, [baseline])]
+        assert [one.metrics for one in ledger.revised(sampled[0].spec)] == [one.metrics for one in revised(sampled, [baseline])]
         assert [state.metrics for state in ledger.states(sampled[0].spec)] == [
-            one.metrics for one in refined(sampled, [baseline])
+            one.metrics for one in revised(sampled, [baseline])
         ]
         assert [one.metrics for one in ledger.reports(sampled[0].spec)] == [one.metrics for one in sampled]
-        assert ledger.refined(baseline.spec)[0].metrics == baseline.metrics
+        assert ledger.revised(baseline.spec)[0].metrics == baseline.metrics
 
 
 def test_values_do_not_depend_on_whether_the_full_corpus_or_a_sample_was_validated_first(
@@ -74,7 +74,7 @@ def test_values_do_not_depend_on_whether_the_full_corpus_or_a_sample_was_validat
             made[overrides[0]] = [validated(pipeline, folder, step) for step, folder in enumerate(folders)]
         sampled, full = made[STRATIFIED[0]], made["sampler=full"]
         first.append([report.metrics["mrr@10"].value for report in sampled])
-        now.append([report.metrics["mrr@10"].value for report in refined(sampled, full)])
+        now.append([report.metrics["mrr@10"].value for report in revised(sampled, full)])
     assert first[0] != pytest.approx(first[1], abs=1e-6), "nothing to revise: the case shows nothing"
     assert now[0] == pytest.approx(now[1], abs=1e-12)
 
@@ -91,5 +91,5 @@ def test_of_jobs_side_by_side_the_one_that_has_seen_the_most_tells_not_the_one_t
         for as_of, value, at in ((as_of, value, f"2026-11-21T{time}Z") for as_of, value, time in told.values())
     ]
     for order in (full, full[::-1]):
-        assert refined([mine], order)[0].metrics["mrr@10"].value == 0.1
-    assert refined([mine], full[1:]) == [mine], "its own Report has seen more"
+        assert revised([mine], order)[0].metrics["mrr@10"].value == 0.1
+    assert revised([mine], full[1:]) == [mine], "its own Report has seen more"

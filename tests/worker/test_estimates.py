@@ -11,7 +11,7 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
 from dr_validate.estimator.evidence import RankEvidence
-from dr_validate.ledger.reports import refined
+from dr_validate.ledger.reports import revised
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.values import Checkpoint, Float32, Int64, Qrels, Ranking, Report, Sample, TestSet
 from dr_validate.worker.estimates import Estimates, Outcome, load, save
@@ -249,7 +249,7 @@ def test_values_before_are_read_as_the_latest_report_sees_them(test_set: TestSet
     for number in range(4):
         reports.append(report_of(number, outcome(estimates, test_set, sample, number)))
         baselines.keep(checkpoint(number), full_ranking(test_set, number))
-    now = refined(reports)
+    now = revised(reports)
     assert now[-1] == reports[-1]
     again = report_of(0, outcome(estimates, test_set, sample, 0))  # with baselines of the three others, as in the latest
     for name in NAMES:
@@ -261,7 +261,7 @@ def test_values_before_are_read_as_the_latest_report_sees_them(test_set: TestSet
         gap = now[-1].metrics["mrr@10"].value - now[number].metrics["mrr@10"].value
         assert differences[f"sha256:{number:04}"]["value"] == pytest.approx(gap, abs=1e-6)
     other = [replace_sample(report, "another") for report in reports[:1]]
-    assert refined([*other, *reports[1:]])[0] == other[0]  # another sample: its values are not theirs
+    assert revised([*other, *reports[1:]])[0] == other[0]  # another sample: its values are not theirs
 
 
 def replace_sample(report: Report, name: str) -> Report:
