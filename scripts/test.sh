@@ -6,14 +6,21 @@ cd "$(dirname "$0")/.."
 . scripts/environment.sh
 make_environment cpu,dev
 stay_in_checkout
-bash scripts/check.sh
 # Whole modules at a time, in the order of tests/conftest.py, one thread each.
-run_tests() {
-  OMP_NUM_THREADS=1 .venv/bin/python -m pytest --dist loadfile --no-loadscope-reorder --basetemp .venv/tmp/pytest "$@"
-}
+tests=(env OMP_NUM_THREADS=1 .venv/bin/python -m pytest --dist loadfile --no-loadscope-reorder)
 if [ $# -gt 0 ]; then
-  run_tests -n 3 --dist worksteal "$@"
-else
-  run_tests -n 2 -m "not slow"  # the fast tier by itself: only there nothing else has imported torch before it
-  run_tests -n 4 -m slow  # most start processes of their own, and wait for them
+  bash scripts/check.sh
+  exec "${tests[@]}" --basetemp .venv/tmp/pytest -n 3 --dist worksteal "$@"
 fi
+"${tests[@]}" --collect-only -q > .venv/tmp/collected 2>&1 &  # compiles all tests, or else every process would
+bash scripts/check.sh
+wait
+# Both tiers at once: most slow tests start processes of their own, and wait for them. The fast tier has a process of its own, where
+# nothing else has imported torch before it; what it says comes at the end.
+"${tests[@]}" --basetemp .venv/tmp/fast -n 1 -m "not slow" > .venv/tmp/fast.log 2>&1 &
+trap 'kill %% 2> /dev/null || true' EXIT
+code=0
+"${tests[@]}" --basetemp .venv/tmp/slow -n 4 -m slow || code=$?
+wait %% || code=$?
+cat .venv/tmp/fast.log
+exit $code
