@@ -16,7 +16,9 @@ from dr_validate.errors import Outage
 from dr_validate.files import (
     NO_ROOM,
     atomic_folder,
+    digest_of_name,
     locked,
+    name_of_digest,
     sha256_of_file,
     sha256_of_files,
     write_atomically,
@@ -24,7 +26,7 @@ from dr_validate.files import (
 from dr_validate.stages import Vectors
 from dr_validate.store.best import check_folder, keep_alone
 from dr_validate.store.embeddings import open_vectors
-from dr_validate.store.leased_cache import LeasedCache, folder_size, key_of
+from dr_validate.store.leased_cache import LeasedCache, folder_size
 from dr_validate.values import Checkpoint, Side
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ class CheckpointStore:
         Makes no room but on a full disk: there whatever is neither leased nor among the digests in `keep` goes, then the
         vectors. Raises what `fetch` raises, and OSError where the disk stays full.
         """
-        cache, key = _leased_cache(root), key_of(checkpoint.digest)
+        cache, key = _leased_cache(root), name_of_digest(checkpoint.digest)
         with locked(cache.lock_file(key, "fetch")):
             if cache.folder(key).is_dir() and not _record(root, key).get("files"):
                 cache.remove(key)  # damaged, or of an earlier version: nothing to compare the copy with
@@ -64,7 +66,7 @@ class CheckpointStore:
                 except OSError as error:
                     if error.errno not in NO_ROOM:
                         raise
-                    if not any([cache.evict(0, {key, *map(key_of, keep)}), _vectors_cache(root).evict(0)]):
+                    if not any([cache.evict(0, {key, *map(name_of_digest, keep)}), _vectors_cache(root).evict(0)]):
                         raise
                     log.info("disk full: removed copies and vectors that nobody uses, fetching %s again", checkpoint.name)
                     self._fetch(checkpoint, fetch, root, source)
@@ -73,11 +75,11 @@ class CheckpointStore:
 
     def has(self, digest: str, root: Path) -> bool:
         """Whether there is a copy."""
-        return _leased_cache(root).folder(key_of(digest)).is_dir()
+        return _leased_cache(root).folder(name_of_digest(digest)).is_dir()
 
     def digests(self, root: Path) -> set[str]:
         """Of all copies that there are."""
-        return {folder.name.replace("-", ":", 1) for folder in (root / "checkpoints").glob("[!.]*")}
+        return {digest_of_name(folder.name) for folder in (root / "checkpoints").glob("[!.]*")}
 
     def taken(self, source: str, root: Path) -> list[Checkpoint]:
         """Checkpoints of one source that there are copies of."""
@@ -95,7 +97,7 @@ class CheckpointStore:
         """
         cache = _leased_cache(root)
         sizes = cache.sizes()
-        kept, last = {key_of(digest) for digest in keep}, [key_of(digest) for digest in precious]
+        kept, last = {name_of_digest(digest) for digest in keep}, [name_of_digest(digest) for digest in precious]
         limit = max(self.max_gib * 2**30 - num_bytes, 0.0)
         if sum(size for key, size in sizes.items() if key in kept) > limit:
             return False
@@ -108,7 +110,7 @@ class CheckpointStore:
 
         Raises Outage where there is none, and where it is damaged: then it is removed, to be taken again.
         """
-        cache, key = _leased_cache(root), key_of(digest)
+        cache, key = _leased_cache(root), name_of_digest(digest)
         with cache.lease(key) as folder:
             if not folder.is_dir():
                 raise Outage(f"the copy in {folder} is gone; it is taken again where its source still has it")
@@ -134,7 +136,7 @@ class CheckpointStore:
 
     def weights_sha256(self, digest: str, root: Path) -> str:
         """Hex SHA-256 of the weights of a copy: of the file where there is one, else over names and digests of all of them."""
-        files = _record(root, key_of(digest)).get("files") or {}
+        files = _record(root, name_of_digest(digest)).get("files") or {}
         weights = {name: value for name, value in files.items() if name.endswith(".safetensors")}
         if len(weights) == 1:
             return str(next(iter(weights.values())))
@@ -155,7 +157,7 @@ class CheckpointStore:
         return f"{sum(sizes) / 2**30:.2f} GiB for {what}, at most {self.embeddings_max_gib:g} (store.embeddings_max_gib)"
 
     def _fetch(self, checkpoint: Checkpoint, fetch: Fetch, root: Path, source: str) -> None:
-        folder = _leased_cache(root).folder(key_of(checkpoint.digest))
+        folder = _leased_cache(root).folder(name_of_digest(checkpoint.digest))
         written = 0
         try:
             with atomic_folder(folder) as temporary:
@@ -216,7 +218,7 @@ def _noted(source: str, root: Path, *, with_copy: bool) -> list[Checkpoint]:
 
 
 def _note(root: Path, checkpoint: Checkpoint, source: str, files: Mapping[str, str]) -> None:
-    path = _record_file(root, key_of(checkpoint.digest))
+    path = _record_file(root, name_of_digest(checkpoint.digest))
     with locked(path.with_suffix(".lock")):
         listed = {**_listed(_record(root, path.stem)), source: dataclasses.asdict(checkpoint)}
         write_atomically(path, json.dumps({"files": files, "listed": listed}))

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from dr_validate.component import fingerprint
 from dr_validate.devices import Landing, to_device
-from dr_validate.files import write_atomically
+from dr_validate.files import name_of_digest, write_atomically
 from dr_validate.stages import Encode, Kept, Vectors
-from dr_validate.store.leased_cache import LeasedCache, key_of
+from dr_validate.store.leased_cache import LeasedCache
 from dr_validate.store.vector_file import RECORD, VectorFile, nothing
 from dr_validate.values import Float32, Int64, Side
 
@@ -55,7 +55,7 @@ def open_vectors(
     removes nothing: it keeps its vectors where there is room for all of them, and else none. Where the disk does not let us,
     nothing is kept, which is logged.
     """
-    key = f"{key_of(digest)}-{fingerprint({'format': FORMAT, **terms})}"
+    key = f"{name_of_digest(digest)}-{fingerprint({'format': FORMAT, **terms})}"
     with contextlib.ExitStack() as stack:
         vectors: Vectors = NothingKept()
         if max_gib == 0:

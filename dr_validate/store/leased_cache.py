@@ -82,13 +82,6 @@ class LeasedCache:
         return False
 
 
-def key_of(digest: str) -> str:
-    """A digest as the name of a folder."""
-    key = digest.replace(":", "-")
-    assert key and "/" not in key and not key.startswith("."), f"{digest!r} cannot name a folder"
-    return key
-
-
 def folder_size(folder: Path) -> int:
     """Bytes of the files in it."""
     total = 0
