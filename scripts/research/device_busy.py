@@ -179,7 +179,7 @@ def measure_many(folder: Path, state: Path, size: int, checkpoints: int, at_once
     first, last = ended[at_once - 1], ended[-1]
     spans = [(max(begin, first), end) for found, _ in told for begin, end in found if end > first]
     busy_s, number = sum(end - begin for begin, end in spans), len(ended) - at_once
-    return f"all: {busy_s / (last - first):.0%} of {last - first:.1f} s for {number} checkpoints, {at_once} at once\n"
+    return f"all: {busy_s / (last - first):.1%} of {last - first:.1f} s for {number} checkpoints, {at_once} at once\n"
 
 
 def take_turns(
