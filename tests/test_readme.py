@@ -1,5 +1,6 @@
 """The README cannot drift: its commands compose, its choices are those of conf/, its files exist."""
 
+import csv
 import re
 import shlex
 from pathlib import Path
@@ -83,3 +84,20 @@ def test_every_test_that_a_table_names_exists(path: str, least: int) -> None:
     for path, name in named:
         assert f"\ndef {name}(" in (ROOT / "tests" / path).read_text(), f"{path}::{name}"
     assert page.count("::") == len(named), "a test is named in another form"
+
+
+def test_the_summary_of_the_study_is_that_of_its_figures() -> None:
+    study = ROOT / "scripts" / "research"
+    with (study / "study.csv").open(newline="") as lines:
+        figures = {(row["collection"], row["sample"], row["baselines"], row["metric"]): row for row in csv.DictReader(lines)}
+    rows = re.findall(r"^\| (\w+) (\d+%) \| (.+) \|$", (study / "STUDY.md").read_text(), re.M)
+    assert len(rows) == 17
+    for collection, sample, cells in rows:
+        alone, with_one, ndcg, recall = (
+            figures[collection, sample, baselines, metric]
+            for baselines, metric in (("0", "mrr@10"), ("1", "mrr@10"), ("0", "ndcg@10"), ("0", "recall@100"))
+        )
+        names = ("rmse", "bias", "difference_rmse", "tau", "regret", "levels_covered", "worst_checkpoint_covered")
+        first = [alone[name] for name in (*names, "level_half_width", "differences_covered")]
+        told = [*first, ndcg["rmse"], recall["rmse"], *(with_one[name] for name in ("rmse", "bias", "levels_covered"))]
+        assert re.findall(r"[-+]?[\d.]+", cells) == told, f"{collection} {sample}"
