@@ -22,7 +22,11 @@ def main() -> None:
         for version in collection.artifacts():
             used = ", ".join(str(user.name) for user in version.used_by())
             size = f"{version.size / 2**20:.1f} MiB"
-            console.print(f"artifact {version.name} ({size}, {', '.join(version.aliases)}) used by: {used}", highlight=False)
+            console.print(
+                f"artifact {version.name} ({size}, {', '.join(version.aliases)}) used by: {used}",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def curve(rows: list[dict[str, float]]) -> Table:
