@@ -326,7 +326,7 @@ def _describe(problem: Mapping[str, Any], place: str, values: Mapping[str, Any])
     if problem["type"] == "tuple_type":
         return f"{path}: expected a list, e.g. {path}=[{shown}] (got {shown!r})"
     if problem["type"] == "unexpected_keyword_argument":
-        message += f", which ~{path} takes away"  # a named experiment may have set it for another choice
+        return f"{path}: the chosen {place} has no such key; leave it out (~{path} takes away what a file says)"
     plain = isinstance(shown, (str, int, float, list, tuple)) or shown is None  # not the whole component
     return f"{path}: {message} (got {shown!r})" if plain else f"{path}: {message}"
 

@@ -264,9 +264,6 @@ class _Swept:
                 kept.append(text if _is_open(text.removeprefix("++")) else text.removeprefix("++"))
             else:
                 (left_out if key in self._known(stage) else kept).append(text)
-        for stage, mine in self._keys[choices].items():  # what a named experiment (+run=NAME) has set for another choice
-            lacking = set(self._configs[choices][stage]) - mine - {"_target_"}
-            kept += [f"~{stage}.{key}" for key in sorted(lacking & self._known(stage)) if f"~{stage}.{key}" not in kept]
         return kept, left_out
 
 
@@ -326,7 +323,25 @@ def _composed(
         return {}, error
     plain = OmegaConf.to_container(config, throw_on_missing=False)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}, None
+    return as_chosen({str(key): value for key, value in plain.items()}, overrides)[0], None
+
+
+def as_chosen(config: Mapping[str, Any], typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The configuration without what a named experiment has set for a choice that another one, typed, takes the place of
+    (`+run=demo sampler=full`: the demo's `sampler.fraction`), and which keys that were.
+
+    Keys that were typed stay, and so do all of a choice that is not ours: its YAML may have a key that is a mistake.
+    """
+    found, left_out = dict(config), []
+    said = {key: value for key, _, value in (one.lstrip("+").partition("=") for one in typed)}
+    for stage in STAGES:
+        ours = stage in said and (conf_dir() / stage / f"{said[stage]}.yaml").is_file()
+        if not ours or (known := keys_of(stage, config)) is None:
+            continue
+        foreign = [key for key in config[stage] if key not in {*known, "_target_"} and f"{stage}.{key}" not in said]
+        found[stage] = {key: value for key, value in config[stage].items() if key not in foreign}
+        left_out += [f"{stage}.{key}" for key in foreign]
+    return found, left_out
 
 
 def _unknown_choice(error: MissingConfigException) -> str | None:

@@ -23,6 +23,7 @@ from dr_validate.cli.doctor import check_start, with_other_problems
 from dr_validate.cli.overrides import (
     NEVER_ENDS,
     NOT_COMPOSED,
+    as_chosen,
     explain,
     explain_grammar,
     explain_sweep,
@@ -140,7 +141,10 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN and not any(one.lstrip("+").startswith("watch.mode=") for one in job.overrides.task):
         plain["watch"]["mode"] = "once"  # jobs of a sweep end
-    return {str(key): value for key, value in plain.items()}
+    chosen, left_out = as_chosen({str(key): value for key, value in plain.items()}, job.overrides.task)
+    if left_out:
+        log.info("left out, as the choices on the command line have no such keys: %s", ", ".join(left_out))
+    return chosen
 
 
 def _run_alone(config: Mapping[str, Any]) -> int:

@@ -50,7 +50,7 @@ def test_all_mistakes_come_at_once_by_their_keys() -> None:
         )
     for part in (
         "dataset.members.b.path: required, no default (set it as dataset.members.b.path=VALUE)",
-        "dataset.members.b.pth: Unexpected keyword argument",
+        "dataset.members.b.pth: the chosen dataset.members.b has no such key",
         "dataset.members.c.choice: got 'bier', expected one of beir, dpr, hub, ir_datasets, msmarco, pydoc, tevatron",
         "dataset.members.d.encoder.pooling: a collection may have its own query_prefix, ",
         "dataset.members.e: expected a folder, or keys such as dataset.members.e.path=FOLDER (got [3])",
