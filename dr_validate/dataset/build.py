@@ -10,11 +10,10 @@ from typing import Any, Literal
 import numpy as np
 
 from dr_validate.component import fingerprint
-from dr_validate.dataset.cache import digests_of
 from dr_validate.dataset.corpus import FORMAT_VERSION, ArrowCorpus, open_corpus
 from dr_validate.dataset.read import Place, Problems, kind_of
 from dr_validate.dataset.records import Entry, Judgement, Part
-from dr_validate.dataset.remote import File
+from dr_validate.dataset.storage import File, digests_of
 from dr_validate.errors import DatasetError
 from dr_validate.values import Int64, Qrels, TestSet
 

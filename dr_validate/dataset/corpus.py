@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dr_validate.dataset.cache import is_sealed, made_once, seal
 from dr_validate.dataset.read import MAX_PROBLEMS, Problems, shorten
 from dr_validate.dataset.records import Entry, Part
+from dr_validate.dataset.storage import is_sealed, made_once
 from dr_validate.values import Int64
 
 FORMAT_VERSION = 2  # of the folder, and of how texts are read: it is part of what a test set is
@@ -103,7 +103,7 @@ class ArrowCorpus:
 def open_corpus(documents: Part[Entry], folder: Path, problems: Problems) -> ArrowCorpus | None:
     """The corpus in `folder`, converted into it first unless it is there and complete; None if there are problems with it."""
     try:
-        made_once(folder, is_usable, lambda fresh: _convert(documents, fresh, problems))
+        made_once(folder, FORMAT_VERSION, lambda fresh: _convert(documents, fresh, problems), _is_readable)
     except _Refused:
         return None
     return ArrowCorpus(folder)
@@ -111,8 +111,10 @@ def open_corpus(documents: Part[Entry], folder: Path, problems: Problems) -> Arr
 
 def is_usable(folder: Path) -> bool:
     """Whether `folder` holds a complete corpus of this format: every file there, as long as it was written, and readable."""
-    if not is_sealed(folder, FORMAT_VERSION):
-        return False
+    return is_sealed(folder, FORMAT_VERSION) and _is_readable(folder)
+
+
+def _is_readable(folder: Path) -> bool:
     try:
         with (folder / DOCUMENTS).open("rb") as stream:
             head = stream.read(len(ARROW_MAGIC))
@@ -173,7 +175,6 @@ def _convert(documents: Part[Entry], folder: Path, problems: Problems) -> None:
         raise _Refused
     np.save(folder / ID_HASH, hashes)
     np.save(folder / TIE_RANK, ranks)
-    seal(folder, FORMAT_VERSION)
     log.info("converted %d documents", len(hashes))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from dr_validate.columns import Columns, split_quoted
-from dr_validate.dataset.remote import File
+from dr_validate.dataset.storage import File
 from dr_validate.errors import DatasetError
 
 Row = Mapping[str, Any]
