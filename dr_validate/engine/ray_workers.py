@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from dr_validate.engine.slices import Share, Slice
+from dr_validate.engine.local import Share, Slice
 from dr_validate.errors import DeviceFailure
 from dr_validate.files import atomic_folder, locked, sha256_of_file
 from dr_validate.process import set_up_logging
