@@ -25,6 +25,8 @@ NO_CONFIG = (
     "encoder.tokenizer and encoder.weights_prefix"
 )
 AS_SAFETENSORS = "save with model.save_pretrained(folder, safe_serialization=True), as safetensors"
+MAX_STEP = 2**53  # what JSON and SQLite both keep exactly
+STEP_IN_NAME = re.compile(r"(?:^|[^a-z])(?:checkpoint|ckpt|global[-_]?step|step|steps|iter)[-_=.]?(\d+)", re.IGNORECASE)
 TOWER_FOLDERS = ("query_model", "passage_model", "document_model")
 PATTERNS = (
     "config*.json",
@@ -331,3 +333,8 @@ def is_wanted_folder(name: str, modules: Sequence[str] = ()) -> bool:
     """Whether a folder of this name can hold files that encoding needs."""
     named = any(name in PurePosixPath(module).parts for module in modules)
     return named or name in TOWER_FOLDERS or _MODULE_FOLDER.fullmatch(name) is not None
+
+
+def names_a_step(name: str) -> bool:
+    """Whether a folder name such as `checkpoint-500` says which step it holds."""
+    return STEP_IN_NAME.search(name) is not None

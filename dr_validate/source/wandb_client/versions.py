@@ -11,8 +11,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from dr_validate.files import sha256_of_files, two_sets_of_weights, write_atomically
-from dr_validate.source.completeness import PICKLES, TOWER_FOLDERS, TRAINING_STATE, matches, wanted
-from dr_validate.source.layout import MAX_STEP, names_a_step
+from dr_validate.source.completeness import MAX_STEP, PICKLES, TOWER_FOLDERS, TRAINING_STATE, matches, names_a_step, wanted
 
 FORMAT = 3  # to be raised when a verdict on the same manifest changes, in words, too
 STEP_KEYS = ("train/global_step", "global_step", "step")
