@@ -57,17 +57,7 @@ class FastTokenizer:
             raise CheckpointError(f"maximum length {self._max_length} leaves no room beside {special} special tokens; raise it")
         self._backend.enable_truncation(self._truncate_to, direction=loaded.truncation_side)
         self._size = self._backend.get_vocab_size(with_added_tokens=True)
-        self._key = self._make_key()
-
-    @property
-    def key(self) -> str:
-        """Changes when the token ids of any text could."""
-        return self._key
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Added tokens included."""
-        return self._size
+        self.key = self._make_key()  # changes when the token ids of any text could
 
     @property
     def prefix_length(self) -> int:

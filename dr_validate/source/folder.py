@@ -260,7 +260,7 @@ def looks_like_one(folder: Path) -> bool:
 
 def wanted_files(folder: Path) -> dict[str, Path]:
     """Files that encoding needs, by their path in the folder: regular files, or links to such. Raises Unreadable."""
-    entries = _entries(folder, module_folders(folder), MAX_DEPTH)
+    entries = _entries(folder, module_folders(folder))
     return {path.relative_to(folder).as_posix(): path for path in entries if path.is_file() and is_wanted_file(path.name)}
 
 
@@ -284,7 +284,7 @@ def steps(folders: Mapping[str, Path], root: Path) -> dict[str, tuple[int, str]]
     alone = len(folders) == 1
     found = {name: _stated(folder) or _named(name, folder == root, alone) for name, folder in folders.items()}
     if not any(found.values()):
-        found = {name: None if folder == root else _numbered(name) for name, folder in folders.items()}
+        found = {name: None if folder == root else _read(TRAILING_NUMBER.search(name)) for name, folder in folders.items()}
     known = {name: step for name, step in found.items() if step is not None}
     last = max((step for step, _ in known.values()), default=0)
     placed = sorted(name for name in folders if name not in known)
@@ -293,13 +293,13 @@ def steps(folders: Mapping[str, Path], root: Path) -> dict[str, tuple[int, str]]
 
 def _first_leaving(folder: Path, modules: Sequence[str]) -> str | None:
     root = folder.resolve()
-    for path in _entries(folder, modules, MAX_DEPTH):
+    for path in _entries(folder, modules):
         if path.is_symlink() and not path.resolve().is_relative_to(root):
             return f"symbolic link {path.relative_to(folder)} -> {path.readlink()} leaves the folder"
     return None
 
 
-def _entries(folder: Path, modules: Sequence[str], depth: int) -> Iterator[Path]:
+def _entries(folder: Path, modules: Sequence[str], depth: int = MAX_DEPTH) -> Iterator[Path]:
     """Files that we read and folders that we enter, each folder before what is in it."""
     for path in sorted(folder.iterdir()):
         if is_wanted_file(path.name) or path.name == "trainer_state.json":
@@ -321,10 +321,6 @@ def _named(name: str, is_root: bool, is_alone: bool) -> tuple[int, str] | None:
     if is_root and not is_alone:
         return None
     return _read(STEP_IN_NAME.search(name) or EPOCH_IN_NAME.search(name) or re.fullmatch(r"(\d+)", name))
-
-
-def _numbered(name: str) -> tuple[int, str] | None:
-    return _read(TRAILING_NUMBER.search(name))
 
 
 def _read(match: re.Match[str] | None) -> tuple[int, str] | None:

@@ -103,20 +103,19 @@ class WandbSource:
         Raises CheckpointDeleted if the version or its files were deleted, CheckpointError if its bytes are never those
         of its manifest, Outage where W&B is out of reach, OSError where the disk is full.
         """
-        project, pinned = self._place(checkpoint)
-        collection, _, version = pinned.rpartition(":")
-        entity, name = project.entity, project.name
+        project, collection, version = self._place(checkpoint)
+        what = f"{collection}:{version} of {project.entity}/{project.name}"
         try:
             contents = self._contents(project, checkpoint, project.pinned(collection, version))
             check_room(contents.num_bytes, into)
             self._connection.bring(project, (collection, version), contents.files, into)
         except CheckpointDeleted as error:
             self._connection.note_gone(checkpoint.uri)
-            raise CheckpointDeleted(f"{pinned} of {entity}/{name}: {error}") from error
+            raise CheckpointDeleted(f"{what}: {error}") from error
         except CheckpointError as error:
-            raise CheckpointError(f"{pinned} of {entity}/{name}: {error}") from error
+            raise CheckpointError(f"{what}: {error}") from error
         if missing := what_is_missing(into, False, self.needs_config):
-            raise CheckpointError(f"{pinned} of {entity}/{name}: {missing}")
+            raise CheckpointError(f"{what}: {missing}")
 
     def check(self) -> None:
         """See `Source.check`: a project is named, and there is a key."""
@@ -125,18 +124,18 @@ class WandbSource:
 
     def still_has(self, checkpoint: Checkpoint) -> bool:
         """Whether the version is committed. Raises Outage."""
-        project, pinned = self._place(checkpoint)
-        collection, _, version = pinned.rpartition(":")
+        project, collection, version = self._place(checkpoint)
         try:
             project.pinned(collection, version)
         except CheckpointDeleted:
             return False
         return True
 
-    def _place(self, checkpoint: Checkpoint) -> tuple[Project, str]:
-        place, _, pinned = checkpoint.uri.removeprefix(ARTIFACT_SCHEME).rpartition("/")
-        entity, _, name = place.partition("/")
-        return Project(api=self._connection.api, entity=entity, name=name), pinned
+    def _place(self, checkpoint: Checkpoint) -> tuple[Project, str, str]:
+        """Its project, collection and `vN`."""
+        entity, name, pinned = checkpoint.uri.removeprefix(ARTIFACT_SCHEME).split("/", 2)
+        collection, _, version = pinned.rpartition(":")
+        return Project(api=self._connection.api, entity=entity, name=name), collection, version
 
     @functools.cached_property
     def _connection(self) -> Connection:
@@ -223,14 +222,13 @@ class WandbSource:
             except Exception as error:  # whatever one version does, the others are listed
                 refused[version.opaque_id] = what_it_did(error)[:MAX_SHOWN]
         name = shown(version.name)
-        uri = f"{ARTIFACT_SCHEME}{project.entity}/{project.name}/{name}"
-        part = Incomplete(name=name, uri=uri, step=version.step[0], lacks=lacks, is_out_of_reach=True)
+        part = Incomplete(name=name, uri=project.uri(name), step=version.step[0], lacks=lacks, is_out_of_reach=True)
         if version.opaque_id in refused:
             return dataclasses.replace(part, lacks=refused[version.opaque_id], final=True, is_out_of_reach=False)
         return part
 
     def _judged(self, version: Version, facts: Facts | None, project: Project) -> Checkpoint | Incomplete:
-        uri = f"{ARTIFACT_SCHEME}{project.entity}/{project.name}/{version.name}"
+        uri = project.uri(version.name)
         step, step_from = version.step
         if facts is None:
             return _deleted(version.name, project, step, "deleted from W&B while it was being listed")
@@ -292,8 +290,7 @@ def _of_run(part: Incomplete, logged_by: Mapping[str, Checkpoint]) -> Incomplete
 
 
 def _deleted(name: str, project: Project, step: int, reason: str) -> Incomplete:
-    uri = f"{ARTIFACT_SCHEME}{project.entity}/{project.name}/{name}"
-    return Incomplete(name=name, uri=uri, step=step, lacks=reason, final=True, is_deleted=True)
+    return Incomplete(name=name, uri=project.uri(name), step=step, lacks=reason, final=True, is_deleted=True)
 
 
 @functools.cache

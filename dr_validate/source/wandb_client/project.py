@@ -26,6 +26,7 @@ from dr_validate.source.wandb_client.versions import (
     read_manifest,
     version_of,
 )
+from dr_validate.values import ARTIFACT_SCHEME
 
 COMMITTED = "COMMITTED"
 ASKED_AT_ONCE = 8  # questions about versions not seen before, a thread each
@@ -107,6 +108,10 @@ class Project:
     api: WandbApi
     entity: str
     name: str
+
+    def uri(self, version: str) -> str:
+        """What a Checkpoint calls the version `collection:vN`."""
+        return f"{ARTIFACT_SCHEME}{self.entity}/{self.name}/{version}"
 
     @property
     def _names(self) -> Mapping[str, str]:

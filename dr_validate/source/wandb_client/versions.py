@@ -11,7 +11,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from dr_validate.files import sha256_of_files, two_sets_of_weights, write_atomically
-from dr_validate.source.completeness import MAX_STEP, PICKLES, TOWER_FOLDERS, TRAINING_STATE, matches, names_a_step, wanted
+from dr_validate.source.completeness import MAX_STEP, TOWER_FOLDERS, lacks_a_tower, names_a_step, only_pickles, wanted
 
 FORMAT = 3  # to be raised when a verdict on the same manifest changes, in words, too
 STEP_KEYS = ("train/global_step", "global_step", "step")
@@ -280,8 +280,8 @@ def _what_is_missing(found: Collection[str], every: Collection[str]) -> str | No
     """As `completeness.what_is_missing` says it of a folder, as far as names can tell."""
     towers = [tower for tower in TOWER_FOLDERS if any(name.startswith(f"{tower}/") for name in found)]
     if towers:
-        if "query_model" not in towers or len(towers) < 2:
-            return f"{towers[0]}/ is there, but not the other tower: query_model/ and passage_model/ belong together"
+        if alone := lacks_a_tower(towers):
+            return alone
         missing = (_missing_in_model(found, every, f"{tower}/") for tower in towers)
         return next((f"{tower}/: {lack}" for tower, lack in zip(towers, missing, strict=True) if lack), None)
     return _missing_in_model(found, every, "")
@@ -298,19 +298,10 @@ def _missing_in_model(found: Collection[str], every: Collection[str], folder: st
             return f"modules.json is there, but not the folders of its modules (1_Pooling/ and the like); {USE_INSTEAD}"
         has_config = has_config or any(name.endswith("/config.json") for name in here)
     if not weights:
-        return _pickles(every, folder) or f"weights (*.safetensors) are not there; {USE_INSTEAD}"
+        beside = (PurePosixPath(name).name for name in every if PurePosixPath(name).parent == PurePosixPath(folder))
+        return only_pickles(beside, "save them as safetensors") or f"weights (*.safetensors) are not there; {USE_INSTEAD}"
     if two := two_sets_of_weights(files):
         return two
     if not has_config:
         return NO_CONFIG
     return None
-
-
-def _pickles(names: Collection[str], folder: str) -> str | None:
-    known = [*TRAINING_STATE, "training_args.bin"]
-    here = [PurePosixPath(name).name for name in names if PurePosixPath(name).parent == PurePosixPath(folder or ".")]
-    found = sorted(name for name in here if matches(name, PICKLES) and not matches(name, known))
-    if not found:
-        return None
-    listed = ", ".join(found[:MAX_REPORTED])
-    return f"weights only as a pickle ({listed}), which is never loaded: it can run code; save them as safetensors"
