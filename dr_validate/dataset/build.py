@@ -216,7 +216,6 @@ def resolve(
 
 def check_texts(queries: Sequence[Entry], tokenized: bool, problems: Problems) -> None:
     """Queries must come as the corpus does: texts, or token ids of the same tokenizer."""
-
     for entry in queries:
         if isinstance(entry.text, list) != tokenized:
             here, there = ("text", "token ids") if tokenized else ("token ids", "text")

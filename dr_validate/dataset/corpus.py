@@ -5,7 +5,7 @@ asked for is read, nothing else.
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,8 @@ class _Writer:
         if self._kind is None:
             self._start(type(entry.text))
         if type(entry.text) is not self._kind:
-            self._problems.add(entry.place, f"text: got {shorten(entry.text)}, but the first document has {_words(self._kind)}")
+            first = "token ids" if self._kind is list else "a string"
+            self._problems.add(entry.place, f"text: got {shorten(entry.text)}, but the first document has {first}")
             return
         self.hashes += hashlib.blake2b(entry.id.encode(), digest_size=8).digest()
         if entry.is_empty:
@@ -231,10 +232,6 @@ class _Writer:
         self._writer.write_batch(pa.record_batch([ids, texts], schema=self._schema))
 
 
-def _words(kind: type | None) -> str:
-    return "token ids" if kind is list else "a string"
-
-
 def _rank(file: Path, hashes: NDArray[np.uint64]) -> tuple[Int64, list[tuple[int, int]]]:
     """Place of each document by descending id bytes, and pairs of ordinals with the same id (the first few)."""
     import pyarrow as pa
@@ -259,12 +256,8 @@ def _rank(file: Path, hashes: NDArray[np.uint64]) -> tuple[Int64, list[tuple[int
 
 def _report_duplicates(documents: Part[Entry], duplicates: list[tuple[int, int]], problems: Problems) -> None:
     wanted = {ordinal for pair in duplicates for ordinal in pair}
-    entries = {n: entry for n, entry in enumerate(_reread(documents)) if n in wanted}
+    # Read again for their places: keeping those in memory would cost every user for the few with duplicates.
+    entries = {n: entry for n, entry in enumerate(documents.read(Problems("again"))) if n in wanted}
     for first, second in duplicates:
         message = f"document id {entries[second].id!r} again, first at {entries[first].place}; ids must be unique"
         problems.add(entries[second].place, message)
-
-
-def _reread(documents: Part[Entry]) -> Iterator[Entry]:
-    """The same entries again, for their places: keeping those in memory would cost every user for the few with duplicates."""
-    return documents.read(Problems("again"))

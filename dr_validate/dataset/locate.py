@@ -90,7 +90,8 @@ def locate(key: str, own: Path | str | None, places: Sequence[Path], problems: P
         places = [own]
     found = next((place for place in places if place.exists()), None)
     if found is None:
-        looked = f"no such file or folder: {places[0]}" if own is not None else _looked_for(places)
+        among = f"found none of {', '.join(place.name for place in places)} in {places[0].parent}"
+        looked = among if own is None else f"no such file or folder: {own}"
         problems.add(f"dataset.{key}", f"{looked}; set dataset.{key} to where {_them(key)}{_others(places)}")
         return ()
     files = [found] if found.is_file() else shards(found)
@@ -148,11 +149,6 @@ def shards(folder: Path) -> list[Path]:
 
 def _them(key: str) -> str:
     return "it is" if key == "corpus" else "they are"
-
-
-def _looked_for(places: Sequence[Path]) -> str:
-    folder = places[0].parent
-    return f"found none of {', '.join(place.name for place in places)} in {folder}"
 
 
 def _others(places: Sequence[Path]) -> str:

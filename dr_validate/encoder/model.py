@@ -51,7 +51,6 @@ class TransformerModel:
         max_tokens: int,
         weights_of: "TransformerModel | None" = None,
     ) -> None:
-        self._contract: dict[str, Any] = {"dtype": dtype, "append_eos": append_eos} | contract.describe()
         if device == "cpu":
             keep_heap()
         self._towers: dict[Side, LoadedTower] = {}
@@ -64,22 +63,11 @@ class TransformerModel:
                 chosen[place] = _choose(tower, getattr(torch, dtype), device)
             tokenizer = FastTokenizer(tower, append_eos)
             self._towers[side] = LoadedTower(tower, chosen[place], tokenizer, device, max_tokens)
-        self._contract |= chosen[place].describe()  # of the documents, which are nearly all texts
-        if self._towers["query"].dim != self._towers["document"].dim:
-            dims = [self._towers[side].dim for side in SIDES]
-            raise CheckpointError(
-                f"query vectors have {dims[0]} dimensions, document vectors {dims[1]}: they cannot be compared"
-            )
-
-    @property
-    def dim(self) -> int:
-        """Dimensions of a vector."""
-        return self._towers["query"].dim
-
-    @property
-    def contract(self) -> Mapping[str, Any]:
-        """What was read or stated, as JSON values."""
-        return self._contract
+        how = chosen[place].describe()  # of the documents, which are nearly all texts
+        self.contract: Mapping[str, Any] = {"dtype": dtype, "append_eos": append_eos, **contract.describe(), **how}
+        self.dim, dim = (self._towers[side].dim for side in SIDES)
+        if self.dim != dim:
+            raise CheckpointError(f"query vectors have {self.dim} dimensions, document vectors {dim}: they cannot be compared")
 
     def tokenizer(self, side: Side) -> FastTokenizer:
         """The tokenizer of one side."""
@@ -91,7 +79,7 @@ class TransformerModel:
         self._chosen.clear()
 
     def encode(self, tokens: TokenBlock, side: Side) -> Tensor:
-        """(len(tokens), dim) float32 on the device, in the order given; a text without any token is the zero vector."""
+        """See `LoadedTower.encode`."""
         return self._towers[side].encode(tokens)
 
 

@@ -17,8 +17,6 @@ Stamp = tuple[int, int, int, int]  # size, mtime, ctime, inode; ctime also moves
 MAX_UNFINISHED = 1_000  # folders
 MAX_REMEMBERED = 50_000  # files, for each function
 SETTLED_NS = 200_000_000  # the clock of a file system may stand still for some milliseconds: two writes with one stamp
-
-
 REST_LOOKS, REST_S = 3, 10.0  # looks, and the time between the first and the last of them
 LONG_REST_S = 120.0  # since the last change by the file system's clock: one look is enough
 
@@ -52,24 +50,24 @@ class Digests:
 
     def knows(self, path: Path) -> bool:
         """Whether the file is as it was when it was hashed."""
-        known = self._old.get(str(path.absolute()))
-        return isinstance(known, list) and known[:-1] == list(stamp(path))
+        return self._known(path, stamp(path)) is not None
 
     def of(self, files: Mapping[str, Path]) -> dict[str, str]:
         """Hex SHA-256 of each file, by the same names. Raises ChangedMeanwhile."""
         return {name: self._of_file(path) for name, path in files.items()}
 
     def _of_file(self, path: Path) -> str:
-        key, before = str(path.absolute()), stamp(path)
-        known = self._old.get(key)
-        if isinstance(known, list) and known[:-1] == list(before) and isinstance(known[-1], str):
-            self._new[key] = known
-            return known[-1]
-        digest = sha256_of_file(path)
+        before = stamp(path)
+        digest = self._known(path, before) or sha256_of_file(path)
         if stamp(path) != before:
             raise ChangedMeanwhile(f"{path.name} is being written")
-        self._new[key] = [*before, digest]
+        self._new[str(path.absolute())] = [*before, digest]
         return digest
+
+    def _known(self, path: Path, now: Stamp) -> str | None:
+        known = self._old.get(str(path.absolute()))
+        is_same = isinstance(known, list) and known[:-1] == list(now) and isinstance(known[-1], str)
+        return str(known[-1]) if known and is_same else None
 
 
 def by_stamp(read: Callable[[Path], T]) -> Callable[[Path], T]:
