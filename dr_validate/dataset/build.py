@@ -85,7 +85,7 @@ def open_test_set(collection: Collection, cache: Path) -> TestSet:
         name=collection.name,
         corpus=corpus,
         query_ids=tuple(entry.id for entry in queries),
-        query_texts=_texts(queries),
+        query_texts=tuple(entry.text for entry in queries),  # type: ignore[arg-type]  # of one kind: check_texts
         qrels=qrels,
         own_documents=_own_documents(collection, corpus, queries, qrels),
         fingerprint=key,
@@ -102,11 +102,6 @@ def _kind(file: File) -> str:
     if file.suffix == ".arrow" or file.name.removesuffix(".gz").endswith(".csv"):
         return file.name.removesuffix(".gz").rpartition(".")[2]
     return kind_of(file)
-
-
-def _texts(queries: list[Entry]) -> tuple[str, ...] | tuple[list[int], ...]:
-    texts = tuple(entry.text for entry in queries if isinstance(entry.text, str))
-    return texts or tuple(entry.text for entry in queries if isinstance(entry.text, list))
 
 
 def _own_documents(collection: Collection, corpus: ArrowCorpus, queries: list[Entry], qrels: Qrels) -> Int64:

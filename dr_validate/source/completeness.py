@@ -1,4 +1,4 @@
-"""Is a checkpoint folder all there? Judged from its files; by its rest only where the file that a trainer writes last never
+"""Is a checkpoint folder all there? Its files tell; that they rest, only where the file that a trainer writes last never
 comes. And which of its files encoding needs: everything else (optimizer states, pickles, logs) is neither read nor copied."""
 
 import json
@@ -124,7 +124,7 @@ def _trainer_is_writing(folder: Path, names: Collection[str], siblings_have_stat
         siblings_have_state and folder.name.startswith("checkpoint-")
     ):
         lacks = "trainer_state.json is not there yet (the trainer writes it last)"
-    # A trainer that was killed, or a copy without it: the model is judged by its own files.
+    # A trainer that was killed, or a copy without it: its own files tell whether the model is whole.
     return lacks if lacks and not is_at_rest(folder) else None
 
 

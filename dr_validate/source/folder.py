@@ -79,7 +79,7 @@ class FolderSource:
                 step, step_from = by_name[name]
                 place = _Place(name=name, folder=folder, step=step, step_from=step_from, training_run=self.name or "")
                 is_final_model = folder == self.path.absolute()  # which no trainer_state.json need follow
-                if (one := self._look(place, digests, bool(complete) and not is_final_model)) is None:
+                if (one := self._examine(place, digests, bool(complete) and not is_final_model)) is None:
                     continue
                 found.append(one)
                 if isinstance(one, Checkpoint) and name in having_state:
@@ -143,7 +143,7 @@ class FolderSource:
                 folders[entry.name] = entry.absolute()
         return folders
 
-    def _look(self, place: "_Place", digests: Digests, siblings_have_state: bool) -> Checkpoint | Incomplete | None:
+    def _examine(self, place: "_Place", digests: Digests, siblings_have_state: bool) -> Checkpoint | Incomplete | None:
         folder = place.folder
         if shown(place.name) != place.name:
             return place.incomplete("its name is not UTF-8, so that no report can name it; rename it", final=True)

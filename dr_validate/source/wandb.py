@@ -26,7 +26,6 @@ from dr_validate.source.wandb_client.versions import (
     Contents,
     Facts,
     Version,
-    check_path,
     folder_of,
     scheme_of,
 )
@@ -85,7 +84,7 @@ class WandbSource:
         committed = self._versions(project)
         folder = folder_of(state_dir, project.api.server, project.entity, project.name)
         in_order = sorted(committed, key=lambda v: (v.step[0], v.collection, v.number))
-        found = self._connection.each(functools.partial(self._look, project, folder), in_order)
+        found = self._connection.each(functools.partial(self._examine, project, folder), in_order)
         if found and all(isinstance(one, Incomplete) and one.is_out_of_reach for one in found):
             raise Outage("of no version the manifest can be fetched: its files are out of reach")
         # Who logged a version that is deleted nobody can say; most likely whoever logged the others of its collection.
@@ -201,7 +200,7 @@ class WandbSource:
                 step = max((one.step[0] for one in versions.values() if one.number < number), default=0)
                 yield _deleted(f"{collection}:v{number}", project, step, "deleted from W&B before it was ever seen")
 
-    def _look(self, project: Project, folder: Path, version: Version) -> Checkpoint | Incomplete | None:
+    def _examine(self, project: Project, folder: Path, version: Version) -> Checkpoint | Incomplete | None:
         """None for what is not asked for. Raises SetupError and OSError (Outage), which are the source's."""
         refused, put_off = self._connection.refused, self._connection.put_off
         lacks, until = put_off.get(version.opaque_id, ("", 0.0))
@@ -211,7 +210,7 @@ class WandbSource:
                     return None
                 if version.unreadable:
                     raise CheckpointError(version.unreadable)
-                one = self._judged(version, self._connection.facts(project, version, folder), project)
+                one = self._verdict(version, self._connection.facts(project, version, folder), project)
                 json.dumps(dataclasses.asdict(one), ensure_ascii=False).encode()  # what no report could hold
                 return one
             except FileOutage as error:  # this version waits; the others do not
@@ -227,7 +226,7 @@ class WandbSource:
             return dataclasses.replace(part, lacks=refused[version.opaque_id], final=True, is_out_of_reach=False)
         return part
 
-    def _judged(self, version: Version, facts: Facts | None, project: Project) -> Checkpoint | Incomplete:
+    def _verdict(self, version: Version, facts: Facts | None, project: Project) -> Checkpoint | Incomplete:
         uri = project.uri(version.name)
         step, step_from = version.step
         if facts is None:
@@ -271,14 +270,12 @@ class WandbSource:
         return None
 
     def _contents(self, project: Project, checkpoint: Checkpoint, opaque_id: str) -> Contents:
-        """Read again, and judged again: what was remembered decides what is listed, not what is written to disk."""
+        """Read and checked again: what was remembered decides what is listed, not what is written to disk."""
         contents = self._connection.manifest(project, opaque_id).contents
         if refused := self._refused(Facts.of(contents, "", "")):
             raise CheckpointError(refused)
         if contents.digest != checkpoint.digest:
             raise CheckpointError(f"its manifest is not the one that was listed: {contents.digest}, not {checkpoint.digest}")
-        for entry in contents.files:
-            check_path(entry.path)
         return contents
 
 

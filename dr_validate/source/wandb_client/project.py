@@ -255,8 +255,8 @@ class Connection:
         """Whether to list it no more, though W&B does. Once is not enough: a fetch ahead of its turn is reported to nobody."""
         return self._times_gone.get(uri, 0) > 1
 
-    def each(self, look: Callable[[Version], T], versions: Iterable[Version]) -> list[T]:
-        """Answers of `look`, several at a time. Raises what it raises first, and looks at no more then.
+    def each(self, examine: Callable[[Version], T], versions: Iterable[Version]) -> list[T]:
+        """Answers of `examine`, several at a time. Raises what it raises first, and asks it of no more then.
 
         Not by an executor: the end of the process waits for its threads, whatever server they wait for.
         """
@@ -271,7 +271,7 @@ class Connection:
                 if version is None:
                     return
                 try:
-                    answers[place] = look(version)
+                    answers[place] = examine(version)
                 except BaseException as error:
                     errors.append(error)
 

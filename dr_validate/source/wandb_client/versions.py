@@ -207,7 +207,7 @@ def read_manifest(document: Any) -> Contents:
     try:
         entries = _entries(document)
         for path in entries:
-            check_path(path)
+            _check_path(path)
         found = tuple(_entry(path, entries[path]) for path in wanted(entries, _module_folders(entries)))
     except BadManifest as error:
         return Contents(files=(), lacks=str(error))
@@ -226,7 +226,7 @@ def has_digest(document: Any, digest: str) -> bool:
     return digest in (hashlib.md5(lines, usedforsecurity=False).hexdigest(), xxhash.xxh128(lines).hexdigest())
 
 
-def check_path(path: str) -> None:
+def _check_path(path: str) -> None:
     """Raises BadManifest for a path that could be written outside the folder that it is meant for."""
     parts = path.split("/")
     if not path or "\\" in path or "\0" in path or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
