@@ -41,8 +41,8 @@ class ArrowCorpus:
         self._ids = table.column(0)
         self._texts = table.column(1)
         self._starts = np.cumsum([0, *(len(chunk) for chunk in self._ids.chunks)], dtype=np.int64)
-        self._tie_rank: Int64 = np.load(folder / TIE_RANK, mmap_mode="r").view(np.ndarray)
-        self._id_hash: NDArray[np.uint64] = np.load(folder / ID_HASH, mmap_mode="r").view(np.ndarray)
+        self.tie_rank: Int64 = np.load(folder / TIE_RANK, mmap_mode="r").view(np.ndarray)
+        self.id_hash: NDArray[np.uint64] = np.load(folder / ID_HASH, mmap_mode="r").view(np.ndarray)
         self.tokenized = str(table.column_names[1]) == "tokens"
 
     def __len__(self) -> int:
@@ -67,14 +67,6 @@ class ArrowCorpus:
             places = _numbers(pc.indices_nonzero(chunk.is_valid()), np.uint64).astype(np.int64)
             found[_numbers(chunk.drop_null(), np.int32)] = places + start
         return found[np.fromiter((position[identity] for identity in ids), dtype=np.int64, count=len(ids))]
-
-    @property
-    def tie_rank(self) -> Int64:
-        return self._tie_rank
-
-    @property
-    def id_hash(self) -> NDArray[np.uint64]:
-        return self._id_hash
 
     def _take(self, column: Any, ordinals: Int64) -> list[Any]:
         """Values of a column at `ordinals`, in that order.

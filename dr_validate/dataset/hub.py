@@ -87,8 +87,8 @@ def _own_file(wanted: str) -> Path | None:
 class _Hub:
     """One repository, or a local folder that looks like one."""
 
-    def __init__(self, parts: HubDataset, cache: Path, key: str) -> None:
-        self._parts, self._key = parts, key
+    def __init__(self, settings: HubDataset, cache: Path, key: str) -> None:
+        self._settings, self._key = settings, key
         self._cache = cache / "hub"
 
     def entries(self, key: str, wanted: str) -> Part[Entry]:
@@ -96,31 +96,31 @@ class _Hub:
         fields = DOCUMENT if key == "corpus" else QUERY
         if own := _own_file(wanted):
             return entry_part([own], fields)
-        loaded = self._load(key, wanted, [key, wanted, self._parts.qrels_split])
-        where = f"{self._parts.id}[{wanted}]"
+        loaded = self._load(key, wanted, [key, wanted, self._settings.qrels_split])
+        where = f"{self._settings.id}[{wanted}]"
         return _part(loaded, where, fields.names, lambda rows, problems: entries(rows, fields, problems))
 
     def judgements(self) -> Part[Judgement]:
         """The judgements: what the settings say, else a config of `id`, else `<id>-qrels`."""
-        if self._parts.qrels is not None and (own := _own_file(self._parts.qrels)):
+        if self._settings.qrels is not None and (own := _own_file(self._settings.qrels)):
             return judgement_part([own])
         repository, config, pattern = self._qrels_place()
         found = self._load_dataset(repository, config, pattern)
         # The library calls the split of files that were named one by one `train`, whatever is in them.
-        splits = ["train"] if pattern is not None else [self._parts.qrels_split]
+        splits = ["train"] if pattern is not None else [self._settings.qrels_split]
         loaded = self._split("qrels_split", repository, found, splits)
-        return _part(loaded, f"{repository}[{self._parts.qrels_split}]", None, judgements)
+        return _part(loaded, f"{repository}[{self._settings.qrels_split}]", None, judgements)
 
     def _load(self, key: str, wanted: str, splits: Sequence[str]) -> Any:
         """The split of config or data file `wanted`: the first of `splits` that exists, else the only one."""
-        found = self._load_dataset(self._parts.id, *self._config_or_files(key, wanted))
+        found = self._load_dataset(self._settings.id, *self._config_or_files(key, wanted))
         if len(found) == 1:
             return next(iter(found.values()))
-        return self._split(key, self._parts.id, found, splits)
+        return self._split(key, self._settings.id, found, splits)
 
     def _qrels_place(self) -> tuple[str, str | None, str | None]:
         """Repository, config and data file."""
-        parts = self._parts
+        parts = self._settings
         if parts.qrels_id is not None:
             return parts.qrels_id, parts.qrels, None
         if parts.qrels is not None:
@@ -141,18 +141,18 @@ class _Hub:
         if pattern := self._data_files(wanted):
             return None, pattern
         raise DatasetError(
-            f"dataset.{key}: {self._parts.id} has no config or data file {wanted!r}, only the configs {configs}; set "
+            f"dataset.{key}: {self._settings.id} has no config or data file {wanted!r}, only the configs {configs}; set "
             f"dataset.{key} to one of them, to a data file of the repository (data/*.parquet), or to a local file"
         )
 
     @functools.cached_property
     def _configs(self) -> list[str]:
-        parts, call = self._parts, _library().get_dataset_config_names
+        parts, call = self._settings, _library().get_dataset_config_names
         return self._try(parts.id, lambda: list(call(parts.id, revision=parts.revision)))
 
     def _data_files(self, wanted: str) -> str | None:
         """A pattern for `load_dataset`: as given if it looks like a path, or what a local folder has under that name."""
-        folder = Path(self._parts.id)
+        folder = Path(self._settings.id)
         if folder.is_dir():
             candidates = [wanted, f"{wanted}.*"] if "/" in wanted else [wanted, f"{wanted}.*", f"{wanted}/*"]
             return next((c for c in candidates if any(file.is_file() for file in folder.glob(c))), None)
@@ -167,7 +167,7 @@ class _Hub:
                 str(folder) if local else repository,
                 config,
                 data_files=data_files,
-                revision=self._parts.revision if repository == self._parts.id else None,
+                revision=self._settings.revision if repository == self._settings.id else None,
                 # Downloads belong to the cache that the user's other tools share, copies of local files do not.
                 cache_dir=str(self._cache / _state(folder)) if local else None,
             ),

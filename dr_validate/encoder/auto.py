@@ -156,11 +156,11 @@ def read_contract(folder: Path, stated: EncoderSpec) -> Contract:
     said = encoder_settings(read_object(folder / CONTRACT_FILE), str(folder / CONTRACT_FILE))
     warnings = [one for key, value in said.items() for one in contradiction(key, getattr(stated, key), value, CONTRACT_FILE)]
     joined = replace(stated, **{key: value for key, value in said.items() if getattr(stated, key) is None})
-    found = _read(folder, joined)
+    found = _towers(folder, joined)
     return replace(found, query=replace(found.query, warnings=(*warnings, *found.query.warnings))) if warnings else found
 
 
-def _read(folder: Path, stated: EncoderSpec) -> Contract:
+def _towers(folder: Path, stated: EncoderSpec) -> Contract:
     if (folder / QUERY_FOLDER).is_dir():
         return _two_towers(folder, stated)
     kind: Kind = "sentence-transformers" if (folder / "modules.json").is_file() else "transformers"

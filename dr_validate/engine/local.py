@@ -41,8 +41,8 @@ class LocalEngine:
     """One device in this process.
 
     Unfinished work is kept every `save_every_s` and when it is told to stop. `slice_documents` is how many documents are
-    encoded between two looks at the control: enough for batches of equal length, few enough to stop soon. None: 2,048, 8,192
-    on GPUs, and 256 where a baseline on a CPU is to give way soon.
+    encoded between two checks of the control: enough for batches of equal length, few enough to stop soon. None: 2,048, 8,192
+    on GPUs, and 256 for a baseline on a CPU, which is preemptible.
     """
 
     save_every_s: float = Field(default=30, ge=0)
@@ -104,7 +104,7 @@ class LocalEngine:
 
 
 def slice_size(wanted: int | None, workload: Workload, index: Index, device: str) -> int:
-    """Documents between two looks at the control; the same in every engine, so that vectors come from the same batches."""
+    """Documents between two checks of the control; the same in every engine, so that vectors come from the same batches."""
     if wanted or index.fingerprint():
         # The ranking of an approximate index depends on the slices: they are the same wherever and whyever it is made.
         return wanted or SLICE
@@ -115,7 +115,7 @@ def slice_size(wanted: int | None, workload: Workload, index: Index, device: str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """Consecutive texts of one block: what is encoded between two looks at the control."""
+    """Consecutive texts of one block: what is encoded between two checks of the control."""
 
     block: int
     start: int

@@ -136,7 +136,7 @@ def kendall_tau_b(x: Float64, y: Float64) -> float | None:
 def tau_interval(tau: float, checkpoints: int) -> tuple[float, float] | None:
     """An approximate 95% interval: Fisher's z with the variance 0.437 / (n - 4) of Fieller, Hartley and Pearson (1957).
 
-    Each end gives way by one swapped pair first, because the plain formula (a bootstrap, too) calls a perfect order certain.
+    Each end is moved by one swapped pair first, because the plain formula (a bootstrap, too) calls a perfect order certain.
     In simulations with 5 to 100 checkpoints and a true tau of 0 to 0.99 it held the truth in 90% to 100% of the cases, where
     the plain one and the bootstrap fell below 30%. None below five checkpoints.
     """

@@ -282,9 +282,9 @@ def steps(folders: Mapping[str, Path], root: Path) -> dict[str, tuple[int, str]]
     others state a step, a number at the end of a name is none either (`minilm-v2`).
     """
     alone = len(folders) == 1
-    found = {name: _stated(folder) or _named(name, folder == root, alone) for name, folder in folders.items()}
+    found = {name: _stated_step(folder) or _named_step(name, folder == root, alone) for name, folder in folders.items()}
     if not any(found.values()):
-        found = {name: None if folder == root else _read(TRAILING_NUMBER.search(name)) for name, folder in folders.items()}
+        found = {name: None if folder == root else _step_in(TRAILING_NUMBER.search(name)) for name, folder in folders.items()}
     known = {name: step for name, step in found.items() if step is not None}
     last = max((step for step, _ in known.values()), default=0)
     placed = sorted(name for name in folders if name not in known)
@@ -309,7 +309,7 @@ def _entries(folder: Path, modules: Sequence[str], depth: int = MAX_DEPTH) -> It
             yield from _entries(path, modules, depth - 1)
 
 
-def _stated(folder: Path) -> tuple[int, str] | None:
+def _stated_step(folder: Path) -> tuple[int, str] | None:
     try:
         step = trainer_state(folder / "trainer_state.json").get("global_step")
     except (Unreadable, OSError):
@@ -317,13 +317,13 @@ def _stated(folder: Path) -> tuple[int, str] | None:
     return (step, "trainer_state.json") if type(step) is int and 0 <= step < MAX_STEP else None
 
 
-def _named(name: str, is_root: bool, is_alone: bool) -> tuple[int, str] | None:
+def _named_step(name: str, is_root: bool, is_alone: bool) -> tuple[int, str] | None:
     if is_root and not is_alone:
         return None
-    return _read(STEP_IN_NAME.search(name) or EPOCH_IN_NAME.search(name) or re.fullmatch(r"(\d+)", name))
+    return _step_in(STEP_IN_NAME.search(name) or EPOCH_IN_NAME.search(name) or re.fullmatch(r"(\d+)", name))
 
 
-def _read(match: re.Match[str] | None) -> tuple[int, str] | None:
+def _step_in(match: re.Match[str] | None) -> tuple[int, str] | None:
     return (int(match[1]), "folder name") if match and len(match[1]) < 16 else None
 
 

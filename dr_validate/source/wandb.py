@@ -253,7 +253,7 @@ class WandbSource:
             num_bytes=facts.num_bytes,
         )
 
-    def _refused(self, facts: Facts) -> str | None:
+    def _refused(self, facts: Facts | Contents) -> str | None:
         if facts.lacks and (self.needs_config or facts.lacks != NO_CONFIG):
             return facts.lacks
         if facts.num_bytes > self.max_gib * 2**30:
@@ -272,7 +272,7 @@ class WandbSource:
     def _contents(self, project: Project, checkpoint: Checkpoint, opaque_id: str) -> Contents:
         """Read and checked again: what was remembered decides what is listed, not what is written to disk."""
         contents = self._connection.manifest(project, opaque_id).contents
-        if refused := self._refused(Facts.of(contents, "", "")):
+        if refused := self._refused(contents):
             raise CheckpointError(refused)
         if contents.digest != checkpoint.digest:
             raise CheckpointError(f"its manifest is not the one that was listed: {contents.digest}, not {checkpoint.digest}")

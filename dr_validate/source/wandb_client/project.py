@@ -339,9 +339,17 @@ class Connection:
     def _ask(self, project: Project, version: Version) -> tuple[Facts, bool]:
         """And whether they may be remembered: what makes a version unusable must not be damage on the way."""
         found = self.manifest(project, version.opaque_id)
-        logged_by = found.origin.logged_by
+        contents, logged_by = found.contents, found.origin.logged_by
         training_run, group = self._names_of_run(logged_by) if logged_by else ("", "")
-        return Facts.of(found.contents, training_run, group), found.is_verified or not found.contents.lacks
+        facts = Facts(
+            digest=contents.digest,
+            lacks=contents.lacks,
+            num_bytes=contents.num_bytes,
+            references=contents.references,
+            training_run=training_run,
+            group=group,
+        )
+        return facts, found.is_verified or not contents.lacks
 
 
 def _parsed(content: bytes) -> Any:

@@ -122,17 +122,6 @@ class Facts:
     training_run: str
     group: str
 
-    @classmethod
-    def of(cls, contents: Contents, training_run: str, group: str) -> "Facts":
-        return cls(
-            digest=contents.digest,
-            lacks=contents.lacks,
-            num_bytes=contents.num_bytes,
-            references=contents.references,
-            training_run=training_run,
-            group=group,
-        )
-
 
 def version_of(node: Mapping[str, Any], collection: str, number: int) -> Version:
     """From an artifact node of the API."""
