@@ -142,7 +142,7 @@ def test_any_exception_is_caught_only_at_the_borders() -> None:
         "polling.py": "a thread, whose errors the watcher raises",
         "folder.py": "one checkpoint, listed: the others are",
         "wandb.py": "one version, listed: the others are",
-        "remote.py": "storage of any kind, whose errors become Python's",
+        "storage.py": "storage of any kind, whose errors become Python's",
     }
     for path in FILES:
         if "except Exception" in path.read_text():

@@ -18,7 +18,7 @@ from dr_validate.cli.status import show_outcome
 from dr_validate.cli.sweep import SWEEP_JOBS, JobRecord, records, worst_exit_code
 from dr_validate.config import Run, build
 from dr_validate.errors import Outage, SetupError
-from dr_validate.fidelity.comparison import Comparison, compare
+from dr_validate.fidelity.against_full import Comparison, compare
 from dr_validate.files import write_atomically
 from dr_validate.ledger.findings import Sweep, SweepRow
 from dr_validate.ledger.ledger import Ledger

@@ -2,5 +2,5 @@
 `suite`, several of them.
 
 `build`: from parts to a checked TestSet; `read`, `records`: rows of files by the names of columns; `corpus`: documents on
-disk; `locate`, `remote`: files; `cache`: digests of files, and folders made once.
+disk; `locate`, `storage`: files, here and at URLs, their digests, and folders made of them once.
 """

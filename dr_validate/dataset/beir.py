@@ -1,14 +1,12 @@
 """Collections in BEIR's layout: `corpus.jsonl`, `queries.jsonl`, `qrels/<split>.tsv`."""
 
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from dr_validate.component import UserPath, component
-from dr_validate.dataset.build import Collection, open_test_set
+from dr_validate.dataset.build import Collection
 from dr_validate.dataset.locate import OwnFiles, existing_folder, folder_name, variants
-from dr_validate.values import TestSet
 
 
 @component
@@ -18,14 +16,7 @@ class BeirDataset(OwnFiles):
     path: UserPath
     split: Annotated[str, Field(pattern=r"^[^/\\]+$")] = "test"
 
-    def check(self) -> None:
-        """See `Dataset.check`."""
-        self._collection()
-
-    def open(self, cache: Path) -> TestSet:
-        return open_test_set(self._collection(), cache)
-
-    def _collection(self) -> Collection:
+    def collection(self) -> Collection:
         folder = existing_folder(self.path)
         places = {
             "corpus": variants(folder, "corpus.jsonl"),

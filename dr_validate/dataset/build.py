@@ -10,11 +10,10 @@ from typing import Any, Literal
 import numpy as np
 
 from dr_validate.component import fingerprint
-from dr_validate.dataset.cache import digests_of
 from dr_validate.dataset.corpus import FORMAT_VERSION, ArrowCorpus, open_corpus
 from dr_validate.dataset.read import Place, Problems, kind_of
 from dr_validate.dataset.records import Entry, Judgement, Part
-from dr_validate.dataset.remote import File
+from dr_validate.dataset.storage import File, digests_of
 from dr_validate.errors import DatasetError
 from dr_validate.values import Int64, Qrels, TestSet
 
@@ -86,7 +85,7 @@ def open_test_set(collection: Collection, cache: Path) -> TestSet:
         name=collection.name,
         corpus=corpus,
         query_ids=tuple(entry.id for entry in queries),
-        query_texts=_texts(queries),
+        query_texts=tuple(entry.text for entry in queries),  # type: ignore[arg-type]  # of one kind: check_texts
         qrels=qrels,
         own_documents=_own_documents(collection, corpus, queries, qrels),
         fingerprint=key,
@@ -103,11 +102,6 @@ def _kind(file: File) -> str:
     if file.suffix == ".arrow" or file.name.removesuffix(".gz").endswith(".csv"):
         return file.name.removesuffix(".gz").rpartition(".")[2]
     return kind_of(file)
-
-
-def _texts(queries: list[Entry]) -> tuple[str, ...] | tuple[list[int], ...]:
-    texts = tuple(entry.text for entry in queries if isinstance(entry.text, str))
-    return texts or tuple(entry.text for entry in queries if isinstance(entry.text, list))
 
 
 def _own_documents(collection: Collection, corpus: ArrowCorpus, queries: list[Entry], qrels: Qrels) -> Int64:
@@ -217,7 +211,6 @@ def resolve(
 
 def check_texts(queries: Sequence[Entry], tokenized: bool, problems: Problems) -> None:
     """Queries must come as the corpus does: texts, or token ids of the same tokenizer."""
-
     for entry in queries:
         if isinstance(entry.text, list) != tokenized:
             here, there = ("text", "token ids") if tokenized else ("token ids", "text")

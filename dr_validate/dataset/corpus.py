@@ -5,16 +5,16 @@ asked for is read, nothing else.
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dr_validate.dataset.cache import is_sealed, made_once, seal
 from dr_validate.dataset.read import MAX_PROBLEMS, Problems, shorten
 from dr_validate.dataset.records import Entry, Part
+from dr_validate.dataset.storage import is_sealed, made_once
 from dr_validate.values import Int64
 
 FORMAT_VERSION = 2  # of the folder, and of how texts are read: it is part of what a test set is
@@ -41,8 +41,8 @@ class ArrowCorpus:
         self._ids = table.column(0)
         self._texts = table.column(1)
         self._starts = np.cumsum([0, *(len(chunk) for chunk in self._ids.chunks)], dtype=np.int64)
-        self._tie_rank: Int64 = np.load(folder / TIE_RANK, mmap_mode="r").view(np.ndarray)
-        self._id_hash: NDArray[np.uint64] = np.load(folder / ID_HASH, mmap_mode="r").view(np.ndarray)
+        self.tie_rank: Int64 = np.load(folder / TIE_RANK, mmap_mode="r").view(np.ndarray)
+        self.id_hash: NDArray[np.uint64] = np.load(folder / ID_HASH, mmap_mode="r").view(np.ndarray)
         self.tokenized = str(table.column_names[1]) == "tokens"
 
     def __len__(self) -> int:
@@ -67,14 +67,6 @@ class ArrowCorpus:
             places = _numbers(pc.indices_nonzero(chunk.is_valid()), np.uint64).astype(np.int64)
             found[_numbers(chunk.drop_null(), np.int32)] = places + start
         return found[np.fromiter((position[identity] for identity in ids), dtype=np.int64, count=len(ids))]
-
-    @property
-    def tie_rank(self) -> Int64:
-        return self._tie_rank
-
-    @property
-    def id_hash(self) -> NDArray[np.uint64]:
-        return self._id_hash
 
     def _take(self, column: Any, ordinals: Int64) -> list[Any]:
         """Values of a column at `ordinals`, in that order.
@@ -103,7 +95,7 @@ class ArrowCorpus:
 def open_corpus(documents: Part[Entry], folder: Path, problems: Problems) -> ArrowCorpus | None:
     """The corpus in `folder`, converted into it first unless it is there and complete; None if there are problems with it."""
     try:
-        made_once(folder, is_usable, lambda fresh: _convert(documents, fresh, problems))
+        made_once(folder, FORMAT_VERSION, lambda fresh: _convert(documents, fresh, problems), _is_readable)
     except _Refused:
         return None
     return ArrowCorpus(folder)
@@ -111,8 +103,10 @@ def open_corpus(documents: Part[Entry], folder: Path, problems: Problems) -> Arr
 
 def is_usable(folder: Path) -> bool:
     """Whether `folder` holds a complete corpus of this format: every file there, as long as it was written, and readable."""
-    if not is_sealed(folder, FORMAT_VERSION):
-        return False
+    return is_sealed(folder, FORMAT_VERSION) and _is_readable(folder)
+
+
+def _is_readable(folder: Path) -> bool:
     try:
         with (folder / DOCUMENTS).open("rb") as stream:
             head = stream.read(len(ARROW_MAGIC))
@@ -173,7 +167,6 @@ def _convert(documents: Part[Entry], folder: Path, problems: Problems) -> None:
         raise _Refused
     np.save(folder / ID_HASH, hashes)
     np.save(folder / TIE_RANK, ranks)
-    seal(folder, FORMAT_VERSION)
     log.info("converted %d documents", len(hashes))
 
 
@@ -195,7 +188,8 @@ class _Writer:
         if self._kind is None:
             self._start(type(entry.text))
         if type(entry.text) is not self._kind:
-            self._problems.add(entry.place, f"text: got {shorten(entry.text)}, but the first document has {_words(self._kind)}")
+            first = "token ids" if self._kind is list else "a string"
+            self._problems.add(entry.place, f"text: got {shorten(entry.text)}, but the first document has {first}")
             return
         self.hashes += hashlib.blake2b(entry.id.encode(), digest_size=8).digest()
         if entry.is_empty:
@@ -230,10 +224,6 @@ class _Writer:
         self._writer.write_batch(pa.record_batch([ids, texts], schema=self._schema))
 
 
-def _words(kind: type | None) -> str:
-    return "token ids" if kind is list else "a string"
-
-
 def _rank(file: Path, hashes: NDArray[np.uint64]) -> tuple[Int64, list[tuple[int, int]]]:
     """Place of each document by descending id bytes, and pairs of ordinals with the same id (the first few)."""
     import pyarrow as pa
@@ -258,12 +248,8 @@ def _rank(file: Path, hashes: NDArray[np.uint64]) -> tuple[Int64, list[tuple[int
 
 def _report_duplicates(documents: Part[Entry], duplicates: list[tuple[int, int]], problems: Problems) -> None:
     wanted = {ordinal for pair in duplicates for ordinal in pair}
-    entries = {n: entry for n, entry in enumerate(_reread(documents)) if n in wanted}
+    # Read again for their places: keeping those in memory would cost every user for the few with duplicates.
+    entries = {n: entry for n, entry in enumerate(documents.read(Problems("again"))) if n in wanted}
     for first, second in duplicates:
         message = f"document id {entries[second].id!r} again, first at {entries[first].place}; ids must be unique"
         problems.add(entries[second].place, message)
-
-
-def _reread(documents: Part[Entry]) -> Iterator[Entry]:
-    """The same entries again, for their places: keeping those in memory would cost every user for the few with duplicates."""
-    return documents.read(Problems("again"))

@@ -27,16 +27,15 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from dr_validate.component import UserPath, component
-from dr_validate.dataset.build import Collection, Judge, open_test_set
-from dr_validate.dataset.cache import is_sealed, made_once, seal
+from dr_validate.dataset.build import Collection, Judge
 from dr_validate.dataset.corpus import ArrowCorpus
 from dr_validate.dataset.locate import OwnFiles, existing_folder, folder_name, locate, variants
 from dr_validate.dataset.read import JSON_SUFFIXES, Place, Problems, json_rows, lines, shorten
 from dr_validate.dataset.records import DOCUMENT, Entry, Part, entry_part, identifier, judgement_part, texts_alone
-from dr_validate.dataset.remote import File
+from dr_validate.dataset.storage import File, made_once
 from dr_validate.errors import DatasetError
 from dr_validate.process import MOST_PROCESSES, cores, in_processes
-from dr_validate.values import Int64, Qrels, TestSet
+from dr_validate.values import Int64, Qrels
 
 log = logging.getLogger(__name__)
 RULES_VERSION = 1  # of what is judged relevant
@@ -71,15 +70,8 @@ class DprDataset(OwnFiles):
             raise ValueError(f"got max_matches={self.max_matches}, which has no effect beside qrels")
         return self
 
-    def check(self) -> None:
-        """See `Dataset.check`."""
-        self._collection()
-
-    def open(self, cache: Path) -> TestSet:
-        return open_test_set(self._collection(), cache)
-
-    def _collection(self) -> Collection:
-        folder = existing_folder(self.path) if self.path is not None else Path()
+    def collection(self) -> Collection:
+        folder = existing_folder(self.path)
         problems = Problems(self.name or "dpr")
         corpus = locate("corpus", self.corpus, variants(folder, "psgs_w100.tsv"), problems)
         queries = locate("queries", self.queries, self._questions_in(folder), problems)
@@ -88,14 +80,8 @@ class DprDataset(OwnFiles):
         asked = Part(files=queries, read=lambda problems: (each.entry for each in self._questions(queries, problems)))
         rules = {"answers": RULES_VERSION, "language": self.language, "max_matches": self.max_matches}
         made = Judge(files=queries, rules=rules, judge=lambda *known: self._judge(corpus, queries, *known))
-        return Collection(
-            name=self.name or folder_name(Path(queries[0].name.partition(".")[0])),
-            documents=entry_part(corpus, DOCUMENT),
-            queries=asked,
-            judgements=judgement_part(qrels) if qrels else made,
-            missing_judged=self.missing_judged,
-            ignore_identical_ids=self.ignore_identical_ids,
-        )
+        name = self.name or folder_name(Path(queries[0].name.partition(".")[0]))
+        return self.collected(name, entry_part(corpus, DOCUMENT), asked, judgement_part(qrels) if qrels else made)
 
     def _questions_in(self, folder: Path) -> list[Path]:
         if self.queries is not None:
@@ -126,7 +112,7 @@ class DprDataset(OwnFiles):
             problems.add(files[0], f"no questions{language}; check dataset.queries")
         problems.stop_if_any()
         known = [question.answers for question in questions]
-        made_once(folder, _is_made, lambda fresh: _match(texts_alone(corpus_files), known, fresh))
+        made_once(folder, RULES_VERSION, lambda fresh: _match(texts_alone(corpus_files), known, fresh))
         counts, documents = (np.load(folder / f"{name}.npy") for name in ("counts", "documents"))
         kept = np.ones(len(questions), dtype=np.bool_) if self.max_matches is None else counts <= self.max_matches
         _say(counts, kept, len(corpus), self.max_matches)
@@ -187,12 +173,7 @@ def _match(texts: Iterator[str], known: list[tuple[str, ...]], folder: Path) -> 
     counts, documents = match(texts, known)
     np.save(folder / "counts.npy", counts)
     np.save(folder / "documents.npy", documents)
-    seal(folder, RULES_VERSION)
     log.info("%d matches found in %.0f s", len(documents), time.monotonic() - start)
-
-
-def _is_made(folder: Path) -> bool:
-    return is_sealed(folder, RULES_VERSION)
 
 
 def _say(counts: Int64, kept: Any, num_documents: int, most: int | None) -> None:

@@ -1,9 +1,9 @@
 """Collections of the Hugging Face hub, or local folders of the same form, through the `datasets` library."""
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from dr_validate.dataset.records import (
     DOCUMENT,
     QUERY,
     Entry,
+    Judgement,
     Part,
     Rows,
     entries,
@@ -50,58 +51,15 @@ class HubDataset(Common):
         return Path(self.id).is_dir()
 
     def open(self, cache: Path) -> TestSet:
-        parts = HubParts(
-            id=self.id,
-            revision=self.revision,
-            corpus=self.corpus,
-            queries=self.queries,
-            qrels=self.qrels,
-            qrels_id=self.qrels_id,
-            qrels_split=self.qrels_split,
-        )
-        common = {"missing_judged": self.missing_judged, "ignore_identical_ids": self.ignore_identical_ids}
-        return open_test_set(hub_collection(self.name or folder_name(Path(self.id)), parts, cache, **common), cache)
+        """See `Dataset.open`."""
+        return open_test_set(self.collection(cache), cache)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HubParts:
-    """Which repository, and which config, data file or own file each part is; `key` is the setting that messages name."""
-
-    id: str
-    key: str = "id"
-    revision: str | None = None
-    corpus: str = "corpus"
-    queries: str = "queries"
-    qrels: str | None = None
-    qrels_id: str | None = None
-    qrels_split: str = "test"
-
-
-def hub_collection(name: str, parts: HubParts, cache: Path, **common: Any) -> Collection:
-    """Load (or find in the library's own cache) and describe the parts. Raises DatasetError for whatever goes wrong there."""
-    hub = _Hub(parts, cache)
-    return Collection(
-        name=name,
-        documents=_entries(hub, "corpus", parts.corpus),
-        queries=_entries(hub, "queries", parts.queries),
-        judgements=_judgements(hub, parts),
-        **common,
-    )
-
-
-def _entries(hub: "_Hub", key: str, wanted: str) -> Part[Entry]:
-    fields = DOCUMENT if key == "corpus" else QUERY
-    if own := _own_file(wanted):
-        return entry_part([own], fields)
-    loaded = hub.load(key, wanted, [key, wanted, hub.parts.qrels_split])
-    return _part(loaded, f"{hub.parts.id}[{wanted}]", fields.names, lambda rows, problems: entries(rows, fields, problems))
-
-
-def _judgements(hub: "_Hub", parts: HubParts) -> Part[Any]:
-    if parts.qrels is not None and (own := _own_file(parts.qrels)):
-        return judgement_part([own])
-    loaded, where = hub.load_qrels()
-    return _part(loaded, f"{where}[{parts.qrels_split}]", None, judgements)
+    def collection(self, cache: Path, key: str = "id") -> Collection:
+        """Load (or find in the library's own cache) and describe the parts. Raises DatasetError for whatever goes wrong there,
+        which names `dataset.<key>` as the setting of the id."""
+        hub = _Hub(self, cache, key)
+        name = self.name or folder_name(Path(self.id))
+        return self.collected(name, hub.entries("corpus", self.corpus), hub.entries("queries", self.queries), hub.judgements())
 
 
 def _part(loaded: Any, where: str, columns: Sequence[str] | None, parse: Callable[[Rows, Problems], Iterator[T]]) -> Part[T]:
@@ -129,35 +87,45 @@ def _own_file(wanted: str) -> Path | None:
 class _Hub:
     """One repository, or a local folder that looks like one."""
 
-    def __init__(self, parts: HubParts, cache: Path) -> None:
-        self.parts = parts
+    def __init__(self, settings: HubDataset, cache: Path, key: str) -> None:
+        self._settings, self._key = settings, key
         self._cache = cache / "hub"
-        self._configs: list[str] | None = None
 
-    def load(self, key: str, wanted: str, splits: Sequence[str]) -> Any:
-        """The split of config or data file `wanted`: the first of `splits` that exists, else the only one."""
-        found = self._load_dataset(self.parts.id, *self._config_or_files(key, wanted))
-        if len(found) == 1:
-            return next(iter(found.values()))
-        return self._split(key, self.parts.id, found, splits)
+    def entries(self, key: str, wanted: str) -> Part[Entry]:
+        """The corpus or the queries."""
+        fields = DOCUMENT if key == "corpus" else QUERY
+        if own := _own_file(wanted):
+            return entry_part([own], fields)
+        loaded = self._load(key, wanted, [key, wanted, self._settings.qrels_split])
+        where = f"{self._settings.id}[{wanted}]"
+        return _part(loaded, where, fields.names, lambda rows, problems: entries(rows, fields, problems))
 
-    def load_qrels(self) -> tuple[Any, str]:
-        """The judgements and where they came from: what the settings say, else a config of `id`, else `<id>-qrels`."""
-        parts = self.parts
+    def judgements(self) -> Part[Judgement]:
+        """The judgements: what the settings say, else a config of `id`, else `<id>-qrels`."""
+        if self._settings.qrels is not None and (own := _own_file(self._settings.qrels)):
+            return judgement_part([own])
         repository, config, pattern = self._qrels_place()
         found = self._load_dataset(repository, config, pattern)
         # The library calls the split of files that were named one by one `train`, whatever is in them.
-        splits = ["train"] if pattern is not None else [parts.qrels_split]
-        return self._split("qrels_split", repository, found, splits), repository
+        splits = ["train"] if pattern is not None else [self._settings.qrels_split]
+        loaded = self._split("qrels_split", repository, found, splits)
+        return _part(loaded, f"{repository}[{self._settings.qrels_split}]", None, judgements)
+
+    def _load(self, key: str, wanted: str, splits: Sequence[str]) -> Any:
+        """The split of config or data file `wanted`: the first of `splits` that exists, else the only one."""
+        found = self._load_dataset(self._settings.id, *self._config_or_files(key, wanted))
+        if len(found) == 1:
+            return next(iter(found.values()))
+        return self._split(key, self._settings.id, found, splits)
 
     def _qrels_place(self) -> tuple[str, str | None, str | None]:
         """Repository, config and data file."""
-        parts = self.parts
+        parts = self._settings
         if parts.qrels_id is not None:
             return parts.qrels_id, parts.qrels, None
-        configs = self._config_names()
         if parts.qrels is not None:
             return parts.id, *self._config_or_files("qrels", parts.qrels)
+        configs = self._configs
         config = next((name for name in ("qrels", "default") if name in configs and len(configs) > 1), None)
         if config is not None:
             return parts.id, config, None
@@ -167,27 +135,24 @@ class _Hub:
         return f"{parts.id.rstrip('/')}-qrels", None, None
 
     def _config_or_files(self, key: str, wanted: str) -> tuple[str | None, str | None]:
-        configs = self._config_names()
+        configs = self._configs
         if wanted in configs:
             return wanted, None
         if pattern := self._data_files(wanted):
             return None, pattern
         raise DatasetError(
-            f"dataset.{key}: {self.parts.id} has no config or data file {wanted!r}, only the configs {configs}; set "
+            f"dataset.{key}: {self._settings.id} has no config or data file {wanted!r}, only the configs {configs}; set "
             f"dataset.{key} to one of them, to a data file of the repository (data/*.parquet), or to a local file"
         )
 
-    def _config_names(self) -> list[str]:
-        if self._configs is None:
-            call = _library().get_dataset_config_names
-            self._configs = list(
-                self._try(self.parts.id, lambda: call(str(self.parts.id), revision=self._revision(self.parts.id)))
-            )
-        return self._configs
+    @functools.cached_property
+    def _configs(self) -> list[str]:
+        parts, call = self._settings, _library().get_dataset_config_names
+        return self._try(parts.id, lambda: list(call(parts.id, revision=parts.revision)))
 
     def _data_files(self, wanted: str) -> str | None:
         """A pattern for `load_dataset`: as given if it looks like a path, or what a local folder has under that name."""
-        folder = Path(self.parts.id)
+        folder = Path(self._settings.id)
         if folder.is_dir():
             candidates = [wanted, f"{wanted}.*"] if "/" in wanted else [wanted, f"{wanted}.*", f"{wanted}/*"]
             return next((c for c in candidates if any(file.is_file() for file in folder.glob(c))), None)
@@ -202,14 +167,11 @@ class _Hub:
                 str(folder) if local else repository,
                 config,
                 data_files=data_files,
-                revision=self._revision(repository),
+                revision=self._settings.revision if repository == self._settings.id else None,
                 # Downloads belong to the cache that the user's other tools share, copies of local files do not.
                 cache_dir=str(self._cache / _state(folder)) if local else None,
             ),
         )
-
-    def _revision(self, repository: str) -> str | None:
-        return self.parts.revision if repository == self.parts.id else None
 
     def _split(self, key: str, where: str, found: Any, splits: Sequence[str]) -> Any:
         chosen = next((split for split in splits if split in found), None)
@@ -225,7 +187,7 @@ class _Hub:
             return call()
         except errors as error:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise DatasetError(f"dataset.{self.parts.key}: cannot load {repository!r} ({reason}); {_way_out(error)}") from error
+            raise DatasetError(f"dataset.{self._key}: cannot load {repository!r} ({reason}); {_way_out(error)}") from error
 
 
 def _library() -> Any:

@@ -10,10 +10,10 @@ from typing import Any
 from pydantic import Field
 
 from dr_validate.component import component, fingerprint
-from dr_validate.dataset.build import Collection, open_test_set
-from dr_validate.dataset.cache import is_sealed, made_once, seal
+from dr_validate.dataset.build import open_test_set
 from dr_validate.dataset.locate import Common, folder_name
 from dr_validate.dataset.records import DOCUMENT, QUERY, entry_part, judgement_part
+from dr_validate.dataset.storage import made_once
 from dr_validate.errors import DatasetError
 from dr_validate.files import write_atomically
 from dr_validate.values import TestSet
@@ -43,15 +43,18 @@ class IrDatasetsDataset(Common):
         try:
             found = self._load()
             documents = self._documents(found, cache)
-            queries = _lines({"_id": query.query_id, "text": query.default_text()} for query in found.queries_iter())
+            asked = ({"_id": query.query_id, "text": query.default_text()} for query in found.queries_iter())
             judged = ({"query_id": q.query_id, "doc_id": q.doc_id, "score": q.relevance} for q in found.qrels_iter())
-            others = {"queries": queries, "qrels": _lines(judged)}
+            queries, qrels = "".join(_lines(asked)), "".join(_lines(judged))
         except (OSError, RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
             raise DatasetError(
                 f"dataset.id: ir_datasets cannot give {self.id!r} "
                 f"({type(error).__name__}: {error}); check the network and that this collection needs no agreement"
             ) from error
-        return open_test_set(self._collection(documents, others, cache), cache)
+        name = self.name or folder_name(Path(self.id.replace("/", "-")))
+        asked_in, judged_in = _kept(queries, "queries", cache), _kept(qrels, "qrels", cache)
+        parts = entry_part([documents], DOCUMENT), entry_part([asked_in], QUERY), judgement_part([judged_in])
+        return open_test_set(self.collected(name, *parts), cache)
 
     def _load(self) -> Any:
         import ir_datasets
@@ -76,35 +79,23 @@ class IrDatasetsDataset(Common):
         def write(fresh: Path) -> None:
             log.info("reading the documents of %s (once)", parent)
             with (fresh / CORPUS).open("w", encoding="utf-8") as stream:
-                for line in _rows({"_id": doc.doc_id, "text": doc.default_text().strip()} for doc in found.docs_iter()):
+                for line in _lines({"_id": doc.doc_id, "text": doc.default_text().strip()} for doc in found.docs_iter()):
                     stream.write(line)
-            seal(fresh, RULES_VERSION)
 
-        made_once(folder, lambda made: is_sealed(made, RULES_VERSION), write)
+        made_once(folder, RULES_VERSION, write)
         return folder / CORPUS
 
-    def _collection(self, documents: Path, others: Mapping[str, str], cache: Path) -> Collection:
-        files = {}
-        for part, content in others.items():  # small, and read anew each time: named by what is in them
-            files[part] = cache / f"ir_datasets-{part}-{fingerprint({'content': content})}.jsonl"
-            if not files[part].exists():
-                write_atomically(files[part], content)
-        return Collection(
-            name=self.name or folder_name(Path(self.id.replace("/", "-"))),
-            documents=entry_part([documents], DOCUMENT),
-            queries=entry_part([files["queries"]], QUERY),
-            judgements=judgement_part([files["qrels"]]),
-            missing_judged=self.missing_judged,
-            ignore_identical_ids=self.ignore_identical_ids,
-        )
 
-
-def _rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+def _lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     return (json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
 
 
-def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(_rows(rows))
+def _kept(content: str, part: str, cache: Path) -> Path:
+    """A small part, read anew each time, in a file named by what is in it."""
+    file = cache / f"ir_datasets-{part}-{fingerprint({'content': content})}.jsonl"
+    if not file.exists():
+        write_atomically(file, content)
+    return file
 
 
 def _state(found: Any) -> list[list[Any]]:

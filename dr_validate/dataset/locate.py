@@ -9,11 +9,12 @@ from typing import Annotated
 from pydantic import Field
 
 from dr_validate.component import component
-from dr_validate.dataset.build import Collection, MissingJudged
+from dr_validate.dataset.build import Collection, Judge, MissingJudged, open_test_set
 from dr_validate.dataset.read import MSMARCO_V2, Problems
-from dr_validate.dataset.records import DOCUMENT, QUERY, entry_part, judgement_part
-from dr_validate.dataset.remote import File, UserFiles, is_url, remote_files
+from dr_validate.dataset.records import DOCUMENT, QUERY, Entry, Judgement, Part, entry_part, judgement_part
+from dr_validate.dataset.storage import File, UserFiles, is_url, remote_files
 from dr_validate.errors import DatasetError
+from dr_validate.values import TestSet
 
 # The name is part of metric keys (val/<dataset>/<metric>), where a slash or a space would change their meaning.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
@@ -31,6 +32,19 @@ class Common:
     def check(self) -> None:
         """See `Dataset.check`: by default nothing is known without reading."""
 
+    def collected(
+        self, name: str, documents: Part[Entry], queries: Part[Entry], judgements: Part[Judgement] | Judge
+    ) -> Collection:
+        """These parts, and what to do about gaps in them."""
+        return Collection(
+            name=name,
+            documents=documents,
+            queries=queries,
+            judgements=judgements,
+            missing_judged=self.missing_judged,
+            ignore_identical_ids=self.ignore_identical_ids,
+        )
+
 
 @component
 class OwnFiles(Common):
@@ -46,6 +60,18 @@ class OwnFiles(Common):
         """Whether it is files on this machine: opening it asks no server."""
         return not any(is_url(place) for place in (self.corpus, self.queries, self.qrels))
 
+    def check(self) -> None:
+        """See `Dataset.check`."""
+        self.collection()
+
+    def open(self, cache: Path) -> TestSet:
+        """See `Dataset.open`."""
+        return open_test_set(self.collection(), cache)
+
+    def collection(self) -> Collection:
+        """Where its parts are. Raises DatasetError for those that are not there."""
+        raise NotImplementedError
+
     def collect(self, name: str, places: Mapping[str, Sequence[Path]]) -> Collection:
         """The parts from own files, else from the first of `places` that exists. Raises DatasetError for all gaps."""
         problems = Problems(name)
@@ -53,14 +79,7 @@ class OwnFiles(Common):
         queries = locate("queries", self.queries, places["queries"], problems)
         qrels = locate("qrels", self.qrels, places["qrels"], problems)
         problems.stop_if_any()
-        return Collection(
-            name=name,
-            documents=entry_part(corpus, DOCUMENT),
-            queries=entry_part(queries, QUERY),
-            judgements=judgement_part(qrels),
-            missing_judged=self.missing_judged,
-            ignore_identical_ids=self.ignore_identical_ids,
-        )
+        return self.collected(name, entry_part(corpus, DOCUMENT), entry_part(queries, QUERY), judgement_part(qrels))
 
 
 def locate(key: str, own: Path | str | None, places: Sequence[Path], problems: Problems) -> tuple[File, ...]:
@@ -71,7 +90,8 @@ def locate(key: str, own: Path | str | None, places: Sequence[Path], problems: P
         places = [own]
     found = next((place for place in places if place.exists()), None)
     if found is None:
-        looked = f"no such file or folder: {places[0]}" if own is not None else _looked_for(places)
+        among = f"found none of {', '.join(place.name for place in places)} in {places[0].parent}"
+        looked = among if own is None else f"no such file or folder: {own}"
         problems.add(f"dataset.{key}", f"{looked}; set dataset.{key} to where {_them(key)}{_others(places)}")
         return ()
     files = [found] if found.is_file() else shards(found)
@@ -97,8 +117,10 @@ def _named_by(key: str, own: Path | str, problems: Problems) -> tuple[File, ...]
     return tuple(files)
 
 
-def existing_folder(path: Path) -> Path:
-    """`path` if it is a folder, else DatasetError."""
+def existing_folder(path: Path | None) -> Path:
+    """`path`, or the working directory where there is none. Raises DatasetError where it is no folder."""
+    if path is None:
+        return Path()
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise DatasetError(f"dataset.path: {path} {what}; set it to the folder that holds corpus, queries and qrels")
@@ -127,11 +149,6 @@ def shards(folder: Path) -> list[Path]:
 
 def _them(key: str) -> str:
     return "it is" if key == "corpus" else "they are"
-
-
-def _looked_for(places: Sequence[Path]) -> str:
-    folder = places[0].parent
-    return f"found none of {', '.join(place.name for place in places)} in {folder}"
 
 
 def _others(places: Sequence[Path]) -> str:

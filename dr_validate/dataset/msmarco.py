@@ -7,7 +7,7 @@ from pydantic import model_validator
 
 from dr_validate.component import NameOrPath, UserPath, component
 from dr_validate.dataset.build import Collection, open_test_set
-from dr_validate.dataset.hub import HubParts, hub_collection
+from dr_validate.dataset.hub import HubDataset
 from dr_validate.dataset.locate import Name, OwnFiles, existing_folder, variants
 from dr_validate.errors import DatasetError
 from dr_validate.values import TestSet
@@ -61,18 +61,25 @@ class MsmarcoDataset(OwnFiles):
     def check(self) -> None:
         """See `Dataset.check`."""
         if self.hub is None:
-            self._local_collection()
+            super().check()
 
     def open(self, cache: Path) -> TestSet:
+        """See `Dataset.open`."""
         if self.hub is None:
-            collection = self._local_collection()
-            return replace(open_test_set(collection, cache), shipped_run=self._shipped_run())
+            return replace(super().open(cache), shipped_run=self._shipped_run())
         # The 6 980 queries that MS MARCO calls dev.small are the split `validation` of BeIR/msmarco-qrels.
-        parts = HubParts(key="hub", id=self.hub, revision=self.revision, qrels_split="validation")
-        common = {"missing_judged": self.missing_judged, "ignore_identical_ids": self.ignore_identical_ids}
-        return open_test_set(hub_collection(self.name or "msmarco", parts, cache, **common), cache)
+        found = HubDataset(
+            name=self.name or "msmarco",
+            id=self.hub,
+            revision=self.revision,
+            qrels_split="validation",
+            missing_judged=self.missing_judged,
+            ignore_identical_ids=self.ignore_identical_ids,
+        )
+        return open_test_set(found.collection(cache, key="hub"), cache)
 
-    def _local_collection(self) -> Collection:
+    def collection(self) -> Collection:
+        """See `OwnFiles.collection`; not of `hub`."""
         if self.path is None and None in (self.corpus, self.queries, self.qrels):
             raise DatasetError(
                 "dataset.path: not set, so there is nothing to read; set dataset.path=FOLDER with collection.tsv, "
@@ -83,7 +90,7 @@ class MsmarcoDataset(OwnFiles):
 
     def _places(self) -> dict[str, list[Path]]:
         """Where each part may be, of the form whose corpus is there."""
-        folder = existing_folder(self.path) if self.path is not None else Path()
+        folder = existing_folder(self.path)
         forms = [[variants(folder, *names) for names in form] for form in FORMS]
         found = next((form for form in forms if any(place.exists() for place in form[0])), forms[0])
         return dict(zip(PARTS, found, strict=True))

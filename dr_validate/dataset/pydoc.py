@@ -21,8 +21,8 @@ from pydantic import Field
 
 from dr_validate.component import component, fingerprint
 from dr_validate.dataset.build import open_test_set
-from dr_validate.dataset.cache import is_sealed, made_once, seal
 from dr_validate.dataset.locate import Name, OwnFiles
+from dr_validate.dataset.storage import made_once
 from dr_validate.errors import DatasetError
 from dr_validate.values import TestSet
 
@@ -46,7 +46,11 @@ class PydocDataset(OwnFiles):
     name: Name | None = "pydoc"
     num_queries: int = Field(default=300, ge=1, le=MAX_QUERIES)
 
+    def check(self) -> None:
+        """See `Dataset.check`: what is read are the sources of the running Python."""
+
     def open(self, cache: Path) -> TestSet:
+        """See `Dataset.open`."""
         folder = _written(self.num_queries, cache)
         collection = self.collect(self.name or "pydoc", {part: [folder / file] for part, file in FILES.items()})
         return open_test_set(collection, cache)
@@ -74,7 +78,7 @@ def _written(num_queries: int, cache: Path) -> Path:
     root = standard_library()
     parts = {"python": sys.version, "root": str(root), "num_queries": num_queries, "rules": RULES_VERSION}
     folder = cache / f"pydoc-{fingerprint(parts)}"
-    made_once(folder, lambda made: is_sealed(made, RULES_VERSION), lambda fresh: _write(num_queries, fresh))
+    made_once(folder, RULES_VERSION, lambda fresh: _write(num_queries, fresh))
     return folder
 
 
@@ -86,7 +90,6 @@ def _write(num_queries: int, folder: Path) -> None:
     _write_rows(folder / FILES["queries"], {f"{pair.id}?": pair.query for pair in test})
     judged = "".join(f"{pair.id}?\t{pair.id}\t1\n" for pair in test)
     (folder / FILES["qrels"]).write_text(f"query-id\tcorpus-id\tscore\n{judged}", encoding="utf-8")
-    seal(folder, RULES_VERSION)
 
 
 @functools.cache  # parsing some 700 files takes seconds, and a trainer asks for pairs and test set

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from dr_validate.columns import Columns, split_quoted
-from dr_validate.dataset.remote import File
+from dr_validate.dataset.storage import File
 from dr_validate.errors import DatasetError
 
 Row = Mapping[str, Any]
 Bare = Callable[[str], Row | str]  # a line without a header: its row, or what is wrong with it
 MAX_PROBLEMS = 10
-MAX_SHOWN = 2_000  # characters of one problem
+MAX_SHOWN = 2_000  # characters of one problem ...
+MAX_VALUE = 60  # ... and of a value in it
 GZIP_MAGIC = b"\x1f\x8b"
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TABLE_SUFFIXES = (".tsv", ".txt", ".trec", ".qrels")
@@ -78,13 +79,13 @@ def kind_of(file: File) -> str:
     raise DatasetError(f"{file}: got the suffix {suffix!r}, expected one of {known}, .gz accepted; rename or convert it")
 
 
-def shorten(value: object, limit: int = 60) -> str:
+def shorten(value: object) -> str:
     """What a message shows of a value that may be long."""
     try:
         text = value if isinstance(value, str) else json.dumps(value, default=repr, ensure_ascii=False)
     except (ValueError, RecursionError):
         text = f"a {type(value).__name__} that goes too deep to be shown"
-    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+    return repr(text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 3] + "...")
 
 
 def lines(file: File, problems: Problems) -> Iterator[tuple[int, str]]:

@@ -25,7 +25,7 @@ from dr_validate.dataset.read import (
     table_rows,
     topic_rows,
 )
-from dr_validate.dataset.remote import File
+from dr_validate.dataset.storage import File
 
 log = logging.getLogger(__name__)
 

@@ -1,17 +1,15 @@
 """Collections in Tevatron's and Asyncval's forms: JSON lines or Parquet, texts or token ids."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from pydantic import model_validator
 
 from dr_validate.component import UserPath, component
-from dr_validate.dataset.build import Collection, open_test_set
+from dr_validate.dataset.build import Collection
 from dr_validate.dataset.locate import OwnFiles, existing_folder, folder_name, locate, variants
 from dr_validate.dataset.read import Problems
 from dr_validate.dataset.records import hold_positives
 from dr_validate.errors import DatasetError
-from dr_validate.values import TestSet
 
 
 @component
@@ -31,15 +29,8 @@ class TevatronDataset(OwnFiles):
             raise ValueError(f"got neither path nor {', '.join(missing)}; set dataset.path to a folder, or all three to files")
         return self
 
-    def check(self) -> None:
-        """See `Dataset.check`."""
-        self._collection()
-
-    def open(self, cache: Path) -> TestSet:
-        return open_test_set(self._collection(), cache)
-
-    def _collection(self) -> Collection:
-        folder = existing_folder(self.path) if self.path is not None else Path()
+    def collection(self) -> Collection:
+        folder = existing_folder(self.path)
         rows = ("jsonl", "json", "parquet", "tsv")
         places = {
             "corpus": [*variants(folder, *(f"corpus.{ending}" for ending in rows)), folder / "corpus"],

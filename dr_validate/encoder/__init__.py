@@ -1,5 +1,5 @@
 """From a checkpoint folder to vectors: `auto`.
 
-`contract`, `spec`, `modules`, `backbone`, `checks`: what the folder says, no torch; `tokenizer`; `model`, its `weights`, the
-fastest way `forward` through it, `batches` of texts, `attention` within each, and `cpu`, what makes one fast.
+`auto`, with `spec`, `modules`, `backbone`, `checks`: what the folder says, no torch; `tokenizer`; `model`, its `weights`;
+`forward`: batches, and the fastest way through it; `attention` within each text; `cpu`: what makes one fast.
 """

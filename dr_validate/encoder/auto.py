@@ -1,27 +1,47 @@
-"""The encoder: what the checkpoint says it is, or what is stated here, or a refusal; never a guess."""
+"""The encoder: what the checkpoint says it is, joined with what is stated here, or a refusal that names the keys to set; never
+a guess. JSON alone is read for that; torch is imported when a model is loaded."""
 
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from dr_validate.component import UserPath, component, fingerprint
-from dr_validate.encoder.contract import read_contract
-from dr_validate.encoder.spec import Contract, EncoderSpec, TowerSpec
-from dr_validate.errors import ConfigError
+from dr_validate.encoder.backbone import Backbone, read_backbone
+from dr_validate.encoder.checks import USE_STEP_VERSION, check_no_link_leaves, check_unused, read_object, weight_shapes
+from dr_validate.encoder.modules import modules_tower
+from dr_validate.encoder.spec import (
+    CONTRACT_FILE,
+    Contract,
+    EncoderSpec,
+    Head,
+    Kind,
+    TowerSpec,
+    contradiction,
+    encoder_settings,
+)
+from dr_validate.errors import CheckpointError, ConfigError, NotStated
 from dr_validate.files import sha256_of_file, sha256_of_files
 from dr_validate.stages import Model
-from dr_validate.values import SIDES
+from dr_validate.values import SIDES, Side
 
 log = logging.getLogger(__name__)
 
 # Packed MiniLM on a CPU: 1024, 2048 and 4096 are equal within noise; more only takes more memory. Not measured on a GPU.
 CPU_TOKENS = 2048
 GPU_TOKENS = 32768
+QUERY_FOLDER = "query_model"
+DOCUMENT_FOLDERS = ("passage_model", "document_model")
+# Of DPR's two encoders: the class, and what its weights begin with.
+DPR: Mapping[Side, tuple[str, str]] = {
+    "query": ("DPRQuestionEncoder", "question_encoder"),
+    "document": ("DPRContextEncoder", "ctx_encoder"),
+}
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 TOKENIZER_PATTERNS = ("config.json", "tokenizer*", "vocab.*", "*tokens*.json", "merges.txt", "bpe.codes", "*.model")
 
@@ -99,6 +119,7 @@ class AutoEncoder:
     def fingerprint(self) -> Mapping[str, Any]:
         """All that can change a vector; stated folders count by content, not by path."""
         stated = self._stated()
+        as_they_are = ("pooling", "normalize", "query_prefix", "document_prefix", "query_max_length", "document_max_length")
         later = {
             "config": None if stated.config is None else _file_digest(stated.config),
             "weights_prefix": self.weights_prefix,
@@ -106,14 +127,7 @@ class AutoEncoder:
         }
         return {
             **{key: value for key, value in later.items() if value is not None},  # specs without them stay what they were
-            "pooling": self.pooling,
-            "normalize": self.normalize,
-            "query_prefix": self.query_prefix,
-            "document_prefix": self.document_prefix,
-            "query_max_length": self.query_max_length,
-            "document_max_length": self.document_max_length,
-            "dtype": self.dtype,
-            "append_eos": self.append_eos,
+            **{key: getattr(self, key) for key in (*as_they_are, "dtype", "append_eos")},
             "tokenizer": None if stated.tokenizer is None else _digest(stated.tokenizer),
             "base_model": None if stated.base_model is None else _digest(stated.base_model),
         }
@@ -126,19 +140,133 @@ class AutoEncoder:
             problems.append(f"encoder.config: no such folder with a config.json, and no such file (got {str(self.config)!r})")
         if problems:
             raise ConfigError(problems)
-        return EncoderSpec(
-            pooling=self.pooling,
-            normalize=self.normalize,
-            query_prefix=self.query_prefix,
-            document_prefix=self.document_prefix,
-            query_max_length=self.query_max_length,
-            document_max_length=self.document_max_length,
-            tokenizer=self.tokenizer,
-            base_model=self.base_model,
-            config=config,
-            weights_prefix=self.weights_prefix,
-            native=self.native,
+        return EncoderSpec(**{field.name: getattr(self, field.name) for field in fields(EncoderSpec)} | {"config": config})
+
+
+def read_contract(folder: Path, stated: EncoderSpec) -> Contract:
+    """The contract of the checkpoint in `folder`; what is stated wins over what the checkpoint says, and of that what its
+    dr_validate.json says (see `integrations/publish.py`) over the rest.
+
+    Raises CheckpointError where the folder cannot be used, NotStated where pooling, normalisation, a length, a prefix or a
+    base model are said nowhere: the message names the `encoder.` keys that state them.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    check_no_link_leaves(folder)
+    said = encoder_settings(read_object(folder / CONTRACT_FILE), str(folder / CONTRACT_FILE))
+    warnings = [one for key, value in said.items() for one in contradiction(key, getattr(stated, key), value, CONTRACT_FILE)]
+    joined = replace(stated, **{key: value for key, value in said.items() if getattr(stated, key) is None})
+    found = _towers(folder, joined)
+    return replace(found, query=replace(found.query, warnings=(*warnings, *found.query.warnings))) if warnings else found
+
+
+def _towers(folder: Path, stated: EncoderSpec) -> Contract:
+    if (folder / QUERY_FOLDER).is_dir():
+        return _two_towers(folder, stated)
+    kind: Kind = "sentence-transformers" if (folder / "modules.json").is_file() else "transformers"
+    query, document = (_tower(folder, folder, side, stated) for side in ("query", "document"))
+    return Contract(kind=kind, query=query, document=document)
+
+
+def _two_towers(folder: Path, stated: EncoderSpec) -> Contract:
+    present = [folder / name for name in DOCUMENT_FOLDERS if (folder / name).is_dir()]
+    if len(present) != 1:
+        wanted = " or ".join(DOCUMENT_FOLDERS)
+        raise CheckpointError(f"{folder}: {QUERY_FOLDER} needs exactly one of {wanted} beside it, found {len(present)}")
+    return Contract(
+        kind="two towers",
+        query=_tower(folder / QUERY_FOLDER, folder, "query", stated),
+        document=_tower(present[0], folder, "document", stated),
+    )
+
+
+def _tower(folder: Path, root: Path, side: Side, stated: EncoderSpec) -> TowerSpec:
+    if (folder / "modules.json").is_file():
+        return modules_tower(folder, root, side, stated)
+    backbone = read_backbone(folder, root, stated)
+    if backbone.config["model_type"] == "dpr":
+        return _dpr_tower(backbone, folder, side, stated)
+    if heads := _ance_heads(backbone) or _tevatron_heads((folder, root), side):
+        return _headed_tower(backbone, heads, side, stated)
+    return _plain_tower(backbone, folder, side, stated)
+
+
+def _plain_tower(backbone: Backbone, folder: Path, side: Side, stated: EncoderSpec) -> TowerSpec:
+    """A folder of transformers alone: pooling and normalisation are not in it, so both must be stated."""
+    lacking = [f"encoder.{key}" for key in ("pooling", "normalize") if getattr(stated, key) is None]
+    if stated.pooling is None or stated.normalize is None:
+        raise NotStated(
+            f"{folder}: a plain transformers folder does not say how token vectors become one vector, and a wrong guess gives "
+            f"wrong scores without an error; set {' and '.join(lacking)} as in training; if training saved modules.json, "
+            f"{USE_STEP_VERSION}"
         )
+    prefix = stated.prefix(side) or ""
+    return backbone.tower(side, stated, {}, pooling=(stated.pooling,), normalize=stated.normalize, prefix=prefix)
+
+
+def _dpr_tower(backbone: Backbone, folder: Path, side: Side, stated: EncoderSpec) -> TowerSpec:
+    """One of DPR's two encoders, whose classes say what a vector is: that of the first token, projected if `projection_dim`."""
+    name, key = DPR[side]
+    shapes = weight_shapes(folder)
+    if not any(weight.startswith(f"{key}.bert_model.") for weight in shapes):
+        raise CheckpointError(
+            f"{folder}: {side} vectors need a {name} of DPR, and this folder holds none (no weights {key}.bert_model.*): put "
+            "the DPRQuestionEncoder into query_model/ and the DPRContextEncoder into passage_model/ of one folder. If one "
+            "encoder serves both sides, save its BERT alone (its bert_model, with save_pretrained)"
+        )
+    heads: tuple[Head, ...] = ()
+    if width := backbone.config.get("projection_dim"):
+        sizes = int(backbone.config["hidden_size"]), int(width)
+        prefix = f"{key}.encode_proj."
+        heads = (Head(kind="dense", folder=folder, in_features=sizes[0], out_features=sizes[1], weights_prefix=prefix),)
+    used = (f"{key}.bert_model.", *(head.weights_prefix for head in heads))
+    check_unused(folder, [weight for weight in shapes if not weight.startswith(used)], "dpr")
+    return replace(_headed_tower(backbone, heads, side, stated), weights_prefix=f"{key}.bert_model.")
+
+
+def _headed_tower(backbone: Backbone, heads: tuple[Head, ...], side: Side, stated: EncoderSpec) -> TowerSpec:
+    """A trainer's own heads over the first token, compared by dot product: DPR's, ANCE's, and Tevatron 1's."""
+    return backbone.tower(
+        side,
+        stated,
+        {},
+        pooling=(stated.pooling or "cls",),
+        normalize=bool(stated.normalize),
+        heads=heads,
+        prefix=stated.prefix(side) or "",
+        warnings=[*contradiction("pooling", stated.pooling, "cls"), *contradiction("normalize", stated.normalize, False)],
+    )
+
+
+def _ance_heads(backbone: Backbone) -> tuple[Head, ...]:
+    """ANCE keeps a linear layer and a layer norm beside the transformer (`RobertaDot_NLL_LN` of github.com/microsoft/ANCE)."""
+    shapes = weight_shapes(backbone.weights)
+    wanted = {"embeddingHead.weight", "embeddingHead.bias", "norm.weight", "norm.bias"}
+    if backbone.weights_prefix or backbone.adapter is not None or not wanted <= shapes.keys():
+        return ()
+    (out, width), place = shapes["embeddingHead.weight"], backbone.weights
+    dense = Head(kind="dense", folder=place, in_features=width, out_features=out, weights_prefix="embeddingHead.")
+    return dense, Head(kind="layer_norm", folder=place, out_features=out, weights_prefix="norm.")
+
+
+def _tevatron_heads(places: Iterable[Path], side: Side) -> tuple[Head, ...]:
+    """Tevatron 1 keeps a linear layer for each side, or one for both, in `pooler.pt` beside `pooler_config.json`."""
+    folder = next((place for place in places if (place / "pooler_config.json").is_file()), None)
+    if folder is None:
+        return ()
+    file = "pooler.safetensors"
+    if not (folder / file).is_file():
+        raise CheckpointError(
+            f"{folder}: pooler_config.json says that a linear layer makes the vectors, but its weights are a pickle, "
+            f"pooler.pt, which can run code and is never loaded; convert it where you trust it: safetensors.torch.save_file("
+            f"{{k: v.clone() for k, v in torch.load('pooler.pt', weights_only=True).items()}}, '{file}')"
+        )
+    shapes = weight_shapes(folder, file)
+    prefix = "linear_q." if side == "query" or "linear_p.weight" not in shapes else "linear_p."
+    if len(shape := shapes.get(f"{prefix}weight", ())) != 2:
+        raise CheckpointError(f"{folder / file}: holds no {prefix}weight, as the linear layer of Tevatron 1 is named")
+    head = Head(kind="dense", folder=folder, file=file, in_features=shape[1], out_features=shape[0], weights_prefix=prefix)
+    return (replace(head, bias=f"{prefix}bias" in shapes),)
 
 
 def _effect(tower: TowerSpec) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from dr_validate.encoder.checks import (
     unused_weights,
     weight_shapes,
 )
-from dr_validate.encoder.spec import EncoderSpec, contradiction
+from dr_validate.encoder.spec import EncoderSpec, TowerSpec, contradiction
 from dr_validate.errors import CheckpointError, NotStated
 from dr_validate.values import Side
 
@@ -64,6 +64,23 @@ class Backbone:
         named = names[0] if isinstance(names, list) and names else self.config["model_type"]
         sizes = [f"{key}={self.config[key]}" for key in ("num_hidden_layers", "hidden_size") if key in self.config]
         return ", ".join([str(named), *sizes])
+
+    def tower(
+        self, side: Side, stated: EncoderSpec, module: Mapping[str, Any], *, warnings: Sequence[str] = (), **others: Any
+    ) -> TowerSpec:
+        """One side with this transformer; `module`: see `max_length`; `others`: the fields of TowerSpec that are not of it."""
+        length, origin = max_length(stated, side, module, self.tokenizer, self.config)
+        return TowerSpec(
+            weights=self.weights,
+            adapter=self.adapter,
+            tokenizer=self.tokenizer,
+            config=self.config_file,
+            architecture=self.architecture,
+            max_length=length,
+            max_length_from=origin,
+            warnings=(*self.warnings, *warnings, *_length_warnings(stated, side, module, self.tokenizer)),
+            **{"weights_prefix": self.weights_prefix, **others},
+        )
 
 
 def read_backbone(folder: Path, root: Path, stated: EncoderSpec) -> Backbone:
@@ -200,7 +217,9 @@ def max_length(
 
     `module` is sentence_bert_config.json ({} for other folders), `config` config.json of the transformer.
     """
-    length, origin = _wanted_length(stated, side, module, tokenizer)
+    length, origin = stated.max_length(side), f"encoder.{side}_max_length"
+    if length is None:
+        length, origin = _said_length(side, module, tokenizer)
     places = positions(config)
     if places is not None and (length is None or length > places):
         if length is not None:
@@ -225,19 +244,12 @@ def positions(config: Mapping[str, Any]) -> int | None:
     return table
 
 
-def length_warnings(stated: EncoderSpec, side: Side, module: Mapping[str, Any], tokenizer: Path) -> list[str]:
+def _length_warnings(stated: EncoderSpec, side: Side, module: Mapping[str, Any], tokenizer: Path) -> list[str]:
     """Where the stated length is not the one that the checkpoint was trained with, or more than its tokenizer says it takes."""
     configured, (said, origin) = stated.max_length(side), _said_length(side, module, tokenizer)
     if said is None or configured is None or (not _in_module(side, module) and configured <= said):
         return []
     return contradiction(f"{side}_max_length", configured, said, origin)
-
-
-def _wanted_length(stated: EncoderSpec, side: Side, module: Mapping[str, Any], tokenizer: Path) -> tuple[int | None, str]:
-    configured = stated.max_length(side)
-    if configured is not None:
-        return configured, f"encoder.{side}_max_length"
-    return _said_length(side, module, tokenizer)
 
 
 def _in_module(side: Side, module: Mapping[str, Any]) -> str | None:

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -256,16 +256,13 @@ def weight_shapes(folder: Path, name: str | None = None) -> dict[str, tuple[int,
 
 def output_weights(shapes: Mapping[str, Sequence[int]], unused: Collection[str], model_type: str) -> list[str]:
     """Those of the `unused` weights that may belong to how a vector is made: more than one number, and not known as useless."""
-    plain = WITHOUT_USE_IN.get(model_type)
-    known = [name for name in unused if WITHOUT_USE.fullmatch(name) or (plain is not None and plain.fullmatch(name))]
+    known = _without_use(unused, model_type)
     return sorted(name for name in set(unused) - set(known) if math.prod(shapes.get(name, (2,))) > 1)
 
 
 def unused_weights(shapes: Mapping[str, Sequence[int]], model_type: str) -> list[str]:
     """A warning where the file has weights that are known to make no vector, such as the head of a language model."""
-    plain = WITHOUT_USE_IN.get(model_type)
-    known = (name for name in shapes if WITHOUT_USE.fullmatch(name) or (plain is not None and plain.fullmatch(name)))
-    if not (found := sorted(name for name in known if not NO_WEIGHT.fullmatch(name))):
+    if not (found := sorted(name for name in _without_use(shapes, model_type) if not NO_WEIGHT.fullmatch(name))):
         return []
     return [f"{len(found)} weights of the file make no vector and are not used: {some(found)}"]
 
@@ -289,6 +286,11 @@ def some(names: Sequence[str]) -> str:
     """The first of them, and how many more there are."""
     shown = ", ".join(names[:5]) or "none"
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def _without_use(names: Iterable[str], model_type: str) -> list[str]:
+    plain = WITHOUT_USE_IN.get(model_type)
+    return [name for name in names if WITHOUT_USE.fullmatch(name) or (plain is not None and plain.fullmatch(name))]
 
 
 def _check_one_set(folder: Path) -> None:

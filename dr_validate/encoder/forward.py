@@ -1,4 +1,4 @@
-"""A batch of texts through the transformer: packed into one row where the architecture allows it, else padded.
+"""Texts in batches, and each batch through the transformer: packed into one row where the architecture allows it, else padded.
 
 Imports torch: only imported when a model is loaded.
 """
@@ -15,19 +15,85 @@ from torch import Tensor
 from dr_validate.devices import is_out_of_memory, to_device
 from dr_validate.encoder.attention import PACKED_ATTENTION, Packing, fuses, packing, register
 from dr_validate.encoder.backbone import PADDING_OFFSET_MODELS, positions
-from dr_validate.encoder.batches import ROUND_TO, Batch
 from dr_validate.encoder.cpu import pack_linears
 from dr_validate.errors import CheckpointError
-from dr_validate.values import Int64
+from dr_validate.values import Int64, TokenBlock
 
 log = logging.getLogger(__name__)
-
+SHARES = 4  # of the work that is left, a thread takes one in so many at a time, so that all end together
+SMALLEST_SHARE = 256  # tokens; below it the matrix products lose more than the threads win
+# Packed rows are filled up to a multiple of this, so that they have few different lengths: for each, oneDNN keeps a program
+# and its memory, up to 1024 of them (measured: 0.3 GiB in 300 batches).
+ROUND_TO = 64
+CUTS = 4  # a batch ends at that one of its last so many texts where least has to be filled up: 0.6% of the tokens, not 1.8%
+UNLIKE = 0.9  # padded texts of one batch are at least so long, as parts of the longest ...
+TOO_FEW = 8  # ... unless the batch would have fewer tokens than one in so many of the budget
 # Largest difference of hidden states, relative to the largest of them, between two ways of computing the same.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 CHECKED_LENGTHS = (9, 3, 3)
 LARGEST_CHECKED_WINDOW = 512
 # What a transformer raises that does not know packed batches.
 CANNOT = (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError, AssertionError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Some texts of a block, by descending length, and their token ids one text after the other."""
+
+    rows: Int64  # (num_texts,) positions in the block
+    lengths: Int64  # (num_texts,) at least 1
+    ids: Int64  # (num_tokens,)
+
+    @property
+    def places(self) -> Int64:
+        """(num_tokens,) place of each token in its text, from 0."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        places: Int64 = np.arange(len(self.ids)) - np.repeat(starts, self.lengths)
+        return places
+
+
+def plan(lengths: Int64, max_tokens: int, threads: int, *, pad: bool) -> list[Int64]:
+    """Positions of the texts that are not empty, in batches of at most `max_tokens` tokens, or of one text that is longer.
+
+    What needs most memory comes first, so that it fails at once if at all. With `pad`, tokens count padding.
+    """
+    order: Int64 = np.argsort(-lengths, kind="stable")
+    order = order[lengths[order] > 0]
+    ends = np.cumsum(lengths[order])
+    batches, start = [], 0
+    while start < len(order):
+        before = int(ends[start - 1]) if start else 0
+        share = -(-(int(ends[-1]) - before) // (SHARES * threads)) if threads > 1 else max_tokens
+        budget = min(max_tokens, max(share, SMALLEST_SHARE))
+        if pad:
+            stop = start + _similar(lengths[order[start:]], budget)
+        else:
+            stop = int(np.searchsorted(ends, before + budget, side="right"))
+            if stop < len(order):
+                stop = _least_filling(ends - before, start, stop)
+        stop = max(stop, start + 1)
+        batches.append(order[start:stop])
+        start = stop
+    return batches
+
+
+def take(tokens: TokenBlock, rows: Int64) -> Batch:
+    """The texts at `rows` of a block, none of them empty."""
+    taken = tokens.take(rows)
+    return Batch(rows=rows, lengths=taken.lengths, ids=np.asarray(taken.ids).astype(np.int64))
+
+
+def _least_filling(ends: Int64, start: int, stop: int) -> int:
+    """Where to end a batch that begins at `start`, at `stop` or a few texts before; of equals, the latest."""
+    cuts = np.arange(stop, max(start, stop - CUTS), -1)
+    return int(cuts[np.argmin(-ends[cuts - 1] % ROUND_TO)]) if len(cuts) else stop
+
+
+def _similar(lengths: Int64, budget: int) -> int:
+    """How many of the first texts are padded together."""
+    longest = int(lengths[0])
+    alike = int(np.searchsorted(-lengths, -UNLIKE * longest, side="right"))
+    return min(len(lengths), budget // longest, max(alike, budget // TOO_FEW // longest))
 
 
 class Forward(Protocol):
@@ -80,7 +146,7 @@ class Padded:
 class Packed:
     """Texts in one row, without padding between them; attention stays within a text (`attention.py`).
 
-    The row ends with a text of less than ROUND_TO tokens that nobody asked for (`batches.py` says why).
+    The row ends with a text of less than ROUND_TO tokens that nobody asked for.
     """
 
     name, pads = "packed", False
@@ -131,10 +197,6 @@ class Chosen:
         return {"batches": self.forward.name, "linear_layers": "oneDNN" if self.packed_linears else "torch"}
 
 
-def _is_wide(dtype: torch.dtype, device: str) -> bool:
-    return fuses(device) and dtype == torch.float32
-
-
 def choose_static(weights: Mapping[str, Tensor], dtype: torch.dtype, device: str) -> Chosen:
     """The table of a StaticEmbedding. model2vec's may have fewer rows than words, and a weight for each word."""
     table = weights.get("embedding.weight", weights.get("embeddings"))
@@ -167,7 +229,8 @@ def choose_forward(load: Callable[[], Any], dtype: torch.dtype, device: str) -> 
             model.set_attn_implementation("sdpa")
             packed = None
     if packed is None:
-        faster = "; encoder.dtype=bfloat16 needs no padding, and is several times as fast" if _is_wide(dtype, device) else ""
+        is_wide = fuses(device) and dtype == torch.float32
+        faster = "; encoder.dtype=bfloat16 needs no padding, and is several times as fast" if is_wide else ""
         log.info("%s in %s on %s: no packed batches, they are padded%s", type(model).__name__, dtype, device, faster)
     return Chosen(forward=packed or padded, vocabulary_size=_vocabulary_size(model), packed_linears=packs)
 
@@ -198,16 +261,13 @@ def _same(forward: Forward, batch: Batch, expected: Tensor) -> bool:
 
 
 def _example_for(model: Any) -> Batch:
-    longest = positions(model.config.to_dict()) or LARGEST_CHECKED_WINDOW
-    return _example(_vocabulary_size(model), longest, getattr(model.config, "sliding_window", None))
-
-
-def _example(vocabulary_size: int, longest: int, window: Any = None) -> Batch:
     """Texts of several lengths, one beyond the window where attention is local and the window small."""
+    longest = positions(model.config.to_dict()) or LARGEST_CHECKED_WINDOW
     lengths = [max(1, min(length, longest)) for length in CHECKED_LENGTHS]
+    window = getattr(model.config, "sliding_window", None)
     if isinstance(window, int) and window <= LARGEST_CHECKED_WINDOW:
         lengths.insert(0, min(2 * window + 3, longest))
-    ids = np.arange(sum(lengths)) * 7 % vocabulary_size
+    ids = np.arange(sum(lengths)) * 7 % _vocabulary_size(model)
     return Batch(rows=np.arange(len(lengths)), lengths=np.array(lengths), ids=ids)
 
 

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dr_validate.devices import free_memory, is_out_of_memory, to_device
-from dr_validate.encoder.batches import Batch, plan, take
 from dr_validate.encoder.checks import weight_files
 from dr_validate.encoder.cpu import for_each, keep_heap
-from dr_validate.encoder.forward import Chosen, choose_forward, choose_static
+from dr_validate.encoder.forward import Batch, Chosen, choose_forward, choose_static, plan, take
 from dr_validate.encoder.spec import Contract, Head, PoolingName, TowerSpec
 from dr_validate.encoder.tokenizer import FastTokenizer
 from dr_validate.encoder.weights import load_transformer
@@ -52,7 +51,6 @@ class TransformerModel:
         max_tokens: int,
         weights_of: "TransformerModel | None" = None,
     ) -> None:
-        self._contract: dict[str, Any] = {"dtype": dtype, "append_eos": append_eos} | contract.describe()
         if device == "cpu":
             keep_heap()
         self._towers: dict[Side, LoadedTower] = {}
@@ -65,22 +63,11 @@ class TransformerModel:
                 chosen[place] = _choose(tower, getattr(torch, dtype), device)
             tokenizer = FastTokenizer(tower, append_eos)
             self._towers[side] = LoadedTower(tower, chosen[place], tokenizer, device, max_tokens)
-        self._contract |= chosen[place].describe()  # of the documents, which are nearly all texts
-        if self._towers["query"].dim != self._towers["document"].dim:
-            dims = [self._towers[side].dim for side in SIDES]
-            raise CheckpointError(
-                f"query vectors have {dims[0]} dimensions, document vectors {dims[1]}: they cannot be compared"
-            )
-
-    @property
-    def dim(self) -> int:
-        """Dimensions of a vector."""
-        return self._towers["query"].dim
-
-    @property
-    def contract(self) -> Mapping[str, Any]:
-        """What was read or stated, as JSON values."""
-        return self._contract
+        how = chosen[place].describe()  # of the documents, which are nearly all texts
+        self.contract: Mapping[str, Any] = {"dtype": dtype, "append_eos": append_eos, **contract.describe(), **how}
+        self.dim, dim = (self._towers[side].dim for side in SIDES)
+        if self.dim != dim:
+            raise CheckpointError(f"query vectors have {self.dim} dimensions, document vectors {dim}: they cannot be compared")
 
     def tokenizer(self, side: Side) -> FastTokenizer:
         """The tokenizer of one side."""
@@ -92,7 +79,7 @@ class TransformerModel:
         self._chosen.clear()
 
     def encode(self, tokens: TokenBlock, side: Side) -> Tensor:
-        """(len(tokens), dim) float32 on the device, in the order given; a text without any token is the zero vector."""
+        """See `LoadedTower.encode`."""
         return self._towers[side].encode(tokens)
 
 
@@ -117,7 +104,7 @@ class LoadedTower:
         self._device = device
         self._max_tokens = max_tokens
         self._skip = 0 if tower.include_prompt else tokenizer.prefix_length
-        self._heads: tuple[Step, ...] = load_heads(tower.heads, device)
+        self._heads: tuple[Step, ...] = tuple(_load_head(head, device) for head in tower.heads)
         self._vocabulary_size = chosen.vocabulary_size
         self.dim = self._probe()
 
@@ -128,17 +115,14 @@ class LoadedTower:
         """
         self._check_ids(tokens)
         out = torch.zeros((len(tokens), self.dim), dtype=torch.float32, device=self._device)
-        batches = self._plan(tokens.lengths)
+        threads = torch.get_num_threads() if self._device == "cpu" else 1
+        batches = plan(tokens.lengths, self._max_tokens, threads, pad=self._forward.pads)
         if self._device == "cpu":
             for_each(batches, lambda rows: self._encode_rows(tokens, rows, out))
         else:
             for rows in batches:  # a GPU is asked ahead: while it computes, the next batch is prepared here
                 self._encode_rows(tokens, rows, out)
         return out
-
-    def _plan(self, lengths: Int64) -> Sequence[Int64]:
-        threads = torch.get_num_threads() if self._device == "cpu" else 1
-        return plan(lengths, self._max_tokens, threads, pad=self._forward.pads)
 
     def _check_ids(self, tokens: TokenBlock) -> None:
         worst = int(tokens.ids.max(initial=0))
@@ -226,17 +210,13 @@ def _reduce(values: Tensor, lengths: Tensor, how: str) -> Tensor:
     return reduce(values, how, lengths=lengths, unsafe=True)  # type: ignore[no-any-return]  # the checks would wait for a GPU
 
 
-def load_heads(heads: Sequence[Head], device: str) -> tuple[Step, ...]:
-    """One function for each head, weights on `device`. Raises CheckpointError for weights that are missing or misshapen."""
-    return tuple(_load_head(head, device) for head in heads)
-
-
 def unit(vectors: Tensor) -> Tensor:
     """Vectors of length 1; a zero vector stays zero."""
     return functional.normalize(vectors, p=2, dim=-1)
 
 
 def _load_head(head: Head, device: str) -> Step:
+    """Its weights on `device`. Raises CheckpointError for weights that are missing or misshapen."""
     if head.kind == "normalize":
         return unit
     path = head.folder / (head.file or "model.safetensors")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dr_validate.encoder.backbone import NO_LIMIT, length_warnings, max_length, read_backbone
+from dr_validate.encoder.backbone import NO_LIMIT, read_backbone
 from dr_validate.encoder.checks import (
     USE_STEP_VERSION,
     check_is_dense,
@@ -72,13 +72,10 @@ def modules_tower(folder: Path, root: Path, side: Side, stated: EncoderSpec) -> 
     heads = tuple(head for name, path in parts[2:] if (head := _head(name, path)) is not None)
     said = {"pooling": "+".join(pooling), "normalize": _is_normalized(heads, library)}
     heads, normalize = _normalization(heads, library, stated, folder)
-    length, origin = max_length(stated, side, settings, backbone.tokenizer, backbone.config)
-    return TowerSpec(
-        weights=backbone.weights,
-        adapter=backbone.adapter,
-        tokenizer=backbone.tokenizer,
-        config=backbone.config_file,
-        weights_prefix=backbone.weights_prefix,
+    return backbone.tower(
+        side,
+        stated,
+        settings,
         lower_case=bool(settings.get("do_lower_case", False)),
         pooling=pooling if stated.pooling is None else (stated.pooling,),
         include_prompt=include_prompt,
@@ -86,15 +83,10 @@ def modules_tower(folder: Path, root: Path, side: Side, stated: EncoderSpec) -> 
         truncate_dim=library.get("truncate_dim"),
         normalize=normalize,
         prefix=_prompt(side, library, stated, folder),
-        max_length=length,
-        max_length_from=origin,
-        architecture=backbone.architecture,
         warnings=(
-            *backbone.warnings,
             *contradiction("pooling", stated.pooling, said["pooling"]),
             *contradiction("normalize", stated.normalize, said["normalize"]),
             *_prompt_warnings(side, library, stated),
-            *length_warnings(stated, side, settings, backbone.tokenizer),
         ),
     )
 
@@ -144,29 +136,23 @@ def _static_tower(folder: Path, parts: Sequence[tuple[str, Path]], side: Side, s
     check_normalizer(content, file)
     cut = content.get("truncation")
     said = cut.get("max_length") if isinstance(cut, dict) else None
-    length = stated.max_length(side) or (said if isinstance(said, int) and said > 0 else NO_LIMIT)
+    length, origin = stated.max_length(side), f"encoder.{side}_max_length"
+    if length is None:
+        length, origin = (said, file.name) if isinstance(said, int) and said > 0 else (NO_LIMIT, "no limit")
     library = read_object(folder / "config_sentence_transformers.json")
     heads = tuple(head for name, path in parts[1:] if (head := _head(name, path)) is not None)
     heads, normalize = _normalization(heads, library, stated, folder)
     return TowerSpec(
         weights=place,
-        adapter=None,
         tokenizer=place,
         config=file,
-        weights_prefix="",
-        lower_case=False,
         pooling=("mean",),
-        include_prompt=True,
         heads=heads,
         truncate_dim=library.get("truncate_dim"),
         normalize=normalize,
         prefix=_prompt(side, library, stated, folder),
         max_length=length,
-        max_length_from="no limit"
-        if length == NO_LIMIT
-        else f"encoder.{side}_max_length"
-        if stated.max_length(side)
-        else file.name,
+        max_length_from=origin,
         architecture="StaticEmbedding",
         static=True,
         warnings=(*contradiction("pooling", stated.pooling, "mean"), *_prompt_warnings(side, library, stated)),

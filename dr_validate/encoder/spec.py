@@ -73,20 +73,20 @@ class TowerSpec:
     """
 
     weights: Path
-    adapter: Path | None
+    adapter: Path | None = None
     tokenizer: Path
     config: Path
-    weights_prefix: str
-    lower_case: bool
+    weights_prefix: str = ""
+    lower_case: bool = False
     pooling: tuple[PoolingName, ...]  # more than one: concatenated
-    include_prompt: bool
-    heads: tuple[Head, ...]
-    truncate_dim: int | None
+    include_prompt: bool = True
+    heads: tuple[Head, ...] = ()
+    truncate_dim: int | None = None
     normalize: bool
     prefix: str
     max_length: int
     max_length_from: str
-    architecture: str = ""
+    architecture: str
     static: bool = False  # a table of word vectors in place of a transformer
     warnings: tuple[str, ...] = ()
 

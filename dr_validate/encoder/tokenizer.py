@@ -35,6 +35,7 @@ class FastTokenizer:
         self._folder = tower.tokenizer
         with _faults_of(self._folder):
             self._open(tower, append_eos)
+            self.key = self._make_key()  # changes when the token ids of any text could
 
     def _open(self, tower: TowerSpec, append_eos: bool | None) -> None:
         loaded = _static(tower.tokenizer) if tower.static else _load(tower.tokenizer)
@@ -45,7 +46,7 @@ class FastTokenizer:
         if tower.lower_case:
             _lower_case(self._backend)
         self._backend.no_padding()
-        self._check_words(tower.tokenizer)
+        self._check_words()
         self._end = _end_of_text(loaded.end_of_text, tower.tokenizer, append_eos)
         ends_with_eos = self._backend.encode("a", add_special_tokens=self._special).ids[-1:] == self._end
         # One token more or less than the maximum, so that adding or dropping the end leaves the full length.
@@ -57,17 +58,6 @@ class FastTokenizer:
             raise CheckpointError(f"maximum length {self._max_length} leaves no room beside {special} special tokens; raise it")
         self._backend.enable_truncation(self._truncate_to, direction=loaded.truncation_side)
         self._size = self._backend.get_vocab_size(with_added_tokens=True)
-        self._key = self._make_key()
-
-    @property
-    def key(self) -> str:
-        """Changes when the token ids of any text could."""
-        return self._key
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Added tokens included."""
-        return self._size
 
     @property
     def prefix_length(self) -> int:
@@ -119,15 +109,15 @@ class FastTokenizer:
             )
         return texts
 
-    def _check_words(self, folder: Path) -> None:
+    def _check_words(self) -> None:
         """Raise CheckpointError where the words of the vocabulary itself cannot be told from each other."""
         words = sorted(self._backend.get_vocab(with_added_tokens=False))
         encodings = self._backend.encode_batch(words[:: len(words) // WORDS_TRIED + 1], add_special_tokens=False)
         found = {token for encoding in encodings for token in encoding.ids} - self._special_ids()
         if len(found) < 2:
             raise CheckpointError(
-                f"{folder}: a tokenizer without words: of the {len(words)} in its vocabulary it tells no two apart, so that "
-                "all texts would look the same; save it again, or set encoder.tokenizer to the one that the training used"
+                f"{self._folder}: a tokenizer without words: of the {len(words)} in its vocabulary it tells no two apart, so "
+                "that all texts would look the same; save it again, or set encoder.tokenizer to the one that the training used"
             )
 
     def _special_ids(self) -> set[int]:

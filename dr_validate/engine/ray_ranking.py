@@ -10,14 +10,16 @@ import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dr_validate.devices import is_out_of_memory
-from dr_validate.engine.local import slice_size
+from dr_validate.engine.local import Progress, Slice, cut, ranking_of, slice_size
 from dr_validate.engine.ray_workers import (
     Call,
     Elsewhere,
@@ -30,11 +32,10 @@ from dr_validate.engine.ray_workers import (
     files_of,
     machine,
 )
-from dr_validate.engine.slices import Dealer, Progress, Slice, cut, merge, ranking_of
 from dr_validate.errors import DrValidateError, Interrupted
 from dr_validate.files import is_disk_full, is_read_only
 from dr_validate.stages import Control, Index, Model, Ranked, Workload
-from dr_validate.values import Float32
+from dr_validate.values import Float32, Int64, TopK
 
 LOOK_EVERY_S = 0.1
 SETTLE_S = 5.0  # for the last tops when told to stop; the watcher kills a process that takes thrice as long
@@ -42,6 +43,7 @@ SILENT_S, SILENT = 300.0, 50.0  # at least, and times the usual duration of a sl
 SAY_SO_EVERY_S = 60.0
 LATE = 2.0  # times the usual duration of a slice: then others do it as well
 MERGING_SHARE = 0.1  # of the time of this process: with so many workers that it would be more, tops come less often
+ROWS_AT_ONCE = 256  # merged: stays in the processor's cache
 log = logging.getLogger(__name__)
 
 
@@ -306,3 +308,87 @@ def _account(worker: Worker) -> Mapping[str, Any]:
 def _is_the_checkpoints(error: BaseException) -> bool:
     """Whether every worker would meet it: it ends the ranking, and no worker is at fault."""
     return isinstance(error, DrValidateError) or is_out_of_memory(error) or is_disk_full(error) or is_read_only(error)
+
+
+class Dealer:
+    """Gives each slice to exactly one of several workers, to whoever asks first; workers come and go.
+
+    A worker has a block to itself as long as there are untouched ones: two that took turns in one block would both tokenize
+    it, and wait for each other's kept vectors. After that it takes the last slice of whoever has most left.
+    """
+
+    def __init__(self, slices: Iterable[Slice]) -> None:
+        self._untouched: deque[deque[Slice]] = deque(_by_block(slices))
+        self._own: dict[Hashable, deque[Slice]] = {}
+        self._left = sum(map(len, self._untouched))
+
+    def __len__(self) -> int:
+        return self._left
+
+    def next(self, worker: Hashable) -> Slice | None:
+        """What this worker is to do next; None when nothing is left."""
+        own = self._own.setdefault(worker, deque())
+        if not own and self._untouched:
+            own.extend(self._untouched.popleft())
+        self._left -= self._left > 0
+        if own:
+            return own.popleft()
+        richest = max(self._own.values(), key=len)
+        return richest.pop() if richest else None
+
+    def following(self, worker: Hashable) -> Slice | None:
+        """What it would be given after that, as far as can be known."""
+        block = self._own.get(worker) or (self._untouched[0] if self._untouched else ())
+        return block[0] if block else None
+
+    def give_back(self, worker: Hashable, slices: Iterable[Slice]) -> None:
+        """This worker is gone: what it had not begun, and `slices`, are for others, before all else."""
+        begun = list(slices)
+        self._left += len(begun)
+        mine = [*self._own.pop(worker, ()), *begun]
+        self._untouched.extendleft(reversed(_by_block(sorted(mine, key=lambda piece: piece.start))))
+
+
+def merge(tops: Sequence[TopK], tie_rank: Int64) -> TopK:
+    """The best of all of them, in the order of `TopK`. A document counts once, with its best score, in however many it is: so
+    a part may be merged again when it has grown, and two may hold the same documents."""
+    starts = range(0, len(tops[0].scores), ROWS_AT_ONCE)
+    parts = [_merge_rows(tops, slice(start, start + ROWS_AT_ONCE), tie_rank) for start in starts]
+    documents, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return TopK(documents=documents, scores=scores)
+
+
+def _by_block(slices: Iterable[Slice]) -> list[deque[Slice]]:
+    return [deque(group) for _, group in groupby(slices, key=lambda piece: piece.block)]
+
+
+def _merge_rows(tops: Sequence[TopK], rows: slice, tie_rank: Int64) -> tuple[Int64, Float32]:
+    documents = np.concatenate([top.documents[rows] for top in tops], axis=1)
+    scores = np.concatenate([top.scores[rows] for top in tops], axis=1)
+    # A stable sort is a merge of sorted runs, which these are: four times as fast as another one.
+    order = np.argsort(_places(documents, scores, tie_rank), axis=1, kind="stable")
+    documents, scores = np.take_along_axis(documents, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    again = _again(documents)
+    documents, scores = np.where(again, np.int64(-1), documents), np.where(again, np.float32(-np.inf), scores)
+    best = np.argsort(documents < 0, axis=1, kind="stable")[:, : tops[0].scores.shape[1]]
+    return np.take_along_axis(documents, best, axis=1), np.take_along_axis(scores, best, axis=1)
+
+
+def _again(documents: Int64) -> NDArray[np.bool_]:
+    """Where a row has a document that it had before."""
+    order = np.argsort(documents, axis=1, kind="stable")
+    ordered = np.take_along_axis(documents, order, axis=1)
+    found = np.zeros(documents.shape, dtype=bool)
+    found[:, 1:] = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    again = np.empty_like(found)
+    np.put_along_axis(again, order, found, axis=1)
+    return again
+
+
+def _places(documents: Int64, scores: Float32, tie_rank: Int64) -> Int64:
+    """Numbers that ascend as scores descend and, where those are equal, as tie ranks ascend; one sort instead of two."""
+    bits = np.ascontiguousarray(scores).view(np.int32).astype(np.int64)
+    ascending = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # as integers, floats below zero run backwards
+    ties = np.where(documents < 0, np.int64(2**32 - 1), tie_rank[documents])
+    places: Int64 = -ascending * 2**32 + ties
+    return places

@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from dr_validate.engine.slices import Share, Slice
+from dr_validate.engine.local import Share, Slice
 from dr_validate.errors import DeviceFailure
 from dr_validate.files import atomic_folder, locked, sha256_of_file
 from dr_validate.process import set_up_logging
@@ -274,21 +274,14 @@ class RayWorker:
     def add(self, job: Job, queries: Float32 | None, piece: Slice, following: Slice | None, hand_over: bool) -> Handed | None:
         """Encode and search a slice of the documents; `queries`: the vectors of all, as soon as they are known. What is
         handed over holds all slices since the job began."""
-        share = self._begin(job)
-        if queries is not None and not self._is_open:
-            share.open(queries.copy())  # torch wants arrays that may be written
-            self._is_open = True
+        share = self._begin(job, queries)
         share.add(piece, following)
         self._done.append(piece)
-        return self.top(job, queries) if hand_over and self._is_open else None
+        return self.top(job, queries) if hand_over and queries is not None else None
 
-    def top(self, job: Job, queries: Float32 | None) -> Handed:
+    def top(self, job: Job, queries: Float32) -> Handed:
         """See `Handed`."""
-        share = self._begin(job)
-        if not self._is_open:
-            assert queries is not None
-            share.open(queries.copy())
-            self._is_open = True
+        share = self._begin(job, queries)
         top = share.top()
         seconds = {"load": self._opened.load_s, **share.seconds}
         contract = dict(self._opened.contract())
@@ -301,7 +294,8 @@ class RayWorker:
         self._number, self._share = -1, None
         self._stack.close()
 
-    def _begin(self, job: Job) -> Share:
+    def _begin(self, job: Job, queries: Float32 | None = None) -> Share:
+        """What this device does of the job, its search open once the vectors of the queries are known."""
         if self._share is None or self._number != job.number:
             self.end()
             folder = self._stack.enter_context(_folder(job))
@@ -311,6 +305,9 @@ class RayWorker:
             self._stack.enter_context(contextlib.closing(self._share))
             self._number, self._is_open = job.number, False
             self._done = []
+        if queries is not None and not self._is_open:
+            self._share.open(queries.copy())  # torch wants arrays that may be written
+            self._is_open = True
         return self._share
 
 

@@ -17,7 +17,7 @@ from dr_validate.encoder.backbone import TOKENIZER_FILES
 from dr_validate.encoder.spec import CONTRACT_FILE
 from dr_validate.files import sha256_of_file, sha256_of_files, write_atomically
 from dr_validate.integrations.publish import STATE_FILE, Snapshot, write_contract
-from dr_validate.source.layout import wanted_files
+from dr_validate.source.folder import wanted_files
 from dr_validate.values import Report
 
 

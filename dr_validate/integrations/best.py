@@ -12,7 +12,7 @@ from dr_validate.errors import SetupError
 from dr_validate.files import sha256_of_file
 from dr_validate.integrations.announced import Identity
 from dr_validate.ledger.per_query import paired_difference
-from dr_validate.source.layout import wanted_files
+from dr_validate.source.folder import wanted_files
 from dr_validate.values import Report
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -116,19 +115,15 @@ def _retrieved(documents: Int64) -> Float64:
 
 def _evaluate(judged: Float64, retrieved: Float64, names: tuple[str, ...]) -> dict[str, Float64]:
     """What `ranx.evaluate` computes from arrays."""
-    function_of = _import_metrics().metric_switch
+    _choose_numba_cache()
+    metric_switch = importlib.import_module("ranx.metrics").metric_switch
     values = {}
     for name in names:
         metric = parse(name)
         with _one_at_a_time:
-            scores = function_of(metric.base)(judged, retrieved, metric.cutoff or 0, metric.relevant_from)
+            scores = metric_switch(metric.base)(judged, retrieved, metric.cutoff or 0, metric.relevant_from)
         values[name] = np.array(scores, dtype=np.float64)
     return values
-
-
-def _import_metrics() -> Any:
-    _choose_numba_cache()
-    return importlib.import_module("ranx.metrics")
 
 
 def _choose_numba_cache() -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dr_validate.fidelity.comparison import Comparison, paired
+from dr_validate.fidelity.against_full import Comparison, paired
 from dr_validate.ledger.reports import is_expected
 from dr_validate.report import plot
 from dr_validate.report.gather import Movement, Section, Strategy

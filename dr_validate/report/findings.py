@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dr_validate.fidelity.comparison import holds, paired
+from dr_validate.fidelity.against_full import holds, paired
 from dr_validate.ledger.findings import MAX_ROWS, Cell, Findings, Table
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.report.gather import Movement, Section, Strategy, gather, movement

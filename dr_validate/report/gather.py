@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dr_validate.dataset.corpus import ArrowCorpus, is_usable
-from dr_validate.fidelity.comparison import Comparison, compare
+from dr_validate.fidelity.against_full import Comparison, compare
 from dr_validate.ledger.database import State
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.per_query import Retrieved, read_query_texts, read_query_values, read_top

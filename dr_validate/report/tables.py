@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dr_validate.fidelity.comparison import Comparison
+from dr_validate.fidelity.against_full import Comparison
 from dr_validate.ledger.database import State
 from dr_validate.ledger.made import presentable
 from dr_validate.ledger.per_query import Retrieved

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dr_validate.fidelity.comparison import Comparison
+from dr_validate.fidelity.against_full import Comparison
 from dr_validate.ledger.reports import SAME_WEIGHTS, EstimateDetails, is_expected, warnings_of
 from dr_validate.report.gather import Movement, Section, Strategy
 from dr_validate.report.words import (

@@ -1,4 +1,4 @@
-"""BM25 over the whole corpus: what a pool can start from when there is no other run."""
+"""What is retrieved for each query, in order; and BM25 over the whole corpus: where a pool can start without another run."""
 
 import logging
 import math
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 
 from dr_validate.errors import SetupError
 from dr_validate.process import cores, in_processes
-from dr_validate.sampler.runs import RetrievedRun, ranked
 from dr_validate.values import Float32, Float64, Int64, TestSet
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,21 @@ _ENGLISH = (
     "will with"
 )
 _STOP_WORDS = frozenset(_ENGLISH.split())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrievedRun:
+    """Hits by query row, then rank: ties are ordered by `Corpus.tie_rank`, as trec_eval orders them, unless all hits of a query
+    are tied: such a list has no order, and they share the first rank."""
+
+    rows: Int64  # (num_hits,) of the test set's queries
+    documents: Int64  # (num_hits,) ordinals
+    ranks: Int64  # (num_hits,) from 0 on within each query
+
+    def first(self, depth: int) -> "RetrievedRun":
+        """At most `depth` hits of each query; of those that share a rank, the highest ids."""
+        kept = np.arange(len(self.rows)) - np.searchsorted(self.rows, self.rows) < depth
+        return RetrievedRun(rows=self.rows[kept], documents=self.documents[kept], ranks=self.ranks[kept])
 
 
 def bm25_run(test_set: TestSet, depth: int) -> RetrievedRun:
@@ -86,6 +101,20 @@ def ordered(run: RetrievedRun, test_set: TestSet) -> RetrievedRun:
     count = cores() if len(run.rows) > FEW else 1
     scores = list(map(_scored, parts()) if count < 2 else in_processes(_scored, parts(), count))
     return ranked(run.rows, run.documents, np.concatenate(scores), test_set)
+
+
+def ranked(rows: Int64, documents: Int64, scores: Float64, test_set: TestSet) -> RetrievedRun:
+    """Hits in any order; of two equal hits the better stays, own documents of a query go."""
+    kept = test_set.own_documents[rows] != documents
+    rows, documents, scores = rows[kept], documents[kept], scores[kept]
+    order = np.lexsort((test_set.corpus.tie_rank[documents], -scores, rows))
+    rows, documents, scores = rows[order], documents[order], scores[order]
+    _, first = np.unique(rows * len(test_set.corpus) + documents, return_index=True)
+    first.sort()
+    rows, documents, scores = rows[first], documents[first], scores[first]
+    starts, ends = np.searchsorted(rows, rows), np.searchsorted(rows, rows, side="right")
+    ranks = np.where(scores[starts] == scores[ends - 1], 0, np.arange(len(rows)) - starts)
+    return RetrievedRun(rows=rows, documents=documents, ranks=ranks)
 
 
 def _scored(part: "_Hits") -> Float64:

@@ -9,8 +9,7 @@ from pydantic import Field, model_validator
 
 from dr_validate.component import NameOrPath, component
 from dr_validate.sampler.design import budget, permanent_random_numbers, sample_of
-from dr_validate.sampler.named_run import BM25, BM25_DEPTH, NamedRun
-from dr_validate.sampler.runs import Candidates, candidates
+from dr_validate.sampler.runs import BM25, BM25_DEPTH, Candidates, NamedRun, candidates
 from dr_validate.values import Sample, TestSet
 
 log = logging.getLogger(__name__)

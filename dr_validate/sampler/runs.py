@@ -1,24 +1,36 @@
-"""Retrieved lists, of BM25 or of another system: read from a file or ranxhub, matched with the test set, and fused to one
-order of documents, from whose top a pool is taken."""
+"""Runs by the names that they have in the configuration: BM25's, the collection's own, published, or files. Each is read once,
+matched with the test set and kept; several are fused to one order of documents, from whose top a pool is taken."""
 
+import functools
 import gzip
 import itertools
 import logging
 import math
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from dr_validate.columns import DOCUMENT_ID, QUERY_ID, Columns
+from dr_validate.component import fingerprint
 from dr_validate.errors import SetupError
+from dr_validate.files import read_arrays, sha256_of_file, write_arrays
+from dr_validate.sampler import bm25
+from dr_validate.sampler.bm25 import RetrievedRun, ranked
 from dr_validate.sampler.design import UInt64
-from dr_validate.values import Float64, Int64, TestSet
+from dr_validate.values import Int64, TestSet
 
+BM25 = "bm25"
+SHIPPED = "shipped"
+BASELINE = "baseline"
+RANXHUB = "ranxhub:"
+BM25_DEPTH = 1000
+LEAST_COVERED = 0.5  # of the queries: a run with fewer is said to have gaps
+FORMAT = 1  # of a run that is kept; change it when `match` or `bm25` finds something else in the same input
 log = logging.getLogger(__name__)
 Entry = tuple[str, str, float]  # query id, document id, score: higher is better
 TEXTS = ("query", "passage", "text", "title", "url")  # columns beside the ids that are no order
@@ -35,18 +47,106 @@ _NOT_A_HIT = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RetrievedRun:
-    """Hits by query row, then rank: ties are ordered by `Corpus.tie_rank`, as trec_eval orders them, unless all hits of a query
-    are tied: such a list has no order, and they share the first rank."""
+class NamedRun:
+    """`name`: `bm25`, `shipped` (the collection's own run, in BM25's order if it has none, such as MS MARCO's top1000.dev, and
+    `bm25` where there is no run), `baseline` (`worker.samples` chooses it), `ranxhub:ID` or the path of a TREC or MS MARCO run;
+    errors begin with `key`, which names it.
+    """
 
-    rows: Int64  # (num_hits,) of the test set's queries
-    documents: Int64  # (num_hits,) ordinals
-    ranks: Int64  # (num_hits,) from 0 on within each query
+    name: str
+    key: str
+    bm25_depth: int = BM25_DEPTH
+    by_bm25: bool = False  # in its order, where the run has none
 
-    def first(self, depth: int) -> "RetrievedRun":
-        """At most `depth` hits of each query; of those that share a rank, the highest ids."""
-        kept = np.arange(len(self.rows)) - np.searchsorted(self.rows, self.rows) < depth
-        return RetrievedRun(rows=self.rows[kept], documents=self.documents[kept], ranks=self.ranks[kept])
+    def of(self, test_set: TestSet) -> "NamedRun":
+        """What `shipped` and `baseline` are for this test set; any other as it is. Raises SetupError without a baseline."""
+        if self.name == BASELINE:
+            if test_set.baseline_run is None:
+                raise SetupError(f"{self.key}: got {BASELINE!r}, but no full-corpus ranking is known here; leave it out")
+            return replace(self, name=str(test_set.baseline_run))
+        if self.name != SHIPPED:
+            return self
+        if test_set.shipped_run is None:
+            log.info("%s has no run of its own: the pool is of BM25's", test_set.name)
+        return replace(self, name=str(test_set.shipped_run or BM25), by_bm25=test_set.shipped_run is not None)
+
+    def read(self, test_set: TestSet, cache: Path) -> RetrievedRun:
+        """The run, matched with the test set; `cache` keeps it. Raises SetupError where it cannot be had."""
+        if self.name in (SHIPPED, BASELINE):
+            return self.of(test_set).read(test_set, cache)
+        key = fingerprint({"run": self.content(), "test_set": test_set.fingerprint, "format": FORMAT})
+        path = cache / f"run-{key}.npz"
+        if (kept := _kept(path)) is not None:
+            self._warn_of_gaps(kept, test_set)
+            return kept
+        try:
+            run = self._made(test_set)
+        except SetupError as error:
+            raise SetupError(f"{self.key}: {error}") from error
+        self._warn_of_gaps(run, test_set)
+        # A third of what the numbers of a run take: 70 MB for 7 M hits.
+        write_arrays(path, rows=np.int32(run.rows), documents=np.int32(run.documents), ranks=np.int32(run.ranks))
+        return run
+
+    def _warn_of_gaps(self, run: RetrievedRun, test_set: TestSet) -> None:
+        found, asked = len(np.unique(run.rows)), len(test_set.query_ids)
+        if found < LEAST_COVERED * asked:
+            log.warning(
+                "%s: run %s has hits for %d of the %d queries of %s: the pool has nothing for the others; is it a run over "
+                "other queries, or a part of one?",
+                *(self.key, self.name, found, asked, test_set.name),
+            )
+
+    def content(self) -> str | Mapping[str, Any]:
+        """For the spec: of a file its content counts, not its place. Raises SetupError if there is no such file."""
+        path = self.find()
+        if path is not None:
+            state = path.stat()
+            content = f"sha256:{_digest(path, state.st_size, state.st_mtime_ns, state.st_ino)}"
+            return {"run": content, "order": bm25.SETTINGS} if self.by_bm25 else content
+        return {**bm25.SETTINGS, "depth": self.bm25_depth} if self.name == BM25 else self.name
+
+    def _made(self, test_set: TestSet) -> RetrievedRun:
+        if (path := self.find()) is not None:
+            run = match(read_file(path), test_set, self.name)
+            return bm25.ordered(run, test_set) if self.by_bm25 and not run.ranks.any() else run
+        if self.name == BM25:
+            return bm25.bm25_run(test_set, self.bm25_depth)
+        return match(read_ranxhub(self.name.removeprefix(RANXHUB)), test_set, self.name)
+
+    def find(self) -> Path | None:
+        """The file, where it is one. Raises SetupError if there is none."""
+        if self.name in (BM25, SHIPPED, BASELINE) or self.name.startswith(RANXHUB):
+            return None
+        path = Path(self.name)
+        if not path.is_file():
+            raise SetupError(
+                f"{self.key}: got {self.name!r}, which is no file; give the path of a run, {RANXHUB}ID, {SHIPPED}, {BASELINE} "
+                f"or {BM25}"
+            )
+        return path
+
+
+def resolved(runs: Sequence[NamedRun], test_set: TestSet) -> list[NamedRun]:
+    """Each run that these names stand for, once."""
+    return list(dict.fromkeys(run.of(test_set) for run in runs))
+
+
+def _kept(path: Path) -> RetrievedRun | None:
+    try:
+        rows, documents, ranks = (array.astype(np.int64) for array in read_arrays(path, "rows", "documents", "ranks"))
+        return RetrievedRun(rows=rows, documents=documents, ranks=ranks)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("%s: the run is made again", error)
+        return None
+
+
+@functools.lru_cache(maxsize=8)
+def _digest(path: Path, *state: int) -> str:
+    """Read once in this process as long as `state` is the same."""
+    return sha256_of_file(path)
 
 
 def read_file(path: Path) -> Iterator[Entry]:
@@ -178,48 +278,6 @@ def read_ranxhub(run_id: str) -> Iterator[Entry]:
     return ((query, document, float(score)) for query, hits in run.items() for document, score in hits.items())
 
 
-def match(entries: Iterable[Entry], test_set: TestSet, name: str) -> RetrievedRun:
-    """Rows and ordinals of the entries; unknown ids are counted and logged. Raises SetupError where no query matches."""
-    row_of = {query: row for row, query in enumerate(test_set.query_ids)}
-    parts = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0))]
-    total = unknown_queries = 0
-    stream = iter(entries)
-    while batch := list(itertools.islice(stream, ENTRIES_AT_ONCE)):
-        total += len(batch)
-        rows = np.array([row_of.get(query, -1) for query, _, _ in batch])
-        unknown_queries += int(np.count_nonzero(rows < 0))
-        known = np.flatnonzero(rows >= 0)
-        documents = test_set.corpus.find([batch[place][1] for place in known])
-        parts.append((rows[known], documents, np.array([batch[place][2] for place in known])))
-    rows, documents, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
-    found = documents >= 0
-    if not np.any(found):
-        raise SetupError(
-            f"{name} has {total} lines, and none of them names both a query and a document of {test_set.name}; "
-            "is it a run over another collection?"
-        )
-    run = ranked(rows[found], documents[found], scores[found], test_set)
-    log.info(
-        "run %s: hits for %d of %d queries; of %d lines, %d name an unknown query and %d an unknown document",
-        *(name, len(np.unique(run.rows)), len(test_set.query_ids), total, unknown_queries, int(np.count_nonzero(~found))),
-    )
-    return run
-
-
-def ranked(rows: Int64, documents: Int64, scores: Float64, test_set: TestSet) -> RetrievedRun:
-    """Hits in any order; of two equal hits the better stays, own documents of a query go."""
-    kept = test_set.own_documents[rows] != documents
-    rows, documents, scores = rows[kept], documents[kept], scores[kept]
-    order = np.lexsort((test_set.corpus.tie_rank[documents], -scores, rows))
-    rows, documents, scores = rows[order], documents[order], scores[order]
-    _, first = np.unique(rows * len(test_set.corpus) + documents, return_index=True)
-    first.sort()
-    rows, documents, scores = rows[first], documents[first], scores[first]
-    starts, ends = np.searchsorted(rows, rows), np.searchsorted(rows, rows, side="right")
-    ranks = np.where(scores[starts] == scores[ends - 1], 0, np.arange(len(rows)) - starts)
-    return RetrievedRun(rows=rows, documents=documents, ranks=ranks)
-
-
 def _lines(path: Path, layout: _Layout | None = None) -> Iterator[tuple[int, list[str]]]:
     """Numbers and cells of the lines that are not blank; of a `layout` those after the header, which must have its columns."""
     opener = gzip.open if path.suffix == ".gz" else Path.open
@@ -247,6 +305,34 @@ def _is_number(cell: str) -> bool:
         return not math.isnan(float(cell))
     except ValueError:
         return False
+
+
+def match(entries: Iterable[Entry], test_set: TestSet, name: str) -> RetrievedRun:
+    """Rows and ordinals of the entries; unknown ids are counted and logged. Raises SetupError where no query matches."""
+    row_of = {query: row for row, query in enumerate(test_set.query_ids)}
+    parts = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0))]
+    total = unknown_queries = 0
+    stream = iter(entries)
+    while batch := list(itertools.islice(stream, ENTRIES_AT_ONCE)):
+        total += len(batch)
+        rows = np.array([row_of.get(query, -1) for query, _, _ in batch])
+        unknown_queries += int(np.count_nonzero(rows < 0))
+        known = np.flatnonzero(rows >= 0)
+        documents = test_set.corpus.find([batch[place][1] for place in known])
+        parts.append((rows[known], documents, np.array([batch[place][2] for place in known])))
+    rows, documents, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
+    found = documents >= 0
+    if not np.any(found):
+        raise SetupError(
+            f"{name} has {total} lines, and none of them names both a query and a document of {test_set.name}; "
+            "is it a run over another collection?"
+        )
+    run = ranked(rows[found], documents[found], scores[found], test_set)
+    log.info(
+        "run %s: hits for %d of %d queries; of %d lines, %d name an unknown query and %d an unknown document",
+        *(name, len(np.unique(run.rows)), len(test_set.query_ids), total, unknown_queries, int(np.count_nonzero(~found))),
+    )
+    return run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,8 +20,7 @@ from dr_validate.sampler.design import (
     others,
     sample_of,
 )
-from dr_validate.sampler.named_run import NamedRun, resolved
-from dr_validate.sampler.runs import Candidates, candidates
+from dr_validate.sampler.runs import Candidates, NamedRun, candidates, resolved
 from dr_validate.values import Sample, TestSet
 
 log = logging.getLogger(__name__)

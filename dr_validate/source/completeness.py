@@ -1,4 +1,4 @@
-"""Is a checkpoint folder all there? Judged from its files; by its rest only where the file that a trainer writes last never
+"""Is a checkpoint folder all there? Its files tell; that they rest, only where the file that a trainer writes last never
 comes. And which of its files encoding needs: everything else (optimizer states, pickles, logs) is neither read nor copied."""
 
 import json
@@ -25,6 +25,8 @@ NO_CONFIG = (
     "encoder.tokenizer and encoder.weights_prefix"
 )
 AS_SAFETENSORS = "save with model.save_pretrained(folder, safe_serialization=True), as safetensors"
+MAX_STEP = 2**53  # what JSON and SQLite both keep exactly
+STEP_IN_NAME = re.compile(r"(?:^|[^a-z])(?:checkpoint|ckpt|global[-_]?step|step|steps|iter)[-_=.]?(\d+)", re.IGNORECASE)
 TOWER_FOLDERS = ("query_model", "passage_model", "document_model")
 PATTERNS = (
     "config*.json",
@@ -122,7 +124,7 @@ def _trainer_is_writing(folder: Path, names: Collection[str], siblings_have_stat
         siblings_have_state and folder.name.startswith("checkpoint-")
     ):
         lacks = "trainer_state.json is not there yet (the trainer writes it last)"
-    # A trainer that was killed, or a copy without it: the model is judged by its own files.
+    # A trainer that was killed, or a copy without it: its own files tell whether the model is whole.
     return lacks if lacks and not is_at_rest(folder) else None
 
 
@@ -133,22 +135,25 @@ def _missing_in_model(folder: Path, names: Collection[str]) -> str | None:
         return _missing_in_towers(folder, towers)
     if "modules.json" in names:
         return _missing_in_modules(folder)
-    if "adapter_config.json" in names:
-        check_json(folder / "adapter_config.json")
-        return _missing_weights(folder)
-    if "config.json" in names:
-        check_json(folder / "config.json")
-        return _missing_weights(folder)
-    return _pickles(folder) or NO_CONFIG
+    if "adapter_config.json" in names or "config.json" in names:
+        return _missing_in_transformer(folder)
+    return only_pickles(names) or NO_CONFIG
 
 
 def _missing_in_towers(folder: Path, towers: list[str]) -> str | None:
-    if "query_model" not in towers or len(towers) < 2:
-        return f"{towers[0]}/ is there, but not the other tower: query_model/ and passage_model/ belong together"
+    if alone := lacks_a_tower(towers):
+        return alone
     for name in towers:
         if missing := _missing_in_model(folder / name, {path.name for path in (folder / name).iterdir()}):
             return f"{name}/: {missing}"
     return None
+
+
+def lacks_a_tower(towers: Sequence[str]) -> str | None:
+    """What is missing beside the folders of towers that are there, in words, or None."""
+    if "query_model" in towers and len(towers) > 1:
+        return None
+    return f"{towers[0]}/ is there, but not the other tower: query_model/ and passage_model/ belong together"
 
 
 def _missing_in_modules(folder: Path) -> str | None:
@@ -224,7 +229,7 @@ def _missing_weights(folder: Path) -> str | None:
     if broken := _broken_weights(folder):
         return broken
     if not any(is_wanted_file(name) and name.endswith(".safetensors") for name in names):
-        return _pickles(folder) or "weights (*.safetensors) are not there"
+        return only_pickles(names) or "weights (*.safetensors) are not there"
     if "adapter_config.json" in names and "adapter_model.safetensors" not in names:
         return "adapter_config.json is there, but not adapter_model.safetensors; delete the former if this is a whole model"
     return None
@@ -255,12 +260,13 @@ def _broken_weights(folder: Path) -> str | None:
     return None
 
 
-def _pickles(folder: Path) -> str | None:
-    known = [*TRAINING_STATE, "training_args.bin"]
-    found = sorted(p.name for p in folder.iterdir() if matches(p.name, PICKLES) and not matches(p.name, known))
+def only_pickles(names: Iterable[str], way_out: str = AS_SAFETENSORS) -> str | None:
+    """What is wrong where these files of a folder, without safetensors among them, hold weights; None where they do not."""
+    known = (*TRAINING_STATE, "training_args.bin")
+    found = sorted(name for name in names if matches(name, PICKLES) and not matches(name, known))
     if not found:
         return None
-    return f"weights only as a pickle ({', '.join(found[:3])}), which is never loaded: it can run code; {AS_SAFETENSORS}"
+    return f"weights only as a pickle ({', '.join(found[:3])}), which is never loaded: it can run code; {way_out}"
 
 
 def _check_regular(path: Path) -> None:
@@ -331,3 +337,8 @@ def is_wanted_folder(name: str, modules: Sequence[str] = ()) -> bool:
     """Whether a folder of this name can hold files that encoding needs."""
     named = any(name in PurePosixPath(module).parts for module in modules)
     return named or name in TOWER_FOLDERS or _MODULE_FOLDER.fullmatch(name) is not None
+
+
+def names_a_step(name: str) -> bool:
+    """Whether a folder name such as `checkpoint-500` says which step it holds."""
+    return STEP_IN_NAME.search(name) is not None

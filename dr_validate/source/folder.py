@@ -3,7 +3,8 @@
 import functools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,18 +17,29 @@ from dr_validate.errors import CheckpointDeleted, CheckpointError, Interrupted, 
 from dr_validate.files import check_room, copy_with_digest, sha256_of_files
 from dr_validate.source.completeness import (
     MAX_SHOWN,
+    MAX_STEP,
+    PICKLES,
+    STEP_IN_NAME,
+    TOWER_FOLDERS,
     Unreadable,
     check_json,
+    is_wanted_file,
+    is_wanted_folder,
+    matches,
+    module_folders,
+    names_a_step,
     shown,
     trainer_state,
     what_is_missing,
     what_it_did,
 )
-from dr_validate.source.layout import link_that_leaves, looks_like_one, names_a_step, steps, wanted_files
 from dr_validate.source.remembered import ChangedMeanwhile, Digests
 from dr_validate.values import Checkpoint, Incomplete, Listing
 
 LOOK_FOR_HOLES_FROM = 1 << 30  # bytes
+MAX_DEPTH = 4  # query_model/2_Dense is 2; a link to a folder above it must not go round for ever
+EPOCH_IN_NAME = re.compile(r"(?:^|[^a-z])epoch[-_=.]?(\d+)", re.IGNORECASE)
+TRAILING_NUMBER = re.compile(r"(\d+)$")
 log = logging.getLogger(__name__)
 
 
@@ -67,7 +79,7 @@ class FolderSource:
                 step, step_from = by_name[name]
                 place = _Place(name=name, folder=folder, step=step, step_from=step_from, training_run=self.name or "")
                 is_final_model = folder == self.path.absolute()  # which no trainer_state.json need follow
-                if (one := self._look(place, digests, bool(complete) and not is_final_model)) is None:
+                if (one := self._examine(place, digests, bool(complete) and not is_final_model)) is None:
                     continue
                 found.append(one)
                 if isinstance(one, Checkpoint) and name in having_state:
@@ -131,7 +143,7 @@ class FolderSource:
                 folders[entry.name] = entry.absolute()
         return folders
 
-    def _look(self, place: "_Place", digests: Digests, siblings_have_state: bool) -> Checkpoint | Incomplete | None:
+    def _examine(self, place: "_Place", digests: Digests, siblings_have_state: bool) -> Checkpoint | Incomplete | None:
         folder = place.folder
         if shown(place.name) != place.name:
             return place.incomplete("its name is not UTF-8, so that no report can name it; rename it", final=True)
@@ -238,6 +250,81 @@ def _may_be_one(entry: Path) -> bool:
 
 def _deleted(folder: Path) -> str:
     return f"{folder} was deleted before it could be copied: let the trainer keep more of them (save_total_limit)"
+
+
+def looks_like_one(folder: Path) -> bool:
+    """Whether a folder holds anything of a checkpoint: what runs/, wandb/ or eval/ beside checkpoints do not."""
+    names = [path.name for path in folder.iterdir()]
+    return any(name in TOWER_FOLDERS or is_wanted_file(name) or matches(name, PICKLES) for name in names)
+
+
+def wanted_files(folder: Path) -> dict[str, Path]:
+    """Files that encoding needs, by their path in the folder: regular files, or links to such. Raises Unreadable."""
+    entries = _entries(folder, module_folders(folder))
+    return {path.relative_to(folder).as_posix(): path for path in entries if path.is_file() and is_wanted_file(path.name)}
+
+
+def link_that_leaves(folder: Path) -> str | None:
+    """Names the first symbolic link of the checkpoint that points out of it, or None if all stay inside."""
+    if found := _first_leaving(folder, ()):  # before anything is read: modules.json may be such a link
+        return found
+    try:
+        return _first_leaving(folder, module_folders(folder))
+    except Unreadable:
+        return None  # incomplete, which is reported elsewhere
+
+
+def steps(folders: Mapping[str, Path], root: Path) -> dict[str, tuple[int, str]]:
+    """Step and origin by name: trainer_state.json, else the folder's name, else the place in the order of names.
+
+    A folder without a step stands after all that have one: `final` comes after `checkpoint-1500`. `root` is where checkpoints
+    lie. Where it is one itself, beside others, it is the final model, and its name says nothing of steps (`nq-lr1e-5`); where
+    others state a step, a number at the end of a name is none either (`minilm-v2`).
+    """
+    alone = len(folders) == 1
+    found = {name: _stated_step(folder) or _named_step(name, folder == root, alone) for name, folder in folders.items()}
+    if not any(found.values()):
+        found = {name: None if folder == root else _step_in(TRAILING_NUMBER.search(name)) for name, folder in folders.items()}
+    known = {name: step for name, step in found.items() if step is not None}
+    last = max((step for step, _ in known.values()), default=0)
+    placed = sorted(name for name in folders if name not in known)
+    return known | {name: (last + place, "place in name order") for place, name in enumerate(placed, 1)}
+
+
+def _first_leaving(folder: Path, modules: Sequence[str]) -> str | None:
+    root = folder.resolve()
+    for path in _entries(folder, modules):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            return f"symbolic link {path.relative_to(folder)} -> {path.readlink()} leaves the folder"
+    return None
+
+
+def _entries(folder: Path, modules: Sequence[str], depth: int = MAX_DEPTH) -> Iterator[Path]:
+    """Files that we read and folders that we enter, each folder before what is in it."""
+    for path in sorted(folder.iterdir()):
+        if is_wanted_file(path.name) or path.name == "trainer_state.json":
+            yield path
+        elif depth > 1 and is_wanted_folder(path.name, modules) and path.is_dir():
+            yield path
+            yield from _entries(path, modules, depth - 1)
+
+
+def _stated_step(folder: Path) -> tuple[int, str] | None:
+    try:
+        step = trainer_state(folder / "trainer_state.json").get("global_step")
+    except (Unreadable, OSError):
+        return None
+    return (step, "trainer_state.json") if type(step) is int and 0 <= step < MAX_STEP else None
+
+
+def _named_step(name: str, is_root: bool, is_alone: bool) -> tuple[int, str] | None:
+    if is_root and not is_alone:
+        return None
+    return _step_in(STEP_IN_NAME.search(name) or EPOCH_IN_NAME.search(name) or re.fullmatch(r"(\d+)", name))
+
+
+def _step_in(match: re.Match[str] | None) -> tuple[int, str] | None:
+    return (int(match[1]), "folder name") if match and len(match[1]) < 16 else None
 
 
 @functools.cache

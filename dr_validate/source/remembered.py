@@ -1,4 +1,4 @@
-"""What was read of files that have not changed since: what makes a second look at checkpoints cheap."""
+"""What was read of files that have not changed since: what makes polling checkpoints again cheap."""
 
 import contextlib
 import functools
@@ -17,10 +17,8 @@ Stamp = tuple[int, int, int, int]  # size, mtime, ctime, inode; ctime also moves
 MAX_UNFINISHED = 1_000  # folders
 MAX_REMEMBERED = 50_000  # files, for each function
 SETTLED_NS = 200_000_000  # the clock of a file system may stand still for some milliseconds: two writes with one stamp
-
-
-REST_LOOKS, REST_S = 3, 10.0  # looks, and the time between the first and the last of them
-LONG_REST_S = 120.0  # since the last change by the file system's clock: one look is enough
+REST_POLLS, REST_S = 3, 10.0  # polls, and the time between the first and the last of them
+LONG_REST_S = 120.0  # since the last change by the file system's clock: one poll is enough
 
 
 class ChangedMeanwhile(OSError):
@@ -52,24 +50,24 @@ class Digests:
 
     def knows(self, path: Path) -> bool:
         """Whether the file is as it was when it was hashed."""
-        known = self._old.get(str(path.absolute()))
-        return isinstance(known, list) and known[:-1] == list(stamp(path))
+        return self._known(path, stamp(path)) is not None
 
     def of(self, files: Mapping[str, Path]) -> dict[str, str]:
         """Hex SHA-256 of each file, by the same names. Raises ChangedMeanwhile."""
         return {name: self._of_file(path) for name, path in files.items()}
 
     def _of_file(self, path: Path) -> str:
-        key, before = str(path.absolute()), stamp(path)
-        known = self._old.get(key)
-        if isinstance(known, list) and known[:-1] == list(before) and isinstance(known[-1], str):
-            self._new[key] = known
-            return known[-1]
-        digest = sha256_of_file(path)
+        before = stamp(path)
+        digest = self._known(path, before) or sha256_of_file(path)
         if stamp(path) != before:
             raise ChangedMeanwhile(f"{path.name} is being written")
-        self._new[key] = [*before, digest]
+        self._new[str(path.absolute())] = [*before, digest]
         return digest
+
+    def _known(self, path: Path, now: Stamp) -> str | None:
+        known = self._old.get(str(path.absolute()))
+        is_same = isinstance(known, list) and known[:-1] == list(now) and isinstance(known[-1], str)
+        return str(known[-1]) if known and is_same else None
 
 
 def by_stamp(read: Callable[[Path], T]) -> Callable[[Path], T]:
@@ -112,7 +110,7 @@ def stamp(path: Path) -> Stamp:
 
 
 def is_at_rest(folder: Path) -> bool:
-    """Whether nothing in the folder changes any more: it has not for two minutes, or not between several looks of this process
+    """Whether nothing in the folder changes any more: it has not for two minutes, or not between several polls of this process
     (whose clock cannot be set back). Copies that keep old times do not count as old."""
     what = tuple((str(path), stamp(path)) for path in (folder, *sorted(folder.rglob("*"))) if path.exists())
     if time.time() - max(max(one[1], one[2]) for _, one in what) / 1e9 >= LONG_REST_S:
@@ -120,10 +118,10 @@ def is_at_rest(folder: Path) -> bool:
     now = time.monotonic()
     before = _sights.pop(str(folder), None)
     sight = (what, now, 1) if before is None or before[0] != what else (what, before[1], before[2] + 1)
-    _sights[str(folder)] = sight  # last, as the one looked at last
+    _sights[str(folder)] = sight  # last, as the one polled last
     if len(_sights) > MAX_UNFINISHED:
         _sights.pop(next(iter(_sights)))
-    return sight[2] >= REST_LOOKS and now - sight[1] >= REST_S
+    return sight[2] >= REST_POLLS and now - sight[1] >= REST_S
 
 
 _sights: dict[str, tuple[tuple[tuple[str, Stamp], ...], float, int]] = {}

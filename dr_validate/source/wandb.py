@@ -26,7 +26,6 @@ from dr_validate.source.wandb_client.versions import (
     Contents,
     Facts,
     Version,
-    check_path,
     folder_of,
     scheme_of,
 )
@@ -85,7 +84,7 @@ class WandbSource:
         committed = self._versions(project)
         folder = folder_of(state_dir, project.api.server, project.entity, project.name)
         in_order = sorted(committed, key=lambda v: (v.step[0], v.collection, v.number))
-        found = self._connection.each(functools.partial(self._look, project, folder), in_order)
+        found = self._connection.each(functools.partial(self._examine, project, folder), in_order)
         if found and all(isinstance(one, Incomplete) and one.is_out_of_reach for one in found):
             raise Outage("of no version the manifest can be fetched: its files are out of reach")
         # Who logged a version that is deleted nobody can say; most likely whoever logged the others of its collection.
@@ -103,20 +102,19 @@ class WandbSource:
         Raises CheckpointDeleted if the version or its files were deleted, CheckpointError if its bytes are never those
         of its manifest, Outage where W&B is out of reach, OSError where the disk is full.
         """
-        project, pinned = self._place(checkpoint)
-        collection, _, version = pinned.rpartition(":")
-        entity, name = project.entity, project.name
+        project, collection, version = self._place(checkpoint)
+        what = f"{collection}:{version} of {project.entity}/{project.name}"
         try:
             contents = self._contents(project, checkpoint, project.pinned(collection, version))
             check_room(contents.num_bytes, into)
             self._connection.bring(project, (collection, version), contents.files, into)
         except CheckpointDeleted as error:
             self._connection.note_gone(checkpoint.uri)
-            raise CheckpointDeleted(f"{pinned} of {entity}/{name}: {error}") from error
+            raise CheckpointDeleted(f"{what}: {error}") from error
         except CheckpointError as error:
-            raise CheckpointError(f"{pinned} of {entity}/{name}: {error}") from error
+            raise CheckpointError(f"{what}: {error}") from error
         if missing := what_is_missing(into, False, self.needs_config):
-            raise CheckpointError(f"{pinned} of {entity}/{name}: {missing}")
+            raise CheckpointError(f"{what}: {missing}")
 
     def check(self) -> None:
         """See `Source.check`: a project is named, and there is a key."""
@@ -125,18 +123,18 @@ class WandbSource:
 
     def still_has(self, checkpoint: Checkpoint) -> bool:
         """Whether the version is committed. Raises Outage."""
-        project, pinned = self._place(checkpoint)
-        collection, _, version = pinned.rpartition(":")
+        project, collection, version = self._place(checkpoint)
         try:
             project.pinned(collection, version)
         except CheckpointDeleted:
             return False
         return True
 
-    def _place(self, checkpoint: Checkpoint) -> tuple[Project, str]:
-        place, _, pinned = checkpoint.uri.removeprefix(ARTIFACT_SCHEME).rpartition("/")
-        entity, _, name = place.partition("/")
-        return Project(api=self._connection.api, entity=entity, name=name), pinned
+    def _place(self, checkpoint: Checkpoint) -> tuple[Project, str, str]:
+        """Its project, collection and `vN`."""
+        entity, name, pinned = checkpoint.uri.removeprefix(ARTIFACT_SCHEME).split("/", 2)
+        collection, _, version = pinned.rpartition(":")
+        return Project(api=self._connection.api, entity=entity, name=name), collection, version
 
     @functools.cached_property
     def _connection(self) -> Connection:
@@ -202,7 +200,7 @@ class WandbSource:
                 step = max((one.step[0] for one in versions.values() if one.number < number), default=0)
                 yield _deleted(f"{collection}:v{number}", project, step, "deleted from W&B before it was ever seen")
 
-    def _look(self, project: Project, folder: Path, version: Version) -> Checkpoint | Incomplete | None:
+    def _examine(self, project: Project, folder: Path, version: Version) -> Checkpoint | Incomplete | None:
         """None for what is not asked for. Raises SetupError and OSError (Outage), which are the source's."""
         refused, put_off = self._connection.refused, self._connection.put_off
         lacks, until = put_off.get(version.opaque_id, ("", 0.0))
@@ -212,7 +210,7 @@ class WandbSource:
                     return None
                 if version.unreadable:
                     raise CheckpointError(version.unreadable)
-                one = self._judged(version, self._connection.facts(project, version, folder), project)
+                one = self._verdict(version, self._connection.facts(project, version, folder), project)
                 json.dumps(dataclasses.asdict(one), ensure_ascii=False).encode()  # what no report could hold
                 return one
             except FileOutage as error:  # this version waits; the others do not
@@ -223,14 +221,13 @@ class WandbSource:
             except Exception as error:  # whatever one version does, the others are listed
                 refused[version.opaque_id] = what_it_did(error)[:MAX_SHOWN]
         name = shown(version.name)
-        uri = f"{ARTIFACT_SCHEME}{project.entity}/{project.name}/{name}"
-        part = Incomplete(name=name, uri=uri, step=version.step[0], lacks=lacks, is_out_of_reach=True)
+        part = Incomplete(name=name, uri=project.uri(name), step=version.step[0], lacks=lacks, is_out_of_reach=True)
         if version.opaque_id in refused:
             return dataclasses.replace(part, lacks=refused[version.opaque_id], final=True, is_out_of_reach=False)
         return part
 
-    def _judged(self, version: Version, facts: Facts | None, project: Project) -> Checkpoint | Incomplete:
-        uri = f"{ARTIFACT_SCHEME}{project.entity}/{project.name}/{version.name}"
+    def _verdict(self, version: Version, facts: Facts | None, project: Project) -> Checkpoint | Incomplete:
+        uri = project.uri(version.name)
         step, step_from = version.step
         if facts is None:
             return _deleted(version.name, project, step, "deleted from W&B while it was being listed")
@@ -256,7 +253,7 @@ class WandbSource:
             num_bytes=facts.num_bytes,
         )
 
-    def _refused(self, facts: Facts) -> str | None:
+    def _refused(self, facts: Facts | Contents) -> str | None:
         if facts.lacks and (self.needs_config or facts.lacks != NO_CONFIG):
             return facts.lacks
         if facts.num_bytes > self.max_gib * 2**30:
@@ -273,14 +270,12 @@ class WandbSource:
         return None
 
     def _contents(self, project: Project, checkpoint: Checkpoint, opaque_id: str) -> Contents:
-        """Read again, and judged again: what was remembered decides what is listed, not what is written to disk."""
+        """Read and checked again: what was remembered decides what is listed, not what is written to disk."""
         contents = self._connection.manifest(project, opaque_id).contents
-        if refused := self._refused(Facts.of(contents, "", "")):
+        if refused := self._refused(contents):
             raise CheckpointError(refused)
         if contents.digest != checkpoint.digest:
             raise CheckpointError(f"its manifest is not the one that was listed: {contents.digest}, not {checkpoint.digest}")
-        for entry in contents.files:
-            check_path(entry.path)
         return contents
 
 
@@ -292,8 +287,7 @@ def _of_run(part: Incomplete, logged_by: Mapping[str, Checkpoint]) -> Incomplete
 
 
 def _deleted(name: str, project: Project, step: int, reason: str) -> Incomplete:
-    uri = f"{ARTIFACT_SCHEME}{project.entity}/{project.name}/{name}"
-    return Incomplete(name=name, uri=uri, step=step, lacks=reason, final=True, is_deleted=True)
+    return Incomplete(name=name, uri=project.uri(name), step=step, lacks=reason, final=True, is_deleted=True)
 
 
 @functools.cache

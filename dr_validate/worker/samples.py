@@ -11,7 +11,7 @@ from dr_validate.errors import SetupError
 from dr_validate.estimator.evidence import FORMAT, can_be_estimated
 from dr_validate.estimator.priors import PRIORS
 from dr_validate.metrics.gains import gains_retrieved
-from dr_validate.sampler.named_run import BASELINE
+from dr_validate.sampler.runs import BASELINE
 from dr_validate.stages import Sampler
 from dr_validate.values import Int64, Sample, TestSet
 from dr_validate.worker.results import Baselines

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dr_validate.sampler.runs import RetrievedRun
+    from dr_validate.sampler.bm25 import RetrievedRun
     from dr_validate.values import Float64, Int64
     from scripts.research.study.draws import Study, Workers
 
@@ -105,7 +105,7 @@ def proxies(options: argparse.Namespace) -> str:
     """The table; draws the picture where one is asked for. Raises DrValidateError for what cannot be used."""
     import numpy as np
 
-    from dr_validate.sampler.named_run import NamedRun
+    from dr_validate.sampler.runs import NamedRun
     from scripts.research.study.draws import workers
     from scripts.research.study.run import material_of, prepare
 

@@ -20,7 +20,7 @@ from dr_validate.cli.status import show_outcome
 from dr_validate.cli.sweep import JobRecord
 from dr_validate.cli.sweep_table import Row, compared_at_equal_cost, rows_as_csv, show_sweep, sweep_rows, sweep_table
 from dr_validate.config import build
-from dr_validate.fidelity.comparison import compare
+from dr_validate.fidelity.against_full import compare
 from dr_validate.watcher.attempts import Target
 from dr_validate.watcher.loop import Outcome
 from tests.factories import composed

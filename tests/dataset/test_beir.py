@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dr_validate.dataset.beir import BeirDataset
-from dr_validate.dataset.cache import digests_of
 from dr_validate.dataset.corpus import BATCH_ROWS
+from dr_validate.dataset.storage import digests_of
 from dr_validate.errors import DatasetError
 
 Write = Callable[..., Path]

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from dr_validate.dataset.beir import BeirDataset
 from dr_validate.dataset.msmarco import MsmarcoDataset
-from dr_validate.dataset.remote import RemoteFile
+from dr_validate.dataset.storage import RemoteFile
 from dr_validate.dataset.tevatron import TevatronDataset
 from dr_validate.errors import DatasetError
 from dr_validate.files import sha256_of_file
@@ -107,7 +107,7 @@ def test_remote_content_is_hashed_once_and_again_when_it_changed(
         read.append(str(file))
         return sha256_of_file(file)
 
-    monkeypatch.setattr("dr_validate.dataset.cache.sha256_of_file", hashed)
+    monkeypatch.setattr("dr_validate.dataset.storage.sha256_of_file", hashed)
     url = f"file://{data}/shards"
     first = opened(cache, url, data / "queries.jsonl")
     assert len(read) == 4

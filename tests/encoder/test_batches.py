@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dr_validate.encoder.batches import ROUND_TO, plan, take
 from dr_validate.encoder.cpu import for_each
+from dr_validate.encoder.forward import ROUND_TO, plan, take
 from dr_validate.values import TokenBlock
 from tests.processes import LIMIT_S
 

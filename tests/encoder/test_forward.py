@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from dr_validate.encoder import attention, cpu
 from dr_validate.encoder.auto import AutoEncoder
-from dr_validate.encoder.batches import Batch
 from dr_validate.encoder.cpu import PackedLinear, pack_linears
-from dr_validate.encoder.forward import Forward, choose_forward
+from dr_validate.encoder.forward import Batch, Forward, choose_forward
 from dr_validate.encoder.model import LoadedTower, TransformerModel
 from dr_validate.errors import CheckpointError
 

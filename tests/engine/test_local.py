@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dr_validate.engine.local import LocalEngine, slice_size
-from dr_validate.engine.slices import Progress
+from dr_validate.engine.local import LocalEngine, Progress, slice_size
 from dr_validate.errors import CheckpointError, Preempted, Stopped
 from dr_validate.index.factory import FactoryIndex
 from dr_validate.index.torch import TorchIndex

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from dr_validate.engine import ray_ranking, ray_workers
-from dr_validate.engine.local import LocalEngine
+from dr_validate.engine.local import LocalEngine, Progress
 from dr_validate.engine.ray import RayEngine, set_environment
-from dr_validate.engine.slices import Progress
 from dr_validate.errors import CheckpointError, DeviceFailure, SetupError, Stopped
 from dr_validate.index.torch import TorchIndex
 from dr_validate.stages import Ranked, Ranker, Workload

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from dr_validate.engine.slices import Dealer, Slice, merge
+from dr_validate.engine.local import Slice
+from dr_validate.engine.ray_ranking import Dealer, merge
 from dr_validate.values import TopK
 
 PIECES = [Slice(block=n // 4, start=n * 10, stop=n * 10 + 10) for n in range(12)]

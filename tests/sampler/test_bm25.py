@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from dr_validate.errors import SetupError
-from dr_validate.sampler.bm25 import bm25_run, ordered
-from dr_validate.sampler.runs import RetrievedRun
+from dr_validate.sampler.bm25 import RetrievedRun, bm25_run, ordered
 from dr_validate.values import TestSet
 from tests.sampler.in_memory import build
 

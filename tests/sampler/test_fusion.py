@@ -3,7 +3,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from dr_validate.sampler.runs import QUERIES_AT_ONCE, Candidates, RetrievedRun, candidates
+from dr_validate.sampler.bm25 import RetrievedRun
+from dr_validate.sampler.runs import QUERIES_AT_ONCE, Candidates, candidates
 from dr_validate.values import Qrels, TestSet
 
 NUM_QUERIES = QUERIES_AT_ONCE + 44

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from dr_validate.errors import SetupError
-from dr_validate.sampler.named_run import NamedRun
 from dr_validate.sampler.run_pool import RunPoolSampler
-from dr_validate.sampler.runs import candidates
+from dr_validate.sampler.runs import NamedRun, candidates
 from dr_validate.sampler.stratified import StratifiedSampler
 from dr_validate.values import Sample, TestSet
 

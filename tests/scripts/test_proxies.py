@@ -62,7 +62,7 @@ def rows(text: str) -> dict[str, dict[str, str]]:
 
 def bm25(folder: Path) -> list[list[int]]:
     """The first documents that the run in `work` has for each query."""
-    from dr_validate.sampler.named_run import NamedRun
+    from dr_validate.sampler.runs import NamedRun
     from scripts.research.study.collection import read_collection
 
     run = NamedRun(name="bm25", key="bm25").read(read_collection(folder / "coll.json"), folder / "work").first(DEPTH)

@@ -6,7 +6,6 @@ has no Retry-After, and it asks again when the caller does. Below, what every HT
 
 import json
 import logging
-import os
 import re
 import threading
 import time
@@ -123,21 +122,16 @@ def find_key() -> tuple[Any, Any]:
     except ImportError as error:
         raise SetupError(f"source: wandb cannot be imported ({error}); pip install wandb, or set source=folder") from error
     settings = wandb_setup.singleton().settings.model_copy()
+    server = host_of(settings.base_url)
     try:
         auth = wbauth.authenticate_session(
             host=settings.base_url, source="dr_validate", no_offline=True, prompt=False, update_session=False
         )
     except (wandb.Error, ValueError) as error:  # its text may hold the key
-        raise SetupError(f"the key for W&B at {_server()} is not of a form that keys have; {WANDB_LOG_IN}") from error
+        raise SetupError(f"the key for W&B at {server} is not of a form that keys have; {WANDB_LOG_IN}") from error
     if auth is None:
-        raise SetupError(f"there is no key for W&B at {_server()}; {WANDB_LOG_IN}")
+        raise SetupError(f"there is no key for W&B at {server}; {WANDB_LOG_IN}")
     return settings, auth
-
-
-def _server() -> str:
-    from wandb.sdk import wandb_setup
-
-    return host_of(os.environ.get("WANDB_BASE_URL") or wandb_setup.singleton().settings.base_url)
 
 
 def _connect() -> "GraphQL":
@@ -191,7 +185,7 @@ class GraphQL:
                 stream=True,  # a body that trickles must not outlast the time
             ) as answer:
                 body = self._body(answer, end)
-                return self._judged(answer, body)
+                return self._parsed(answer, body)
         except requests.Timeout as error:
             raise self._unreachable(f"no answer within {timeout_s:.3g} s") from error
         except requests.RequestException as error:
@@ -205,7 +199,7 @@ class GraphQL:
                 raise self._unreachable(f"its answer does not end ({len(body):,} bytes so far)")
         return bytes(body)
 
-    def _judged(self, answer: "requests.Response", body: bytes) -> Mapping[str, Any]:
+    def _parsed(self, answer: "requests.Response", body: bytes) -> Mapping[str, Any]:
         try:
             parsed = json.loads(body)
         except (ValueError, RecursionError):

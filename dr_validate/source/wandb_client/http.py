@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from dr_validate.errors import CheckpointDeleted, CheckpointError, Outage
 from dr_validate.source.wandb_client.api import body_of, host_of, retry_after_s
@@ -29,13 +29,6 @@ REFUSED = (400, 401, 403)  # what stores answer to a URL that has expired
 NOT_THERE = (404, 410)
 MAX_MANIFEST_BYTES = 64 << 20
 log = logging.getLogger(__name__)
-
-
-class Hasher(Protocol):
-    """What hashlib and xxhash share."""
-
-    def update(self, data: bytes, /) -> None: ...
-    def digest(self) -> bytes: ...
 
 
 class FileOutage(Outage):
@@ -176,7 +169,7 @@ def _check_status(answer: "requests.Response") -> None:
         raise FileOutage(f"{host} answers HTTP {status}", retry_after_s(answer.headers))
 
 
-def _hasher(entry: Entry) -> Hasher:
+def _hasher(entry: Entry) -> Any:
     if entry.algorithm == "xxh128":
         import xxhash
 

@@ -26,6 +26,7 @@ from dr_validate.source.wandb_client.versions import (
     read_manifest,
     version_of,
 )
+from dr_validate.values import ARTIFACT_SCHEME
 
 COMMITTED = "COMMITTED"
 ASKED_AT_ONCE = 8  # questions about versions not seen before, a thread each
@@ -107,6 +108,10 @@ class Project:
     api: WandbApi
     entity: str
     name: str
+
+    def uri(self, version: str) -> str:
+        """What a Checkpoint calls the version `collection:vN`."""
+        return f"{ARTIFACT_SCHEME}{self.entity}/{self.name}/{version}"
 
     @property
     def _names(self) -> Mapping[str, str]:
@@ -250,8 +255,8 @@ class Connection:
         """Whether to list it no more, though W&B does. Once is not enough: a fetch ahead of its turn is reported to nobody."""
         return self._times_gone.get(uri, 0) > 1
 
-    def each(self, look: Callable[[Version], T], versions: Iterable[Version]) -> list[T]:
-        """Answers of `look`, several at a time. Raises what it raises first, and looks at no more then.
+    def each(self, examine: Callable[[Version], T], versions: Iterable[Version]) -> list[T]:
+        """Answers of `examine`, several at a time. Raises what it raises first, and asks it of no more then.
 
         Not by an executor: the end of the process waits for its threads, whatever server they wait for.
         """
@@ -266,7 +271,7 @@ class Connection:
                 if version is None:
                     return
                 try:
-                    answers[place] = look(version)
+                    answers[place] = examine(version)
                 except BaseException as error:
                     errors.append(error)
 
@@ -334,9 +339,17 @@ class Connection:
     def _ask(self, project: Project, version: Version) -> tuple[Facts, bool]:
         """And whether they may be remembered: what makes a version unusable must not be damage on the way."""
         found = self.manifest(project, version.opaque_id)
-        logged_by = found.origin.logged_by
+        contents, logged_by = found.contents, found.origin.logged_by
         training_run, group = self._names_of_run(logged_by) if logged_by else ("", "")
-        return Facts.of(found.contents, training_run, group), found.is_verified or not found.contents.lacks
+        facts = Facts(
+            digest=contents.digest,
+            lacks=contents.lacks,
+            num_bytes=contents.num_bytes,
+            references=contents.references,
+            training_run=training_run,
+            group=group,
+        )
+        return facts, found.is_verified or not contents.lacks
 
 
 def _parsed(content: bytes) -> Any:

@@ -11,8 +11,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from dr_validate.files import sha256_of_files, two_sets_of_weights, write_atomically
-from dr_validate.source.completeness import PICKLES, TOWER_FOLDERS, TRAINING_STATE, matches, wanted
-from dr_validate.source.layout import MAX_STEP, names_a_step
+from dr_validate.source.completeness import MAX_STEP, TOWER_FOLDERS, lacks_a_tower, names_a_step, only_pickles, wanted
 
 FORMAT = 3  # to be raised when a verdict on the same manifest changes, in words, too
 STEP_KEYS = ("train/global_step", "global_step", "step")
@@ -123,17 +122,6 @@ class Facts:
     training_run: str
     group: str
 
-    @classmethod
-    def of(cls, contents: Contents, training_run: str, group: str) -> "Facts":
-        return cls(
-            digest=contents.digest,
-            lacks=contents.lacks,
-            num_bytes=contents.num_bytes,
-            references=contents.references,
-            training_run=training_run,
-            group=group,
-        )
-
 
 def version_of(node: Mapping[str, Any], collection: str, number: int) -> Version:
     """From an artifact node of the API."""
@@ -208,7 +196,7 @@ def read_manifest(document: Any) -> Contents:
     try:
         entries = _entries(document)
         for path in entries:
-            check_path(path)
+            _check_path(path)
         found = tuple(_entry(path, entries[path]) for path in wanted(entries, _module_folders(entries)))
     except BadManifest as error:
         return Contents(files=(), lacks=str(error))
@@ -227,7 +215,7 @@ def has_digest(document: Any, digest: str) -> bool:
     return digest in (hashlib.md5(lines, usedforsecurity=False).hexdigest(), xxhash.xxh128(lines).hexdigest())
 
 
-def check_path(path: str) -> None:
+def _check_path(path: str) -> None:
     """Raises BadManifest for a path that could be written outside the folder that it is meant for."""
     parts = path.split("/")
     if not path or "\\" in path or "\0" in path or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
@@ -281,8 +269,8 @@ def _what_is_missing(found: Collection[str], every: Collection[str]) -> str | No
     """As `completeness.what_is_missing` says it of a folder, as far as names can tell."""
     towers = [tower for tower in TOWER_FOLDERS if any(name.startswith(f"{tower}/") for name in found)]
     if towers:
-        if "query_model" not in towers or len(towers) < 2:
-            return f"{towers[0]}/ is there, but not the other tower: query_model/ and passage_model/ belong together"
+        if alone := lacks_a_tower(towers):
+            return alone
         missing = (_missing_in_model(found, every, f"{tower}/") for tower in towers)
         return next((f"{tower}/: {lack}" for tower, lack in zip(towers, missing, strict=True) if lack), None)
     return _missing_in_model(found, every, "")
@@ -299,19 +287,10 @@ def _missing_in_model(found: Collection[str], every: Collection[str], folder: st
             return f"modules.json is there, but not the folders of its modules (1_Pooling/ and the like); {USE_INSTEAD}"
         has_config = has_config or any(name.endswith("/config.json") for name in here)
     if not weights:
-        return _pickles(every, folder) or f"weights (*.safetensors) are not there; {USE_INSTEAD}"
+        beside = (PurePosixPath(name).name for name in every if PurePosixPath(name).parent == PurePosixPath(folder))
+        return only_pickles(beside, "save them as safetensors") or f"weights (*.safetensors) are not there; {USE_INSTEAD}"
     if two := two_sets_of_weights(files):
         return two
     if not has_config:
         return NO_CONFIG
     return None
-
-
-def _pickles(names: Collection[str], folder: str) -> str | None:
-    known = [*TRAINING_STATE, "training_args.bin"]
-    here = [PurePosixPath(name).name for name in names if PurePosixPath(name).parent == PurePosixPath(folder or ".")]
-    found = sorted(name for name in here if matches(name, PICKLES) and not matches(name, known))
-    if not found:
-        return None
-    listed = ", ".join(found[:MAX_REPORTED])
-    return f"weights only as a pickle ({listed}), which is never loaded: it can run code; save them as safetensors"

@@ -11,10 +11,9 @@ import numpy as np
 from dr_validate.errors import SetupError
 from dr_validate.files import atomic_file
 from dr_validate.sampler.full import FullSampler
-from dr_validate.sampler.named_run import BM25, NamedRun
 from dr_validate.sampler.random import RandomSampler
 from dr_validate.sampler.run_pool import RunPoolSampler
-from dr_validate.sampler.runs import candidates
+from dr_validate.sampler.runs import BM25, NamedRun, candidates
 from dr_validate.sampler.stratified import StratifiedSampler
 from dr_validate.values import Sample, TestSet
 from scripts.research.study.encoded import Encoded

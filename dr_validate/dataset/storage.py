@@ -1,7 +1,14 @@
-"""Files at URLs of fsspec (`s3://`, `gs://`, `https://` ...), read as a stream: never copied to disk, never whole in memory."""
+"""Files of data sets, and what is kept of them: SHA-256, remembered by what is known without reading (3 GB are not hashed at
+every start), and folders made once, of which one that was cut short, or changed length since, is made again, not used.
+
+A file may be at a URL of fsspec (`s3://`, `gs://`, `https://` ...): read as a stream, never copied, never whole in memory.
+"""
 
 import io
-from collections.abc import Sequence
+import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,11 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from dr_validate.errors import DatasetError
-from dr_validate.files import expanded
+from dr_validate.files import atomic_folder, expanded, locked, sha256_of_file, write_atomically
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+log = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
 BUFFER_BYTES = 1 << 20
 # What kinds of storage say of a file that changes with its content, the first that one has.
 TAGS = ("ETag", "etag", "md5Hash", "content_hash", "blob_id", "mtime", "LastModified", "last_modified", "modificationTime")
@@ -150,3 +159,94 @@ def _unreadable(error: Exception) -> OSError:
 
 def _words(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def digests_of(files: Sequence[File], cache: Path) -> list[str]:
+    """Hex SHA-256 of each file, in order; the content is read only if path, size, time or inode differ from last time.
+
+    Raises DatasetError for a file that cannot be read or changes while it is.
+    """
+    memory = cache / "digests.json"
+    with locked(cache / "digests.lock"):
+        known = _load_digests(memory)
+        changed = False
+        for file in files:
+            try:
+                key, state = _key(file), _state(file)
+                if state is not None and (known.get(key) or {}).get("state") == state:
+                    continue
+                known[key] = {"state": state, "sha256": sha256_of_file(file)}
+                changed = True
+                if _state(file) != state:
+                    raise DatasetError(f"{file}: changed while it was read; start again when it is complete")
+            except OSError as error:
+                raise DatasetError(
+                    f"{file}: cannot be read ({error.strerror or error}); check the path and its rights"
+                ) from error
+        if changed:
+            write_atomically(memory, json.dumps(known, indent=1))
+    return [str(known[_key(file)]["sha256"]) for file in files]
+
+
+def _load_digests(memory: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        log.warning("%s is damaged: files are hashed again", memory)
+        return {}
+    if not isinstance(known, dict):
+        return {}
+    return {key: entry for key, entry in known.items() if isinstance(entry, dict) and isinstance(entry.get("sha256"), str)}
+
+
+def _key(file: File) -> str:
+    return str(file.resolve() if isinstance(file, Path) else file)
+
+
+def _state(file: File) -> list[Any] | None:
+    if not isinstance(file, Path):
+        return file.state()
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def made_once(
+    folder: Path, version: int, make: Callable[[Path], None], is_whole: Callable[[Path], bool] = lambda folder: True
+) -> None:
+    """Have `make` fill `folder` unless it is there, of this version and whole; processes that want the same one wait for each
+    other.
+
+    What `make` raises passes through, but an OSError (disk full) becomes a DatasetError; nothing is left behind then.
+    """
+    with locked(folder.with_name(f"{folder.name}.lock")):
+        if is_sealed(folder, version) and is_whole(folder):
+            return
+        if folder.exists():
+            log.warning("%s is incomplete or damaged: making it again", folder)
+            shutil.rmtree(folder)
+        for left_over in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed: we hold the lock
+            shutil.rmtree(left_over, ignore_errors=True)
+        try:
+            with atomic_folder(folder) as fresh:
+                make(fresh)
+                manifest = {"version": version, "sizes": _sizes(fresh)}
+                (fresh / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        except OSError as error:
+            raise DatasetError(
+                f"{folder}: could not be made ({error}); free some space or set state_dir to another disk"
+            ) from error
+
+
+def is_sealed(folder: Path, version: int) -> bool:
+    """Whether `folder` is there, of this version of its format, with the same files of the same sizes as when it was made."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return isinstance(manifest, dict) and manifest == {"version": version, "sizes": _sizes(folder)}
+    except (OSError, ValueError):
+        return False
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != MANIFEST}
