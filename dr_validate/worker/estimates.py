@@ -13,7 +13,7 @@ from dr_validate.files import digest_of_name, name_of_digest, read_arrays, write
 from dr_validate.ledger.reports import EstimateDetails
 from dr_validate.metrics.gains import means, parse
 from dr_validate.values import Estimate, Float64, Ranking, Sample, Scores, TestSet
-from dr_validate.worker.results import Baselines
+from dr_validate.worker.samples import Baselines
 
 MOST_CHECKPOINTS = 32  # the latest: more add little and cost time
 MOST_BASELINES = 4  # far from all of them a checkpoint is corrected less well; more cost time

@@ -15,7 +15,7 @@ from dr_validate.ledger.reports import revised
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.values import Checkpoint, Float32, Int64, Qrels, Ranking, Report, Sample, TestSet
 from dr_validate.worker.estimates import Estimates, Outcome, load, save
-from dr_validate.worker.results import Baselines
+from dr_validate.worker.samples import Baselines
 from tests.estimator.synthetic import collection, history_of, pool_and_rest, training
 
 NUM_DOCUMENTS, NUM_QUERIES, NUM_POOL, NUM_DRAWN, TOP_K = 4000, 80, 240, 200, 100
