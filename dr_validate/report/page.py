@@ -17,8 +17,7 @@ from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import EstimateDetails
 from dr_validate.report.charts import change_chart, cost_charts, scatter_charts, steps_charts
 from dr_validate.report.gather import Movement, Section, Strategy, Top, document_texts, gather, movement, query_texts, top_of
-from dr_validate.report.markup import Markup, el, join
-from dr_validate.report.plot import charts
+from dr_validate.report.markup import Markup, charts, el, join
 from dr_validate.report.tables import (
     checkpoints_table,
     collections_table,

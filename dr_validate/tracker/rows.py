@@ -1,5 +1,5 @@
 """What a tracker is told: of a Report one flat row of numbers under the public keys, of a spec tables of its checkpoints and of
-the queries that moved. The tables that compare samples with the full corpus: `report/findings.py`."""
+the queries that moved. The tables that compare samples with the full corpus: `report/verdict.py`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

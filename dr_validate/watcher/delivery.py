@@ -97,7 +97,7 @@ class Delivery:
         store.link_best(report.checkpoint, report_to_json(report), digests, state_dir)
 
     def _find(self, training_run: str) -> Findings:
-        from dr_validate.report.findings import findings  # at the start there is nothing to find yet
+        from dr_validate.report.verdict import findings  # at the start there is nothing to find yet
 
         try:
             return findings(self.ledger, self.names, training_run)
