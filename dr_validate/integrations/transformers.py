@@ -28,8 +28,15 @@ from dr_validate.component import fingerprint
 from dr_validate.config import Run
 from dr_validate.encoder.spec import CONTRACT_KEYS
 from dr_validate.errors import SetupError
-from dr_validate.integrations.announced import Announced, checkpoints_in, complete, to_delete
-from dr_validate.integrations.best import BestSoFar, check_loaded, place_of
+from dr_validate.integrations.checkpoints import (
+    Announced,
+    BestSoFar,
+    check_loaded,
+    checkpoints_in,
+    complete,
+    place_of,
+    to_delete,
+)
 from dr_validate.integrations.checks import (
     Settings,
     base_model,

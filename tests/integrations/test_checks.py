@@ -9,8 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from dr_validate.errors import ConfigError, SetupError
-from dr_validate.integrations.announced import to_delete
-from dr_validate.integrations.best import BestSoFar, is_better
+from dr_validate.integrations.checkpoints import BestSoFar, is_better, to_delete
 from dr_validate.integrations.checks import Settings, check_trainer, keys_for, values_of
 from dr_validate.integrations.child import child_environment
 from dr_validate.integrations.transformers import AsyncValidation
