@@ -20,12 +20,11 @@ from dr_validate.config import Run, build
 from dr_validate.errors import Outage, SetupError
 from dr_validate.fidelity.comparison import Comparison, compare
 from dr_validate.files import write_atomically
-from dr_validate.ledger.findings import Sweep, SweepRow
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import of_training
 from dr_validate.process import new_console
 from dr_validate.report.verdict import Candidate, smallest_errors
-from dr_validate.values import Agreement, Report
+from dr_validate.values import Agreement, Report, Sweep, SweepRow
 from dr_validate.watcher.attempts import Target
 from dr_validate.watcher.loop import Outcome
 

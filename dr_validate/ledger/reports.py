@@ -2,7 +2,7 @@
 lines: the evidence of its estimates, how long it was on its way, and values as later Reports see them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -172,6 +172,19 @@ def of_training(report: Report, history: Sequence[Report], otherwise: str) -> tu
     """The training run of a Report, `otherwise` where its checkpoint names none, and what `history` has of the same one."""
     mine = report.checkpoint.training_run or otherwise
     return mine, [other for other in history if (other.checkpoint.training_run or otherwise) == mine]
+
+
+def best_of(reports: Iterable[Report], metric: str) -> Report | None:
+    """The one with the highest value, the earliest of equals; None where none has the metric."""
+    known = [report for report in reports if metric in report.metrics]
+    return max(known, key=lambda report: (report.metrics[metric].value, -report.checkpoint.step), default=None)
+
+
+def latest_of(reports: Iterable[Report]) -> list[Report]:
+    """By ascending step. Of a checkpoint that was skipped first and validated later the later Report counts."""
+    by_time = sorted(reports, key=lambda report: report.at)
+    latest = {(report.checkpoint.training_run, report.checkpoint.label): report for report in by_time}
+    return sorted(latest.values(), key=lambda report: (report.checkpoint.step, report.checkpoint.label))
 
 
 def warnings_of(report: Report) -> tuple[str, ...]:

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dr_validate.fidelity.comparison import Comparison, holds, paired
-from dr_validate.ledger.findings import MAX_ROWS, Cell, Findings, Table
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import SAME_WEIGHTS, EstimateDetails, is_expected, warnings_of
 from dr_validate.report.gather import Movement, Section, Strategy, gather, movement
 from dr_validate.report.words import count, interval, listed, number, percent, signed, steps, with_interval
-from dr_validate.values import Report
+from dr_validate.values import MAX_ROWS, Cell, Findings, Report, Table
 
 # Kendall's tau from which an order is called the same, mostly the same, or roughly so.
 SAME, MOSTLY, ROUGHLY = 0.9, 0.7, 0.4

@@ -4,13 +4,11 @@ the queries that moved. The tables that compare samples with the full corpus: `r
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from dr_validate.component import fingerprint
-from dr_validate.ledger.findings import MAX_ROWS, Cell, Table
 from dr_validate.ledger.per_query import read_query_values
 from dr_validate.ledger.reports import EstimateDetails, lag_s
-from dr_validate.values import Report
+from dr_validate.values import MAX_ROWS, Cell, Report, Table
 
 REPORT = "_report"  # names the Report that a row is of: what is there already is known by it
 STEP = "train/global_step"
@@ -78,12 +76,6 @@ def report_id(report: Report) -> str:
 def allowed(config: Mapping[str, object], keys: Sequence[str]) -> dict[str, object]:
     """What may leave this machine of a configuration: the named keys, nothing else."""
     return {key: config[key] for key in keys if key in config}
-
-
-def suite_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a tracker keeps to make rows of a suite: `whole` of `row`, and the specs of its `members`."""
-    collections = config.get("collections", ())
-    return {"whole": config["dataset"] if collections else "", "members": tuple(str(names["spec"]) for names in collections)}
 
 
 def checkpoints_table(history: Sequence[Report]) -> Table:

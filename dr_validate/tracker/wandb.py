@@ -17,9 +17,9 @@ from pydantic import Field
 from dr_validate.component import UserPath, component
 from dr_validate.errors import Outage, SetupError
 from dr_validate.files import write_atomically
-from dr_validate.ledger.findings import Find, Sweep, SweepRow, find_nothing
 from dr_validate.ledger.reports import of_training
-from dr_validate.tracker.rows import allowed, suite_of
+from dr_validate.stages import Tracked
+from dr_validate.tracker.rows import allowed
 from dr_validate.tracker.session import (
     MAX_TAG_CHARACTERS,
     Plan,
@@ -35,7 +35,7 @@ from dr_validate.tracker.session import (
     wandb_mode,
 )
 from dr_validate.tracker.validation_run import Lost, ValidationRun
-from dr_validate.values import Report
+from dr_validate.values import Report, Sweep, SweepRow
 
 if TYPE_CHECKING:
     import wandb
@@ -91,37 +91,20 @@ class WandbTracker:
     def _folder(self, state_dir: Path) -> Path | None:
         return self.dir or (None if os.environ.get("WANDB_DIR") else state_dir)  # W&B adds wandb/ to it
 
-    def start(
-        self,
-        *,
-        state_dir: Path,
-        training_run: str,
-        spec: str,
-        dataset: str,
-        sampler: str,
-        config: Mapping[str, Any],
-        find: Find = find_nothing,
-    ) -> "WandbRuns":
-        """The live tracker of one run of the watcher. W&B itself is first asked at the first delivery, so an outage does not
-        keep the validation from starting. `find` gives what is told beside the rows: a verdict, and tables."""
+    def start(self, about: Tracked) -> "WandbRuns":
+        """See `Tracker.start`. W&B itself is first asked at the first delivery, so an outage does not keep the validation from
+        starting."""
         plan = Plan(
+            about=about,
+            config=allowed(about.config, CONFIG_KEYS),
             entity=self.entity,
             project=self.project,
             offline=is_offline(self.mode),
             group=self.group,
             alias_best=self.alias_best,
             alert=self.alert,
-            folder=self._folder(state_dir),
+            folder=self._folder(about.state_dir),
             timeout_s=self.timeout_s,
-            state_dir=state_dir,
-            training_run=training_run,
-            spec=spec,
-            dataset=dataset,
-            sampler=sampler,
-            config=allowed(config, CONFIG_KEYS),
-            find=find,
-            collections=config.get("collections", ()),
-            **suite_of(config),
         )
         return WandbRuns(plan)
 
@@ -144,7 +127,7 @@ class WandbRuns:
             log.warning("wandb: its process has died; opening the runs again to see what has arrived")
             abandon()
             self._runs.clear()
-        training_run, known = of_training(report, history, self._plan.training_run)
+        training_run, known = of_training(report, history, self._plan.about.training_run)
         run = self._runs.get(training_run)
         if run is None:
             run = self._runs[training_run] = ValidationRun(self._plan, training_run, report.checkpoint.group)
@@ -159,7 +142,7 @@ class WandbRuns:
 
     def settle(self, report: Report) -> bool:
         """Record its lineage, and say whether the server is known to have all of it."""
-        training_run, _ = of_training(report, (), self._plan.training_run)
+        training_run, _ = of_training(report, (), self._plan.about.training_run)
         run = self._runs.get(training_run)
         try:
             return run is not None and run.settle(report)
@@ -188,7 +171,7 @@ class WandbRuns:
 
     def run_id(self, training_run: str = "") -> str:
         """Of the W&B run for a training run; empty means that of the source."""
-        return self._plan.run_id(training_run or self._plan.training_run)
+        return self._plan.run_id(training_run or self._plan.about.training_run)
 
     def _close(self, run: ValidationRun, end: float) -> None:
         try:
