@@ -31,7 +31,7 @@ _IN_ASCII = str.maketrans("█━─┃│┡╇┩┏┳┓└┴┘├┼┤�
 # Control characters, the separators of lines and of directions of Unicode, halves of surrogate pairs.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _OWN = "\n\t"  # what our own messages are laid out with
-_LOGIN = re.compile(r"(?<=://)[^\s/?#]*@")
+LOGIN = re.compile(r"(?<=://)[^\s/?#]*@")  # user:password@ of an address
 _SECRET = re.compile(r"(?i)([?&](?:sig|[\w.-]*(?:key|token|secret|password|signature|credential)[\w.-]*)=)[^\s&#'\")]+")
 
 
@@ -41,7 +41,7 @@ def printable(text: str, keep: str = "") -> str:
     def escaped(match: re.Match[str]) -> str:
         return match[0] if match[0] in keep else match[0].encode("unicode_escape", "surrogatepass").decode()
 
-    return _SECRET.sub(r"\1***", _LOGIN.sub("***@", _UNPRINTABLE.sub(escaped, text)))
+    return _SECRET.sub(r"\1***", LOGIN.sub("***@", _UNPRINTABLE.sub(escaped, text)))
 
 
 class OneLine(logging.Formatter):

@@ -294,13 +294,13 @@ class Report:
     sampler: str
     spec: str
     status: Status
-    at: str
-    attempts: int = 1
     error: str | None = None
     metrics: Mapping[str, Estimate] = field(default_factory=dict)
     corpus: Mapping[str, float] = field(default_factory=dict)  # documents, encoded, encoded_now, fraction
     agreement: Agreement | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)  # by phase, and total
+    attempts: int = 1
+    at: str
     notes: Mapping[str, Any] = field(default_factory=dict)  # encoder contract, queries left out ...
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from dr_validate.errors import Outage, SetupError
 from dr_validate.fidelity.comparison import Comparison, compare
 from dr_validate.files import write_atomically
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.reports import of_training
+from dr_validate.ledger.reports import best_of, latest_of, of_training
 from dr_validate.process import new_console
 from dr_validate.report.verdict import Candidate, smallest_errors
 from dr_validate.values import Agreement, Report, Sweep, SweepRow
@@ -50,9 +50,8 @@ class Row:
 
     @property
     def best(self) -> Report | None:
-        """The checkpoint with the highest value, the earliest of several."""
-        done = [report for report in self.reports if report.status == "done"]
-        return max(done, key=lambda r: (r.metrics[self.metric].value, -r.checkpoint.step), default=None)
+        """The checkpoint with the highest value."""
+        return best_of(self.reports, self.metric)
 
     @property
     def documents(self) -> float | None:
@@ -139,22 +138,11 @@ def _log_to_tracker(rows: Sequence[Row]) -> None:
 
 
 def _sweep_row(row: Row) -> SweepRow:
-    best, agreement, found = row.best, row.agreement, row.comparison
-    estimate = best.metrics[row.metric] if best else None
-    values = {name: getattr(estimate, name, None) for name in ("value", "low", "high", "naive")}
-    values |= dict(zip(("tau_low", "tau_high"), (found and found.tau_interval) or (None, None), strict=True))
-    return SweepRow(
-        strategy=row.overrides,
-        metric=row.metric,
-        **values,
-        tau=agreement.kendall_tau if agreement else None,
-        **{name: getattr(agreement, name, None) for name in ("rmse", "bias", "regret", "checkpoints")},
-        **{name: getattr(found, name, None) for name in ("covered", "with_interval")},
-        documents=None if row.documents is None else round(row.documents),
-        encoded=row.encoded,
-        seconds=round(row.seconds, 3),
-        status=row.status,
-    )
+    found, known = row.comparison, _fields(row)
+    known |= dict(zip(("tau_low", "tau_high"), (found and found.tau_interval) or (None, None), strict=True))
+    known |= {name: getattr(found, name, None) for name in ("covered", "with_interval")}
+    known |= {"strategy": row.overrides, "tau": known["kendall_tau"]}
+    return SweepRow(**{field.name: known[field.name] for field in fields(SweepRow)})
 
 
 def sweep_rows(jobs: Sequence[JobRecord]) -> list[Row]:
@@ -205,11 +193,8 @@ def _full_reports(jobs: Sequence[JobRecord], runs: Mapping[int, Run]) -> Mapping
 
 
 def _reports(run: Run, spec: str) -> list[Report]:
-    """By ascending step; of a checkpoint that was skipped first and validated later the later Report counts."""
     with Ledger(run.settings.state_dir / "ledger.db") as ledger:
-        by_time = sorted(ledger.revised(spec), key=lambda report: report.at)
-    latest = {(report.checkpoint.training_run, report.checkpoint.label): report for report in by_time}
-    return sorted(latest.values(), key=lambda r: (r.checkpoint.step, r.checkpoint.name))
+        return latest_of(ledger.revised(spec))
 
 
 def _run_of(job: JobRecord) -> Run | None:

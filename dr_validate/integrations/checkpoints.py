@@ -23,6 +23,7 @@ from dr_validate.errors import SetupError
 from dr_validate.files import sha256_of_file, sha256_of_files, write_atomically
 from dr_validate.integrations.publish import STATE_FILE, Snapshot, write_contract
 from dr_validate.ledger.per_query import paired_difference
+from dr_validate.ledger.reports import best_of
 from dr_validate.source.layout import wanted_files
 from dr_validate.values import Report
 
@@ -210,8 +211,8 @@ class BestSoFar:
             return None
         if self._min_confidence is None:
             here = {one.digest: one.step for one in identities if place_of(self._out, one.step) is not None}
-            if found := best_of(revised(), here, self._metric):
-                return found
+            if best := best_of([one for one in revised() if one.checkpoint.digest in here], self._metric):
+                return here[best.checkpoint.digest], best.metrics[self._metric].value
         return self.step, float(self._report.metrics[self._metric].value)
 
 
@@ -231,16 +232,6 @@ def is_better(report: Report, best: Report, metric: str, state_dir: Path, min_co
         return False
     gain, error = found
     return gain > statistics.NormalDist().inv_cdf(min_confidence) * error and gain > 0
-
-
-def best_of(reports: Iterable[Report], steps: Mapping[str, int], metric: str) -> tuple[int, float] | None:
-    """Step and value of the best among those whose digest is in `steps`; of equal ones the earliest. None without any."""
-    found = [
-        (steps[report.checkpoint.digest], report.metrics[metric].value)
-        for report in reports
-        if report.status == "done" and report.checkpoint.digest in steps
-    ]
-    return max(sorted(found), key=lambda one: one[1], default=None)
 
 
 def check_loaded(model: Any, folder: Path, weights_sha256: str) -> None:

@@ -3,7 +3,7 @@ lines: the evidence of its estimates, how long it was on its way, and values as 
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import datetime
 from typing import Any, TypeAlias
 
@@ -24,24 +24,7 @@ def report_to_json(report: Report) -> dict[str, Any]:
     """JSON values only, in the form of `values.Report`; NaN and infinities become null."""
     for name, estimate in report.metrics.items():
         assert math.isfinite(estimate.value), f"{name} of {report.checkpoint.name} is {estimate.value}"
-    checkpoint = asdict(report.checkpoint)
-    written: dict[str, Any] = _plain(
-        {
-            "checkpoint": checkpoint,
-            "dataset": report.dataset,
-            "sampler": report.sampler,
-            "spec": report.spec,
-            "status": report.status,
-            "error": report.error,
-            "metrics": {name: asdict(estimate) for name, estimate in report.metrics.items()},
-            "corpus": report.corpus,
-            "agreement": None if report.agreement is None else asdict(report.agreement),
-            "seconds": report.seconds,
-            "attempts": report.attempts,
-            "at": report.at,
-            "notes": report.notes,
-        }
-    )
+    written: dict[str, Any] = _plain(report)
     return written
 
 
@@ -65,19 +48,8 @@ def report_from_json(written: Mapping[str, Any]) -> Report:
 
 
 def _checkpoint(written: Mapping[str, Any]) -> Checkpoint:
-    return Checkpoint(
-        name=written["name"],
-        version=written["version"],
-        digest=written["digest"],
-        step=written["step"],
-        step_from=written.get("step_from", ""),
-        created_at=written["created_at"],
-        uri=written.get("uri", ""),
-        training_run=written.get("training_run", ""),
-        group=written.get("group", ""),
-        num_bytes=written.get("num_bytes", 0),
-        weights_sha256=written.get("weights_sha256", ""),
-    )
+    known = {each.name: written[each.name] for each in fields(Checkpoint) if each.name in written}
+    return Checkpoint(**{"step_from": "", "uri": "", **known})
 
 
 def _estimate(written: Mapping[str, Any]) -> Estimate:
@@ -112,9 +84,11 @@ def _known_number(value: float | None) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """Mappings, sequences and numpy scalars as JSON's own; what JSON has no word for is a defect of the caller."""
+    """Dataclasses, mappings, sequences and numpy scalars as JSON's own; what JSON has no word for is a defect of the caller."""
     if isinstance(value, np.generic):
         value = value.item()
+    if is_dataclass(value):
+        value = {each.name: getattr(value, each.name) for each in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dr_validate.component import fingerprint
 from dr_validate.ledger.per_query import read_query_values
-from dr_validate.ledger.reports import EstimateDetails, lag_s
+from dr_validate.ledger.reports import EstimateDetails, best_of, lag_s
 from dr_validate.values import MAX_ROWS, Cell, Report, Table
 
 REPORT = "_report"  # names the Report that a row is of: what is there already is known by it
@@ -110,11 +110,10 @@ def queries_table(history: Sequence[Report], metric: str, state_dir: Path) -> Ta
     Reads queries/<spec>/<digest>.parquet of both; no rows until both are there.
     """
     done = [report for report in history if metric in report.metrics]
-    if len(done) < 2:
+    newest = max(done, key=lambda report: report.checkpoint.step, default=None)
+    best = best_of([report for report in done if report is not newest], metric)
+    if newest is None or best is None:
         return Table(columns=QUERIES, rows=[])
-    newest = max(done, key=lambda report: report.checkpoint.step)
-    others = [report for report in done if report is not newest]
-    best = max(others, key=lambda report: report.metrics[metric].value)
     now, then = (read_query_values(state_dir, report, metric) for report in (newest, best))
     changes = sorted((now[query] - then[query], query) for query in now.keys() & then.keys())
     changed = [part for part in changes if part[0] != 0]

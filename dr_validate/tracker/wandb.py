@@ -7,10 +7,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -85,10 +85,10 @@ class WandbTracker:
 
     def log_sweep(self, sweep: Sweep) -> str:
         """Log the table of a sweep to a run of its own; where it went. Raises Outage or SetupError where it did not arrive."""
-        place = {"entity": self.entity, "project": self.project, "group": self.group, "folder": self._folder(sweep.state_dir)}
-        return SummaryRun(sweep, place, offline=is_offline(self.mode), timeout_s=self.timeout_s).log()
+        return SummaryRun(sweep, self).log()
 
-    def _folder(self, state_dir: Path) -> Path | None:
+    def folder(self, state_dir: Path) -> Path | None:
+        """Where the SDK keeps its files; None for where WANDB_DIR says."""
         return self.dir or (None if os.environ.get("WANDB_DIR") else state_dir)  # W&B adds wandb/ to it
 
     def start(self, about: Tracked) -> "WandbRuns":
@@ -103,7 +103,7 @@ class WandbTracker:
             group=self.group,
             alias_best=self.alias_best,
             alert=self.alert,
-            folder=self._folder(about.state_dir),
+            folder=self.folder(about.state_dir),
             timeout_s=self.timeout_s,
         )
         return WandbRuns(plan)
@@ -181,10 +181,11 @@ class WandbRuns:
 
 
 class SummaryRun:
-    """The one run of a sweep. `entity`, `project`, `group` and `folder` as WandbTracker has them."""
+    """The one run of a sweep."""
 
-    def __init__(self, sweep: Sweep, place: Mapping[str, Any], *, offline: bool, timeout_s: float) -> None:
-        self._sweep, self._place, self._offline, self._timeout_s = sweep, place, offline, timeout_s
+    def __init__(self, sweep: Sweep, tracker: WandbTracker) -> None:
+        self._sweep, self._tracker = sweep, tracker
+        self._offline, self._timeout_s = is_offline(tracker.mode), tracker.timeout_s
         self._marker = sweep.state_dir / "sweeps" / f"{sweep.run_id}.json"
         self._problem: Exception | None = None
         self._said = ""
@@ -248,18 +249,19 @@ class SummaryRun:
     def _init(self) -> "wandb.Run":
         import wandb
 
-        sweep, folder = self._sweep, self._place["folder"]
+        sweep, tracker = self._sweep, self._tracker
+        folder = tracker.folder(sweep.state_dir)
         if folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         return wandb.init(
-            entity=self._place["entity"],
-            project=self._place["project"],
+            entity=tracker.entity,
+            project=tracker.project,
             mode=wandb_mode(offline=self._offline),
             dir=folder,
             id=sweep.run_id,
             resume=None if self._offline else "allow",
             name=f"{sweep.training_run} {sweep.dataset}: {len(sweep.strategies)} strategies",
-            group=self._place["group"] or sweep.group or sweep.training_run,
+            group=tracker.group or sweep.group or sweep.training_run,
             job_type="validate-sweep",
             tags=[sweep.dataset[:MAX_TAG_CHARACTERS]] if sweep.dataset else None,
             config={"dataset": sweep.dataset, "specs": sorted(set(sweep.specs))},

@@ -15,7 +15,7 @@ from dr_validate.ledger.ledger import Attempt, Ledger
 from dr_validate.ledger.made import command_line
 from dr_validate.ledger.reports import EstimateDetails, of_training, revised
 from dr_validate.process import printable
-from dr_validate.values import Checkpoint, Incomplete, Listing, Report
+from dr_validate.values import Checkpoint, Incomplete, Listing, Report, Status
 from dr_validate.watcher.lock import Claimed, claim
 from dr_validate.watcher.polling import SourcePoller
 from dr_validate.watcher.worker_pool import WorkerPool
@@ -86,14 +86,15 @@ class Attempts:
             self.ledger.release(checkpoint.digest, target.spec)
             return None
         except CheckpointDeleted as error:
-            return self._gone(checkpoint, target, str(error), attempt)
+            self.ledger.release(checkpoint.digest, target.spec)  # nothing was tried; and only what waits can be skipped
+            return self._end(checkpoint, target, "skipped", str(error), attempt.attempts)
         except NotStated as error:
             if not self._has_validated(target):
                 self.ledger.release(checkpoint.digest, target.spec)
                 raise SetupError(f"{checkpoint.label}: {error}") from error
-            return self._fail(checkpoint, target, str(error), attempt)
+            return self._end(checkpoint, target, "failed", str(error), attempt.attempts)
         except CheckpointError as error:
-            return self._fail(checkpoint, target, str(error), attempt)
+            return self._end(checkpoint, target, "failed", str(error), attempt.attempts)
         except TimedOut as error:
             return self._retry(checkpoint, target, str(error), attempt)
         except (Interrupted, SetupError, KeyboardInterrupt, SystemExit):
@@ -112,9 +113,8 @@ class Attempts:
         key = (checkpoint.name, checkpoint.version, target.spec, reason)
         if key not in self._skipped:
             self._skipped.add(key)
-            self.ledger.finish(self._empty(checkpoint, target, "skipped", reason, 1))
-            if target.collection is None:  # of a suite the mean is told
-                log.info("skipped %s: %s", checkpoint.label, reason)
+            level = logging.INFO if target.collection is None else logging.DEBUG  # of a suite the mean is told
+            self._end(checkpoint, target, "skipped", reason, level=level)
 
     def refuse_another_training(self, listing: Listing, *targets: Target) -> None:
         """Raise SetupError where checkpoints of another folder stand in the ledger, both trainings without a name: their rows
@@ -202,39 +202,32 @@ class Attempts:
             log.info("by what is known now%s: %s", where, words)
         return report
 
-    def _fail(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report:
-        report = self._empty(checkpoint, target, "failed", error, attempt.attempts)
-        self.ledger.finish(report)
-        log.error("failed %s: %s", target.label(checkpoint), error)
-        return report
-
-    def _gone(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report:
-        self.ledger.release(checkpoint.digest, target.spec)  # nothing was tried; and only what waits can be skipped
-        report = self._empty(checkpoint, target, "skipped", error, attempt.attempts)
-        self.ledger.finish(report)
-        log.info("skipped %s: %s", target.label(checkpoint), error)
-        return report
-
     def _retry(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report | None:
         limit = self.run.watch.max_attempts
         if attempt.attempts >= limit:
-            return self._fail(checkpoint, target, f"{error} (attempt {attempt.attempts} of {limit})", attempt)
+            return self._end(checkpoint, target, "failed", f"{error} (attempt {attempt.attempts} of {limit})", attempt.attempts)
         self.ledger.retry_later(checkpoint.digest, target.spec, printable(error, keep="\n"), self.now())
         log.warning("%s: %s (attempt %d of %d; will try again)", target.label(checkpoint), error, attempt.attempts, limit)
         return None
 
-    def _empty(self, checkpoint: Checkpoint, target: Target, status: str, error: str, attempts: int) -> Report:
-        assert status in ("failed", "skipped")
-        return Report(
+    def _end(
+        self, checkpoint: Checkpoint, target: Target, status: Status, error: str, attempts: int = 1, level: int = logging.INFO
+    ) -> Report:
+        """Record why there is no value, and never will be."""
+        report = Report(
             checkpoint=checkpoint,
             dataset=target.dataset,
             sampler="full" if target.is_baseline else target.sampler,
             spec=target.spec,
-            status="failed" if status == "failed" else "skipped",
+            status=status,
             at=self.now(),
             attempts=attempts,
             error=printable(error, keep="\n"),
         )
+        self.ledger.finish(report)
+        level = logging.ERROR if status == "failed" else level
+        log.log(level, "%s %s: %s", status, target.label(checkpoint), error)
+        return report
 
 
 def _revisions(before: Sequence[Report], now: Sequence[Report], metric: str) -> str:
