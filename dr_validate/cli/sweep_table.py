@@ -25,8 +25,8 @@ from dr_validate.ledger.reports import best_of, latest_of, of_training
 from dr_validate.process import new_console
 from dr_validate.report.verdict import Candidate, smallest_errors
 from dr_validate.values import Agreement, Report, Sweep, SweepRow
-from dr_validate.watcher.attempts import Target
 from dr_validate.watcher.loop import Outcome
+from dr_validate.watcher.schedule import Target
 
 LOG_WIDTH = 140  # characters, where standard output is not a terminal
 log = logging.getLogger(__name__)

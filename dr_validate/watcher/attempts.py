@@ -18,6 +18,7 @@ from dr_validate.process import printable
 from dr_validate.values import Checkpoint, Incomplete, Listing, Report, Status
 from dr_validate.watcher.lock import Claimed, claim
 from dr_validate.watcher.polling import SourcePoller
+from dr_validate.watcher.schedule import Target
 from dr_validate.watcher.worker_pool import WorkerPool
 from dr_validate.watcher.worker_process import Tick, WorkerClient
 
@@ -25,38 +26,6 @@ MAX_INTERRUPTIONS_PER_ATTEMPT = 5
 log = logging.getLogger(__name__)
 LEAST_REVISION = 0.0005  # smaller changes of earlier values are not worth a line
 MOST_TOLD = 3
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """Under which spec a checkpoint is validated: the sample's, or the full corpus' (a baseline); `collection`: of a suite,
-    which one."""
-
-    dataset: str
-    sampler: str
-    spec: str
-    sampled_spec: str
-    full_spec: str
-    collection: int | None = None
-
-    @classmethod
-    def of(cls, names: Mapping[str, Any], collection: int | None = None) -> "Target":
-        """The sample's, from what `Pipeline.describe` or `mean_names` says."""
-        about = {"dataset": names["dataset"], "sampler": names["sampler"], "collection": collection}
-        return cls(**about, spec=names["spec"], sampled_spec=names["spec"], full_spec=names["full_spec"])
-
-    def label(self, checkpoint: Checkpoint) -> str:
-        """How messages name the checkpoint, and of a suite the collection."""
-        return checkpoint.label if self.collection is None else f"{checkpoint.label} on {self.dataset}"
-
-    @property
-    def baseline(self) -> "Target":
-        """The full corpus of the same collection."""
-        return dataclasses.replace(self, spec=self.full_spec)
-
-    @property
-    def is_baseline(self) -> bool:
-        return self.spec == self.full_spec != self.sampled_spec
 
 
 class Attempts:

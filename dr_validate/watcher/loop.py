@@ -23,11 +23,11 @@ from dr_validate.ledger.reports import SAME_WEIGHTS, STALE
 from dr_validate.process import TIME_IS_UP, ProgressBar, stop_on_signals, stopped_after, until_stopped
 from dr_validate.values import Checkpoint, Incomplete, Listing, Report
 from dr_validate.watcher import schedule
-from dr_validate.watcher.attempts import Attempts, Target, open_books
+from dr_validate.watcher.attempts import Attempts, open_books
 from dr_validate.watcher.delivery import Delivery
 from dr_validate.watcher.lock import Claimed, claim, note_activity
 from dr_validate.watcher.polling import SourcePoller
-from dr_validate.watcher.work_queue import Deleted, Work, WorkQueue
+from dr_validate.watcher.schedule import Deleted, Target, Work, WorkQueue
 from dr_validate.watcher.worker_pool import WorkerPool
 from dr_validate.watcher.worker_process import StallLimit, WorkerClient, WorkerFailure
 

@@ -5,13 +5,12 @@ question that failed is asked again after a while, longer with each failure in a
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from dr_validate.component import fingerprint
 from dr_validate.config import Run, Watch
@@ -20,6 +19,7 @@ from dr_validate.files import interruptible, is_disk_full, is_read_only, write_a
 from dr_validate.stages import Source
 from dr_validate.values import Checkpoint, Incomplete, Listing
 from dr_validate.watcher import schedule
+from dr_validate.watcher.schedule import Needs
 
 log = logging.getLogger(__name__)
 MAX_FETCHES = 4
@@ -30,15 +30,6 @@ ANOTHER_AFTER_S = 10.0  # one at a time, in the order of work; beside one that t
 JITTER = (0.9, 1.1)  # many watchers that started together do not ask together for ever
 MAX_BACKOFF_S = 600.0
 MAX_FAILURES = 5  # of a finite run
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
-    """What copies are for: `order`, the checkpoints to be validated, the next one first; `others`, the digests that another
-    living run on this state_dir has not validated yet."""
-
-    order: Sequence[Checkpoint]
-    others: Collection[str] = ()
 
 
 class SourcePoller:

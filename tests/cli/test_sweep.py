@@ -21,8 +21,8 @@ from dr_validate.cli.sweep import JobRecord
 from dr_validate.cli.sweep_table import Row, compared_at_equal_cost, rows_as_csv, show_sweep, sweep_rows, sweep_table
 from dr_validate.config import build
 from dr_validate.fidelity.comparison import compare
-from dr_validate.watcher.attempts import Target
 from dr_validate.watcher.loop import Outcome
+from dr_validate.watcher.schedule import Target
 from tests.factories import composed
 from tests.processes import LIMIT_S, wait_for
 from tests.report.training import FULL, SAMPLE, Training, bound, exact

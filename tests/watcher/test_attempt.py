@@ -40,9 +40,10 @@ from dr_validate.ledger.ledger import Ledger
 from dr_validate.process import TIME_IS_UP
 from dr_validate.values import Checkpoint, Estimate, Report
 from dr_validate.watcher import schedule
-from dr_validate.watcher.attempts import Attempts, Target
+from dr_validate.watcher.attempts import Attempts
 from dr_validate.watcher.loop import watch
-from dr_validate.watcher.polling import Needs, SourcePoller
+from dr_validate.watcher.polling import SourcePoller
+from dr_validate.watcher.schedule import Needs, Target
 from dr_validate.watcher.worker_pool import WorkerPool
 from dr_validate.watcher.worker_process import DiskFull, StallLimit, Tick, WorkerClient, WorkerFailure, activity_of
 from dr_validate.worker.main import errors_to
