@@ -43,7 +43,7 @@ OmegaConf.register_new_resolver("home_of", lambda path: str(expanded(str(path)))
 class JobRecord:
     """What is known of one job (JSON values). `exit_code` is None until it has ended: for ever if its process dies.
 
-    `number`: from 1; `target`: the fields of `schedule.Target`, once known; `config`: the plain configuration, once found right.
+    `number`: from 1; `target`: the fields of `Target`, once known; `config`: the plain configuration, once found right.
     """
 
     number: int
