@@ -309,13 +309,13 @@ def _construct(cls: type[T], place: str, values: Mapping[str, Any], problems: li
     try:
         return cls(**{key: value for key, value in values.items() if key not in missing})
     except ValidationError as error:
-        problems.extend(_describe(problem, place, values) for problem in error.errors(include_url=False))
+        problems.extend(_describe(problem, place) for problem in error.errors(include_url=False))
     except DrValidateError as error:
         problems.append(f"{place}: {error}" if place else str(error))
     return None
 
 
-def _describe(problem: Mapping[str, Any], place: str, values: Mapping[str, Any]) -> str:
+def _describe(problem: Mapping[str, Any], place: str) -> str:
     path = ".".join([part for part in (place, *map(str, problem["loc"])) if part])
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "missing":

@@ -44,8 +44,8 @@ def explain_grammar(arguments: Sequence[str]) -> str | None:
         try:
             parsed = OverridesParser.create().parse_override(override)
         except NOT_COMPOSED:
-            bad_key = not _is_key(found[1], found[2])
-            problems.append(_unreadable_key(*found.groups()) if bad_key else _unreadable(*found.groups(), is_several=False))
+            is_key = _is_key(found[1], found[2])
+            problems.append(_unreadable(*found.groups(), is_several=False) if is_key else _unreadable_key(found[2], found[3]))
             continue
         if parsed.is_sweep_override() and not asked.multirun:
             problems.append(_unreadable(*found.groups(), is_several=True))
@@ -60,7 +60,7 @@ def _is_key(prefix: str, key: str) -> bool:
     return True
 
 
-def _unreadable_key(_: str, key: str, value: str) -> str:
+def _unreadable_key(key: str, value: str) -> str:
     """A key whose own name Hydra's grammar has no room for."""
     name = key.removeprefix("source.metadata.")
     if name != key and re.fullmatch(r"[\w/.+-]+", name, re.ASCII) and not is_secret(key):  # W&B's names: train/loss

@@ -193,7 +193,7 @@ class AsyncValidation(transformers.TrainerCallback):
             if not self._settings.every:
                 self._make_way()
                 self._announced.add(state.global_step, checkpoint, state.epoch)
-            self._rotate(args, state)
+            self._rotate(args)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **parts: Any) -> None:
         """The last moment before the Trainer loads the best model is when it logs train_runtime."""
@@ -317,7 +317,7 @@ class AsyncValidation(transformers.TrainerCallback):
         if overtaken:
             log.info("validation: overtaken by a newer checkpoint, and skipped: step %s", ", ".join(overtaken))
         if results:
-            self._rotate(args, state)
+            self._rotate(args)
         return results
 
     def _result(self, args: Any, report: Report, step: int, epoch: float) -> Result:
@@ -371,7 +371,7 @@ class AsyncValidation(transformers.TrainerCallback):
             log.error("validation: %s", error)
             return True
 
-    def _rotate(self, args: Any, state: Any) -> None:
+    def _rotate(self, args: Any) -> None:
         steps = sorted(step for step in self._mine if (Path(args.output_dir) / f"checkpoint-{step}").is_dir())
         kept = [*self._announced.waiting, *([] if self._best is None else [self._best.step])]
         self._delete(args, to_delete(steps, self._limit, kept))

@@ -39,6 +39,7 @@ class Row:
     """The numbers of one Report (`report_id` is `key`), as `rows.row` has them, and where they belong: a run of `name` for each
     training run and spec."""
 
+    about: Tracked
     training_run: str
     name: str
     key: str
@@ -61,7 +62,7 @@ class LocalTracker(ABC):
         return _Rows(about, self.write)
 
     @abstractmethod
-    def write(self, told: Row, state_dir: Path, config: Mapping[str, Any]) -> None:
+    def write(self, told: Row) -> None:
         """Write one row, unless it is there. Any exception means: later."""
 
     def log_sweep(self, sweep: Sweep) -> str:
@@ -72,7 +73,7 @@ class LocalTracker(ABC):
 class _Rows(LocalRun):
     """The rows of one watcher."""
 
-    def __init__(self, about: Tracked, write: Callable[[Row, Path, Mapping[str, Any]], None]) -> None:
+    def __init__(self, about: Tracked, write: Callable[[Row], None]) -> None:
         self._about, self._write = about, write
 
     def deliver(self, report: Report, history: Sequence[Report]) -> None:
@@ -80,9 +81,16 @@ class _Rows(LocalRun):
         about = self._about
         training_run, known = of_training(report, history, about.training_run)
         numbers = row(report, known, is_baseline=report.spec not in about.sampled, whole=about.whole)
-        name = f"{about.dataset}-{about.sampler}-{about.spec}"
-        told = Row(training_run=training_run, name=name, key=report_id(report), numbers=numbers, at=report.at)
-        self._write(told, about.state_dir, about.config)
+        self._write(
+            Row(
+                about=about,
+                training_run=training_run,
+                name=f"{about.dataset}-{about.sampler}-{about.spec}",
+                key=report_id(report),
+                numbers=numbers,
+                at=report.at,
+            )
+        )
 
 
 class JsonlTracker(LocalRun):

@@ -28,17 +28,13 @@ def row(report: Report, history: Sequence[Report], *, is_baseline: bool, whole: 
     what the Reports of the mean have for a dataset; costs and ends of the others are told apart by theirs, as values are."""
     part = "" if whole in ("", report.dataset) else f"{report.dataset}/"
     prefix, cost = (BASELINE, f"cost/{part}full_") if is_baseline else (SAMPLED, f"cost/{part}")
-    numbers: dict[str, float | None] = {STEP: report.checkpoint.step}
     if report.status != "done":
         return {STEP: report.checkpoint.step, f"status/{part}{report.status}": 1}
+    numbers: dict[str, float | None] = {STEP: report.checkpoint.step}
     for name, estimate in report.metrics.items():
         key = f"{prefix}/{report.dataset}/{name}"
-        numbers |= {
-            key: estimate.value,
-            f"{key}/low": estimate.low,
-            f"{key}/high": estimate.high,
-            f"{key}/naive": estimate.naive,
-        }
+        numbers[key] = estimate.value
+        numbers |= {f"{key}/{end}": getattr(estimate, end) for end in ("low", "high", "naive")}
     if report.agreement is not None:
         parts = {name: value for name, value in asdict(report.agreement).items() if name != "metric"}
         numbers |= {f"fidelity/{report.dataset}/{name}": value for name, value in parts.items()}
@@ -86,17 +82,10 @@ def checkpoints_table(history: Sequence[Report]) -> Table:
     for report in history[-MAX_ROWS:]:
         checkpoint = report.checkpoint
         cells: list[Cell] = [checkpoint.step, checkpoint.name, checkpoint.version, checkpoint.digest]
-        cells += [
-            checkpoint.weights_sha256 or None,
-            report.status,
-            report.error,
-            report.corpus.get("encoded"),
-            report.seconds.get("total"),
-            report.attempts,
-            report.at,
-        ]
+        cells += [checkpoint.weights_sha256 or None, report.status, report.error, report.corpus.get("encoded")]
+        cells += [report.seconds.get("total"), report.attempts, report.at]
         cells += [report.dataset] if has_several else []
-        values: list[Cell] = [_value(report, name) for name in metrics]
+        values = [report.metrics[name].value if name in report.metrics else None for name in metrics]
         lag = lag_s(report) if report.status == "done" else None
         rows.append([*cells, *values, lag, *(cell for name in metrics for cell in _details(report, name))])
     details = [f"{name}/{detail}" for name in metrics for detail in DETAILS]
@@ -136,11 +125,6 @@ def revised_curves(sampled: Sequence[Report], baselines: Sequence[Report]) -> di
                 for line, value in ({"full corpus": estimate.value} if is_full else ends).items():
                     lines.setdefault(line, {})[report.checkpoint.step] = value
     return found
-
-
-def _value(report: Report, name: str) -> float | None:
-    estimate = report.metrics.get(name)
-    return None if estimate is None else estimate.value
 
 
 def _details(report: Report, name: str) -> list[Cell]:

@@ -4,11 +4,11 @@ import io
 import re
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dr_validate.component import UserPath, component
 from dr_validate.files import write_atomically
@@ -33,9 +33,9 @@ class TensorboardTracker(LocalTracker):
         self.check()
         return f"tensorboard, event files in {self.dir or 'state_dir/tensorboard'}"
 
-    def write(self, told: Row, state_dir: Path, config: Mapping[str, Any]) -> None:
+    def write(self, told: Row) -> None:
         """One event file for each Report, named after it, so that it is there once and whole, or not."""
-        folder = (self.dir or state_dir / "tensorboard") / _plain(told.training_run) / _plain(told.name)
+        folder = (self.dir or told.about.state_dir / "tensorboard") / _plain(told.training_run) / _plain(told.name)
         if folder.is_dir() and any(folder.glob(f"events.out.tfevents.*.{told.key}")):
             return
         known = sorted(

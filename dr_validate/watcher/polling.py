@@ -115,7 +115,7 @@ class SourcePoller:
 
     def has_copy(self, checkpoint: Checkpoint) -> bool:
         """Whether it can be validated now."""
-        return bool(self._run.store.has(checkpoint.digest, self._state_dir))
+        return self._run.store.has(checkpoint.digest, self._state_dir)
 
     def is_ready(self, checkpoint: Checkpoint) -> bool:
         """Whether it can be validated or reported now: there is a copy, or a reason why there is none."""
@@ -141,7 +141,7 @@ class SourcePoller:
 
     def failure(self, checkpoint: Checkpoint) -> BaseException | None:
         """Why there is no copy, if fetching it has failed; asked for once, for then it is tried again."""
-        if self._run.store.has(checkpoint.digest, self._state_dir):
+        if self.has_copy(checkpoint):
             return None
         with self._changed:
             error = self._failures.pop(checkpoint.digest, None)
@@ -271,7 +271,7 @@ class SourcePoller:
                 if is_busy or len(self._fetching) >= MAX_FETCHES:
                     return
                 waits = digest in self._tried or digest in self._fetching or digest in self._failures
-            if waits or digest not in listed or self._run.store.has(digest, self._state_dir):
+            if waits or digest not in listed or self.has_copy(checkpoint):
                 continue
             if (backoff := self._fetch_backoffs.get(digest)) and backoff.is_waiting:
                 continue

@@ -89,10 +89,6 @@ class Estimates:
         save(mine, self._folder / _file_name(digest))
         return mine
 
-    def has_met(self, digest: str) -> bool:
-        """Whether this checkpoint's evidence is kept."""
-        return (self._folder / _file_name(digest)).exists()
-
     def _uncorrected(self, scores: Scores) -> Outcome:
         # Leaving documents out can only lift the judged ones: the sampled value is a certain upper bound, and where nothing is
         # known of the documents left out, nothing but 0 is a certain lower one.
