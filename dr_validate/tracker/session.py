@@ -5,7 +5,7 @@ import contextlib
 import json
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -90,12 +90,26 @@ def user_name(timeout_s: float) -> str:
     return str(viewer.username)
 
 
-def open_run(init: "Callable[[], wandb.Run]") -> "wandb.Run":
-    """What `init` opens. Raises SetupError where the key may not, and what the SDK does where it cannot."""
+def open_run(*, folder: Path | None, offline: bool, tags: Sequence[str], timeout_s: float, **own: Any) -> "wandb.Run":
+    """A new run, or that with this id, resumed; `own`: what else `wandb.init` takes.
+
+    Raises SetupError where there is no key or it may not, and what the SDK does where it cannot.
+    """
     import wandb
 
+    if not offline:
+        require_key()
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     try:
-        return init()
+        return wandb.init(
+            mode=wandb_mode(offline=offline),
+            dir=folder,
+            resume=None if offline else "allow",
+            tags=[tag[:MAX_TAG_CHARACTERS] for tag in tags if tag] or None,
+            reinit="create_new",
+            **{"settings": settings(timeout_s), **own},
+        )
     except wandb.Error as error:
         if "error 401" in str(error) or "error 403" in str(error):
             host = wandb.setup().settings.base_url
@@ -180,12 +194,20 @@ class RunTarget:
 
     def open(self) -> "wandb.Run":
         """Start it, or resume it after a restart. Raises what the SDK does."""
-        plan = self._plan
-        if not plan.offline:
-            require_key()
-        if plan.folder is not None:
-            plan.folder.mkdir(parents=True, exist_ok=True)
-        run = open_run(self._init)
+        plan, about = self._plan, self._plan.about
+        run = open_run(
+            entity=plan.entity,
+            project=plan.project,
+            folder=plan.folder,
+            offline=plan.offline,
+            id=plan.run_id(self._training_run),
+            name=f"{self._training_run} {about.dataset} {about.sampler}",
+            group=plan.group or self._group or self._training_run,
+            job_type="validate",
+            tags=(about.dataset, about.sampler),
+            config=dict(plan.config),
+            timeout_s=plan.timeout_s,
+        )
         if plan.offline:
             run.log({}, step=self._num_starts() * ROWS_PER_START, commit=False)  # from there on the SDK counts
         run.define_metric(STEP)
@@ -235,23 +257,3 @@ class RunTarget:
             before = 0
         write_atomically(path, json.dumps({"starts": before + 1}))
         return before
-
-    def _init(self) -> "wandb.Run":
-        import wandb
-
-        plan, about = self._plan, self._plan.about
-        return wandb.init(
-            entity=plan.entity,
-            project=plan.project,
-            mode=wandb_mode(offline=plan.offline),
-            dir=plan.folder,
-            id=plan.run_id(self._training_run),
-            resume=None if plan.offline else "allow",
-            name=f"{self._training_run} {about.dataset} {about.sampler}",
-            group=plan.group or self._group or self._training_run,
-            job_type="validate",
-            tags=[tag[:MAX_TAG_CHARACTERS] for tag in (about.dataset, about.sampler)],
-            config=dict(plan.config),
-            reinit="create_new",
-            settings=settings(plan.timeout_s),
-        )

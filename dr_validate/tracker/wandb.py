@@ -21,7 +21,6 @@ from dr_validate.ledger.reports import of_training
 from dr_validate.stages import Tracked
 from dr_validate.tracker.rows import allowed
 from dr_validate.tracker.session import (
-    MAX_TAG_CHARACTERS,
     Plan,
     abandon,
     api,
@@ -32,7 +31,6 @@ from dr_validate.tracker.session import (
     require_key,
     settings,
     user_name,
-    wandb_mode,
 )
 from dr_validate.tracker.validation_run import Lost, ValidationRun
 from dr_validate.values import Report, Sweep, SweepRow
@@ -215,8 +213,7 @@ class SummaryRun:
             self._problem = error
 
     def _log_online(self) -> str:
-        require_key()
-        run = open_run(self._init)
+        run = self._opened()
         if not self._is_there(run):
             self._log_table(run)
         run.finish()
@@ -226,7 +223,7 @@ class SummaryRun:
         """What is handed over counts as logged: another folder with the same table would double it."""
         if self._marker.is_file() and json.loads(self._marker.read_bytes())["key"] == self._sweep.key:
             return "handed over before"
-        run = open_run(self._init)
+        run = self._opened()
         self._log_table(run)
         run.finish()
         write_atomically(self._marker, json.dumps({"key": self._sweep.key}))
@@ -246,25 +243,19 @@ class SummaryRun:
         rows = [list(dataclasses.asdict(one).values()) for one in self._sweep.strategies]
         run.log({TABLE: wandb.Table(columns=columns, data=rows, allow_mixed_types=True), KEY: self._sweep.key})
 
-    def _init(self) -> "wandb.Run":
-        import wandb
-
+    def _opened(self) -> "wandb.Run":
         sweep, tracker = self._sweep, self._tracker
-        folder = tracker.folder(sweep.state_dir)
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        return wandb.init(
+        return open_run(
             entity=tracker.entity,
             project=tracker.project,
-            mode=wandb_mode(offline=self._offline),
-            dir=folder,
+            folder=tracker.folder(sweep.state_dir),
+            offline=self._offline,
             id=sweep.run_id,
-            resume=None if self._offline else "allow",
             name=f"{sweep.training_run} {sweep.dataset}: {len(sweep.strategies)} strategies",
             group=tracker.group or sweep.group or sweep.training_run,
             job_type="validate-sweep",
-            tags=[sweep.dataset[:MAX_TAG_CHARACTERS]] if sweep.dataset else None,
+            tags=(sweep.dataset,),
             config={"dataset": sweep.dataset, "specs": sorted(set(sweep.specs))},
-            reinit="create_new",
+            timeout_s=self._timeout_s,
             settings=settings(self._timeout_s, finish_timeout_raises=True),
         )
