@@ -24,6 +24,7 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 MOST_PROCESSES = 16  # one reads and hands out what these work on
 PR_SET_PDEATHSIG = 1  # of Linux
+SETUP_IS_WRONG = 2  # exit code: the configuration or the environment has to be changed first
 TIME_IS_UP = 3  # exit code: watch.max_hours is over, and the next start goes on
 LOG_WIDTH = 110  # characters, where standard output is not a terminal
 LINE_EVERY_S = 30.0  # of long work, where there is no bar

@@ -19,7 +19,7 @@ Status = Literal["done", "failed", "skipped"]
 SIDES: tuple[Side, Side] = ("query", "document")
 Z_95 = 1.96  # half the width of a 95% interval, in standard errors
 MAX_ROWS = 1000  # of the newest checkpoints, in a table for a tracker
-Cell = str | float | None
+CellValue = str | float | None
 ARTIFACT_SCHEME = "wandb-artifact://"  # of the URI of a checkpoint that is a version of an artifact in W&B
 
 
@@ -318,7 +318,7 @@ class Table:
     """Named columns and their rows."""
 
     columns: tuple[str, ...]
-    rows: list[list[Cell]]
+    rows: list[list[CellValue]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,13 +31,12 @@ from dr_validate.cli.overrides import (
 )
 from dr_validate.config import Run, build, conf_dir, report_settings, state_dir_of, tracker_of
 from dr_validate.errors import ConfigError, DrValidateError, SetupError
-from dr_validate.process import printable, say_error, set_up_logging, standard_output, stop_on_signals
+from dr_validate.process import SETUP_IS_WRONG, printable, say_error, set_up_logging, standard_output, stop_on_signals
 
 if TYPE_CHECKING:
     from dr_validate.watcher.loop import Outcome
 
 log = logging.getLogger(__name__)
-SETUP_IS_WRONG = 2
 INTERRUPTED = 130  # what a shell makes of SIGINT
 RAISE = "HYDRA_FULL_ERROR"  # environment: has Hydra raise what does not compose, which it would print itself
 LOOK_AT_CLAIM_EVERY_S = 1.0

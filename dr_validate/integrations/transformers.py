@@ -38,7 +38,7 @@ from dr_validate.integrations.checkpoints import (
     to_delete,
 )
 from dr_validate.integrations.checks import (
-    Settings,
+    ValidationSettings,
     base_model,
     check_trainer,
     chosen,
@@ -91,7 +91,7 @@ class AsyncValidation(transformers.TrainerCallback):
         snapshot_folder: str | Path = "/dev/shm",
     ) -> None:
         self._overrides = list(overrides)
-        self._settings = Settings(
+        self._settings = ValidationSettings(
             device=device,
             every=every,
             exit_timeout_s=exit_timeout_s,
@@ -191,7 +191,7 @@ class AsyncValidation(transformers.TrainerCallback):
             said = {key: one for key, one in self._contract.items() if getattr(self._run.encoder, key, None) is None}
             complete(checkpoint, self._tokenizer, said)  # nothing that the command line states: another watcher may look now
             if not self._settings.every:
-                self._make_way()
+                self._wait_for_results()
                 self._announced.add(state.global_step, checkpoint, state.epoch)
             self._rotate(args)
 
@@ -252,9 +252,9 @@ class AsyncValidation(transformers.TrainerCallback):
             if is_whole and type(scheduler).__name__ in ("ReduceLROnPlateau", "GreedyLR"):
                 scheduler.step(result.value)
         if result.is_best:  # after on_evaluate: early stopping compares with what was the best before
-            self._credit(args, state, result.step, result.value)
+            self._set_best(args, state, result.step, result.value)
 
-    def _credit(self, args: Any, state: Any, step: int, value: float) -> None:
+    def _set_best(self, args: Any, state: Any, step: int, value: float) -> None:
         state.best_metric, state.best_global_step = value, step
         place = place_of(Path(args.output_dir), step)
         state.best_model_checkpoint = None if place is None else str(place)
@@ -289,7 +289,7 @@ class AsyncValidation(transformers.TrainerCallback):
             best = self._best.final(self._child.revised, self._announced.identities.values())
         best = self._shared(args, best)
         if best is not None:
-            self._credit(args, state, *best)
+            self._set_best(args, state, *best)
 
     # What follows is done by rank 0 alone.
 
@@ -338,7 +338,7 @@ class AsyncValidation(transformers.TrainerCallback):
 
     def _snapshot(self, state: Any, *, wait: bool) -> None:
         assert self._snapshots is not None
-        self._make_way()
+        self._wait_for_results()
         if state.global_step in self._announced.waiting:
             return
         snapshot = self._snapshots.take(state.global_step, wait=wait or self._settings.backpressure != "newest")
@@ -351,7 +351,7 @@ class AsyncValidation(transformers.TrainerCallback):
                 if waiting.snapshot is not None and waiting.snapshot.written.is_set():
                     self._snapshots.remove(waiting.snapshot)
 
-    def _make_way(self) -> None:
+    def _wait_for_results(self) -> None:
         """With backpressure=wait: until no result is outstanding."""
         began = time.monotonic()
         while self._settings.backpressure == "wait" and not self._is_dead():

@@ -14,7 +14,7 @@ from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import SAME_WEIGHTS, EstimateDetails, is_expected, warnings_of
 from dr_validate.report.gather import Movement, Section, Strategy, gather, movement
 from dr_validate.report.words import count, interval, listed, number, percent, signed, steps, with_interval
-from dr_validate.values import MAX_ROWS, Cell, Findings, Report, Table
+from dr_validate.values import MAX_ROWS, CellValue, Findings, Report, Table
 
 # Kendall's tau from which an order is called the same, mostly the same, or roughly so.
 SAME, MOSTLY, ROUGHLY = 0.9, 0.7, 0.4
@@ -313,13 +313,13 @@ def _with_own_first(sections: Sequence[Section], names: Mapping[str, Any], train
 def pairs_table(section: Section, strategies: Sequence[Strategy]) -> Table:
     """A row per checkpoint and metric with a sampled and a full-corpus value. `inside`: whether the interval holds the latter;
     None where there is no interval."""
-    rows: list[list[Cell]] = []
+    rows: list[list[CellValue]] = []
     full = section.full.done if section.full else ()
     for strategy in (strategy for strategy in strategies if strategy is not section.full):
         for metric in section.metrics:
             for report, exact in paired(strategy.done, full, metric)[-MAX_ROWS:]:
                 estimate, value = report.metrics[metric], exact.metrics[metric].value
-                made: list[Cell] = [report.checkpoint.step, report.checkpoint.label, metric]
+                made: list[CellValue] = [report.checkpoint.step, report.checkpoint.label, metric]
                 known = [estimate.value, estimate.low, estimate.high, estimate.naive, value, estimate.value - value]
                 rows.append([*made, *known, holds(report, metric, value)])
     return Table(columns=PAIRS, rows=rows)
@@ -336,23 +336,23 @@ def error_and_cost_table(section: Section) -> Table:
     return Table(columns=STRATEGIES, rows=[_strategy_row(section, strategy, metric) for strategy, metric in pairs])
 
 
-def _strategy_row(section: Section, strategy: Strategy, metric: str) -> list[Cell]:
-    named: list[Cell] = [strategy.name, strategy.spec, metric]
-    cost: list[Cell] = [strategy.documents, strategy.fraction, strategy.seconds, len(strategy.done)]
+def _strategy_row(section: Section, strategy: Strategy, metric: str) -> list[CellValue]:
+    named: list[CellValue] = [strategy.name, strategy.spec, metric]
+    cost: list[CellValue] = [strategy.documents, strategy.fraction, strategy.seconds, len(strategy.done)]
     found = section.comparison(strategy, metric)
     if found is None:
         return [*named, *cost, *[None] * (len(STRATEGIES) - len(named) - len(cost))]
     low, high = found.tau_interval or (None, None)
     regret = found.regret if found.checkpoints > 1 else None
-    error: list[Cell] = [found.checkpoints, found.bias, found.rmse, found.tau, low, high, regret]
+    error: list[CellValue] = [found.checkpoints, found.bias, found.rmse, found.tau, low, high, regret]
     return [*named, *cost, *error, found.covered, found.with_interval]
 
 
 def fidelity_table(reports: Sequence[Report]) -> Table:
     """A row per Report that says how well sampled values stand in for full ones, by ascending step."""
-    rows: list[list[Cell]] = []
+    rows: list[list[CellValue]] = []
     for report in sorted(reports, key=lambda report: (report.checkpoint.step, report.at))[-MAX_ROWS:]:
         if (found := report.agreement) is not None:
-            cells: list[Cell] = [report.checkpoint.step, report.checkpoint.name, found.metric, found.checkpoints]
+            cells: list[CellValue] = [report.checkpoint.step, report.checkpoint.name, found.metric, found.checkpoints]
             rows.append([*cells, found.kendall_tau, found.rmse, found.bias, found.regret])
     return Table(columns=FIDELITY, rows=rows)

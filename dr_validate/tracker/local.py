@@ -35,7 +35,7 @@ class LocalRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class TrackedRow:
     """The numbers of one Report (`report_id` is `key`), as `rows.row` has them, and where they belong: a run of `name` for each
     training run and spec."""
 
@@ -62,7 +62,7 @@ class LocalTracker(ABC):
         return _Rows(about, self.write)
 
     @abstractmethod
-    def write(self, told: Row) -> None:
+    def write(self, told: TrackedRow) -> None:
         """Write one row, unless it is there. Any exception means: later."""
 
     def log_sweep(self, sweep: Sweep) -> str:
@@ -73,7 +73,7 @@ class LocalTracker(ABC):
 class _Rows(LocalRun):
     """The rows of one watcher."""
 
-    def __init__(self, about: Tracked, write: Callable[[Row], None]) -> None:
+    def __init__(self, about: Tracked, write: Callable[[TrackedRow], None]) -> None:
         self._about, self._write = about, write
 
     def deliver(self, report: Report, history: Sequence[Report]) -> None:
@@ -82,7 +82,7 @@ class _Rows(LocalRun):
         training_run, known = of_training(report, history, about.training_run)
         numbers = row(report, known, is_baseline=report.spec not in about.sampled, whole=about.whole)
         self._write(
-            Row(
+            TrackedRow(
                 about=about,
                 training_run=training_run,
                 name=f"{about.dataset}-{about.sampler}-{about.spec}",

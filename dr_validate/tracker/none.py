@@ -1,7 +1,7 @@
 """No tracker but the JSONL file, which is always written."""
 
 from dr_validate.component import component
-from dr_validate.tracker.local import LocalTracker, Row
+from dr_validate.tracker.local import LocalTracker, TrackedRow
 
 
 @component
@@ -12,5 +12,5 @@ class NoTracker(LocalTracker):
         """What `task=doctor` says."""
         return "none; reports.jsonl is written"
 
-    def write(self, told: Row) -> None:
+    def write(self, told: TrackedRow) -> None:
         """Nothing, nowhere."""

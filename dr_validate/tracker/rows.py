@@ -8,7 +8,7 @@ from pathlib import Path
 from dr_validate.component import fingerprint
 from dr_validate.ledger.per_query import read_query_values
 from dr_validate.ledger.reports import EstimateDetails, best_of, lag_s
-from dr_validate.values import MAX_ROWS, Cell, Report, Table
+from dr_validate.values import MAX_ROWS, CellValue, Report, Table
 
 REPORT = "_report"  # names the Report that a row is of: what is there already is known by it
 STEP = "train/global_step"
@@ -81,7 +81,7 @@ def checkpoints_table(history: Sequence[Report]) -> Table:
     rows = []
     for report in history[-MAX_ROWS:]:
         checkpoint = report.checkpoint
-        cells: list[Cell] = [checkpoint.step, checkpoint.name, checkpoint.version, checkpoint.digest]
+        cells: list[CellValue] = [checkpoint.step, checkpoint.name, checkpoint.version, checkpoint.digest]
         cells += [checkpoint.weights_sha256 or None, report.status, report.error, report.corpus.get("encoded")]
         cells += [report.seconds.get("total"), report.attempts, report.at]
         cells += [report.dataset] if has_several else []
@@ -127,7 +127,7 @@ def revised_curves(sampled: Sequence[Report], baselines: Sequence[Report]) -> di
     return found
 
 
-def _details(report: Report, name: str) -> list[Cell]:
+def _details(report: Report, name: str) -> list[CellValue]:
     estimate = report.metrics.get(name)
     if estimate is None:
         return [None] * len(DETAILS)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dr_validate.component import UserPath, component
 from dr_validate.files import write_atomically
-from dr_validate.tracker.local import LocalTracker, Row
+from dr_validate.tracker.local import LocalTracker, TrackedRow
 from dr_validate.tracker.rows import STEP
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class TensorboardTracker(LocalTracker):
         self.check()
         return f"tensorboard, event files in {self.dir or 'state_dir/tensorboard'}"
 
-    def write(self, told: Row) -> None:
+    def write(self, told: TrackedRow) -> None:
         """One event file for each Report, named after it, so that it is there once and whole, or not."""
         folder = (self.dir or told.about.state_dir / "tensorboard") / _plain(told.training_run) / _plain(told.name)
         if folder.is_dir() and any(folder.glob(f"events.out.tfevents.*.{told.key}")):
@@ -76,7 +76,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip(".-") or "training"
 
 
-def _event(told: Row) -> "Event":
+def _event(told: TrackedRow) -> "Event":
     """A scalar for each number."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary

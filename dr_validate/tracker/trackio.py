@@ -9,7 +9,7 @@ from pydantic import Field
 
 from dr_validate.component import component
 from dr_validate.errors import Outage
-from dr_validate.tracker.local import LocalTracker, Row
+from dr_validate.tracker.local import LocalTracker, TrackedRow
 from dr_validate.tracker.rows import REPORT, STEP, allowed
 
 CONFIG_KEYS = ("dataset", "sampler", "spec", "documents", "encoded", "queries", "metrics", "top_k", "seed")
@@ -27,7 +27,7 @@ class TrackioTracker(LocalTracker):
         self.check()
         return f"trackio {importlib.metadata.version('trackio')}, project {self.project}"
 
-    def write(self, told: Row) -> None:
+    def write(self, told: TrackedRow) -> None:
         """Open the run, ask it what it has, log the row at the checkpoint's training step, and close it: nothing waits."""
         name = f"{told.training_run} {told.name}"
         with _silent():

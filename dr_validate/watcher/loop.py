@@ -315,7 +315,7 @@ class _Watcher:
                 self._another_has_baselines = False
                 if checkpoint.digest in self.ledger.settled(target.spec):
                     return  # another run on this state_dir was faster
-                report = self.attempts.validate(checkpoint, target, self._giving_way, more=more)
+                report = self.attempts.validate(checkpoint, target, self._preemptible_tick, more=more)
         except Claimed as error:
             if not self._another_has_baselines:
                 log.info("baselines are computed by another run: %s", error)
@@ -328,7 +328,7 @@ class _Watcher:
             return
         self._after((checkpoint, target), report, self._baseline_not_before)
 
-    def _giving_way(self, progress: Mapping[str, Any] | None) -> None:
+    def _preemptible_tick(self, progress: Mapping[str, Any] | None) -> None:
         self.tick(progress)
         if self.poller.changes != self._noted:
             self._take_note()

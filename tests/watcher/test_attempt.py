@@ -548,7 +548,7 @@ def test_what_is_to_give_way_is_told_so_once_lest_the_pipe_fills_up(tmp_path: Pa
     client.rank_ahead(checkpoint(100), Path(), full=False, collection=0, keep=())
     client.has_begun = True
     for _ in range(3):
-        client.give_way("preempted")
+        client.interrupt_ranking("preempted")
     client.close()
     assert [line.split('"')[1:2] for line in (tmp_path / "lines").read_text().splitlines()[1:]] == [["rank"], ["interrupt"]]
 

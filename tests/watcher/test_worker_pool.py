@@ -70,7 +70,7 @@ class Client:
         if self.is_dead:
             self.ranked, self.is_dead = [], False
 
-    def give_way(self, reason: str) -> None:
+    def interrupt_ranking(self, reason: str) -> None:
         if self.ranking is not None:
             self.met = Preempted() if reason == "preempted" else Stopped()
 
