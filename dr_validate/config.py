@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError
 
@@ -17,9 +17,9 @@ from dr_validate.devices import check_device
 from dr_validate.errors import ConfigError, DrValidateError, SetupError
 from dr_validate.files import expanded
 from dr_validate.metrics.gains import deepest_cutoff, parse
-from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.stages import Dataset, Encoder, Engine, Fidelity, Index, Sampler, Source, Store, Tracker
 
+T = TypeVar("T")
 STAGES: Mapping[str, Any] = {  # and what a class of each must have
     "source": Source,
     "store": Store,
@@ -304,23 +304,23 @@ def _installed_plugins() -> frozenset[str]:
     return frozenset(entry.value.split(".")[0] for entry in importlib.metadata.entry_points(group=PLUGINS))
 
 
-def _construct(cls: type[Any], place: str, values: Mapping[str, Any], problems: list[str]) -> Any:
+def _construct(cls: type[T], place: str, values: Mapping[str, Any], problems: list[str]) -> T | None:
     missing = [key for key, value in values.items() if isinstance(value, str) and value == "???"]
     try:
         return cls(**{key: value for key, value in values.items() if key not in missing})
     except ValidationError as error:
-        problems.extend(_describe(problem, place, values) for problem in error.errors(include_url=False))
+        problems.extend(_describe(problem, place) for problem in error.errors(include_url=False))
     except DrValidateError as error:
         problems.append(f"{place}: {error}" if place else str(error))
     return None
 
 
-def _describe(problem: Mapping[str, Any], place: str, values: Mapping[str, Any]) -> str:
+def _describe(problem: Mapping[str, Any], place: str) -> str:
     path = ".".join([part for part in (place, *map(str, problem["loc"])) if part])
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "missing":
         return f"{path}: {REQUIRED} (set it as {path}=VALUE)"
-    if any(word in path.lower() for word in SECRET_WORDS):
+    if is_secret(path):
         return f"{path}: {message} (value not shown; keys belong in the environment)"
     shown = problem["input"]
     if problem["type"] == "tuple_type":
@@ -329,6 +329,11 @@ def _describe(problem: Mapping[str, Any], place: str, values: Mapping[str, Any])
         return f"{path}: the chosen {place} has no such key; leave it out (~{path} takes away what a file says)"
     plain = isinstance(shown, (str, int, float, list, tuple)) or shown is None  # not the whole component
     return f"{path}: {message} (got {shown!r})" if plain else f"{path}: {message}"
+
+
+def is_secret(name: str) -> bool:
+    """Whether a key of this name, or an override with it, may hold what is not to be shown."""
+    return any(word in name.lower() for word in SECRET_WORDS)
 
 
 def _metric_problems(settings: Settings, plugins: Collection[str]) -> list[str]:
@@ -353,27 +358,22 @@ def not_chosen(stage: str, why: str = REQUIRED) -> str:
     return f"{stage}: {why}; choose one of {', '.join(f'{stage}={choice}' for choice in choices)}"
 
 
-def metrics_of(settings: Settings) -> RanxMetrics:
-    """What scores rankings."""
-    return RanxMetrics(names=settings.metrics)
-
-
 def state_dir_of(config: Mapping[str, Any]) -> Path:
     """Where a configuration keeps everything, whatever else may be wrong with it. Raises ConfigError."""
-    problems: list[str] = []
-    settings: Settings | None = _construct(Settings, "", {"state_dir": str(config.get("state_dir"))}, problems)
-    if settings is None:
-        raise ConfigError(problems)
-    return settings.state_dir
+    return _checked(Settings, "", {"state_dir": str(config.get("state_dir"))}).state_dir
 
 
 def report_settings(config: Mapping[str, Any]) -> ReportSettings:
     """The keys of `report`. Raises ConfigError with all problems; what else may be wrong with a configuration is no matter."""
+    return _checked(ReportSettings, "report", config.get("report") or {})
+
+
+def _checked(cls: type[T], place: str, values: Mapping[str, Any]) -> T:
     problems: list[str] = []
-    settings: ReportSettings | None = _construct(ReportSettings, "report", config.get("report") or {}, problems)
-    if settings is None:
+    made = _construct(cls, place, values, problems)
+    if made is None:
         raise ConfigError(problems)
-    return settings
+    return made
 
 
 def tracker_of(config: Mapping[str, Any]) -> Tracker:
@@ -387,8 +387,7 @@ def tracker_of(config: Mapping[str, Any]) -> Tracker:
 
 def source_if_any(config: Mapping[str, Any]) -> Source | None:
     """The source alone, or None where its configuration is not enough to build one: `task=status` works without."""
-    problems: list[str] = []
-    source: Source | None = _build_stage("source", config, problems)
+    source: Source | None = _build_stage("source", config, [])
     _give_config(source, config)
     return source
 

@@ -24,6 +24,7 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 MOST_PROCESSES = 16  # one reads and hands out what these work on
 PR_SET_PDEATHSIG = 1  # of Linux
+SETUP_IS_WRONG = 2  # exit code: the configuration or the environment has to be changed first
 TIME_IS_UP = 3  # exit code: watch.max_hours is over, and the next start goes on
 LOG_WIDTH = 110  # characters, where standard output is not a terminal
 LINE_EVERY_S = 30.0  # of long work, where there is no bar
@@ -31,7 +32,7 @@ _IN_ASCII = str.maketrans("█━─┃│┡╇┩┏┳┓└┴┘├┼┤�
 # Control characters, the separators of lines and of directions of Unicode, halves of surrogate pairs.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _OWN = "\n\t"  # what our own messages are laid out with
-_LOGIN = re.compile(r"(?<=://)[^\s/?#]*@")
+LOGIN = re.compile(r"(?<=://)[^\s/?#]*@")  # user:password@ of an address
 _SECRET = re.compile(r"(?i)([?&](?:sig|[\w.-]*(?:key|token|secret|password|signature|credential)[\w.-]*)=)[^\s&#'\")]+")
 
 
@@ -41,7 +42,7 @@ def printable(text: str, keep: str = "") -> str:
     def escaped(match: re.Match[str]) -> str:
         return match[0] if match[0] in keep else match[0].encode("unicode_escape", "surrogatepass").decode()
 
-    return _SECRET.sub(r"\1***", _LOGIN.sub("***@", _UNPRINTABLE.sub(escaped, text)))
+    return _SECRET.sub(r"\1***", LOGIN.sub("***@", _UNPRINTABLE.sub(escaped, text)))
 
 
 class OneLine(logging.Formatter):

@@ -16,18 +16,19 @@ from numpy.typing import NDArray
 from dr_validate.values import (
     Agreement,
     Checkpoint,
+    Find,
     Float32,
     Int64,
     Listing,
-    Qrels,
     Ranking,
     Report,
     Sample,
-    Scores,
     Side,
+    Sweep,
     TestSet,
     TokenBlock,
     TopK,
+    find_nothing,
 )
 
 if TYPE_CHECKING:
@@ -46,28 +47,22 @@ class Source(Protocol):
     @property
     def training_run(self) -> str:
         """Name of the training run that writes the checkpoints: groups the validation runs of one training."""
-        ...
 
     def identity(self) -> Mapping[str, Any]:
         """What decides which checkpoints are its own (JSON values): copies that were taken for it are known by this."""
-        ...
 
     def list(self, state_dir: Path) -> Listing:
         """What exists now. Cheap when nothing changed; digests of unchanged files are remembered under `state_dir`."""
-        ...
 
     def fetch(self, checkpoint: Checkpoint, into: Path) -> None:
         """Copy what encoding needs (never pickles, never optimizer states) into the empty folder `into`, verified against
         `checkpoint.digest`. Raises CheckpointError if it is gone or can never be used, OSError if it is worth another try."""
-        ...
 
     def check(self) -> None:
         """Raise SetupError for what is wrong and can be known at once: nothing is listed, no server is asked."""
-        ...
 
     def still_has(self, checkpoint: Checkpoint) -> bool:
         """Whether one that was listed once is there (a filter may leave it out now). Raises OSError if that is unknown."""
-        ...
 
 
 class Store(Protocol):
@@ -76,7 +71,6 @@ class Store(Protocol):
     @property
     def max_gib(self) -> float:
         """What the copies may take."""
-        ...
 
     def take(
         self,
@@ -87,25 +81,20 @@ class Store(Protocol):
         keep: Collection[str] = (),
     ) -> None:
         """Fetch a copy if there is none, and note that `source` has it. `keep`: digests that stay on a full disk."""
-        ...
 
     def has(self, digest: str, root: Path) -> bool: ...
     def digests(self, root: Path) -> set[str]: ...
     def taken(self, source: str, root: Path) -> list[Checkpoint]:
         """Checkpoints of one source that there are copies of."""
-        ...
 
     def let_go(self, source: str, root: Path) -> list[Checkpoint]:
         """Checkpoints of one source that there were copies of."""
-        ...
 
     def make_room(self, num_bytes: int, keep: Collection[str], precious: Sequence[str], root: Path) -> bool:
         """Remove copies until `num_bytes` more fit; whether they do."""
-        ...
 
     def lease(self, digest: str, root: Path) -> AbstractContextManager[Path]:
         """The folder of a verified copy, which nobody removes within the block."""
-        ...
 
     def weights_sha256(self, digest: str, root: Path) -> str: ...
     def vectors(
@@ -115,7 +104,6 @@ class Store(Protocol):
 
         `baseline`: all documents will be asked for, and nothing that is kept may go for it.
         """
-        ...
 
     def describe_vectors(self, root: Path) -> str: ...
 
@@ -125,11 +113,9 @@ class Dataset(Protocol):
 
     def open(self, cache: Path) -> TestSet:
         """Read and check it; big parts are converted once into `cache` and memory-mapped from there. Raises DatasetError."""
-        ...
 
     def check(self) -> None:
         """Raise DatasetError where a part is not at its place; nothing is read."""
-        ...
 
 
 class Sampler(Protocol):
@@ -137,15 +123,12 @@ class Sampler(Protocol):
 
     def draw(self, test_set: TestSet, seed: int, cache: Path) -> Sample:
         """Deterministic in (test set, settings, seed). `cache` keeps what is costly to make (a BM25 run)."""
-        ...
 
     def check(self, test_set: TestSet) -> None:
         """Raise SetupError for a sample that is too small, as far as that is known before a run is read or BM25 is asked."""
-        ...
 
     def fingerprint(self) -> Mapping[str, Any]:
         """JSON values that change with the draw; `sampler` is its name."""
-        ...
 
 
 class Tokenizer(Protocol):
@@ -154,11 +137,9 @@ class Tokenizer(Protocol):
     @property
     def key(self) -> str:
         """Changes when the token ids of any text could: vocabulary, normalisation, prefix, length."""
-        ...
 
     def tokenize(self, texts: Sequence[str] | Sequence[list[int]]) -> TokenBlock:
         """Batched and without padding. Token ids pass through, cut to the maximum length, if the contract allows it."""
-        ...
 
 
 class Model(Protocol):
@@ -170,13 +151,11 @@ class Model(Protocol):
     @property
     def contract(self) -> Mapping[str, Any]:
         """What was read or stated: pooling, normalisation, prompts, lengths, dtype. JSON values; goes into the Report."""
-        ...
 
     def tokenizer(self, side: Side) -> Tokenizer: ...
 
     def encode(self, tokens: TokenBlock, side: Side) -> "Tensor | Float32":
         """(len(tokens), dim) float32 on the device, in the order given, batched inside; need not wait for the device."""
-        ...
 
 
 class Encoder(Protocol):
@@ -200,13 +179,11 @@ class Search(Protocol):
 
     def add(self, vectors: "Tensor | Float32", ordinals: Int64) -> None:
         """Merge a block: vectors (n, dim) where they are, ordinals (n,). Memory does not grow with the number of blocks."""
-        ...
 
     def top(self) -> TopK: ...
 
     def restore(self, top: TopK) -> None:
         """Go on from an earlier `top()` of the same queries."""
-        ...
 
 
 class Index(Protocol):
@@ -216,11 +193,9 @@ class Index(Protocol):
 
     def check(self) -> str:
         """What is worth saying before a run, empty for nothing. Raises SetupError where the library is not installed."""
-        ...
 
     def fingerprint(self) -> Mapping[str, Any]:
         """Empty for every exact index: they give the same ranking."""
-        ...
 
 
 class TextBlocks(Protocol):
@@ -232,7 +207,6 @@ class TextBlocks(Protocol):
 
     def positions(self, number: int) -> slice:
         """Which texts the block holds."""
-        ...
 
 
 Encode = Callable[[Int64], "Tensor | Float32"]
@@ -252,17 +226,14 @@ class Vectors(Protocol):
 
     def look(self, side: Side, ordinals: Int64) -> Kept:
         """What is kept of these now. May be called from another thread while `get` is at work."""
-        ...
 
     def get(self, side: Side, ordinals: Int64, encode: Encode, device: str = "cpu", kept: Kept | None = None) -> "Tensor":
         """(len(ordinals), dim) float32 on the device. `encode` is called with the positions in `ordinals` of those that are
         not kept, and what it returns is kept, a little later. Ordinals are ascending, each once. `kept`: an answer of `look`.
         Raises what `encode` raises."""
-        ...
 
     def contract(self, read: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
         """How these were computed, as said when the first of them were made (JSON values); read and kept if need be."""
-        ...
 
 
 class Control(Protocol):
@@ -328,15 +299,6 @@ class Engine(Protocol):
         """Remove what a process that held devices, and was killed, has left on this machine."""
 
 
-class Metrics(Protocol):
-    """Ranking and judgements to metrics, each per query."""
-
-    def warm_up(self) -> None:
-        """Compile or import what `score` needs; runs in a thread beside the encoding."""
-
-    def score(self, ranking: Ranking, qrels: Qrels) -> Scores: ...
-
-
 class Fidelity(Protocol):
     """Whether sampled values stand in for full-corpus ones."""
 
@@ -348,6 +310,38 @@ class Fidelity(Protocol):
 
     def compare(self, sampled: Sequence[Report], full: Sequence[Report], metric: str) -> Agreement | None:
         """Over the checkpoints (by digest) that are done in both; None under two of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracked:
+    """What a tracker is told of the watcher's run: whose Reports it brings, those under `spec` and their baselines.
+
+    `find` gives what is told beside the rows. Of a suite all this speaks of the mean; `config["collections"]` says what each
+    collection is called (dataset, sampler, spec, full_spec ...), whose Reports come beside it.
+    """
+
+    state_dir: Path
+    training_run: str  # of checkpoints that name none
+    spec: str
+    dataset: str
+    sampler: str
+    config: Mapping[str, Any]  # what may leave this machine
+    find: Find = find_nothing
+
+    @property
+    def collections(self) -> Sequence[Mapping[str, Any]]:
+        """Of a suite."""
+        return tuple(self.config.get("collections", ()))
+
+    @property
+    def whole(self) -> str:
+        """Of a suite what the Reports of the mean have for a dataset."""
+        return self.dataset if self.collections else ""
+
+    @property
+    def sampled(self) -> set[str]:
+        """Specs whose Reports are no baselines."""
+        return {self.spec, *(str(names["spec"]) for names in self.collections)}
 
 
 class TrackerRun(Protocol):
@@ -378,20 +372,8 @@ class Tracker(Protocol):
     def check(self) -> None:
         """Raise SetupError where a package or key is missing; no server is asked."""
 
-    def start(
-        self,
-        *,
-        state_dir: Path,
-        training_run: str,
-        spec: str,
-        dataset: str,
-        sampler: str,
-        config: Mapping[str, Any],
-        find: Callable[[str], Any] = ...,
-    ) -> TrackerRun:
-        """The deliveries of one run of the watcher; no server is asked before the first. `find`: see `ledger.findings`.
-        Of a suite the arguments speak of the mean; `config["collections"]` says what each collection is called (dataset,
-        sampler, spec, full_spec ...), whose Reports come beside it."""
+    def start(self, about: Tracked) -> TrackerRun:
+        """The deliveries of one run of the watcher; no server is asked before the first."""
 
-    def log_sweep(self, sweep: Any) -> str:
-        """Log the table of a sweep (see `ledger.strategies`); where it went. Raises Outage or SetupError."""
+    def log_sweep(self, sweep: Sweep) -> str:
+        """Log the table of a sweep; where it went. Raises Outage or SetupError."""

@@ -1,13 +1,15 @@
 """The values that flow through the pipeline, in the order in which they appear. Frozen, checked at birth, numpy only."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dr_validate.component import fingerprint
 
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
@@ -16,6 +18,8 @@ Side = Literal["query", "document"]
 Status = Literal["done", "failed", "skipped"]
 SIDES: tuple[Side, Side] = ("query", "document")
 Z_95 = 1.96  # half the width of a 95% interval, in standard errors
+MAX_ROWS = 1000  # of the newest checkpoints, in a table for a tracker
+CellValue = str | float | None
 ARTIFACT_SCHEME = "wandb-artifact://"  # of the URI of a checkpoint that is a version of an artifact in W&B
 
 
@@ -290,13 +294,13 @@ class Report:
     sampler: str
     spec: str
     status: Status
-    at: str
-    attempts: int = 1
     error: str | None = None
     metrics: Mapping[str, Estimate] = field(default_factory=dict)
     corpus: Mapping[str, float] = field(default_factory=dict)  # documents, encoded, encoded_now, fraction
     agreement: Agreement | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)  # by phase, and total
+    attempts: int = 1
+    at: str
     notes: Mapping[str, Any] = field(default_factory=dict)  # encoder contract, queries left out ...
 
     def __post_init__(self) -> None:
@@ -307,3 +311,81 @@ class Report:
     def is_mean(self) -> bool:
         """Over the collections of a suite: its interval is not for these queries but for any like them."""
         return "collections" in self.notes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Named columns and their rows."""
+
+    columns: tuple[str, ...]
+    rows: list[list[CellValue]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """`verdict`: what the numbers say; `queries`: how many moved between which checkpoints; "" where there is nothing yet."""
+
+    verdict: str = ""
+    queries: str = ""
+    tables: Mapping[str, Table] = field(default_factory=dict)
+
+
+Find = Callable[[str], Findings]
+"""From the name of a training run to what is known of it by now."""
+
+
+def find_nothing(training_run: str) -> Findings:
+    """Where there is no ledger to ask."""
+    return Findings()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepRow:
+    """A row: one job, its best checkpoint's value, and how well its sample of `documents` stood in for the corpus.
+
+    What it costs is the number of `documents` for a checkpoint, of which `encoded` over all checkpoints were not kept from an
+    earlier job; `seconds` depend on what else the machine did.
+    `tau_low`, `tau_high`: 95%; `covered`: in how many of `with_interval` checkpoints the full value lies in the interval.
+    """
+
+    strategy: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    naive: float | None
+    tau: float | None
+    tau_low: float | None
+    tau_high: float | None
+    rmse: float | None
+    bias: float | None
+    regret: float | None
+    checkpoints: int | None
+    covered: int | None
+    with_interval: int | None
+    documents: int | None
+    encoded: int
+    seconds: float
+    status: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """What the summary run is about; `group` as for the validation runs of the sweep ("" for that of the training run)."""
+
+    training_run: str
+    group: str
+    dataset: str
+    specs: tuple[str, ...]
+    strategies: tuple[SweepRow, ...]
+    state_dir: Path
+
+    @property
+    def run_id(self) -> str:
+        """The same for the same specs of the same training: a repeated sweep resumes it."""
+        return fingerprint({"training_run": self.training_run, "sweep": sorted(set(self.specs))})
+
+    @property
+    def key(self) -> str:
+        """Changes with the table."""
+        return fingerprint({"rows": [asdict(one) for one in self.strategies]})

@@ -49,7 +49,7 @@ LIBRARIES = [
     *("safetensors.torch", "hydra.main", "hydra.compose", "rich.console", "rich.table", "ranx"),
 ]
 PARTS = [
-    *("cli.run", "cli.status", "watcher.loop", "watcher.worker_process", "worker.suite", "encoder.transformer", "report.write"),
+    *("cli.run", "cli.status", "watcher.loop", "watcher.worker_process", "worker.pipeline", "report.page"),
     *("source.folder", "dataset.beir", "encoder.auto", "engine.local", "index.flat", "fidelity.against_full", "tracker.wandb"),
     *("sampler.full", "sampler.random", "sampler.stratified", "sampler.run_pool", "tracker.none"),
 ]

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dr_validate.config import NotGiven, Run, build, check_datasets, metrics_of, parts_that_build
+from dr_validate.config import NotGiven, Run, build, check_datasets, parts_that_build
 from dr_validate.errors import ConfigError, DatasetError, DrValidateError, SetupError
 from dr_validate.files import give_home, network_disk
+from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.process import new_console
 from dr_validate.values import TestSet
 
@@ -41,10 +42,10 @@ def examine(config: Mapping[str, Any]) -> int:
         "device": _device,
         "search": _search,
         "disk": _disk,
-        "tracker": _tracker,
+        "tracker": lambda run: run.tracker.examine(),
         "source": _source,
         "encoder": _encoder,
-        "dataset": _dataset,
+        "dataset": lambda run: "; ".join(map(_dataset, run.collections)),
     }
     needs = {"source": "source", "encoder": "source", "dataset": "dataset"}
     wrong = 0
@@ -221,10 +222,6 @@ def _network_disk(state_dir: Path) -> str:
     )
 
 
-def _tracker(run: Run) -> str:
-    return str(run.tracker.examine())
-
-
 def _source(run: Run) -> str:
     listing = run.source.list(run.settings.state_dir)
     lines = [f"{len(listing.checkpoints)} checkpoints, {len(listing.incomplete)} incomplete"]
@@ -260,15 +257,11 @@ def _one_side(tower: Mapping[str, Any]) -> str:
 
 
 def _dataset(run: Run) -> str:
-    return "; ".join(map(_one_dataset, run.collections))
-
-
-def _one_dataset(run: Run) -> str:
     from dr_validate.sampler.full import FullSampler
     from dr_validate.worker.samples import Samples
 
     test_set = run.dataset.open(run.settings.state_dir / "datasets")
-    metrics_of(run.settings).check(test_set.qrels, test_set.name)
+    RanxMetrics(names=run.settings.metrics).check(test_set.qrels, test_set.name)
     documents, queries = len(test_set.corpus), len(test_set.query_ids)
     sample = Samples(run, test_set, FullSampler()).sampled.sample
     encoded = len(sample.ordinals)

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dr_validate.cli.doctor import sample_problems, with_other_problems
-from dr_validate.config import SECRET_WORDS, STAGES, Settings, build, conf_dir, keys_of, not_chosen
+from dr_validate.config import STAGES, Settings, build, conf_dir, is_secret, keys_of, not_chosen
 from dr_validate.errors import ConfigError
 
 Compose = Callable[[tuple[str, ...]], Mapping[str, Any]]  # from overrides to the plain configuration
@@ -44,8 +44,8 @@ def explain_grammar(arguments: Sequence[str]) -> str | None:
         try:
             parsed = OverridesParser.create().parse_override(override)
         except NOT_COMPOSED:
-            bad_key = not _is_key(found[1], found[2])
-            problems.append(_unreadable_key(*found.groups()) if bad_key else _unreadable(*found.groups(), is_several=False))
+            is_key = _is_key(found[1], found[2])
+            problems.append(_unreadable(*found.groups(), is_several=False) if is_key else _unreadable_key(found[2], found[3]))
             continue
         if parsed.is_sweep_override() and not asked.multirun:
             problems.append(_unreadable(*found.groups(), is_several=True))
@@ -60,11 +60,10 @@ def _is_key(prefix: str, key: str) -> bool:
     return True
 
 
-def _unreadable_key(_: str, key: str, value: str) -> str:
+def _unreadable_key(key: str, value: str) -> str:
     """A key whose own name Hydra's grammar has no room for."""
     name = key.removeprefix("source.metadata.")
-    is_secret = any(word in key.lower() for word in SECRET_WORDS)
-    if name != key and re.fullmatch(r"[\w/.+-]+", name, re.ASCII) and not is_secret:  # W&B's names: train/loss
+    if name != key and re.fullmatch(r"[\w/.+-]+", name, re.ASCII) and not is_secret(key):  # W&B's names: train/loss
         return f"{key}: {name!r} is written as {shlex.quote(f'source.metadata={{{name}: {value}}}')}"
     typed = key.removesuffix(".path") if key.startswith("dataset.members.") else key
     return f"{typed}: no key may have such a name; give one of letters, digits, _ and - alone"
@@ -73,7 +72,7 @@ def _unreadable_key(_: str, key: str, value: str) -> str:
 def _unreadable(prefix: str, key: str, value: str, *, is_several: bool) -> str:
     """A value that does not mean what it says: several values outside a sweep, or nothing that Hydra can read."""
     why = "is several values, for a sweep (-m)" if is_several else "holds characters that have a meaning in Hydra's grammar"
-    if any(word in key.lower() for word in SECRET_WORDS):
+    if is_secret(key):
         return f"{key}: a value that {why} (not shown; keys belong in the environment)"
     if value[:1] in "[{" or value[:1] in "'\"":
         return f"{key}: got {value}, which {why}; is a bracket or a quote missing, or one too many?"
@@ -102,7 +101,7 @@ def explain(error: Exception, arguments: Sequence[str], *, values: bool = True) 
             if len(rest) == len(overrides) or group not in STAGES:
                 break  # of a file, or one that chooses for every stage
             overrides = rest
-            config, said = _composed(overrides, asked.config_dir)
+            config, said = composed(overrides, asked.config_dir)
             continue
         # Hydra stops at the first: without that one it gets to the next.
         key = str(getattr(said.__cause__, "full_key", None) or "")
@@ -111,7 +110,7 @@ def explain(error: Exception, arguments: Sequence[str], *, values: bool = True) 
             break
         unknown.append(key)
         overrides = rest
-        config, said = _composed(overrides, asked.config_dir)
+        config, said = composed(overrides, asked.config_dir)
     if not unknown and not choices:
         return str(error) if error.__cause__ is None else f"{error}\n{error.__cause__}"
     others = () if asked.cfg or asked.help or not values or said is not None else _other_problems(config)
@@ -132,18 +131,18 @@ def explain_sweep(arguments: Sequence[str]) -> str | None:
     if any(value.lstrip("+") == "watch.mode=follow" for job in jobs for value in job):
         return str(ConfigError([NEVER_ENDS]))
     own, told = asked.config_dir, ["--config-dir", asked.config_dir] if asked.config_dir else []
-    composed = functools.cache(lambda job: _composed(job, own, resolve=False))
-    swept = _Swept(jobs, lambda job: composed(job)[0])
+    one_of = functools.cache(lambda job: composed(job, own, resolve=False))
+    swept = _Swept(jobs, lambda job: one_of(job)[0])
     for choices in dict.fromkeys(swept.choices):
-        if error := composed(choices)[1]:
+        if error := one_of(choices)[1]:
             return explain(error, [*told, *choices], values=False)
     if problems := swept.unknown():
         return str(ConfigError(problems))
     configs = []
     for job in _each_value_once(swept.as_run())[:MOST_COMPOSED]:
-        config, error = _composed(job, own)
+        config, error = composed(job, own)
         if error is not None:  # perhaps because of values that only the job knows
-            error = composed(tuple(job))[1]
+            error = one_of(tuple(job))[1]
         if error is not None:
             return explain(error, [*told, *job])
         if config.get("task") == "validate":
@@ -309,8 +308,8 @@ def _values(override: Override) -> Iterator[str]:
         yield f"{key}={value}"
 
 
-def _composed(
-    overrides: Sequence[str], own_dir: str | None, *, resolve: bool = True
+def composed(
+    overrides: Sequence[str], own_dir: str | None = None, *, resolve: bool = True
 ) -> tuple[dict[str, Any], Exception | None]:
     """The plain configuration, empty where there is none, and why. `own_dir`: further YAML (--config-dir)."""
     places = [f"hydra.searchpath=['file://{Path(own_dir).absolute()}']"] if own_dir else []

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dr_validate.config import build, conf_dir
+from dr_validate.config import build
 from dr_validate.errors import CheckpointError, ConfigError, SetupError
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import EstimateDetails, lag_s
@@ -105,10 +105,11 @@ def evaluate(
     `settings`: `device`, `metrics`, `top_k`, `seed`. `state_dir` keeps converted corpora, and samples use the full-corpus
     baselines in it; None: a folder that is removed afterwards. Raises ConfigError, SetupError or CheckpointError.
     """
-    if state_dir is not None:
-        return _evaluate(Path(checkpoint), dataset, sampler, {"encoder": encoder or {}, **(settings or {})}, Path(state_dir))
-    with tempfile.TemporaryDirectory(prefix="dr_validate-") as folder:
-        return _evaluate(Path(checkpoint), dataset, sampler, {"encoder": encoder or {}, **(settings or {})}, Path(folder))
+    with contextlib.ExitStack() as stack:
+        if state_dir is None:
+            state_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="dr_validate-"))
+        others = {"encoder": encoder or {}, **(settings or {})}
+        return _evaluate(Path(checkpoint), dataset, sampler, others, Path(state_dir))
 
 
 def _evaluate(checkpoint: Path, dataset: Choice, sampler: Choice, others: Mapping[str, Any], state_dir: Path) -> Report:
@@ -134,9 +135,7 @@ def _evaluate(checkpoint: Path, dataset: Choice, sampler: Choice, others: Mappin
 
 def _composed(choices: Mapping[str, Choice]) -> dict[str, Any]:
     """What the command line would compose, as plain values."""
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import ConfigCompositionException
-    from omegaconf import OmegaConf
+    from dr_validate.cli.overrides import composed
 
     named, keys = [], {}
     for group, choice in choices.items():
@@ -147,11 +146,7 @@ def _composed(choices: Mapping[str, Choice]) -> dict[str, Any]:
         else:
             keys[group] = {"choice": str(choice)}
         named.append(f"{group}={keys[group].pop('choice', None)}")
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-            config = compose("config", named)
-    except ConfigCompositionException as error:
+    config, error = composed(named)
+    if error is not None:
         raise ConfigError([" ".join(str(error).split())]) from error
-    OmegaConf.resolve(config)
-    plain: Any = OmegaConf.to_container(config, throw_on_missing=False)
-    return {**plain, **{group: {**plain[group], **given} for group, given in keys.items()}}
+    return {**config, **{group: {**config[group], **given} for group, given in keys.items()}}

@@ -32,13 +32,12 @@ from dr_validate.cli.overrides import (
 )
 from dr_validate.config import Run, build, conf_dir, report_settings, state_dir_of, tracker_of
 from dr_validate.errors import ConfigError, DrValidateError, SetupError
-from dr_validate.process import printable, say_error, set_up_logging, standard_output, stop_on_signals
+from dr_validate.process import SETUP_IS_WRONG, printable, say_error, set_up_logging, standard_output, stop_on_signals
 
 if TYPE_CHECKING:
     from dr_validate.watcher.loop import Outcome
 
 log = logging.getLogger(__name__)
-SETUP_IS_WRONG = 2
 INTERRUPTED = 130  # what a shell makes of SIGINT
 RAISE = "HYDRA_FULL_ERROR"  # environment: has Hydra raise what does not compose, which it would print itself
 LOOK_AT_CLAIM_EVERY_S = 1.0
@@ -218,26 +217,22 @@ def _run_in_sweep(config: DictConfig, folder: Path, job: Any) -> int:
     """Leave on record what becomes of the job, whatever that is; the launching process shows it with the others."""
     wish_to_stop = threading.Event()
     with stop_on_signals(wish_to_stop):  # once on record the job may be sent a signal
-        return _run_on_record(config, folder, job, wish_to_stop)
-
-
-def _run_on_record(config: DictConfig, folder: Path, job: Any, wish_to_stop: threading.Event) -> int:
-    record = sweep.begin(folder, job.job.num + 1, job.overrides.task, str(config.get("task")))
-    place = sweep.place(record.number, os.environ)
-    log.info("%s: %s", place, " ".join(record.overrides))
-    try:
-        with _refusals_in_words():
-            record = _recorded(record, _plain(config), folder, wish_to_stop)
-    except DrValidateError as error:
-        say_error(str(error))
-        record = dataclasses.replace(record, exit_code=SETUP_IS_WRONG, error=printable(str(error), keep="\n"))
-    except BaseException as error:
-        dataclasses.replace(record, exit_code=1, error=printable(f"{type(error).__name__}: {error}")).save(folder)
-        raise
-    record.save(folder)
-    log.info("%s has ended: exit code %d", place, record.exit_code)
-    assert record.exit_code is not None
-    return record.exit_code
+        record = sweep.begin(folder, job.job.num + 1, job.overrides.task, str(config.get("task")))
+        place = sweep.place(record.number, os.environ)
+        log.info("%s: %s", place, " ".join(record.overrides))
+        try:
+            with _refusals_in_words():
+                record = _recorded(record, _plain(config), folder, wish_to_stop)
+        except DrValidateError as error:
+            say_error(str(error))
+            record = dataclasses.replace(record, exit_code=SETUP_IS_WRONG, error=printable(str(error), keep="\n"))
+        except BaseException as error:
+            dataclasses.replace(record, exit_code=1, error=printable(f"{type(error).__name__}: {error}")).save(folder)
+            raise
+        record.save(folder)
+        log.info("%s has ended: exit code %d", place, record.exit_code)
+        assert record.exit_code is not None
+        return record.exit_code
 
 
 def _recorded(

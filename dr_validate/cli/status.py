@@ -9,7 +9,7 @@ from dr_validate.config import Run, source_if_any, state_dir_of, store_if_any
 from dr_validate.errors import DrValidateError
 from dr_validate.ledger.database import State, refuse_lost
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.reports import of_training
+from dr_validate.ledger.reports import best_of, latest_of, of_training
 from dr_validate.process import new_console
 from dr_validate.report.gather import newest_and_best
 from dr_validate.values import Checkpoint, Listing, Report
@@ -156,8 +156,7 @@ def outcome_table(sampled: Sequence[Report], full: Sequence[Report], metric: str
 
     is_sampled = not {report.spec for report in sampled} & {report.spec for report in full}
     full_values = {r.checkpoint.digest: r.metrics[metric].value for r in full if r.status == "done"}
-    # A checkpoint that was skipped first and validated later has two Reports: the later one counts.
-    reports = {(r.checkpoint.training_run, r.checkpoint.label): r for r in sorted(sampled, key=lambda r: r.at)}.values()
+    reports = latest_of(sampled)
     has_several = len({report.checkpoint.training_run for report in reports}) > 1
     highest = max((r.metrics[metric].value for r in reports if r.status == "done"), default=0.0)
     of_mean = "mean of collections, " if (is_mean := any(report.is_mean for report in sampled)) else ""
@@ -169,7 +168,7 @@ def outcome_table(sampled: Sequence[Report], full: Sequence[Report], metric: str
     for name in ("step", *compared, "documents", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(f"{compared[0]}, to scale" if highest else "", overflow="fold")
-    for report in sorted(reports, key=lambda r: (r.checkpoint.training_run, r.checkpoint.step, r.checkpoint.label)):
+    for report in sorted(reports, key=lambda r: r.checkpoint.training_run):
         values = _compared(report, full_values.get(report.checkpoint.digest), metric)[: len(compared)]
         training = [report.checkpoint.training_run] if has_several else []
         table.add_row(*training, str(report.checkpoint.step), *values, *_cost_and_bar(report, metric, highest))
@@ -180,8 +179,7 @@ def collections_table(collections: Mapping[str, Sequence[Report]], means: Sequen
     """A rich table with a row for each collection of a suite: the last steps, and that with the best mean."""
     from rich.table import Table
 
-    values = {report.checkpoint.step: report.metrics[metric].value for report in means if report.status == "done"}
-    best = max(values, key=lambda step: (values[step], -step), default=None)
+    best = found.checkpoint.step if (found := best_of(means, metric)) else None
     steps = newest_and_best(
         (report.checkpoint.step for reports in collections.values() for report in reports), best, MOST_STEPS
     )

@@ -25,7 +25,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from dr_validate.cli.overrides import jobs_as_run
-from dr_validate.config import SECRET_WORDS, STAGES
+from dr_validate.config import STAGES, is_secret
 from dr_validate.files import expanded, write_atomically
 from dr_validate.process import set_up_logging
 
@@ -43,7 +43,7 @@ OmegaConf.register_new_resolver("home_of", lambda path: str(expanded(str(path)))
 class JobRecord:
     """What is known of one job (JSON values). `exit_code` is None until it has ended: for ever if its process dies.
 
-    `number`: from 1; `target`: the fields of `attempt.Target`, once known; `config`: the plain configuration, once found right.
+    `number`: from 1; `target`: the fields of `Target`, once known; `config`: the plain configuration, once found right.
     """
 
     number: int
@@ -177,4 +177,4 @@ def _pass_signals_on(folder: Path) -> None:
 def _without_secret(override: str) -> str:
     """Keys belong in the environment; one that was put here by mistake is not written down."""
     key, equals, value = override.partition("=")
-    return f"{key}{equals}(not shown)" if any(word in key.lower() for word in SECRET_WORDS) else override
+    return f"{key}{equals}(not shown)" if is_secret(key) else override

@@ -10,7 +10,7 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,22 @@ from dr_validate.cli.status import show_outcome
 from dr_validate.cli.sweep import SWEEP_JOBS, JobRecord, records, worst_exit_code
 from dr_validate.config import Run, build
 from dr_validate.errors import Outage, SetupError
-from dr_validate.fidelity.against_full import Comparison, compare
+from dr_validate.fidelity.comparison import Comparison, compare
 from dr_validate.files import write_atomically
-from dr_validate.ledger.findings import Sweep, SweepRow
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.reports import of_training
+from dr_validate.ledger.reports import best_of, latest_of, of_training
 from dr_validate.process import new_console
 from dr_validate.report.verdict import Candidate, smallest_errors
-from dr_validate.values import Agreement, Report
-from dr_validate.watcher.attempts import Target
+from dr_validate.values import Agreement, Report, Sweep, SweepRow
 from dr_validate.watcher.loop import Outcome
+from dr_validate.watcher.schedule import Target
 
-LOG_WIDTH = 140  # characters, where standard output is not a terminal
+SWEEP_WIDTH = 140  # characters, where standard output is not a terminal
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class JobRow:
     """One training of one job. `overrides`: those that not all jobs have; `reports`: the one that counts for each checkpoint.
 
     `agreement` and `comparison` are over the checkpoints of the training that have a full-corpus Report, in this job's
@@ -51,9 +50,8 @@ class Row:
 
     @property
     def best(self) -> Report | None:
-        """The checkpoint with the highest value, the earliest of several."""
-        done = [report for report in self.reports if report.status == "done"]
-        return max(done, key=lambda r: (r.metrics[self.metric].value, -r.checkpoint.step), default=None)
+        """The checkpoint with the highest value."""
+        return best_of(self.reports, self.metric)
 
     @property
     def documents(self) -> float | None:
@@ -99,7 +97,7 @@ def show_sweep(folder: Path) -> int:
         if len(jobs) == 1 and (run := _run_of(jobs[0])):
             show_outcome(run, _outcome_of(jobs[0]))
         elif len(jobs) > 1:
-            console = new_console(LOG_WIDTH)
+            console = new_console(SWEEP_WIDTH)
             console.print(sweep_table(rows))
             for sentence in compared_at_equal_cost(rows):
                 console.print(sentence, soft_wrap=True)
@@ -113,7 +111,7 @@ def show_sweep(folder: Path) -> int:
     return worst_exit_code(jobs)
 
 
-def _log_to_tracker(rows: Sequence[Row]) -> None:
+def _log_to_tracker(rows: Sequence[JobRow]) -> None:
     """Through the tracker of the first job that has one; an outage there costs the sweep nothing."""
     known = [(row, run) for row in rows if (run := _run_of(row.job))]
     if not known or any(row.job.stopped for row in rows):
@@ -139,26 +137,15 @@ def _log_to_tracker(rows: Sequence[Row]) -> None:
         )
 
 
-def _sweep_row(row: Row) -> SweepRow:
-    best, agreement, found = row.best, row.agreement, row.comparison
-    estimate = best.metrics[row.metric] if best else None
-    values = {name: getattr(estimate, name, None) for name in ("value", "low", "high", "naive")}
-    values |= dict(zip(("tau_low", "tau_high"), (found and found.tau_interval) or (None, None), strict=True))
-    return SweepRow(
-        strategy=row.overrides,
-        metric=row.metric,
-        **values,
-        tau=agreement.kendall_tau if agreement else None,
-        **{name: getattr(agreement, name, None) for name in ("rmse", "bias", "regret", "checkpoints")},
-        **{name: getattr(found, name, None) for name in ("covered", "with_interval")},
-        documents=None if row.documents is None else round(row.documents),
-        encoded=row.encoded,
-        seconds=round(row.seconds, 3),
-        status=row.status,
-    )
+def _sweep_row(row: JobRow) -> SweepRow:
+    found, known = row.comparison, _fields(row)
+    known |= dict(zip(("tau_low", "tau_high"), (found and found.tau_interval) or (None, None), strict=True))
+    known |= {name: getattr(found, name, None) for name in ("covered", "with_interval")}
+    known |= {"strategy": row.overrides, "tau": known["kendall_tau"]}
+    return SweepRow(**{field.name: known[field.name] for field in fields(SweepRow)})
 
 
-def sweep_rows(jobs: Sequence[JobRecord]) -> list[Row]:
+def sweep_rows(jobs: Sequence[JobRecord]) -> list[JobRow]:
     """Read what the ledgers hold for each job and training."""
     runs = {job.number: run for job in jobs if (run := _run_of(job))}
     full = _full_reports(jobs, runs)
@@ -169,12 +156,12 @@ def sweep_rows(jobs: Sequence[JobRecord]) -> list[Row]:
 
 def _rows(
     job: JobRecord, run: Run | None, full: Mapping[str, Sequence[Report]], common: set[str], named: set[str]
-) -> list[Row]:
+) -> list[JobRow]:
     """A row for each training of a job, as the page has them apart. `named`: the trainings that jobs ask for by name."""
     overrides = " ".join(override for override in job.overrides if override not in common)
     target = _outcome_of(job).target
     if run is None or target is None:
-        return [Row(job=job, overrides=overrides)]
+        return [JobRow(job=job, overrides=overrides)]
     reports, metric, own = _reports(run, target.spec), run.settings.metrics[0], run.source.training_run
     baselines = full[target.full_spec] if target.spec != target.full_spec else []
     trainings = dict(of_training(report, reports, own) for report in reports)
@@ -185,7 +172,7 @@ def _rows(
     for training, of in sorted(mine.items()):
         agreement = run.fidelity.compare(of, baselines, metric)
         rows.append(
-            Row(
+            JobRow(
                 job=job,
                 overrides=f"{overrides} ({training})".strip() if len(mine) > 1 else overrides,
                 training=training,
@@ -206,11 +193,8 @@ def _full_reports(jobs: Sequence[JobRecord], runs: Mapping[int, Run]) -> Mapping
 
 
 def _reports(run: Run, spec: str) -> list[Report]:
-    """By ascending step; of a checkpoint that was skipped first and validated later the later Report counts."""
     with Ledger(run.settings.state_dir / "ledger.db") as ledger:
-        by_time = sorted(ledger.revised(spec), key=lambda report: report.at)
-    latest = {(report.checkpoint.training_run, report.checkpoint.label): report for report in by_time}
-    return sorted(latest.values(), key=lambda r: (r.checkpoint.step, r.checkpoint.name))
+        return latest_of(ledger.revised(spec))
 
 
 def _run_of(job: JobRecord) -> Run | None:
@@ -221,7 +205,7 @@ def _outcome_of(job: JobRecord) -> Outcome:
     return Outcome(target=Target(**job.target) if job.target else None, exit_code=job.exit_code or 0)
 
 
-def sweep_table(rows: Sequence[Row]) -> Any:
+def sweep_table(rows: Sequence[JobRow]) -> Any:
     """A rich table, a row per job and training in the order of their numbers."""
     from rich import box
     from rich.table import Table
@@ -246,7 +230,7 @@ def sweep_table(rows: Sequence[Row]) -> Any:
     return table
 
 
-def _cells(row: Row, *, named: bool) -> list[str]:
+def _cells(row: JobRow, *, named: bool) -> list[str]:
     best, agreement = row.best, row.agreement
     value = f"{best.metrics[row.metric].value:.4f}" if best else ""
     cells = [str(row.job.number), row.overrides, f"{row.metric} {value}" if named and best else value]
@@ -260,7 +244,7 @@ def _cells(row: Row, *, named: bool) -> list[str]:
     return [*cells, documents, f"{row.encoded:,}" if best else "", row.status]
 
 
-def compared_at_equal_cost(rows: Sequence[Row]) -> list[str]:
+def compared_at_equal_cost(rows: Sequence[JobRow]) -> list[str]:
     """What can be said of the jobs' errors: which is the smallest among those of one test set, metric and cost."""
     kinds: dict[tuple[str, str], list[Candidate]] = {}
     for row in rows:
@@ -277,7 +261,7 @@ def compared_at_equal_cost(rows: Sequence[Row]) -> list[str]:
     return [*sentences, *found]
 
 
-def rows_as_csv(rows: Sequence[Row]) -> str:
+def rows_as_csv(rows: Sequence[JobRow]) -> str:
     """With a header; empty where there is no value."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fieldnames=list(_fields(rows[0])), lineterminator="\n")
@@ -286,7 +270,7 @@ def rows_as_csv(rows: Sequence[Row]) -> str:
     return stream.getvalue()
 
 
-def _fields(row: Row) -> dict[str, Any]:
+def _fields(row: JobRow) -> dict[str, Any]:
     job, best, agreement = row.job, row.best, row.agreement
     estimate = best.metrics[row.metric] if best else None
     counts = Counter(report.status for report in row.reports)

@@ -26,7 +26,7 @@ OURS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class ValidationSettings:
     """Those of AsyncValidation."""
 
     device: str | None
@@ -37,7 +37,7 @@ class Settings:
     snapshot_folder: Path
 
 
-def check_trainer(trainer: Any, settings: Settings, overrides: Sequence[str], cls: type) -> None:
+def check_trainer(trainer: Any, settings: ValidationSettings, overrides: Sequence[str], cls: type) -> None:
     """Raises ConfigError with everything of a trainer and of the settings that would not work; `cls`: of the callback."""
     problems = [*_wrong_overrides(overrides), *_wrong_settings(settings, set_of(overrides))]
     problems += _wrong_arguments(trainer.args, settings)
@@ -54,7 +54,9 @@ def check_trainer(trainer: Any, settings: Settings, overrides: Sequence[str], cl
         raise ConfigError(problems)
 
 
-def complete_overrides(overrides: Sequence[str], settings: Settings, places: Mapping[str, str], base: str | None) -> list[str]:
+def complete_overrides(
+    overrides: Sequence[str], settings: ValidationSettings, places: Mapping[str, str], base: str | None
+) -> list[str]:
     """The command line of the watcher: what was typed, with `places` and what follows from the settings."""
     typed = set_of(overrides)
     added = {**places, "watch.poll_s": "0.5", **({} if base is None else {"encoder.base_model": base})}
@@ -87,7 +89,7 @@ def _wrong_overrides(overrides: Sequence[str]) -> list[str]:
     return [*problems, *(f"{override}: expected key=value" for override in overrides if "=" not in override)]
 
 
-def _wrong_settings(settings: Settings, typed: Mapping[str, str]) -> list[str]:
+def _wrong_settings(settings: ValidationSettings, typed: Mapping[str, str]) -> list[str]:
     problems = []
     if settings.every is not None and settings.every < 1:
         problems.append(f"every: got {settings.every}, expected a number of steps, or None for every save")
@@ -102,7 +104,7 @@ def _wrong_settings(settings: Settings, typed: Mapping[str, str]) -> list[str]:
     return problems
 
 
-def _wrong_arguments(args: Any, settings: Settings) -> list[str]:
+def _wrong_arguments(args: Any, settings: ValidationSettings) -> list[str]:
     problems = []
     strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
     if strategy == "best":
@@ -119,7 +121,7 @@ def _wrong_arguments(args: Any, settings: Settings) -> list[str]:
     return problems
 
 
-def _wrong_parts(trainer: Any, settings: Settings) -> list[str]:
+def _wrong_parts(trainer: Any, settings: ValidationSettings) -> list[str]:
     """Of FSDP and DeepSpeed, whose ranks hold parts of the weights."""
     problems = []
     state = trainer.accelerator.state

@@ -19,14 +19,13 @@ from typing import Any
 from dr_validate.config import Run, build, check_datasets
 from dr_validate.errors import DrValidateError, SetupError
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.process import die_with_parent
+from dr_validate.process import SETUP_IS_WRONG, die_with_parent
 from dr_validate.values import Report
 from dr_validate.watcher.lock import holder
 
 POLL_S = 0.25  # of a file's size, by a thread of its own
 STOP_S = 15.0  # beyond watch.exit_timeout_s, until it is killed
 MAX_STARTS = 5  # without a result between
-SETUP_IS_WRONG = 2
 LAST_WORDS = 2000  # characters of its log
 # What tells a process its part in the training: the watcher has none, and no run of its own to go on with.
 RANKS = re.compile(

@@ -28,10 +28,17 @@ from dr_validate.component import fingerprint
 from dr_validate.config import Run
 from dr_validate.encoder.spec import CONTRACT_KEYS
 from dr_validate.errors import SetupError
-from dr_validate.integrations.announced import Announced, checkpoints_in, complete, to_delete
-from dr_validate.integrations.best import BestSoFar, check_loaded, place_of
+from dr_validate.integrations.checkpoints import (
+    Announced,
+    BestSoFar,
+    check_loaded,
+    checkpoints_in,
+    complete,
+    place_of,
+    to_delete,
+)
 from dr_validate.integrations.checks import (
-    Settings,
+    ValidationSettings,
     base_model,
     check_trainer,
     chosen,
@@ -84,7 +91,7 @@ class AsyncValidation(transformers.TrainerCallback):
         snapshot_folder: str | Path = "/dev/shm",
     ) -> None:
         self._overrides = list(overrides)
-        self._settings = Settings(
+        self._settings = ValidationSettings(
             device=device,
             every=every,
             exit_timeout_s=exit_timeout_s,
@@ -184,9 +191,9 @@ class AsyncValidation(transformers.TrainerCallback):
             said = {key: one for key, one in self._contract.items() if getattr(self._run.encoder, key, None) is None}
             complete(checkpoint, self._tokenizer, said)  # nothing that the command line states: another watcher may look now
             if not self._settings.every:
-                self._make_way()
+                self._wait_for_results()
                 self._announced.add(state.global_step, checkpoint, state.epoch)
-            self._rotate(args, state)
+            self._rotate(args)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **parts: Any) -> None:
         """The last moment before the Trainer loads the best model is when it logs train_runtime."""
@@ -245,9 +252,9 @@ class AsyncValidation(transformers.TrainerCallback):
             if is_whole and type(scheduler).__name__ in ("ReduceLROnPlateau", "GreedyLR"):
                 scheduler.step(result.value)
         if result.is_best:  # after on_evaluate: early stopping compares with what was the best before
-            self._credit(args, state, result.step, result.value)
+            self._set_best(args, state, result.step, result.value)
 
-    def _credit(self, args: Any, state: Any, step: int, value: float) -> None:
+    def _set_best(self, args: Any, state: Any, step: int, value: float) -> None:
         state.best_metric, state.best_global_step = value, step
         place = place_of(Path(args.output_dir), step)
         state.best_model_checkpoint = None if place is None else str(place)
@@ -282,7 +289,7 @@ class AsyncValidation(transformers.TrainerCallback):
             best = self._best.final(self._child.revised, self._announced.identities.values())
         best = self._shared(args, best)
         if best is not None:
-            self._credit(args, state, *best)
+            self._set_best(args, state, *best)
 
     # What follows is done by rank 0 alone.
 
@@ -310,7 +317,7 @@ class AsyncValidation(transformers.TrainerCallback):
         if overtaken:
             log.info("validation: overtaken by a newer checkpoint, and skipped: step %s", ", ".join(overtaken))
         if results:
-            self._rotate(args, state)
+            self._rotate(args)
         return results
 
     def _result(self, args: Any, report: Report, step: int, epoch: float) -> Result:
@@ -331,7 +338,7 @@ class AsyncValidation(transformers.TrainerCallback):
 
     def _snapshot(self, state: Any, *, wait: bool) -> None:
         assert self._snapshots is not None
-        self._make_way()
+        self._wait_for_results()
         if state.global_step in self._announced.waiting:
             return
         snapshot = self._snapshots.take(state.global_step, wait=wait or self._settings.backpressure != "newest")
@@ -344,7 +351,7 @@ class AsyncValidation(transformers.TrainerCallback):
                 if waiting.snapshot is not None and waiting.snapshot.written.is_set():
                     self._snapshots.remove(waiting.snapshot)
 
-    def _make_way(self) -> None:
+    def _wait_for_results(self) -> None:
         """With backpressure=wait: until no result is outstanding."""
         began = time.monotonic()
         while self._settings.backpressure == "wait" and not self._is_dead():
@@ -364,7 +371,7 @@ class AsyncValidation(transformers.TrainerCallback):
             log.error("validation: %s", error)
             return True
 
-    def _rotate(self, args: Any, state: Any) -> None:
+    def _rotate(self, args: Any) -> None:
         steps = sorted(step for step in self._mine if (Path(args.output_dir) / f"checkpoint-{step}").is_dir())
         kept = [*self._announced.waiting, *([] if self._best is None else [self._best.step])]
         self._delete(args, to_delete(steps, self._limit, kept))

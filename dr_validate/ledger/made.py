@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dr_validate.config import SECRET_WORDS, Run
+from dr_validate.config import Run, is_secret
+from dr_validate.process import LOGIN
 
 PACKAGES = ("dr_validate", "torch", "transformers", "tokenizers", "faiss-cpu", "faiss-gpu", "ranx", "numpy")
 STAGES = ("dataset", "sampler", "index")  # those whose settings a spec depends on and no Report repeats
 HIDDEN = "***"
-_LOGIN = re.compile(r"(?<=://)[^/\s@]+@")  # user:password@ of an address
 
 
 @functools.cache
@@ -56,15 +56,15 @@ def presentable(value: Any) -> Any:
     """A JSON value without secrets (keys named like one, logins in addresses) and with `~` for the home folder."""
     if isinstance(value, Mapping):
         kept = {str(key): part for key, part in value.items() if part is not None and key != "_target_"}
-        return {key: HIDDEN if _is_secret(key) else presentable(part) for key, part in kept.items()}
+        return {key: HIDDEN if is_secret(key) else presentable(part) for key, part in kept.items()}
     if isinstance(value, str):
-        return "~".join(_home().split(_LOGIN.sub(f"{HIDDEN}@", value)))
+        return "~".join(_home().split(LOGIN.sub(f"{HIDDEN}@", value)))
     return [presentable(part) for part in value] if isinstance(value, Sequence) else value
 
 
 def _override(override: str) -> str:
     key, equals, _ = override.partition("=")
-    return f"{key}{equals}{HIDDEN}" if _is_secret(override) else _LOGIN.sub(f"{HIDDEN}@", override)
+    return f"{key}{equals}{HIDDEN}" if is_secret(override) else LOGIN.sub(f"{HIDDEN}@", override)
 
 
 def _quoted(word: str) -> str:
@@ -73,10 +73,6 @@ def _quoted(word: str) -> str:
     if len(parts) == 1:
         return shlex.quote(word)
     return '"{}"'.format("$HOME".join(re.sub(r'([\\"$`])', r"\\\1", part) for part in parts))
-
-
-def _is_secret(text: str) -> bool:
-    return any(word in text.lower() for word in SECRET_WORDS)
 
 
 def _home() -> re.Pattern[str]:

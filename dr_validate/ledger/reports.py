@@ -2,8 +2,8 @@
 lines: the evidence of its estimates, how long it was on its way, and values as later Reports see them."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import datetime
 from typing import Any, TypeAlias
 
@@ -24,24 +24,7 @@ def report_to_json(report: Report) -> dict[str, Any]:
     """JSON values only, in the form of `values.Report`; NaN and infinities become null."""
     for name, estimate in report.metrics.items():
         assert math.isfinite(estimate.value), f"{name} of {report.checkpoint.name} is {estimate.value}"
-    checkpoint = asdict(report.checkpoint)
-    written: dict[str, Any] = _plain(
-        {
-            "checkpoint": checkpoint,
-            "dataset": report.dataset,
-            "sampler": report.sampler,
-            "spec": report.spec,
-            "status": report.status,
-            "error": report.error,
-            "metrics": {name: asdict(estimate) for name, estimate in report.metrics.items()},
-            "corpus": report.corpus,
-            "agreement": None if report.agreement is None else asdict(report.agreement),
-            "seconds": report.seconds,
-            "attempts": report.attempts,
-            "at": report.at,
-            "notes": report.notes,
-        }
-    )
+    written: dict[str, Any] = _plain(report)
     return written
 
 
@@ -65,19 +48,8 @@ def report_from_json(written: Mapping[str, Any]) -> Report:
 
 
 def _checkpoint(written: Mapping[str, Any]) -> Checkpoint:
-    return Checkpoint(
-        name=written["name"],
-        version=written["version"],
-        digest=written["digest"],
-        step=written["step"],
-        step_from=written.get("step_from", ""),
-        created_at=written["created_at"],
-        uri=written.get("uri", ""),
-        training_run=written.get("training_run", ""),
-        group=written.get("group", ""),
-        num_bytes=written.get("num_bytes", 0),
-        weights_sha256=written.get("weights_sha256", ""),
-    )
+    known = {each.name: written[each.name] for each in fields(Checkpoint) if each.name in written}
+    return Checkpoint(**{"step_from": "", "uri": "", **known})
 
 
 def _estimate(written: Mapping[str, Any]) -> Estimate:
@@ -112,9 +84,11 @@ def _known_number(value: float | None) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """Mappings, sequences and numpy scalars as JSON's own; what JSON has no word for is a defect of the caller."""
+    """Dataclasses, mappings, sequences and numpy scalars as JSON's own; what JSON has no word for is a defect of the caller."""
     if isinstance(value, np.generic):
         value = value.item()
+    if is_dataclass(value):
+        value = {each.name: getattr(value, each.name) for each in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -172,6 +146,19 @@ def of_training(report: Report, history: Sequence[Report], otherwise: str) -> tu
     """The training run of a Report, `otherwise` where its checkpoint names none, and what `history` has of the same one."""
     mine = report.checkpoint.training_run or otherwise
     return mine, [other for other in history if (other.checkpoint.training_run or otherwise) == mine]
+
+
+def best_of(reports: Iterable[Report], metric: str) -> Report | None:
+    """The one with the highest value, the earliest of equals; None where none has the metric."""
+    known = [report for report in reports if metric in report.metrics]
+    return max(known, key=lambda report: (report.metrics[metric].value, -report.checkpoint.step), default=None)
+
+
+def latest_of(reports: Iterable[Report]) -> list[Report]:
+    """By ascending step. Of a checkpoint that was skipped first and validated later the later Report counts."""
+    by_time = sorted(reports, key=lambda report: report.at)
+    latest = {(report.checkpoint.training_run, report.checkpoint.label): report for report in by_time}
+    return sorted(latest.values(), key=lambda report: (report.checkpoint.step, report.checkpoint.label))
 
 
 def warnings_of(report: Report) -> tuple[str, ...]:

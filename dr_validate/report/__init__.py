@@ -1,5 +1,5 @@
 """`task=report`: one page from the ledger.
 
-`page`, `gather`: from the ledger to HTML; `verdict`, `words`: sentences; `trainings`: one over another; `charts`, `plot`:
-pictures; `tables`: tables and facts; `markup`: HTML. `findings`: what trackers show of it.
+`page`, `gather`: from the ledger to HTML; `verdict`: sentences, and what trackers show; `words`: the numbers in them;
+`trainings`: one over another; `charts`, `tables`: pictures, tables and facts, made of `markup`.
 """

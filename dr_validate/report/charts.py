@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dr_validate.fidelity.against_full import Comparison, paired
+from dr_validate.fidelity.comparison import Comparison, paired
 from dr_validate.ledger.reports import is_expected
-from dr_validate.report import plot
+from dr_validate.report import markup
 from dr_validate.report.gather import Movement, Section, Strategy
 from dr_validate.report.markup import Markup, el, join
 from dr_validate.report.words import count, interval_name, number, signed, with_interval
@@ -25,7 +25,7 @@ def steps_charts(section: Section, strategy: Strategy) -> Markup:
     """A metric over training steps, a chart each, under one legend."""
     full = section.full.done if section.full and strategy is not section.full else ()
     figures = [_steps_chart(section, strategy, full, m) for m in section.metrics if _with(strategy.done, m)]
-    return join(plot.legend(_steps_legend(section, strategy)), plot.charts(*figures)) if figures else Markup("")
+    return join(markup.legend(_steps_legend(section, strategy)), markup.charts(*figures)) if figures else Markup("")
 
 
 def _steps_chart(section: Section, strategy: Strategy, full: Sequence[Report], metric: str) -> Markup:
@@ -33,25 +33,25 @@ def _steps_chart(section: Section, strategy: Strategy, full: Sequence[Report], m
     every_step = sorted({report.checkpoint.step for report in (*done, *exact, *missing)})
     estimates = [report.metrics[metric] for report in (*done, *exact)]
     values = [value for estimate in estimates for value in (estimate.value, *_ends(estimate), *_naive(estimate))]
-    on = plot.frame(plot.around(every_step, least=10), unit_range(values))
+    on = markup.frame(markup.around(every_step, least=10), unit_range(values))
     if len(every_step) == 1:
-        on = plot.Frame(x=on.x, y=on.y, height=on.height, x_ticks=(every_step[0],))
+        on = markup.Frame(x=on.x, y=on.y, height=on.height, x_ticks=(every_step[0],))
     own = "full" if strategy.is_full else "sampled"
     marks = [
         *_bands(on, done, metric),
-        plot.line([(on.x(r.checkpoint.step), on.y(v)) for r in done for v in _naive(r.metrics[metric])], "naive"),
-        plot.line(_places(on, done, metric), f"{own} line"),
+        markup.line([(on.x(r.checkpoint.step), on.y(v)) for r in done for v in _naive(r.metrics[metric])], "naive"),
+        markup.line(_places(on, done, metric), f"{own} line"),
         *(_cross(on, report) for report in missing),
         *_points(on, done, metric, own),
         *_points(on, exact, metric, "full"),
         *(_ring(on, report, metric) for report in _best_point(section, done, exact)),
     ]
-    return plot.chart(on, plot.Labels(title=metric, x="training step", y=metric), *marks)
+    return markup.chart(on, markup.Labels(title=metric, x="training step", y=metric), *marks)
 
 
 def unit_range(values: Sequence[float]) -> tuple[float, float]:
     """Some room around values of a metric, most in 0..1; what lies outside (hits, ends of intervals) is shown, too."""
-    low, high = plot.around(values, least=LEAST_RANGE)
+    low, high = markup.around(values, least=LEAST_RANGE)
     return max(low, min([0.0, *values])), min(high, max([1.0, *values]))
 
 
@@ -85,11 +85,11 @@ def _naive(estimate: Estimate) -> tuple[float, ...]:
     return (estimate.naive,) if number(estimate.naive) and estimate.naive != estimate.value else ()
 
 
-def _places(on: plot.Frame, reports: Sequence[Report], metric: str) -> list[plot.Place]:
+def _places(on: markup.Frame, reports: Sequence[Report], metric: str) -> list[markup.Place]:
     return [(on.x(report.checkpoint.step), on.y(report.metrics[metric].value)) for report in reports]
 
 
-def _bands(on: plot.Frame, done: Sequence[Report], metric: str) -> list[Markup]:
+def _bands(on: markup.Frame, done: Sequence[Report], metric: str) -> list[Markup]:
     """Runs of checkpoints that have an interval; a lone one has a bar."""
     runs: list[list[Report]] = [[]]
     for report in done:
@@ -102,17 +102,17 @@ def _bands(on: plot.Frame, done: Sequence[Report], metric: str) -> list[Markup]:
         ends = [(on.x(r.checkpoint.step), on.y(r.metrics[metric].high), on.y(r.metrics[metric].low)) for r in run]
         if len(run) == 1:
             x, high, low = ends[0]
-            marks.append(el("g", plot.upright(x, low, high), class_="sampled"))
-        marks.append(plot.band([(x, high) for x, high, _ in ends], [(x, low) for x, _, low in ends], "band"))
+            marks.append(el("g", markup.upright(x, low, high), class_="sampled"))
+        marks.append(markup.band([(x, high) for x, high, _ in ends], [(x, low) for x, _, low in ends], "band"))
     return marks
 
 
-def _points(on: plot.Frame, reports: Sequence[Report], metric: str, own: str) -> list[Markup]:
+def _points(on: markup.Frame, reports: Sequence[Report], metric: str, own: str) -> list[Markup]:
     size = 3.5 if len(reports) <= MANY_POINTS else 2.2
     kind = "diamond" if own == "full" else "circle"
     places = _places(on, reports, metric)
     return [
-        plot.titled(_told(report, metric, own), plot.shape(kind, place, size), class_=f"{own} point")
+        markup.titled(_told(report, metric, own), markup.shape(kind, place, size), class_=f"{own} point")
         for report, place in zip(reports, places, strict=True)
     ]
 
@@ -125,14 +125,14 @@ def _told(report: Report, metric: str, own: str) -> str:
     return f"step {checkpoint.step:,} ({checkpoint.label}), {name}: {metric} {with_interval(estimate, 4)}{uncorrected}"
 
 
-def _cross(on: plot.Frame, report: Report) -> Markup:
+def _cross(on: markup.Frame, report: Report) -> Markup:
     told = f"step {report.checkpoint.step:,} ({report.checkpoint.label}) {report.status}: {report.error}"
-    return plot.titled(told, plot.shape("cross", (on.x(report.checkpoint.step), on.bottom)), class_="missing")
+    return markup.titled(told, markup.shape("cross", (on.x(report.checkpoint.step), on.bottom)), class_="missing")
 
 
-def _ring(on: plot.Frame, best: Report, metric: str) -> Markup:
+def _ring(on: markup.Frame, best: Report, metric: str) -> Markup:
     place = (on.x(best.checkpoint.step), on.y(best.metrics[metric].value))
-    return el("g", plot.shape("circle", place, 8), class_="ring")
+    return el("g", markup.shape("circle", place, 8), class_="ring")
 
 
 def _steps_legend(section: Section, strategy: Strategy) -> list[tuple[str, Markup]]:
@@ -140,20 +140,20 @@ def _steps_legend(section: Section, strategy: Strategy) -> list[tuple[str, Marku
     bounds = bool(estimates) and all(estimate.is_bound for estimate in estimates)
     own = "full" if strategy is section.full else "sampled"
     kind = "diamond" if own == "full" else "circle"
-    point = el("g", plot.shape(kind, (14, 7)), class_=f"{own} point")
+    point = el("g", markup.shape(kind, (14, 7)), class_=f"{own} point")
     name = f"{strategy.name}, an upper bound" if bounds else strategy.name
-    entries = [(name, join(plot.line([(1, 7), (27, 7)], f"{own} line"), point))]
+    entries = [(name, join(markup.line([(1, 7), (27, 7)], f"{own} line"), point))]
     if any(estimate.has_interval for estimate in estimates):
-        entries.append((interval_name(strategy.done), plot.band([(1, 2), (27, 2)], [(1, 12), (27, 12)], "band")))
+        entries.append((interval_name(strategy.done), markup.band([(1, 2), (27, 2)], [(1, 12), (27, 12)], "band")))
     if any(_naive(estimate) for estimate in estimates):
-        entries.append(("uncorrected, an upper bound", plot.line([(1, 7), (27, 7)], "naive")))
+        entries.append(("uncorrected, an upper bound", markup.line([(1, 7), (27, 7)], "naive")))
     if own == "sampled" and section.full and section.full.done:
-        entries.append(("full corpus", el("g", plot.shape("diamond", (14, 7)), class_="full point")))
+        entries.append(("full corpus", el("g", markup.shape("diamond", (14, 7)), class_="full point")))
     for best in _best_point(section, strategy.done, section.full.done if section.full else ()):
         name = f"the best, step {best.checkpoint.step:,}"
-        entries.append((name, el("g", plot.shape("circle", (14, 7), 6), class_="ring")))
+        entries.append((name, el("g", markup.shape("circle", (14, 7), 6), class_="ring")))
     if ended := sorted({report.status for report in _missing(strategy)}):
-        entries.append((" or ".join(ended), el("g", plot.shape("cross", (14, 7)), class_="missing")))
+        entries.append((" or ".join(ended), el("g", markup.shape("cross", (14, 7)), class_="missing")))
     return entries
 
 
@@ -164,26 +164,26 @@ def scatter_charts(section: Section, strategy: Strategy) -> Markup:
     if not figures:
         return Markup("")
     entries = [
-        (f"a checkpoint, {strategy.name}", el("g", plot.shape("circle", (14, 7)), class_="sampled point")),
-        ("sampled = full", plot.line([(1, 12), (27, 2)], "diagonal")),
+        (f"a checkpoint, {strategy.name}", el("g", markup.shape("circle", (14, 7)), class_="sampled point")),
+        ("sampled = full", markup.line([(1, 12), (27, 2)], "diagonal")),
     ]
     if any(report.metrics[metric].has_interval for metric, found in pairs.items() for report, _ in found):
-        entries.insert(1, (interval_name(strategy.done), el("g", plot.upright(14, 1, 13), class_="sampled")))
-    return join(plot.legend(entries), plot.charts(*figures))
+        entries.insert(1, (interval_name(strategy.done), el("g", markup.upright(14, 1, 13), class_="sampled")))
+    return join(markup.legend(entries), markup.charts(*figures))
 
 
 def _scatter(pairs: Sequence[tuple[Report, Report]], metric: str) -> Markup:
     both = [(report.metrics[metric], exact.metrics[metric].value) for report, exact in pairs]
     values = [value for estimate, exact in both for value in (estimate.value, exact, *_ends(estimate))]
     span = unit_range(values)
-    on = plot.frame(span, span, height=330)
-    marks = [plot.line([(on.x(span[0]), on.y(span[0])), (on.x(span[1]), on.y(span[1]))], "diagonal")]
+    on = markup.frame(span, span, height=330)
+    marks = [markup.line([(on.x(span[0]), on.y(span[0])), (on.x(span[1]), on.y(span[1]))], "diagonal")]
     for (report, _), (estimate, exact) in zip(pairs, both, strict=True):
         told = f"{_told(report, metric, 'sampled')}; full corpus {number(exact)}"
-        bars = [plot.upright(on.x(exact), on.y(estimate.low), on.y(estimate.high))] if estimate.has_interval else []
-        dot = plot.shape("circle", (on.x(exact), on.y(estimate.value)), 3.5 if len(pairs) <= MANY_POINTS else 2.5)
-        marks.append(plot.titled(told, *bars, dot, class_="sampled point"))
-    return plot.chart(on, plot.Labels(title=metric, x=f"{metric} on the full corpus", y=f"sampled {metric}"), *marks)
+        bars = [markup.upright(on.x(exact), on.y(estimate.low), on.y(estimate.high))] if estimate.has_interval else []
+        dot = markup.shape("circle", (on.x(exact), on.y(estimate.value)), 3.5 if len(pairs) <= MANY_POINTS else 2.5)
+        marks.append(markup.titled(told, *bars, dot, class_="sampled point"))
+    return markup.chart(on, markup.Labels(title=metric, x=f"{metric} on the full corpus", y=f"sampled {metric}"), *marks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,14 +216,14 @@ def cost_charts(section: Section) -> Markup:
     rmse = f"RMSE of {section.metric}"
     documents = "documents encoded for a checkpoint"
     figures = [
-        _cost_chart(found, plot.Labels(title="Error by documents", x=documents, y=rmse), is_tau=False),
-        _cost_chart(found, plot.Labels(title="Order by documents", x=documents, y="Kendall tau"), is_tau=True),
+        _cost_chart(found, markup.Labels(title="Error by documents", x=documents, y=rmse), is_tau=False),
+        _cost_chart(found, markup.Labels(title="Order by documents", x=documents, y="Kendall tau"), is_tau=True),
     ]
-    entries = [(one.strategy.name, el("g", plot.shape(one.look[0], (14, 7)), class_=one.look[1])) for one in found]
-    return join(plot.legend(entries), plot.charts(*figures))
+    entries = [(one.strategy.name, el("g", markup.shape(one.look[0], (14, 7)), class_=one.look[1])) for one in found]
+    return join(markup.legend(entries), markup.charts(*figures))
 
 
-def _cost_chart(found: Sequence[_Costed], labels: plot.Labels, *, is_tau: bool) -> Markup:
+def _cost_chart(found: Sequence[_Costed], labels: markup.Labels, *, is_tau: bool) -> Markup:
     values = [(one, one.strategy.documents, one.comparison.tau if is_tau else one.comparison.rmse) for one in found]
     known = [(one, x, y) for one, x, y in values if x and y is not None]
     if not known:
@@ -231,19 +231,19 @@ def _cost_chart(found: Sequence[_Costed], labels: plot.Labels, *, is_tau: bool) 
     costs = [x for _, x, _ in known]
     log = max(costs) / min(costs) > LOG_FROM
     ends = [end for one, _, _ in known if is_tau for end in one.comparison.tau_interval or ()]
-    low, high = plot.around([*(y for _, _, y in known), *ends, *([] if is_tau else [0.0])])
+    low, high = markup.around([*(y for _, _, y in known), *ends, *([] if is_tau else [0.0])])
     low, high = (max(low, -1.0), min(high, 1.0)) if is_tau else (0.0, high)
-    across = plot.around_on_log(costs) if log else (0.0, plot.around([0.0, *costs])[1])
-    on = plot.frame(across, (low, high if high > low else low + 1), log_x=log)
+    across = markup.around_on_log(costs) if log else (0.0, markup.around([0.0, *costs])[1])
+    on = markup.frame(across, (low, high if high > low else low + 1), log_x=log)
     marks = []
     for one, x, y in known:
         told = (
             f"{one.strategy.name}: {labels.y} {number(y)}, {x:,.4g} {labels.x}, over {one.comparison.checkpoints:,} checkpoints"
         )
         reach = one.comparison.tau_interval if is_tau else None
-        bars = [plot.upright(on.x(x), on.y(reach[0]), on.y(reach[1]))] if reach else []
-        marks.append(plot.titled(told, *bars, plot.shape(one.look[0], (on.x(x), on.y(y)), 5), class_=one.look[1]))
-    return plot.chart(on, labels, *marks)
+        bars = [markup.upright(on.x(x), on.y(reach[0]), on.y(reach[1]))] if reach else []
+        marks.append(markup.titled(told, *bars, markup.shape(one.look[0], (on.x(x), on.y(y)), 5), class_=one.look[1]))
+    return markup.chart(on, labels, *marks)
 
 
 def change_chart(movement: Movement) -> Markup:
@@ -251,23 +251,23 @@ def change_chart(movement: Movement) -> Markup:
     changes = [float(change) for change in movement.changes if change]
     if not changes:
         return Markup("")
-    width = plot.nice_step(2 * max(map(abs, changes)) / BINS)
+    width = markup.nice_step(2 * max(map(abs, changes)) / BINS)
     bins: dict[int, int] = {}
     for change in changes:  # bins end at zero, so that none holds gains and losses
         place = math.ceil(change / width - 1e-9) - 1 if change > 0 else math.floor(change / width + 1e-9)
         bins[place] = bins.get(place, 0) + 1
     reach = max(max(bins) + 1, -min(bins)) * width
-    on = plot.frame((-reach, reach), (0, max(bins.values()) * 1.08))
+    on = markup.frame((-reach, reach), (0, max(bins.values()) * 1.08))
     bars = [_bar(on, (place * width, (place + 1) * width), how_many) for place, how_many in sorted(bins.items())]
-    zero = el("line", x1=on.x(0), x2=on.x(0), y1=plot.TOP, y2=on.bottom, class_="axis")
-    labels = plot.Labels(title="Change per query", x=f"change of {movement.metric}", y="queries")
-    return plot.chart(on, labels, *bars, zero)
+    zero = el("line", x1=on.x(0), x2=on.x(0), y1=markup.TOP, y2=on.bottom, class_="axis")
+    labels = markup.Labels(title="Change per query", x=f"change of {movement.metric}", y="queries")
+    return markup.chart(on, labels, *bars, zero)
 
 
-def _bar(on: plot.Frame, ends: tuple[float, float], how_many: int) -> Markup:
+def _bar(on: markup.Frame, ends: tuple[float, float], how_many: int) -> Markup:
     left, right = (on.x(end) for end in ends)
     gap = BAR_GAP * (right - left) / 2
     top = on.y(how_many)
     d = f"M{left + gap:.1f} {on.bottom:.1f}V{top:.1f}H{right - gap:.1f}V{on.bottom:.1f}Z"
     told = f"{count(how_many, 'query')}: {signed(ends[0], 3)} to {signed(ends[1], 3)}"
-    return plot.titled(told, el("path", d=d), class_="gain" if ends[1] > 0 else "loss")
+    return markup.titled(told, el("path", d=d), class_="gain" if ends[1] > 0 else "loss")

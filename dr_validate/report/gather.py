@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from dr_validate.dataset.corpus import ArrowCorpus, is_usable
-from dr_validate.fidelity.against_full import Comparison, compare
+from dr_validate.fidelity.comparison import Comparison, compare
 from dr_validate.ledger.database import State
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.per_query import Retrieved, read_query_texts, read_query_values, read_top
+from dr_validate.ledger.reports import best_of, latest_of
 from dr_validate.report.words import percent
 from dr_validate.values import Z_95, Float64, Report
 
@@ -115,19 +116,13 @@ class Section:
     def best(self) -> Report | None:
         """The checkpoint that the headline names, at the value that decides."""
         deciding, metric = self.deciding, self.metric
-        done = [report for report in deciding.done if metric in report.metrics] if deciding else []
-        return best_of(done, metric) if done and metric else None
+        return best_of(deciding.done, metric) if deciding and metric else None
 
     def comparison(self, strategy: Strategy, metric: str) -> Comparison | None:
         """Of a sampled strategy with the full corpus; None for the full corpus itself, and without a baseline."""
         if self.full is None or strategy is self.full:
             return None
         return compare(strategy.done, self.full.done, metric)
-
-
-def best_of(done: Sequence[Report], metric: str) -> Report:
-    """The highest value, the earliest of several."""
-    return max(done, key=lambda report: (report.metrics[metric].value, -report.checkpoint.step))
 
 
 def newest_and_best(steps: Iterable[int], best: int | None, most: int) -> list[int]:
@@ -142,15 +137,9 @@ def gather(ledger: Ledger, only: str = "") -> list[Section]:
     found = []
     for full_spec in dict.fromkeys(full for full in full_specs.values() if only in ("", full)):
         specs = [spec for spec in described if full_specs[spec] == full_spec]
-        contents = {spec: (_latest(ledger.revised(spec)), ledger.states(spec)) for spec in specs}
+        contents = {spec: (latest_of(ledger.revised(spec)), ledger.states(spec)) for spec in specs}
         found += _sections(full_spec, {spec: described[spec] for spec in specs}, contents)
     return _named_apart(found)
-
-
-def _latest(reports: Sequence[Report]) -> list[Report]:
-    """Of a checkpoint that was skipped first and validated later the later Report counts; by ascending step."""
-    by_place = {(r.checkpoint.label, r.checkpoint.uri): r for r in sorted(reports, key=lambda report: report.at)}
-    return sorted(by_place.values(), key=lambda report: (report.checkpoint.step, report.checkpoint.label))
 
 
 def _sections(
@@ -284,11 +273,10 @@ def movement(section: Section, state_dir: Path) -> Movement | None:
 
     On the full corpus where both have values there, else on the first sample that has; None where no values are kept.
     """
-    deciding, metric = section.deciding, section.metric
+    deciding, metric, best = section.deciding, section.metric, section.best
     done = [report for report in deciding.done if metric in report.metrics] if deciding else []
-    if metric is None or len(done) < 2:
+    if metric is None or best is None or len(done) < 2:
         return None
-    best = best_of(done, metric)
     other = done[-1] if done[-1] is not best else done[-2]
     pair = sorted((best, other), key=lambda report: report.checkpoint.step)
     for strategy in [strategy for strategy in (section.full, *section.sampled) if strategy]:

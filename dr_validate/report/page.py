@@ -17,8 +17,7 @@ from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import EstimateDetails
 from dr_validate.report.charts import change_chart, cost_charts, scatter_charts, steps_charts
 from dr_validate.report.gather import Movement, Section, Strategy, Top, document_texts, gather, movement, query_texts, top_of
-from dr_validate.report.markup import Markup, el, join
-from dr_validate.report.plot import charts
+from dr_validate.report.markup import Markup, charts, el, join
 from dr_validate.report.tables import (
     checkpoints_table,
     collections_table,
@@ -39,7 +38,7 @@ MEANINGS = (
     "tau: Kendall\u2019s tau-b, its 95% interval by Fisher\u2019s z, from five checkpoints on; regret: what the full corpus "
     "loses by the choice that the sample makes; covered: 95% intervals that hold the full-corpus value."
 )
-LEARNT = (
+CALIBRATED = (
     "Sampled values are as the latest report sees them: corrected with all checkpoints and with what full-corpus baselines "
     "of others show, never with the checkpoint\u2019s own baseline."
 )
@@ -198,7 +197,7 @@ def _notes(parts: Sequence[Part], shared: Sequence[Sequence[Overlay]]) -> Markup
     sampled = [(part.section, strategy) for part in parts for strategy in part.section.sampled]
     compared = any(section.metric and section.comparison(strategy, section.metric) for section, strategy in sampled)
     told = any(EstimateDetails.of(report).baselines for _, strategy in sampled for report in strategy.done)
-    notes = [MEANINGS] * compared + [LEARNT] * told + [COMPARED] * bool(shared) + [COLUMNS]
+    notes = [MEANINGS] * compared + [CALIBRATED] * told + [COMPARED] * bool(shared) + [COLUMNS]
     return el("footer", *(el("p", note, class_="note") for note in notes))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dr_validate.fidelity.against_full import Comparison
+from dr_validate.fidelity.comparison import Comparison
 from dr_validate.ledger.database import State
 from dr_validate.ledger.made import presentable
 from dr_validate.ledger.per_query import Retrieved
@@ -24,18 +24,7 @@ Fact = tuple[str, str]  # its name and what it is; "" where nothing is known
 def strategies_table(section: Section) -> Markup:
     """What each strategy costs and how far its values are off, on the first metric."""
     metric = section.metric or ""
-    heads = (
-        "documents",
-        "share",
-        "validated",
-        "compared",
-        "bias",
-        "RMSE",
-        "tau",
-        "95% interval",
-        "regret",
-        "covered",
-    )
+    heads = ("documents", "share", "validated", "compared", "bias", "RMSE", "tau", "95% interval", "regret", "covered")
     columns = [Column(name="strategy", number=False), *(Column(name=head) for head in heads)]
     rows = [_strategy_row(strategy, section.comparison(strategy, metric)) for strategy in section.strategies]
     return table(columns, rows, f"Strategies, {metric}")
@@ -262,7 +251,7 @@ def _encoder(done: Sequence[Report]) -> Iterable[Fact]:
 
 def _collection(section: Section) -> Iterable[Fact]:
     description = next((strategy.description for strategy in section.strategies), {})
-    made = _made(description)
+    made = description.get("made") or {}
     yield "data set", _joined([section.dataset, _settings(made.get("dataset"))])
     yield "its fingerprint", str(description.get("dataset_fingerprint", ""))
     yield "metrics", ", ".join(map(str, made.get("metrics", section.metrics)))
@@ -275,14 +264,9 @@ def _sample(strategy: Strategy) -> Iterable[Fact]:
     size = [description.get(key) for key in ("encoded", "documents")]
     encoded, documents = [size[1] if is_full else size[0], size[1]]
     told = f"{encoded:,} of {count(documents, 'document')} ({percent(encoded / documents)})" if encoded and documents else ""
-    made = _made(description)
+    made = description.get("made") or {}
     drawn = ["" if is_full else _settings(made.get("sampler")), "" if is_full or not made else f"seed {made.get('seed')}"]
     yield strategy.name, _joined([*drawn, told, f"spec {strategy.spec}"])
-
-
-def _made(description: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = description.get("made")
-    return found if isinstance(found, dict) else {}
 
 
 def _settings(found: object) -> str:
@@ -304,8 +288,7 @@ def _plain(value: object) -> str:
 
 
 def _contract(report: Report) -> Mapping[str, Any]:
-    found = report.notes.get("encoder")
-    return found if isinstance(found, dict) else {}
+    return report.notes.get("encoder") or {}
 
 
 def _of_sides(report: Report, key: str, say: Callable[[Any], str]) -> str:

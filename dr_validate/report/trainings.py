@@ -8,18 +8,11 @@ from pathlib import Path
 
 from dr_validate.ledger.per_query import paired_change
 from dr_validate.ledger.reports import EstimateDetails
-from dr_validate.report import plot
+from dr_validate.report import markup
 from dr_validate.report.charts import COLOURS, MANY_POINTS, SHAPES, unit_range
 from dr_validate.report.gather import Section
 from dr_validate.report.markup import EMPTY, Column, Markup, el, join, numeric, table, text
-from dr_validate.report.words import (
-    count,
-    interval,
-    interval_name,
-    number,
-    signed,
-    with_interval,
-)
+from dr_validate.report.words import count, interval, interval_name, number, signed, with_interval
 from dr_validate.values import Z_95, Report
 
 WORDS = {1: "higher", -1: "lower", 0: "not told apart"}  # by the sign of a difference
@@ -165,31 +158,31 @@ def _sentence(training: str, first: str, metric: str, found: Sequence[TrainingDi
 
 def overlay_charts(overlay: Overlay) -> Markup:
     """Each metric over the steps and its difference beside it, under one legend."""
-    rows = [plot.charts(_steps_chart(overlay, metric), _differences_chart(overlay, metric)) for metric in overlay.metrics]
+    rows = [markup.charts(_steps_chart(overlay, metric), _differences_chart(overlay, metric)) for metric in overlay.metrics]
     entries = [
-        (name, join(plot.line([(1, 7), (27, 7)], f"line {_class(place)}"), _mark(place, (14, 7))))
+        (name, join(markup.line([(1, 7), (27, 7)], f"line {_class(place)}"), _mark(place, (14, 7))))
         for place, name in enumerate(overlay.trainings)
     ]
     every = [report for done in overlay.trainings.values() for report in done]
     if any(report.metrics[name].has_interval for report in every for name in overlay.metrics):
-        entries.append((interval_name(every), plot.band([(1, 2), (27, 2)], [(1, 12), (27, 12)], "band")))
-    return join(plot.legend(entries), *rows)
+        entries.append((interval_name(every), markup.band([(1, 2), (27, 2)], [(1, 12), (27, 12)], "band")))
+    return join(markup.legend(entries), *rows)
 
 
 def _class(place: int) -> str:
     return f"series-{place % COLOURS}"
 
 
-def _mark(place: int, at: plot.Place, size: float = 3.5) -> Markup:
-    return el("g", plot.shape(SHAPES[place % len(SHAPES)], at, size), class_=f"{_class(place)} point")
+def _mark(place: int, at: markup.Place, size: float = 3.5) -> Markup:
+    return el("g", markup.shape(SHAPES[place % len(SHAPES)], at, size), class_=f"{_class(place)} point")
 
 
 def _steps_chart(overlay: Overlay, metric: str) -> Markup:
     every = [report for done in overlay.trainings.values() for report in done]
     estimates = [report.metrics[metric] for report in every]
     ends = [end for estimate in estimates if estimate.has_interval for end in (estimate.low, estimate.high)]
-    on = plot.frame(
-        plot.around([report.checkpoint.step for report in every], least=10),
+    on = markup.frame(
+        markup.around([report.checkpoint.step for report in every], least=10),
         unit_range([*(estimate.value for estimate in estimates), *ends]),
     )
     marks: list[Markup] = []
@@ -198,18 +191,18 @@ def _steps_chart(overlay: Overlay, metric: str) -> Markup:
         sure = [(x, estimate) for x, estimate in known if estimate.has_interval]
         upper, lower = ([(x, on.y(getattr(estimate, end))) for x, estimate in sure] for end in ("high", "low"))
         marks += [
-            plot.band(upper, lower, f"band {_class(place)}"),
-            plot.line([(x, on.y(estimate.value)) for x, estimate in known], f"line {_class(place)}"),
+            markup.band(upper, lower, f"band {_class(place)}"),
+            markup.line([(x, on.y(estimate.value)) for x, estimate in known], f"line {_class(place)}"),
         ]
         for report, (x, estimate) in zip(done, known, strict=True):
             told = f"{name}, step {report.checkpoint.step:,}: {metric} {with_interval(estimate, 4)}"
             marks.append(_point(told, place, (x, on.y(estimate.value)), len(done)))
-    return plot.chart(on, plot.Labels(title=metric, x="training step", y=metric), *marks)
+    return markup.chart(on, markup.Labels(title=metric, x="training step", y=metric), *marks)
 
 
-def _point(told: str, place: int, at: plot.Place, how_many: int, *bars: Markup) -> Markup:
+def _point(told: str, place: int, at: markup.Place, how_many: int, *bars: Markup) -> Markup:
     size = 3.5 if how_many <= MANY_POINTS else 2.2
-    return plot.titled(told, *bars, plot.shape(SHAPES[place % len(SHAPES)], at, size), class_=f"{_class(place)} point")
+    return markup.titled(told, *bars, markup.shape(SHAPES[place % len(SHAPES)], at, size), class_=f"{_class(place)} point")
 
 
 def _differences_chart(overlay: Overlay, metric: str) -> Markup:
@@ -217,22 +210,22 @@ def _differences_chart(overlay: Overlay, metric: str) -> Markup:
     if not found:
         return Markup("")
     first, places = next(iter(overlay.trainings)), {name: place for place, name in enumerate(overlay.trainings)}
-    on = plot.frame(
-        plot.around(
+    on = markup.frame(
+        markup.around(
             [report.checkpoint.step for done in overlay.trainings.values() for report in done], least=10
         ),  # as beside it
-        plot.around([0.0, *(end for one in found for end in (one.value, *(one.interval or ())))], least=0.01),
+        markup.around([0.0, *(end for one in found for end in (one.value, *(one.interval or ())))], least=0.01),
     )
-    left, right = plot.LEFT, plot.WIDTH - plot.RIGHT
-    marks = [plot.line([(left, on.y(0.0)), (right, on.y(0.0))], "diagonal")]
+    left, right = markup.LEFT, markup.WIDTH - markup.RIGHT
+    marks = [markup.line([(left, on.y(0.0)), (right, on.y(0.0))], "diagonal")]
     for one in found:
         x = on.x(one.step)
-        bars = [plot.upright(x, on.y(one.interval[0]), on.y(one.interval[1]))] if one.interval else []
+        bars = [markup.upright(x, on.y(one.interval[0]), on.y(one.interval[1]))] if one.interval else []
         reach = f" {interval(*one.interval)}" if one.interval else ""
         told = f"{one.training} minus {first}, step {one.step:,}: {signed(one.value)}{reach}"
         marks.append(_point(told, places[one.training], (x, on.y(one.value)), len(found), *bars))
     title = f"{metric}, difference from {first}"
-    return plot.chart(on, plot.Labels(title=title, x="training step", y="difference"), *marks)
+    return markup.chart(on, markup.Labels(title=title, x="training step", y="difference"), *marks)
 
 
 def differences_table(overlay: Overlay, metric: str) -> Markup:

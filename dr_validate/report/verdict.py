@@ -1,22 +1,20 @@
-"""What the numbers say, in plain words: one headline and a few sentences for a test collection, strategies side by side."""
+"""What the numbers say, in plain words: one headline and a few sentences for a test collection, strategies side by side.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+`findings`: the same for those who never open the page, as trackers show it beside the rows, with tables of plain numbers that
+compare samples with the full corpus. The other tables in W&B: of checkpoints and queries `tracker/rows.py`, of a sweep
+`tracker/wandb.py`.
+"""
 
-from dr_validate.fidelity.against_full import Comparison
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dr_validate.fidelity.comparison import Comparison, holds, paired
+from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import SAME_WEIGHTS, EstimateDetails, is_expected, warnings_of
-from dr_validate.report.gather import Movement, Section, Strategy
-from dr_validate.report.words import (
-    count,
-    interval,
-    listed,
-    number,
-    percent,
-    signed,
-    steps,
-    with_interval,
-)
-from dr_validate.values import Report
+from dr_validate.report.gather import Movement, Section, Strategy, gather, movement
+from dr_validate.report.words import count, interval, listed, number, percent, signed, steps, with_interval
+from dr_validate.values import MAX_ROWS, CellValue, Findings, Report, Table
 
 # Kendall's tau from which an order is called the same, mostly the same, or roughly so.
 SAME, MOSTLY, ROUGHLY = 0.9, 0.7, 0.4
@@ -24,6 +22,12 @@ LEAST_OUTRANKING = 3  # below this a corrected value is extrapolation, not evide
 DIGITS = 3
 ENDS = ("failed", "skipped", "with the same weights as another", "overtaken by newer ones")
 EQUAL_COST = 0.02  # strategies cost the same where their numbers of documents differ by no more than this share
+PAIRS = ("step", "checkpoint", "metric", "sampled", "low", "high", "naive", "full", "difference", "inside")
+STRATEGIES = (
+    *("strategy", "spec", "metric", "documents", "share", "median_s", "validated", "checkpoints"),
+    *("bias", "rmse", "tau", "tau_low", "tau_high", "regret", "covered", "with_interval"),
+)
+FIDELITY = ("step", "checkpoint", "metric", "checkpoints", "kendall_tau", "rmse", "bias", "regret")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +42,13 @@ class Verdict:
         return " ".join((self.headline, *self.sentences))
 
 
-def verdict(section: Section, movement: Movement | None = None) -> Verdict:
+def verdict(section: Section, moved: Movement | None = None) -> Verdict:
     """On the first metric of the section."""
     deciding, metric, best = section.deciding, section.metric, section.best
     if deciding is None or metric is None or best is None:
         return Verdict(headline="No checkpoint is validated yet.", sentences=tuple(_troubles(section)))
     done = [report for report in deciding.done if metric in report.metrics]
-    parts = [*_rivals(done, best, metric), *_course(done, best, metric, movement), *_moved(movement, section)]
+    parts = [*_rivals(done, best, metric), *_course(done, best, metric, moved), *_moved(moved, section)]
     sentences = (
         *_mean(deciding, best, metric),
         *parts,
@@ -56,13 +60,13 @@ def verdict(section: Section, movement: Movement | None = None) -> Verdict:
     return Verdict(headline=_headline(section, deciding, best, metric), sentences=sentences)
 
 
-def change_in_words(movement: Movement) -> str:
+def change_in_words(moved: Movement) -> str:
     """How many queries gained and lost, in one sentence."""
-    gained, lost = (int((sign * movement.changes > 0).sum()) for sign in (1, -1))
-    same = len(movement.query_ids) - gained - lost
-    queries = count(len(movement.query_ids), "query")
+    gained, lost = (int((sign * moved.changes > 0).sum()) for sign in (1, -1))
+    same = len(moved.query_ids) - gained - lost
+    queries = count(len(moved.query_ids), "query")
     # The verdict says the mean, with its interval, where there are enough of them for one.
-    mean = "" if movement.interval else f"; mean {signed(movement.mean)}"
+    mean = "" if moved.interval else f"; mean {signed(moved.mean)}"
     return f"Of {queries} {gained:,} gained, {lost:,} lost and {same:,} stayed the same{mean}."
 
 
@@ -103,7 +107,7 @@ def _rivals(done: list[Report], best: Report, metric: str) -> list[str]:
     return [f"Its interval overlaps with {theirs}: these intervals cannot tell them apart."]
 
 
-def _course(done: list[Report], best: Report, metric: str, movement: Movement | None) -> list[str]:
+def _course(done: list[Report], best: Report, metric: str, moved: Movement | None) -> list[str]:
     """Whether the training has gone past its best: only if neither the sample nor the choice of queries explains it."""
     last = done[-1]
     if last is best or last.checkpoint.step <= best.checkpoint.step:
@@ -120,22 +124,22 @@ def _course(done: list[Report], best: Report, metric: str, movement: Movement | 
     if end.high >= top.low:
         return [f"{begin}, within the intervals."]
     later = sum(report.checkpoint.step > best.checkpoint.step for report in done)
-    if later < 2 or movement is None or movement.interval is None or movement.interval[1] >= 0:
+    if later < 2 or moved is None or moved.interval is None or moved.interval[1] >= 0:
         return [f"{begin}."]
     return [f"{begin}: the training seems to overfit since step {best.checkpoint.step:,}."]
 
 
-def _moved(movement: Movement | None, section: Section) -> list[str]:
-    if movement is None or movement.interval is None or not movement.changes.any():
+def _moved(moved: Movement | None, section: Section) -> list[str]:
+    if moved is None or moved.interval is None or not moved.changes.any():
         return []
-    low, high = movement.interval
-    change = f"{signed(movement.mean, DIGITS)} {interval(low, high, DIGITS)}"
-    before, after = movement.before.checkpoint.step, movement.after.checkpoint.step
-    where = " on the full corpus" if movement.strategy is section.full and section.deciding is not section.full else ""
+    low, high = moved.interval
+    change = f"{signed(moved.mean, DIGITS)} {interval(low, high, DIGITS)}"
+    before, after = moved.before.checkpoint.step, moved.after.checkpoint.step
+    where = " on the full corpus" if moved.strategy is section.full and section.deciding is not section.full else ""
     span = f"From step {before:,} to {after:,} the mean change of a query{where} is {change}"
     if low <= 0 <= high:
         return [f"{span}: with other queries it could have gone the other way."]
-    return [f"{span}, more than the choice of these {len(movement.query_ids):,} queries explains."]
+    return [f"{span}, more than the choice of these {len(moved.query_ids):,} queries explains."]
 
 
 def _fidelity(section: Section, metric: str) -> list[str]:
@@ -273,3 +277,82 @@ def _smallest_error(group: Sequence[Candidate]) -> str:
     checkpoints = count(group[0].comparison.checkpoints, "checkpoint")
     error = f"RMSE {number(least, 3)} over {checkpoints}"
     return f"Of {len(group)} strategies with {size} for a checkpoint {listed(names)} {has} the smallest error ({error})."
+
+
+def findings(ledger: Ledger, names: Mapping[str, Any], training_run: str) -> Findings:
+    """Of the checkpoints of `training_run` under the spec of `names`, whose own `training_run` has those that do not say."""
+    section = _with_own_first(gather(ledger, names["full_spec"]), names, training_run)
+    if section is None:
+        return Findings()
+    moved = movement(section, ledger.path.parent)
+    own = [strategy for strategy in section.strategies if strategy.spec in (names["spec"], names["full_spec"])]
+    tables = {
+        "sampled_against_full": pairs_table(section, own),
+        "error_and_cost": error_and_cost_table(section),
+        "fidelity": fidelity_table([report for strategy in own for report in strategy.done]),
+    }
+    words = "" if moved is None else f"{_between(moved)}. {change_in_words(moved)}"
+    return Findings(verdict=verdict(section, moved).text, queries=words, tables=tables)
+
+
+def _between(moved: Movement) -> str:
+    before, after = moved.before.checkpoint.step, moved.after.checkpoint.step
+    return f"{moved.metric}, {moved.strategy.name}, from step {before:,} to {after:,}"
+
+
+def _with_own_first(sections: Sequence[Section], names: Mapping[str, Any], training_run: str) -> Section | None:
+    """With the strategy of this spec before the others: it is the one that the verdict is about."""
+    by_run = {section.run: section for section in sections}
+    found = by_run.get(training_run, by_run.get("") if training_run == names["training_run"] else None)
+    if found is None:
+        return None
+    sampled = sorted(found.sampled, key=lambda strategy: strategy.spec != names["spec"])
+    return replace(found, sampled=tuple(sampled))
+
+
+def pairs_table(section: Section, strategies: Sequence[Strategy]) -> Table:
+    """A row per checkpoint and metric with a sampled and a full-corpus value. `inside`: whether the interval holds the latter;
+    None where there is no interval."""
+    rows: list[list[CellValue]] = []
+    full = section.full.done if section.full else ()
+    for strategy in (strategy for strategy in strategies if strategy is not section.full):
+        for metric in section.metrics:
+            for report, exact in paired(strategy.done, full, metric)[-MAX_ROWS:]:
+                estimate, value = report.metrics[metric], exact.metrics[metric].value
+                made: list[CellValue] = [report.checkpoint.step, report.checkpoint.label, metric]
+                known = [estimate.value, estimate.low, estimate.high, estimate.naive, value, estimate.value - value]
+                rows.append([*made, *known, holds(report, metric, value)])
+    return Table(columns=PAIRS, rows=rows)
+
+
+def error_and_cost_table(section: Section) -> Table:
+    """A row per metric and strategy in the state_dir, the full corpus last: what it costs, and how far its values are off.
+
+    No rows before a sampled checkpoint is done. The columns are those of the page, bounds of intervals and counts apart.
+    """
+    if not any(strategy.done for strategy in section.sampled):
+        return Table(columns=STRATEGIES, rows=[])
+    pairs = [(strategy, metric) for metric in section.metrics for strategy in section.strategies]
+    return Table(columns=STRATEGIES, rows=[_strategy_row(section, strategy, metric) for strategy, metric in pairs])
+
+
+def _strategy_row(section: Section, strategy: Strategy, metric: str) -> list[CellValue]:
+    named: list[CellValue] = [strategy.name, strategy.spec, metric]
+    cost: list[CellValue] = [strategy.documents, strategy.fraction, strategy.seconds, len(strategy.done)]
+    found = section.comparison(strategy, metric)
+    if found is None:
+        return [*named, *cost, *[None] * (len(STRATEGIES) - len(named) - len(cost))]
+    low, high = found.tau_interval or (None, None)
+    regret = found.regret if found.checkpoints > 1 else None
+    error: list[CellValue] = [found.checkpoints, found.bias, found.rmse, found.tau, low, high, regret]
+    return [*named, *cost, *error, found.covered, found.with_interval]
+
+
+def fidelity_table(reports: Sequence[Report]) -> Table:
+    """A row per Report that says how well sampled values stand in for full ones, by ascending step."""
+    rows: list[list[CellValue]] = []
+    for report in sorted(reports, key=lambda report: (report.checkpoint.step, report.at))[-MAX_ROWS:]:
+        if (found := report.agreement) is not None:
+            cells: list[CellValue] = [report.checkpoint.step, report.checkpoint.name, found.metric, found.checkpoints]
+            rows.append([*cells, found.kendall_tau, found.rmse, found.bias, found.regret])
+    return Table(columns=FIDELITY, rows=rows)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dr_validate.values import Estimate, Report
 
 MINUS = "\u2212"
-DASH = "\u2013"
 HOUR_S, MINUTE_S, DAY_S = 3600, 60, 86400
 
 

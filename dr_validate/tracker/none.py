@@ -1,11 +1,7 @@
 """No tracker but the JSONL file, which is always written."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 from dr_validate.component import component
-from dr_validate.tracker.local import LocalTracker, Row
+from dr_validate.tracker.local import LocalTracker, TrackedRow
 
 
 @component
@@ -16,5 +12,5 @@ class NoTracker(LocalTracker):
         """What `task=doctor` says."""
         return "none; reports.jsonl is written"
 
-    def write(self, told: Row, state_dir: Path, config: Mapping[str, Any]) -> None:
+    def write(self, told: TrackedRow) -> None:
         """Nothing, nowhere."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from dr_validate.component import component
 from dr_validate.errors import CheckpointDeleted
 from dr_validate.ledger.per_query import paired_difference
-from dr_validate.ledger.reports import report_to_json, revised
+from dr_validate.ledger.reports import best_of, report_to_json, revised
 from dr_validate.process import how_it_ended
 from dr_validate.tracker.local import LocalRun
 from dr_validate.values import Z_95, Report
@@ -101,8 +101,8 @@ def alert_of(report: Report, history: Sequence[Report], state_dir: Path) -> tupl
     which = f"{report.checkpoint.label} (step {report.checkpoint.step:,}): {report.dataset} {metric} {estimate.value:.4f}"
     if is_best(report, history):
         return f"New best {metric}", f"{which}, the best of {len(known)}"
-    best = max(known, key=lambda one: (one.metrics[metric].value, -one.checkpoint.step))
-    if report.checkpoint.step <= best.checkpoint.step:
+    best = best_of(known, metric)
+    if best is None or report.checkpoint.step <= best.checkpoint.step:
         return None  # it came before the best: that is no fall
     try:
         found = paired_difference(state_dir, report, best, metric)

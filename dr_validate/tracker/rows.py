@@ -1,16 +1,14 @@
 """What a tracker is told: of a Report one flat row of numbers under the public keys, of a spec tables of its checkpoints and of
-the queries that moved. The tables that compare samples with the full corpus: `report/findings.py`."""
+the queries that moved. The tables that compare samples with the full corpus: `report/verdict.py`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from dr_validate.component import fingerprint
-from dr_validate.ledger.findings import MAX_ROWS, Cell, Table
 from dr_validate.ledger.per_query import read_query_values
-from dr_validate.ledger.reports import EstimateDetails, lag_s
-from dr_validate.values import Report
+from dr_validate.ledger.reports import EstimateDetails, best_of, lag_s
+from dr_validate.values import MAX_ROWS, CellValue, Report, Table
 
 REPORT = "_report"  # names the Report that a row is of: what is there already is known by it
 STEP = "train/global_step"
@@ -30,17 +28,13 @@ def row(report: Report, history: Sequence[Report], *, is_baseline: bool, whole: 
     what the Reports of the mean have for a dataset; costs and ends of the others are told apart by theirs, as values are."""
     part = "" if whole in ("", report.dataset) else f"{report.dataset}/"
     prefix, cost = (BASELINE, f"cost/{part}full_") if is_baseline else (SAMPLED, f"cost/{part}")
-    numbers: dict[str, float | None] = {STEP: report.checkpoint.step}
     if report.status != "done":
         return {STEP: report.checkpoint.step, f"status/{part}{report.status}": 1}
+    numbers: dict[str, float | None] = {STEP: report.checkpoint.step}
     for name, estimate in report.metrics.items():
         key = f"{prefix}/{report.dataset}/{name}"
-        numbers |= {
-            key: estimate.value,
-            f"{key}/low": estimate.low,
-            f"{key}/high": estimate.high,
-            f"{key}/naive": estimate.naive,
-        }
+        numbers[key] = estimate.value
+        numbers |= {f"{key}/{end}": getattr(estimate, end) for end in ("low", "high", "naive")}
     if report.agreement is not None:
         parts = {name: value for name, value in asdict(report.agreement).items() if name != "metric"}
         numbers |= {f"fidelity/{report.dataset}/{name}": value for name, value in parts.items()}
@@ -80,12 +74,6 @@ def allowed(config: Mapping[str, object], keys: Sequence[str]) -> dict[str, obje
     return {key: config[key] for key in keys if key in config}
 
 
-def suite_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a tracker keeps to make rows of a suite: `whole` of `row`, and the specs of its `members`."""
-    collections = config.get("collections", ())
-    return {"whole": config["dataset"] if collections else "", "members": tuple(str(names["spec"]) for names in collections)}
-
-
 def checkpoints_table(history: Sequence[Report]) -> Table:
     """A row per Report in the order of the training; of a suite with the name of the collection."""
     has_several = len({report.dataset for report in history}) > 1
@@ -93,18 +81,11 @@ def checkpoints_table(history: Sequence[Report]) -> Table:
     rows = []
     for report in history[-MAX_ROWS:]:
         checkpoint = report.checkpoint
-        cells: list[Cell] = [checkpoint.step, checkpoint.name, checkpoint.version, checkpoint.digest]
-        cells += [
-            checkpoint.weights_sha256 or None,
-            report.status,
-            report.error,
-            report.corpus.get("encoded"),
-            report.seconds.get("total"),
-            report.attempts,
-            report.at,
-        ]
+        cells: list[CellValue] = [checkpoint.step, checkpoint.name, checkpoint.version, checkpoint.digest]
+        cells += [checkpoint.weights_sha256 or None, report.status, report.error, report.corpus.get("encoded")]
+        cells += [report.seconds.get("total"), report.attempts, report.at]
         cells += [report.dataset] if has_several else []
-        values: list[Cell] = [_value(report, name) for name in metrics]
+        values = [report.metrics[name].value if name in report.metrics else None for name in metrics]
         lag = lag_s(report) if report.status == "done" else None
         rows.append([*cells, *values, lag, *(cell for name in metrics for cell in _details(report, name))])
     details = [f"{name}/{detail}" for name in metrics for detail in DETAILS]
@@ -118,11 +99,10 @@ def queries_table(history: Sequence[Report], metric: str, state_dir: Path) -> Ta
     Reads queries/<spec>/<digest>.parquet of both; no rows until both are there.
     """
     done = [report for report in history if metric in report.metrics]
-    if len(done) < 2:
+    newest = max(done, key=lambda report: report.checkpoint.step, default=None)
+    best = best_of([report for report in done if report is not newest], metric)
+    if newest is None or best is None:
         return Table(columns=QUERIES, rows=[])
-    newest = max(done, key=lambda report: report.checkpoint.step)
-    others = [report for report in done if report is not newest]
-    best = max(others, key=lambda report: report.metrics[metric].value)
     now, then = (read_query_values(state_dir, report, metric) for report in (newest, best))
     changes = sorted((now[query] - then[query], query) for query in now.keys() & then.keys())
     changed = [part for part in changes if part[0] != 0]
@@ -147,12 +127,7 @@ def revised_curves(sampled: Sequence[Report], baselines: Sequence[Report]) -> di
     return found
 
 
-def _value(report: Report, name: str) -> float | None:
-    estimate = report.metrics.get(name)
-    return None if estimate is None else estimate.value
-
-
-def _details(report: Report, name: str) -> list[Cell]:
+def _details(report: Report, name: str) -> list[CellValue]:
     estimate = report.metrics.get(name)
     if estimate is None:
         return [None] * len(DETAILS)

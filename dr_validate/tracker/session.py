@@ -1,17 +1,20 @@
-"""The SDK of W&B: the plan that all runs of a watcher follow, the key, the settings, how a run is opened, and the SDK's own
-process, which may die or hang."""
+"""The SDK of W&B: the plan that all runs of a watcher follow, the key, the settings, the SDK's own process, which may die or
+hang, and how a validation run is opened and read back."""
 
 import contextlib
+import json
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dr_validate.component import fingerprint
-from dr_validate.errors import WANDB_LOG_IN, SetupError
-from dr_validate.ledger.findings import Find, find_nothing
+from dr_validate.errors import WANDB_LOG_IN, Outage, SetupError
+from dr_validate.files import write_atomically
+from dr_validate.stages import Tracked
+from dr_validate.tracker.rows import HIGHER_IS_BETTER, PREFIXES, REPORT, STEP
 
 if TYPE_CHECKING:
     import wandb
@@ -21,12 +24,15 @@ KILLED_WITHIN_S = 5
 OFFLINE_MODES = ("offline", "dryrun", "disabled")
 WAY_OUT = f"{WANDB_LOG_IN}, or set tracker.mode=offline or tracker=none"
 MAX_TAG_CHARACTERS = 64
+ROWS_PER_START = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Where the validation runs of one watcher go, and what they are called; `config` is what may be uploaded of it."""
+    """Where the validation runs of one watcher go, and what they are `about`; `config` is what may be uploaded of it."""
 
+    about: Tracked
+    config: Mapping[str, Any]
     entity: str | None
     project: str | None
     offline: bool
@@ -35,25 +41,15 @@ class Plan:
     alert: bool
     folder: Path | None
     timeout_s: float
-    state_dir: Path
-    training_run: str
-    spec: str
-    dataset: str
-    sampler: str
-    config: Mapping[str, Any]
-    find: Find = find_nothing
-    collections: Sequence[Mapping[str, Any]] = ()
-    whole: str = ""  # this and `members`: see `rows.suite_of`
-    members: Sequence[str] = ()
 
     @property
-    def sampled(self) -> set[str]:
-        """Specs whose Reports are no baselines."""
-        return {self.spec, *self.members}
+    def metric(self) -> str:
+        """The first one."""
+        return str(next(iter(self.config.get("metrics", ())), ""))
 
     def run_id(self, training_run: str) -> str:
         """The same for the same training run and spec: a restart resumes it."""
-        return fingerprint({"training_run": training_run, "spec": self.spec})
+        return fingerprint({"training_run": training_run, "spec": self.about.spec})
 
 
 def is_offline(mode: str) -> bool:
@@ -94,12 +90,26 @@ def user_name(timeout_s: float) -> str:
     return str(viewer.username)
 
 
-def open_run(init: "Callable[[], wandb.Run]") -> "wandb.Run":
-    """What `init` opens. Raises SetupError where the key may not, and what the SDK does where it cannot."""
+def open_run(*, folder: Path | None, offline: bool, tags: Sequence[str], timeout_s: float, **own: Any) -> "wandb.Run":
+    """A new run, or that with this id, resumed; `own`: what else `wandb.init` takes.
+
+    Raises SetupError where there is no key or it may not, and what the SDK does where it cannot.
+    """
     import wandb
 
+    if not offline:
+        require_key()
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     try:
-        return init()
+        return wandb.init(
+            mode=wandb_mode(offline=offline),
+            dir=folder,
+            resume=None if offline else "allow",
+            tags=[tag[:MAX_TAG_CHARACTERS] for tag in tags if tag] or None,
+            reinit="create_new",
+            **{"settings": settings(timeout_s), **own},
+        )
     except wandb.Error as error:
         if "error 401" in str(error) or "error 403" in str(error):
             host = wandb.setup().settings.base_url
@@ -174,3 +184,76 @@ def wandb_mode(*, offline: bool) -> Literal["online", "offline"] | None:
     if os.environ.get("WANDB_MODE") == "disabled":
         return None
     return "offline" if offline else "online"  # never shared: that is for runs that several processes write to
+
+
+class RunTarget:
+    """The run of one training run and spec: its id follows from both, so a restart resumes it."""
+
+    def __init__(self, plan: Plan, training_run: str, group: str) -> None:
+        self._plan, self._training_run, self._group = plan, training_run, group
+
+    def open(self) -> "wandb.Run":
+        """Start it, or resume it after a restart. Raises what the SDK does."""
+        plan, about = self._plan, self._plan.about
+        run = open_run(
+            entity=plan.entity,
+            project=plan.project,
+            folder=plan.folder,
+            offline=plan.offline,
+            id=plan.run_id(self._training_run),
+            name=f"{self._training_run} {about.dataset} {about.sampler}",
+            group=plan.group or self._group or self._training_run,
+            job_type="validate",
+            tags=(about.dataset, about.sampler),
+            config=dict(plan.config),
+            timeout_s=plan.timeout_s,
+        )
+        if plan.offline:
+            run.log({}, step=self._num_starts() * ROWS_PER_START, commit=False)  # from there on the SDK counts
+        run.define_metric(STEP)
+        for prefix in PREFIXES:
+            # W&B drops rows whose step goes backwards, and late checkpoints do: so we bring our own axis.
+            run.define_metric(f"{prefix}/*", step_metric=STEP, summary="max" if prefix in HIGHER_IS_BETTER else None)
+        return run
+
+    def alert_once(self, run: "wandb.Run", key: str, words: tuple[str, str] | None) -> None:
+        """Have W&B tell the user (title, text) of the Report with id `key`, which is noted first: a kill may cost an alert, and
+        never repeats one."""
+        path = self._plan.about.state_dir / "alerts" / f"{self._plan.run_id(self._training_run)}.json"
+        try:
+            before = list(json.loads(path.read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            before = []
+        if words is not None and key not in before:
+            write_atomically(path, json.dumps([*before, key]))
+            run.alert(title=words[0], text=words[1])
+
+    def read_back(self, run: "wandb.Run", *, complete: bool) -> set[str]:
+        """Ids of the Reports whose rows the server has.
+
+        The readable history lags behind what was sent. With `complete`, Outage is raised until it holds every row that the
+        run had when it was opened; nobody else writes here, so the last of these shows that all are there.
+        """
+        expected = run.starting_step if complete else 0
+        if complete and not expected:
+            return set()
+        found: set[str] = set()
+        last_step = -1
+        for logged in api(self._plan.timeout_s).run(run.path).scan_history(use_cache=False):
+            last_step = max(last_step, int(logged.get("_step", -1)))
+            if isinstance(logged.get(REPORT), str):
+                found.add(logged[REPORT])
+        if last_step < expected - 1:
+            raise Outage(f"W&B has rows up to {expected - 1} of {run.path}, but shows them up to {last_step} only so far")
+        return found
+
+    def _num_starts(self) -> int:
+        """Offline folders that came before this one. Each counts its rows from 0, and of two rows with one number the server
+        keeps one: so each gets numbers of its own."""
+        path = self._plan.about.state_dir / "offline" / f"{self._plan.run_id(self._training_run)}.json"
+        try:
+            before = int(json.loads(path.read_bytes())["starts"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            before = 0
+        write_atomically(path, json.dumps({"starts": before + 1}))
+        return before

@@ -4,15 +4,15 @@ import io
 import re
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dr_validate.component import UserPath, component
 from dr_validate.files import write_atomically
-from dr_validate.tracker.local import LocalTracker, Row
+from dr_validate.tracker.local import LocalTracker, TrackedRow
 from dr_validate.tracker.rows import STEP
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ class TensorboardTracker(LocalTracker):
         self.check()
         return f"tensorboard, event files in {self.dir or 'state_dir/tensorboard'}"
 
-    def write(self, told: Row, state_dir: Path, config: Mapping[str, Any]) -> None:
+    def write(self, told: TrackedRow) -> None:
         """One event file for each Report, named after it, so that it is there once and whole, or not."""
-        folder = (self.dir or state_dir / "tensorboard") / _plain(told.training_run) / _plain(told.name)
+        folder = (self.dir or told.about.state_dir / "tensorboard") / _plain(told.training_run) / _plain(told.name)
         if folder.is_dir() and any(folder.glob(f"events.out.tfevents.*.{told.key}")):
             return
         known = sorted(
@@ -76,7 +76,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip(".-") or "training"
 
 
-def _event(told: Row) -> "Event":
+def _event(told: TrackedRow) -> "Event":
     """A scalar for each number."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary

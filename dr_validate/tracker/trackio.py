@@ -3,15 +3,13 @@
 import contextlib
 import importlib.metadata
 import io
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 from pydantic import Field
 
 from dr_validate.component import component
 from dr_validate.errors import Outage
-from dr_validate.tracker.local import LocalTracker, Row
+from dr_validate.tracker.local import LocalTracker, TrackedRow
 from dr_validate.tracker.rows import REPORT, STEP, allowed
 
 CONFIG_KEYS = ("dataset", "sampler", "spec", "documents", "encoded", "queries", "metrics", "top_k", "seed")
@@ -29,7 +27,7 @@ class TrackioTracker(LocalTracker):
         self.check()
         return f"trackio {importlib.metadata.version('trackio')}, project {self.project}"
 
-    def write(self, told: Row, state_dir: Path, config: Mapping[str, Any]) -> None:
+    def write(self, told: TrackedRow) -> None:
         """Open the run, ask it what it has, log the row at the checkpoint's training step, and close it: nothing waits."""
         name = f"{told.training_run} {told.name}"
         with _silent():
@@ -37,7 +35,12 @@ class TrackioTracker(LocalTracker):
 
             if _has(self.project, name, told.key):
                 return
-            own = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False, "config": allowed(config, CONFIG_KEYS)}
+            own = {
+                "embed": False,
+                "auto_log_gpu": False,
+                "auto_log_cpu": False,
+                "config": allowed(told.about.config, CONFIG_KEYS),
+            }
             run = trackio.init(project=self.project, name=name, group=told.training_run, resume="allow", **own)
             run.log({**told.numbers, REPORT: told.key}, step=int(told.numbers[STEP]))
             trackio.finish()

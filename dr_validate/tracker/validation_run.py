@@ -1,5 +1,4 @@
-"""The rows, tables and lineage of the checkpoints of one training run under one spec, in one W&B run; and how that run is
-opened, written, read back and finished.
+"""The rows, tables and lineage of the checkpoints of one training run under one spec, in one W&B run.
 
 Which of the rows that were logged the server is known to have is asked now and then, for the SDK says nothing of it: after an
 answer that it takes for final (401, 403, 404) it sends no more rows, and nobody hears.
@@ -7,21 +6,18 @@ answer that it takes for final (401, 403, 404) it sends no more rows, and nobody
 
 import json
 import logging
+import re
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dr_validate.errors import Outage
-from dr_validate.files import write_atomically
-from dr_validate.ledger.findings import Findings
-from dr_validate.ledger.reports import revised
-from dr_validate.tracker.lineage import Lineage
+from dr_validate.ledger.reports import best_of, report_to_json, revised
 from dr_validate.tracker.on_best import alert_of
 from dr_validate.tracker.rows import (
     BASELINE,
-    HIGHER_IS_BETTER,
-    PREFIXES,
     REPORT,
     SAMPLED,
     STEP,
@@ -31,8 +27,8 @@ from dr_validate.tracker.rows import (
     revised_curves,
     row,
 )
-from dr_validate.tracker.session import MAX_TAG_CHARACTERS, Plan, api, failures, open_run, require_key, settings, wandb_mode
-from dr_validate.values import Report
+from dr_validate.tracker.session import Plan, RunTarget, api, failures
+from dr_validate.values import ARTIFACT_SCHEME, Findings, Report, Table
 
 if TYPE_CHECKING:
     import wandb
@@ -43,7 +39,9 @@ TABLES_EVERY = 10  # new Reports: a table is an artifact with all its rows
 CONFIRM_EVERY_S = 0.5
 CONFIRM_AFTER_S = 60.0  # the SDK sends every 15 s
 LOST_AFTER_S = 300.0
-ROWS_PER_START = 1_000_000
+MAX_TRIES = 5  # of the lineage of one Report
+DATASET_KEYS = ("dataset", "dataset_fingerprint", "documents", "queries")
+SAMPLE_KEYS = ("dataset", "dataset_fingerprint", "sampler", "sample_fingerprint", "documents", "encoded", "seed")
 
 
 class ValidationRun:
@@ -52,7 +50,7 @@ class ValidationRun:
 
     def __init__(self, plan: Plan, training_run: str, group: str) -> None:
         self._plan, self._training_run = plan, training_run
-        self._target = _RunTarget(plan, training_run, group)
+        self._target = RunTarget(plan, training_run, group)
         self._run: wandb.Run | None = None
         self._lineage: Lineage | None = None
         self._is_ready = self._is_finished = False
@@ -72,9 +70,9 @@ class ValidationRun:
             return
         run = self._opened()
         if key not in self._rows:
-            told = row(report, history, is_baseline=self._is_baseline(report.spec), whole=self._plan.whole)
-            if self._plan.alert and report.spec == self._plan.spec:
-                self._target.alert_once(run, key, alert_of(report, history, self._plan.state_dir))
+            told = row(report, history, is_baseline=self._is_baseline(report.spec), whole=self._plan.about.whole)
+            if self._plan.alert and report.spec == self._plan.about.spec:
+                self._target.alert_once(run, key, alert_of(report, history, self._plan.about.state_dir))
             run.log({**told, REPORT: key})
             self._summarize(run, report.spec)
             self._rows.log(key)
@@ -107,12 +105,12 @@ class ValidationRun:
 
     def find(self) -> None:
         """Look what there is to tell beside the rows; `close` tells what was found last."""
-        self._found = self._plan.find(self._training_run)
+        self._found = self._plan.about.find(self._training_run)
 
     def let_go(self) -> None:
         """Finish it as it is, so that it can be opened again."""
         if self._run is not None:
-            self._target.finish(self._run)
+            self._run.finish()
 
     def close(self, end: float) -> None:
         """Log the tables, finish, and look what has arrived, until `end` (monotonic seconds)."""
@@ -121,7 +119,7 @@ class ValidationRun:
             return
         if self._is_ready:
             self._log_tables(run)  # and the summary: an earlier process may have sent rows, and not what it said last
-        self._target.finish(run)  # waits for the upload; `WandbRuns.close` does not wait longer than its limit
+        run.finish()  # waits for the upload; `WandbRuns.close` does not wait longer than its limit
         self._is_finished = True
         while not self._plan.offline and time.monotonic() < end and not self._rows.is_complete:
             try:
@@ -170,12 +168,13 @@ class ValidationRun:
             log.info("wandb: %d reports were there already", len(self._rows.arrived))
 
     def _summarize(self, run: "wandb.Run", spec: str) -> None:
+        """The best values as now known: the SDK's own (`summary="max"`) are those of rows, which are never revised."""
         is_baseline = self._is_baseline(spec)
-        history = self._histories[spec] if is_baseline else self._revised()
-        self._target.summarize(run, history, BASELINE if is_baseline else SAMPLED)
+        history, prefix = (self._histories[spec], BASELINE) if is_baseline else (self._revised(), SAMPLED)
+        run.summary.update({key: {"max": value} for key, value in _best_values(history, prefix).items()})
 
     def _is_baseline(self, spec: str) -> bool:
-        return spec not in self._plan.sampled
+        return spec not in self._plan.about.sampled
 
     def _revised(self) -> Sequence[Report]:
         """The sampled Reports, as the latest Report or baseline sees them."""
@@ -216,25 +215,121 @@ class ValidationRun:
 
         sampled = self._revised()
         self._tell(run)
-        metric = str(next(iter(self._plan.config.get("metrics", ())), ""))
-        of = [(f"queries/{names['dataset']}", names["spec"]) for names in self._plan.collections]
-        of = of or [("queries", self._plan.spec)]
-        tables = {
-            "checkpoints": checkpoints_table(sampled),
-            **{
-                name: queries_table([one for one in sampled if one.spec == spec], metric, self._plan.state_dir)
-                for name, spec in of
-            },
-            **self._found.tables,
-        }
-        if filled := {f"tables/{name}": table for name, table in tables.items() if table.rows}:
-            run.log(
-                {
-                    name: wandb.Table(columns=[*table.columns], data=table.rows, allow_mixed_types=True)
-                    for name, table in filled.items()
-                }
-            )
+        of = [(f"queries/{names['dataset']}", names["spec"]) for names in self._plan.about.collections]
+        tables: dict[str, Table] = {"checkpoints": checkpoints_table(sampled)}
+        for name, spec in of or [("queries", self._plan.about.spec)]:
+            mine = [one for one in sampled if one.spec == spec]
+            tables[name] = queries_table(mine, self._plan.metric, self._plan.about.state_dir)
+        filled = {f"tables/{name}": table for name, table in (tables | dict(self._found.tables)).items() if table.rows}
+        if filled:
+            made = {
+                name: wandb.Table(columns=[*table.columns], data=table.rows, allow_mixed_types=True)
+                for name, table in filled.items()
+            }
+            run.log(made)
         self._num_since_tables = 0
+
+
+class Lineage:
+    """The edges of one open run. Everything here may be repeated: W&B recognises content and edges that it has."""
+
+    def __init__(self, plan: Plan, run: "wandb.Run") -> None:
+        self._plan, self._run = plan, run
+        self._tries: Counter[str] = Counter()
+        self._has_inputs = False
+        self._refused_alias = False
+        self._best: dict[str, str] = {}  # by data set the Report whose version has the alias
+
+    def record(self, report: Report, history: Sequence[Report]) -> None:
+        """Record the edges of one Report; given up, with a warning, after MAX_TRIES that the server answered.
+
+        Raises what the SDK does: it is worth another try then.
+        """
+        key = report_id(report)
+        if self._tries[key] and not self._plan.offline:
+            api(self._plan.timeout_s).run(self._run.path)  # an outage is not the version's fault, and does not count
+        self._tries[key] += 1
+        if self._tries[key] > MAX_TRIES:
+            log.warning("wandb: no lineage for %s after %d tries; its row is there", report.checkpoint.name, MAX_TRIES)
+            return
+        if not self._has_inputs:
+            self._log_inputs()
+            self._has_inputs = True
+        if not self._plan.offline and report.checkpoint.uri.startswith(ARTIFACT_SCHEME):
+            self._use_version(report, history)
+        self._log_report(report)
+
+    def _use_version(self, report: Report, history: Sequence[Report]) -> None:
+        name = report.checkpoint.uri.removeprefix(ARTIFACT_SCHEME)
+        try:
+            version = self._run.use_artifact(name)
+            ours = [one for one in revised(history) if one.checkpoint.uri.startswith(ARTIFACT_SCHEME)]
+            best = best_of(ours, self._plan.metric) if self._plan.alias_best else None
+            if best and report_id(best) != self._best.get(best.dataset):
+                if report_id(best) != report_id(report):  # what has come since may have made an earlier one the best
+                    version = api(self._plan.timeout_s).artifact(best.checkpoint.uri.removeprefix(ARTIFACT_SCHEME))
+                self._move_alias(version, best.dataset)
+                self._best[best.dataset] = report_id(best)
+        except failures() as error:
+            if "not found" not in str(error):
+                raise
+            log.info("wandb: %s is there no more, so nothing leads from it to its report", name)
+
+    def _log_inputs(self) -> None:
+        about = self._plan.about
+        for names in about.collections or ({},):
+            config = {"dataset": about.dataset, "sampler": about.sampler, **self._plan.config, **names}
+            told = {key: config[key] for key in DATASET_KEYS if key in config}
+            self._send(_artifact(f"dataset-{config['dataset']}", "dataset", told, content=told), is_input=True)
+            sample = config.get("sample_fingerprint")
+            path = about.state_dir / "samples" / f"{sample}.parquet"
+            if sample and path.is_file():  # there is none for a full corpus
+                told = {key: config[key] for key in SAMPLE_KEYS if key in config}
+                manifest = _artifact(f"sample-{config['dataset']}-{config['sampler']}", "sample", told)
+                manifest.add_file(str(path), name="sample.parquet")
+                self._send(manifest, is_input=True)
+
+    def _log_report(self, report: Report) -> None:
+        checkpoint = report.checkpoint
+        content = report_to_json(report)
+        if not checkpoint.uri.startswith(ARTIFACT_SCHEME):
+            del content["checkpoint"]["uri"]  # a path of this machine
+        values = {name: estimate.value for name, estimate in report.metrics.items()}
+        about = {"step": checkpoint.step, "status": report.status, "sampler": report.sampler, "metrics": values}
+        alias = f"{'' if report.spec in self._plan.about.sampled else 'full-'}step-{checkpoint.step}"
+        of_member = "" if self._plan.about.whole in ("", report.dataset) else f"-{report.dataset}"
+        name = f"report-{self._run.id}{of_member}"
+        self._send(_artifact(name, "validation", about, content=content), alias=alias)
+
+    def _send(self, artifact: "wandb.Artifact", *, alias: str = "", is_input: bool = False) -> None:
+        logged = self._run.log_artifact(artifact, aliases=[alias] if alias else None)
+        if not self._plan.offline:
+            logged.wait(timeout=int(self._plan.timeout_s))
+            if is_input:
+                self._run.use_artifact(logged)
+
+    def _move_alias(self, version: "wandb.Artifact", dataset: str) -> None:
+        alias = re.sub(r"[/:]", "_", f"best-{dataset}-{self._plan.metric}")
+        try:
+            if alias not in version.aliases:
+                version.aliases.append(alias)
+                version.save()
+                log.info("wandb: %s is %s", alias, version.name)
+        except failures() as error:
+            if not self._refused_alias:
+                log.warning("tracker.alias_best: cannot move %s to %s: %s", alias, version.name, error)
+            self._refused_alias = True
+
+
+def _artifact(name: str, kind: str, about: Mapping[str, Any], *, content: Mapping[str, Any] | None = None) -> "wandb.Artifact":
+    """A new version with `about` as metadata, and `content` as its one file where it is given."""
+    import wandb
+
+    artifact = wandb.Artifact(re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)[:128], kind, metadata=dict(about))
+    if content is not None:
+        with artifact.new_file(f"{kind}.json") as stream:
+            stream.write(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False))
+    return artifact
 
 
 def _by_step(report: Report) -> tuple[int, str]:
@@ -281,102 +376,6 @@ class Arrivals:
 
     def _missing(self) -> list[float]:
         return [when for key, when in self._logged.items() if key not in self.arrived]
-
-
-class _RunTarget:
-    """The run of one training run and spec: its id follows from both, so a restart resumes it."""
-
-    def __init__(self, plan: Plan, training_run: str, group: str) -> None:
-        self._plan, self._training_run, self._group = plan, training_run, group
-
-    def open(self) -> "wandb.Run":
-        """Start it, or resume it after a restart. Raises what the SDK does."""
-        plan = self._plan
-        if not plan.offline:
-            require_key()
-        if plan.folder is not None:
-            plan.folder.mkdir(parents=True, exist_ok=True)
-        run = open_run(self._init)
-        if plan.offline:
-            run.log({}, step=self._num_starts() * ROWS_PER_START, commit=False)  # from there on the SDK counts
-        run.define_metric(STEP)
-        for prefix in PREFIXES:
-            # W&B drops rows whose step goes backwards, and late checkpoints do: so we bring our own axis.
-            run.define_metric(f"{prefix}/*", step_metric=STEP, summary="max" if prefix in HIGHER_IS_BETTER else None)
-        return run
-
-    def alert_once(self, run: "wandb.Run", key: str, words: tuple[str, str] | None) -> None:
-        """Have W&B tell the user (title, text) of the Report with id `key`, which is noted first: a kill may cost an alert, and
-        never repeats one."""
-        path = self._plan.state_dir / "alerts" / f"{self._plan.run_id(self._training_run)}.json"
-        try:
-            before = list(json.loads(path.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
-            before = []
-        if words is not None and key not in before:
-            write_atomically(path, json.dumps([*before, key]))
-            run.alert(title=words[0], text=words[1])
-
-    def read_back(self, run: "wandb.Run", *, complete: bool) -> set[str]:
-        """Ids of the Reports whose rows the server has.
-
-        The readable history lags behind what was sent. With `complete`, Outage is raised until it holds every row that the
-        run had when it was opened; nobody else writes here, so the last of these shows that all are there.
-        """
-        expected = run.starting_step if complete else 0
-        if complete and not expected:
-            return set()
-        found: set[str] = set()
-        last_step = -1
-        for logged in api(self._plan.timeout_s).run(run.path).scan_history(use_cache=False):
-            last_step = max(last_step, int(logged.get("_step", -1)))
-            if isinstance(logged.get(REPORT), str):
-                found.add(logged[REPORT])
-        if last_step < expected - 1:
-            raise Outage(f"W&B has rows up to {expected - 1} of {run.path}, but shows them up to {last_step} only so far")
-        return found
-
-    def summarize(self, run: "wandb.Run", history: Sequence[Report], prefix: str) -> None:
-        """Have the best values of `history`, whose keys begin with `prefix`, stand in the run's summary.
-
-        The SDK's own (`summary="max"`) are those of the rows of this process, which are never revised.
-        """
-        run.summary.update({key: {"max": value} for key, value in _best_values(history, prefix).items()})
-
-    def finish(self, run: "wandb.Run") -> None:
-        """Wait for the upload."""
-        run.finish()
-
-    def _num_starts(self) -> int:
-        """Offline folders that came before this one. Each counts its rows from 0, and of two rows with one number the server
-        keeps one: so each gets numbers of its own."""
-        path = self._plan.state_dir / "offline" / f"{self._plan.run_id(self._training_run)}.json"
-        try:
-            before = int(json.loads(path.read_bytes())["starts"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            before = 0
-        write_atomically(path, json.dumps({"starts": before + 1}))
-        return before
-
-    def _init(self) -> "wandb.Run":
-        import wandb
-
-        plan = self._plan
-        return wandb.init(
-            entity=plan.entity,
-            project=plan.project,
-            mode=wandb_mode(offline=plan.offline),
-            dir=plan.folder,
-            id=plan.run_id(self._training_run),
-            resume=None if plan.offline else "allow",
-            name=f"{self._training_run} {plan.dataset} {plan.sampler}",
-            group=plan.group or self._group or self._training_run,
-            job_type="validate",
-            tags=[tag[:MAX_TAG_CHARACTERS] for tag in (plan.dataset, plan.sampler)],
-            config=dict(plan.config),
-            reinit="create_new",
-            settings=settings(plan.timeout_s),
-        )
 
 
 def _best_values(history: Sequence[Report], prefix: str) -> dict[str, float]:

@@ -7,21 +7,20 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from dr_validate.component import UserPath, component
 from dr_validate.errors import Outage, SetupError
 from dr_validate.files import write_atomically
-from dr_validate.ledger.findings import Find, Sweep, SweepRow, find_nothing
 from dr_validate.ledger.reports import of_training
-from dr_validate.tracker.rows import allowed, suite_of
+from dr_validate.stages import Tracked
+from dr_validate.tracker.rows import allowed
 from dr_validate.tracker.session import (
-    MAX_TAG_CHARACTERS,
     Plan,
     abandon,
     api,
@@ -32,10 +31,9 @@ from dr_validate.tracker.session import (
     require_key,
     settings,
     user_name,
-    wandb_mode,
 )
 from dr_validate.tracker.validation_run import Lost, ValidationRun
-from dr_validate.values import Report
+from dr_validate.values import Report, Sweep, SweepRow
 
 if TYPE_CHECKING:
     import wandb
@@ -85,43 +83,26 @@ class WandbTracker:
 
     def log_sweep(self, sweep: Sweep) -> str:
         """Log the table of a sweep to a run of its own; where it went. Raises Outage or SetupError where it did not arrive."""
-        place = {"entity": self.entity, "project": self.project, "group": self.group, "folder": self._folder(sweep.state_dir)}
-        return SummaryRun(sweep, place, offline=is_offline(self.mode), timeout_s=self.timeout_s).log()
+        return SummaryRun(sweep, self).log()
 
-    def _folder(self, state_dir: Path) -> Path | None:
+    def folder(self, state_dir: Path) -> Path | None:
+        """Where the SDK keeps its files; None for where WANDB_DIR says."""
         return self.dir or (None if os.environ.get("WANDB_DIR") else state_dir)  # W&B adds wandb/ to it
 
-    def start(
-        self,
-        *,
-        state_dir: Path,
-        training_run: str,
-        spec: str,
-        dataset: str,
-        sampler: str,
-        config: Mapping[str, Any],
-        find: Find = find_nothing,
-    ) -> "WandbRuns":
-        """The live tracker of one run of the watcher. W&B itself is first asked at the first delivery, so an outage does not
-        keep the validation from starting. `find` gives what is told beside the rows: a verdict, and tables."""
+    def start(self, about: Tracked) -> "WandbRuns":
+        """See `Tracker.start`. W&B itself is first asked at the first delivery, so an outage does not keep the validation from
+        starting."""
         plan = Plan(
+            about=about,
+            config=allowed(about.config, CONFIG_KEYS),
             entity=self.entity,
             project=self.project,
             offline=is_offline(self.mode),
             group=self.group,
             alias_best=self.alias_best,
             alert=self.alert,
-            folder=self._folder(state_dir),
+            folder=self.folder(about.state_dir),
             timeout_s=self.timeout_s,
-            state_dir=state_dir,
-            training_run=training_run,
-            spec=spec,
-            dataset=dataset,
-            sampler=sampler,
-            config=allowed(config, CONFIG_KEYS),
-            find=find,
-            collections=config.get("collections", ()),
-            **suite_of(config),
         )
         return WandbRuns(plan)
 
@@ -144,7 +125,7 @@ class WandbRuns:
             log.warning("wandb: its process has died; opening the runs again to see what has arrived")
             abandon()
             self._runs.clear()
-        training_run, known = of_training(report, history, self._plan.training_run)
+        training_run, known = of_training(report, history, self._plan.about.training_run)
         run = self._runs.get(training_run)
         if run is None:
             run = self._runs[training_run] = ValidationRun(self._plan, training_run, report.checkpoint.group)
@@ -159,7 +140,7 @@ class WandbRuns:
 
     def settle(self, report: Report) -> bool:
         """Record its lineage, and say whether the server is known to have all of it."""
-        training_run, _ = of_training(report, (), self._plan.training_run)
+        training_run, _ = of_training(report, (), self._plan.about.training_run)
         run = self._runs.get(training_run)
         try:
             return run is not None and run.settle(report)
@@ -188,7 +169,7 @@ class WandbRuns:
 
     def run_id(self, training_run: str = "") -> str:
         """Of the W&B run for a training run; empty means that of the source."""
-        return self._plan.run_id(training_run or self._plan.training_run)
+        return self._plan.run_id(training_run or self._plan.about.training_run)
 
     def _close(self, run: ValidationRun, end: float) -> None:
         try:
@@ -198,10 +179,11 @@ class WandbRuns:
 
 
 class SummaryRun:
-    """The one run of a sweep. `entity`, `project`, `group` and `folder` as WandbTracker has them."""
+    """The one run of a sweep."""
 
-    def __init__(self, sweep: Sweep, place: Mapping[str, Any], *, offline: bool, timeout_s: float) -> None:
-        self._sweep, self._place, self._offline, self._timeout_s = sweep, place, offline, timeout_s
+    def __init__(self, sweep: Sweep, tracker: WandbTracker) -> None:
+        self._sweep, self._tracker = sweep, tracker
+        self._offline, self._timeout_s = is_offline(tracker.mode), tracker.timeout_s
         self._marker = sweep.state_dir / "sweeps" / f"{sweep.run_id}.json"
         self._problem: Exception | None = None
         self._said = ""
@@ -231,8 +213,7 @@ class SummaryRun:
             self._problem = error
 
     def _log_online(self) -> str:
-        require_key()
-        run = open_run(self._init)
+        run = self._opened()
         if not self._is_there(run):
             self._log_table(run)
         run.finish()
@@ -242,7 +223,7 @@ class SummaryRun:
         """What is handed over counts as logged: another folder with the same table would double it."""
         if self._marker.is_file() and json.loads(self._marker.read_bytes())["key"] == self._sweep.key:
             return "handed over before"
-        run = open_run(self._init)
+        run = self._opened()
         self._log_table(run)
         run.finish()
         write_atomically(self._marker, json.dumps({"key": self._sweep.key}))
@@ -262,24 +243,19 @@ class SummaryRun:
         rows = [list(dataclasses.asdict(one).values()) for one in self._sweep.strategies]
         run.log({TABLE: wandb.Table(columns=columns, data=rows, allow_mixed_types=True), KEY: self._sweep.key})
 
-    def _init(self) -> "wandb.Run":
-        import wandb
-
-        sweep, folder = self._sweep, self._place["folder"]
-        if folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        return wandb.init(
-            entity=self._place["entity"],
-            project=self._place["project"],
-            mode=wandb_mode(offline=self._offline),
-            dir=folder,
+    def _opened(self) -> "wandb.Run":
+        sweep, tracker = self._sweep, self._tracker
+        return open_run(
+            entity=tracker.entity,
+            project=tracker.project,
+            folder=tracker.folder(sweep.state_dir),
+            offline=self._offline,
             id=sweep.run_id,
-            resume=None if self._offline else "allow",
             name=f"{sweep.training_run} {sweep.dataset}: {len(sweep.strategies)} strategies",
-            group=self._place["group"] or sweep.group or sweep.training_run,
+            group=tracker.group or sweep.group or sweep.training_run,
             job_type="validate-sweep",
-            tags=[sweep.dataset[:MAX_TAG_CHARACTERS]] if sweep.dataset else None,
+            tags=(sweep.dataset,),
             config={"dataset": sweep.dataset, "specs": sorted(set(sweep.specs))},
-            reinit="create_new",
+            timeout_s=self._timeout_s,
             settings=settings(self._timeout_s, finish_timeout_raises=True),
         )

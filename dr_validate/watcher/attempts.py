@@ -15,9 +15,10 @@ from dr_validate.ledger.ledger import Attempt, Ledger
 from dr_validate.ledger.made import command_line
 from dr_validate.ledger.reports import EstimateDetails, of_training, revised
 from dr_validate.process import printable
-from dr_validate.values import Checkpoint, Incomplete, Listing, Report
+from dr_validate.values import Checkpoint, Incomplete, Listing, Report, Status
 from dr_validate.watcher.lock import Claimed, claim
 from dr_validate.watcher.polling import SourcePoller
+from dr_validate.watcher.schedule import Target
 from dr_validate.watcher.worker_pool import WorkerPool
 from dr_validate.watcher.worker_process import Tick, WorkerClient
 
@@ -25,38 +26,6 @@ MAX_INTERRUPTIONS_PER_ATTEMPT = 5
 log = logging.getLogger(__name__)
 LEAST_REVISION = 0.0005  # smaller changes of earlier values are not worth a line
 MOST_TOLD = 3
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """Under which spec a checkpoint is validated: the sample's, or the full corpus' (a baseline); `collection`: of a suite,
-    which one."""
-
-    dataset: str
-    sampler: str
-    spec: str
-    sampled_spec: str
-    full_spec: str
-    collection: int | None = None
-
-    @classmethod
-    def of(cls, names: Mapping[str, Any], collection: int | None = None) -> "Target":
-        """The sample's, from what `Pipeline.describe` or `mean_names` says."""
-        about = {"dataset": names["dataset"], "sampler": names["sampler"], "collection": collection}
-        return cls(**about, spec=names["spec"], sampled_spec=names["spec"], full_spec=names["full_spec"])
-
-    def label(self, checkpoint: Checkpoint) -> str:
-        """How messages name the checkpoint, and of a suite the collection."""
-        return checkpoint.label if self.collection is None else f"{checkpoint.label} on {self.dataset}"
-
-    @property
-    def baseline(self) -> "Target":
-        """The full corpus of the same collection."""
-        return dataclasses.replace(self, spec=self.full_spec)
-
-    @property
-    def is_baseline(self) -> bool:
-        return self.spec == self.full_spec != self.sampled_spec
 
 
 class Attempts:
@@ -86,14 +55,15 @@ class Attempts:
             self.ledger.release(checkpoint.digest, target.spec)
             return None
         except CheckpointDeleted as error:
-            return self._gone(checkpoint, target, str(error), attempt)
+            self.ledger.release(checkpoint.digest, target.spec)  # nothing was tried; and only what waits can be skipped
+            return self._end(checkpoint, target, "skipped", str(error), attempt.attempts)
         except NotStated as error:
             if not self._has_validated(target):
                 self.ledger.release(checkpoint.digest, target.spec)
                 raise SetupError(f"{checkpoint.label}: {error}") from error
-            return self._fail(checkpoint, target, str(error), attempt)
+            return self._end(checkpoint, target, "failed", str(error), attempt.attempts)
         except CheckpointError as error:
-            return self._fail(checkpoint, target, str(error), attempt)
+            return self._end(checkpoint, target, "failed", str(error), attempt.attempts)
         except TimedOut as error:
             return self._retry(checkpoint, target, str(error), attempt)
         except (Interrupted, SetupError, KeyboardInterrupt, SystemExit):
@@ -112,9 +82,8 @@ class Attempts:
         key = (checkpoint.name, checkpoint.version, target.spec, reason)
         if key not in self._skipped:
             self._skipped.add(key)
-            self.ledger.finish(self._empty(checkpoint, target, "skipped", reason, 1))
-            if target.collection is None:  # of a suite the mean is told
-                log.info("skipped %s: %s", checkpoint.label, reason)
+            level = logging.INFO if target.collection is None else logging.DEBUG  # of a suite the mean is told
+            self._end(checkpoint, target, "skipped", reason, level=level)
 
     def refuse_another_training(self, listing: Listing, *targets: Target) -> None:
         """Raise SetupError where checkpoints of another folder stand in the ledger, both trainings without a name: their rows
@@ -202,39 +171,32 @@ class Attempts:
             log.info("by what is known now%s: %s", where, words)
         return report
 
-    def _fail(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report:
-        report = self._empty(checkpoint, target, "failed", error, attempt.attempts)
-        self.ledger.finish(report)
-        log.error("failed %s: %s", target.label(checkpoint), error)
-        return report
-
-    def _gone(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report:
-        self.ledger.release(checkpoint.digest, target.spec)  # nothing was tried; and only what waits can be skipped
-        report = self._empty(checkpoint, target, "skipped", error, attempt.attempts)
-        self.ledger.finish(report)
-        log.info("skipped %s: %s", target.label(checkpoint), error)
-        return report
-
     def _retry(self, checkpoint: Checkpoint, target: Target, error: str, attempt: Attempt) -> Report | None:
         limit = self.run.watch.max_attempts
         if attempt.attempts >= limit:
-            return self._fail(checkpoint, target, f"{error} (attempt {attempt.attempts} of {limit})", attempt)
+            return self._end(checkpoint, target, "failed", f"{error} (attempt {attempt.attempts} of {limit})", attempt.attempts)
         self.ledger.retry_later(checkpoint.digest, target.spec, printable(error, keep="\n"), self.now())
         log.warning("%s: %s (attempt %d of %d; will try again)", target.label(checkpoint), error, attempt.attempts, limit)
         return None
 
-    def _empty(self, checkpoint: Checkpoint, target: Target, status: str, error: str, attempts: int) -> Report:
-        assert status in ("failed", "skipped")
-        return Report(
+    def _end(
+        self, checkpoint: Checkpoint, target: Target, status: Status, error: str, attempts: int = 1, level: int = logging.INFO
+    ) -> Report:
+        """Record why there is no value, and never will be."""
+        report = Report(
             checkpoint=checkpoint,
             dataset=target.dataset,
             sampler="full" if target.is_baseline else target.sampler,
             spec=target.spec,
-            status="failed" if status == "failed" else "skipped",
+            status=status,
             at=self.now(),
             attempts=attempts,
             error=printable(error, keep="\n"),
         )
+        self.ledger.finish(report)
+        level = logging.ERROR if status == "failed" else level
+        log.log(level, "%s %s: %s", status, target.label(checkpoint), error)
+        return report
 
 
 def _revisions(before: Sequence[Report], now: Sequence[Report], metric: str) -> str:

@@ -13,13 +13,12 @@ from typing import Any
 
 from dr_validate.config import Run
 from dr_validate.errors import LedgerLost
-from dr_validate.ledger.findings import Findings
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import report_to_json
-from dr_validate.stages import TrackerRun
-from dr_validate.tracker.jsonl import JsonlTracker
+from dr_validate.stages import Tracked, TrackerRun
+from dr_validate.tracker.local import JsonlTracker
 from dr_validate.tracker.on_best import KeepBest, OnBest
-from dr_validate.values import Report
+from dr_validate.values import Findings, Report
 from dr_validate.watcher.polling import source_key
 
 FIRST_PAUSE_S = 2.0  # after a failed round; doubled each time
@@ -48,16 +47,17 @@ class Delivery:
         self._file = Round("jsonl", file := JsonlTracker(path=settings.state_dir / "reports.jsonl"), self)
         with contextlib.suppress(OSError):  # a full disk: `deliver` says so
             file.restore(self.ledger.delivered_to(self._address("jsonl"), self._specs))
-        tracker = self.run.tracker.start(
+        suite = {"collections": [_told(names) for names in self.collections]} if self.collections else {}
+        about = Tracked(
             state_dir=settings.state_dir,
             training_run=self.names["training_run"],
             spec=self.names["spec"],
             dataset=self.names["dataset"],
             sampler=self.names["sampler"],
-            config=_uploadable(self.run, self.names)
-            | ({"collections": [_told(names) for names in self.collections]} if self.collections else {}),
+            config={**_uploadable(self.run, self.names), **suite},
             find=self._find,
         )
+        tracker = self.run.tracker.start(about)
         name = type(self.run.tracker).__module__.rpartition(".")[2]
         self._threads = [DeliveryThread(Round(name, tracker, self))]
         watch = self.run.watch
@@ -97,7 +97,7 @@ class Delivery:
         store.link_best(report.checkpoint, report_to_json(report), digests, state_dir)
 
     def _find(self, training_run: str) -> Findings:
-        from dr_validate.report.findings import findings  # at the start there is nothing to find yet
+        from dr_validate.report.verdict import findings  # at the start there is nothing to find yet
 
         try:
             return findings(self.ledger, self.names, training_run)

@@ -23,11 +23,11 @@ from dr_validate.ledger.reports import SAME_WEIGHTS, STALE
 from dr_validate.process import TIME_IS_UP, ProgressBar, stop_on_signals, stopped_after, until_stopped
 from dr_validate.values import Checkpoint, Incomplete, Listing, Report
 from dr_validate.watcher import schedule
-from dr_validate.watcher.attempts import Attempts, Target, open_books
+from dr_validate.watcher.attempts import Attempts, open_books
 from dr_validate.watcher.delivery import Delivery
 from dr_validate.watcher.lock import Claimed, claim, note_activity
 from dr_validate.watcher.polling import SourcePoller
-from dr_validate.watcher.work_queue import Deleted, Work, WorkQueue
+from dr_validate.watcher.schedule import Deleted, Target, Work, WorkQueue
 from dr_validate.watcher.worker_pool import WorkerPool
 from dr_validate.watcher.worker_process import StallLimit, WorkerClient, WorkerFailure
 
@@ -315,7 +315,7 @@ class _Watcher:
                 self._another_has_baselines = False
                 if checkpoint.digest in self.ledger.settled(target.spec):
                     return  # another run on this state_dir was faster
-                report = self.attempts.validate(checkpoint, target, self._giving_way, more=more)
+                report = self.attempts.validate(checkpoint, target, self._preemptible_tick, more=more)
         except Claimed as error:
             if not self._another_has_baselines:
                 log.info("baselines are computed by another run: %s", error)
@@ -328,7 +328,7 @@ class _Watcher:
             return
         self._after((checkpoint, target), report, self._baseline_not_before)
 
-    def _giving_way(self, progress: Mapping[str, Any] | None) -> None:
+    def _preemptible_tick(self, progress: Mapping[str, Any] | None) -> None:
         self.tick(progress)
         if self.poller.changes != self._noted:
             self._take_note()

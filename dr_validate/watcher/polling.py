@@ -5,13 +5,12 @@ question that failed is asked again after a while, longer with each failure in a
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from dr_validate.component import fingerprint
 from dr_validate.config import Run, Watch
@@ -20,6 +19,7 @@ from dr_validate.files import interruptible, is_disk_full, is_read_only, write_a
 from dr_validate.stages import Source
 from dr_validate.values import Checkpoint, Incomplete, Listing
 from dr_validate.watcher import schedule
+from dr_validate.watcher.schedule import Needs
 
 log = logging.getLogger(__name__)
 MAX_FETCHES = 4
@@ -30,15 +30,6 @@ ANOTHER_AFTER_S = 10.0  # one at a time, in the order of work; beside one that t
 JITTER = (0.9, 1.1)  # many watchers that started together do not ask together for ever
 MAX_BACKOFF_S = 600.0
 MAX_FAILURES = 5  # of a finite run
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
-    """What copies are for: `order`, the checkpoints to be validated, the next one first; `others`, the digests that another
-    living run on this state_dir has not validated yet."""
-
-    order: Sequence[Checkpoint]
-    others: Collection[str] = ()
 
 
 class SourcePoller:
@@ -124,7 +115,7 @@ class SourcePoller:
 
     def has_copy(self, checkpoint: Checkpoint) -> bool:
         """Whether it can be validated now."""
-        return bool(self._run.store.has(checkpoint.digest, self._state_dir))
+        return self._run.store.has(checkpoint.digest, self._state_dir)
 
     def is_ready(self, checkpoint: Checkpoint) -> bool:
         """Whether it can be validated or reported now: there is a copy, or a reason why there is none."""
@@ -150,7 +141,7 @@ class SourcePoller:
 
     def failure(self, checkpoint: Checkpoint) -> BaseException | None:
         """Why there is no copy, if fetching it has failed; asked for once, for then it is tried again."""
-        if self._run.store.has(checkpoint.digest, self._state_dir):
+        if self.has_copy(checkpoint):
             return None
         with self._changed:
             error = self._failures.pop(checkpoint.digest, None)
@@ -280,7 +271,7 @@ class SourcePoller:
                 if is_busy or len(self._fetching) >= MAX_FETCHES:
                     return
                 waits = digest in self._tried or digest in self._fetching or digest in self._failures
-            if waits or digest not in listed or self._run.store.has(digest, self._state_dir):
+            if waits or digest not in listed or self.has_copy(checkpoint):
                 continue
             if (backoff := self._fetch_backoffs.get(digest)) and backoff.is_waiting:
                 continue

@@ -59,7 +59,7 @@ class WorkerPool:
     def close(self) -> None:
         """End all of them; what is ranked ahead goes on from there at the next start."""
         for worker in self._others():
-            worker.client.give_way("stopped")
+            worker.client.interrupt_ranking("stopped")
         for worker in self._workers:
             worker.client.close()
             worker.held.close()
@@ -80,14 +80,14 @@ class WorkerPool:
 
     def look_ahead(self, now: str, work: Iterable[tuple[Checkpoint, int, bool]]) -> str:
         """Have the other processes rank `work` (checkpoint, collection, whether on the full corpus), the next one first: a
-        checkpoint each, beside the one with the digest `now`. What is not among it gives way. Returns in words what they do."""
+        checkpoint each, beside the one with the digest `now`. What is not among it is preempted. What they do, in words."""
         self._take_answers()
         free = [one for one in self._others() if not one.is_given_up and now not in one.digests()]
         jobs = {(checkpoint.digest, collection, full): checkpoint for checkpoint, collection, full in work}
         digests = list(dict.fromkeys(digest for digest, _, _ in jobs))[: len(free)]
         for worker in free:
             if worker.client.ranking is not None and worker.client.ranking[0] not in digests:
-                worker.client.give_way("preempted")
+                worker.client.interrupt_ranking("preempted")
         taken = {job for worker in self._workers for job in worker.jobs()} | self._failed
         for job, checkpoint in jobs.items():
             if job[0] in digests and job not in taken:
@@ -170,7 +170,7 @@ class WorkerPool:
             return
         at = worker.client.ranking
         if at is not None and (at != job or not worker.client.has_begun):
-            worker.client.give_way("preempted")  # at another collection, or not there yet: whoever is idle is faster
+            worker.client.interrupt_ranking("preempted")  # at another collection, or not there yet: whoever is idle is faster
         if at == job and not worker.client.has_begun:
             return
         self._current = worker

@@ -57,7 +57,7 @@ class WorkerClient:
         self.ranking: Job | None = None  # what it was asked to rank ahead, until it has answered
         self.ranked: list[Job] = []  # finished, kept by the process until they are validated
         self.has_begun = False  # whether documents of `ranking` were counted
-        self._gives_way = False  # whether it was told so, which is said once: what reads nothing would fill the pipe
+        self._is_interrupted = False  # whether it was told so, which is said once: what reads nothing would fill the pipe
 
     def start(self, tick: Tick) -> Mapping[str, Any]:
         """Start the process and wait until its pipeline is open; returns what that says of itself. Raises SetupError."""
@@ -92,7 +92,7 @@ class WorkerClient:
             log.info("another worker process starts, which ranks ahead (watch.at_once)")
             self._spawn()
         self.ranked = [job for job in self.ranked if job in keep]
-        self.ranking, self.has_begun, self._gives_way = (checkpoint.digest, collection, full), False, False
+        self.ranking, self.has_begun, self._is_interrupted = (checkpoint.digest, collection, full), False, False
         self._ask("rank", checkpoint, folder, full=full, collection=collection, keep=keep)
 
     def has_ranked(self) -> bool:
@@ -122,15 +122,15 @@ class WorkerClient:
         if self.ranking is None and self._process is not None and self._process.poll() is not None:
             self.kill()
 
-    def give_way(self, reason: str) -> None:
+    def interrupt_ranking(self, reason: str) -> None:
         """Have what is ranked ahead interrupted (`reason`: of `errors.INTERRUPTS`); it goes on from there when asked again."""
-        if self.ranking is not None and not self._gives_way:
-            self._gives_way = True
+        if self.ranking is not None and not self._is_interrupted:
+            self._is_interrupted = True
             self._send({"interrupt": reason, "request": self._request})
 
     def close(self) -> None:
         """Let the process end by itself, at once if it is idle; kill it if it does not."""
-        self.give_way("stopped")
+        self.interrupt_ranking("stopped")
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 self._process.stdin.close()

@@ -1,6 +1,6 @@
 """The process that holds the device.
 
-`main`: its requests and answers; `suite`: collections that share a checkpoint; `pipeline`: the story of one checkpoint;
-`samples`: what is ranked; `encoding`: a checkpoint at hand, and the token cache; `estimates`: from a ranking to corrected
-metrics; `results`: files beside the ledger (read by `ledger/per_query`), and full-corpus rankings.
+`main`: its requests and answers; `pipeline`: the story of one checkpoint, and of collections that share one; `samples`: what is
+ranked, and the full-corpus rankings that are kept; `encoding`: a checkpoint at hand, and the token cache; `estimates`: from a
+ranking to corrected metrics. Files for others to read: `ledger/per_query`.
 """

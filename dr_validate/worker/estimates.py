@@ -13,7 +13,7 @@ from dr_validate.files import digest_of_name, name_of_digest, read_arrays, write
 from dr_validate.ledger.reports import EstimateDetails
 from dr_validate.metrics.gains import means, parse
 from dr_validate.values import Estimate, Float64, Ranking, Sample, Scores, TestSet
-from dr_validate.worker.results import Baselines
+from dr_validate.worker.samples import Baselines
 
 MOST_CHECKPOINTS = 32  # the latest: more add little and cost time
 MOST_BASELINES = 4  # far from all of them a checkpoint is corrected less well; more cost time
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Corrected:
     """What a Report says: `per_query` corrected (num_queries,) by metric, `notes` JSON values."""
 
     metrics: Mapping[str, Estimate]
@@ -33,8 +33,8 @@ class Outcome:
 class Estimates:
     """One per sample: `folder` keeps one file for each checkpoint that met it.
 
-    `baselines` of other checkpoints are learnt from. A checkpoint's own is not: its values stay what the sample says, so that
-    comparing them with the full corpus tells how good samples are.
+    `baselines` of other checkpoints calibrate the model. A checkpoint's own does not: its values stay what the sample says, so
+    that comparing them with the full corpus tells how good samples are.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class Estimates:
         self._baselines = baselines
         self.possible = can_be_estimated(sample)
 
-    def of(self, digest: str, ranking: Ranking, scores: Scores) -> Outcome:
+    def of(self, digest: str, ranking: Ranking, scores: Scores) -> Corrected:
         """Corrected by all that is known so far; where the sample says nothing of the rest, the value is an upper bound."""
         if not self.possible:
             return self._uncorrected(scores)
-        mine = self.meet(digest, ranking)
+        mine = self._keep_evidence(digest, ranking)
         now = _known_from(self._folder, self._baselines, self._test_set, self._top_k, scores.per_query, last=digest)
         history = {**now.history, digest: mine}
         made = _estimated([*history.values()], self._test_set, self._top_k, now.full)
@@ -64,7 +64,7 @@ class Estimates:
         corrected = {name: _as_estimate(estimated[-1], scores.mean(name)) for name, estimated in made.items()}
         per_query = {name: estimated[-1].per_query for name, estimated in made.items()}
         uncorrected = self._uncorrected(scores)
-        return Outcome(
+        return Corrected(
             metrics={name: corrected.get(name, uncorrected.metrics[name]) for name in scores.per_query},
             per_query={name: per_query.get(name, uncorrected.per_query[name]) for name in scores.per_query},
             notes={
@@ -82,24 +82,20 @@ class Estimates:
             },
         )
 
-    def meet(self, digest: str, ranking: Ranking) -> RankEvidence:
+    def _keep_evidence(self, digest: str, ranking: Ranking) -> RankEvidence:
         """Keep what the ranking of a checkpoint over this sample shows."""
         id_hash = self._test_set.corpus.id_hash[self._sample.ordinals]
         mine = rank_evidence(ranking, self._test_set.qrels, self._sample, id_hash)
         save(mine, self._folder / _file_name(digest))
         return mine
 
-    def has_met(self, digest: str) -> bool:
-        """Whether this checkpoint's evidence is kept."""
-        return (self._folder / _file_name(digest)).exists()
-
-    def _uncorrected(self, scores: Scores) -> Outcome:
+    def _uncorrected(self, scores: Scores) -> Corrected:
         # Leaving documents out can only lift the judged ones: the sampled value is a certain upper bound, and where nothing is
         # known of the documents left out, nothing but 0 is a certain lower one.
         full = self._sample.is_full
         means = {name: scores.mean(name) for name in scores.per_query}
         metrics = {name: Estimate(value=v, low=v if full else 0.0, high=v, naive=v) for name, v in means.items()}
-        return Outcome(metrics=metrics, per_query=scores.per_query, notes={})
+        return Corrected(metrics=metrics, per_query=scores.per_query, notes={})
 
 
 def note_sample(folder: Path, sample: Sample, full_spec: str) -> None:

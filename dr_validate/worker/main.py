@@ -68,7 +68,7 @@ def _open_suite(config: Mapping[str, Any]) -> Any:
 def _build_suite(config: Mapping[str, Any]) -> Any:
     """Raises SetupError for devices that are not there: said before minutes of BM25."""
     from dr_validate.config import build
-    from dr_validate.worker.suite import Suite
+    from dr_validate.worker.pipeline import Suite
 
     run = build(config)
     return Suite(run, run.engine.find_device(run.settings.device))

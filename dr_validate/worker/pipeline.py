@@ -1,4 +1,7 @@
-"""One checkpoint, from its folder to its Report: the whole story. The worker process keeps it between checkpoints."""
+"""One checkpoint, from its folder to its Report: the whole story. The worker process keeps it between checkpoints.
+
+`Suite`: the collections of a run, a pipeline each. They take turns with a checkpoint, whose weights are loaded once for all.
+"""
 
 import contextlib
 import functools
@@ -6,27 +9,28 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dr_validate.config import Run, build
+from dr_validate.config import Run, build, of_member
 from dr_validate.errors import SetupError
 from dr_validate.files import name_of_digest
+from dr_validate.ledger import per_query
 from dr_validate.ledger.made import settings_of, versions
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.sampler.full import FullSampler
-from dr_validate.stages import Control, Ranked, Ranker
+from dr_validate.stages import Control, Encoder, Model, Ranked, Ranker
 from dr_validate.values import Checkpoint, Float64, Ranking, Report, Sample, Scores, TestSet
-from dr_validate.worker import results
 from dr_validate.worker.encoding import CheckpointEncoding, Encoding, Load
 from dr_validate.worker.estimates import Estimates, note_sample, revised_by
 from dr_validate.worker.samples import Samples, SpecSample
 
 PerQuery = Mapping[str, Float64]  # metric -> (num_queries,)
+Job = tuple[str, int, bool]  # digest of a checkpoint, number of the collection, whether on the full corpus
 log = logging.getLogger(__name__)
 
 
@@ -52,8 +56,8 @@ class Pipeline:
         self.open_data()
         sampled = self.samples.sampled
         note_sample(self.state_dir / "estimates" / sampled.spec, sampled.sample, self.samples.full.spec)
-        results.write_sample(self.state_dir, self.test_set, sampled.sample)
-        results.write_queries(self.state_dir, self.test_set)
+        per_query.write_sample(self.state_dir, self.test_set, sampled.sample)
+        per_query.write_queries(self.state_dir, self.test_set)
 
     def close(self) -> None:
         """Let go of the device, or of many."""
@@ -171,10 +175,10 @@ class Pipeline:
 
     def _keep(self, checkpoint: Checkpoint, sample: SpecSample, ranking: Ranking, values: tuple[PerQuery, PerQuery]) -> None:
         place = f"{sample.spec}/{name_of_digest(checkpoint.digest)}"
-        results.write_query_values(self.state_dir / "queries" / f"{place}.parquet", self.test_set, *values)
-        results.write_top(self.state_dir / "top" / f"{place}.parquet", self.test_set, ranking)
+        per_query.write_query_values(self.state_dir / "queries" / f"{place}.parquet", self.test_set, *values)
+        per_query.write_top(self.state_dir / "top" / f"{place}.parquet", self.test_set, ranking)
         if self.run.settings.write_ranking:
-            results.write_ranking(self.state_dir / "rankings" / f"{place}.trec", self.test_set, ranking, checkpoint.name)
+            per_query.write_ranking(self.state_dir / "rankings" / f"{place}.trec", self.test_set, ranking, checkpoint.name)
         if sample is self.samples.full:
             self.samples.baselines.keep(checkpoint, ranking)
 
@@ -253,3 +257,107 @@ def _workers(ranked: Ranked) -> dict[str, Any]:
 def _counts(sample: Sample, encoded_now: int) -> dict[str, float]:
     documents, encoded = sample.num_documents, len(sample.ordinals)
     return {"documents": documents, "encoded": encoded, "encoded_now": encoded_now, "fraction": encoded / documents}
+
+
+class HeldModel:
+    """The model of one checkpoint, kept between the collections of a suite until it is released."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._key: tuple[str, str] | None = None
+        self._stated: Mapping[str, Any] = {}
+        self._model: Model
+
+    @contextlib.contextmanager
+    def load(self, encoder: Encoder, digest: str, folder: Path, device: str) -> Iterator[Model]:
+        """See `Encoder.load`; with the weights that are held, where they are of this checkpoint (`digest`)."""
+        stated = encoder.fingerprint()
+        if self._key != (digest, device):
+            self.release()
+            self._model = self._stack.enter_context(encoder.load(folder, device))
+            self._key, self._stated = (digest, device), stated
+        if stated == self._stated:
+            yield self._model
+            return
+        with encoder.load(folder, device, self._model) as model:
+            yield model
+
+    def release(self) -> None:
+        """Free the weights."""
+        self._key = None
+        with contextlib.suppress(AttributeError):
+            del self._model
+        self._stack.close()
+
+
+class Suite:
+    """The pipelines of a run: one, or one for each member of dataset=suite, in their order."""
+
+    def __init__(self, run: Run, device: str) -> None:
+        self._names = list(run.members)
+        self._held = HeldModel() if run.members else None
+        load = self._held.load if self._held else None
+        self._pipelines = [Pipeline(one, device, load) for one in run.collections]
+        self._run, self._device = run, device
+        self._ranked: dict[Job, RankedAhead] = {}
+        self._engine = contextlib.ExitStack()
+
+    def open(self) -> None:
+        """Open every pipeline, on one engine. Raises SetupError with what is wrong with any, by the keys of the member."""
+        ranker = self._engine.enter_context(self._run.engine.start(self._device))
+        if not self._names:
+            self._pipelines[0].open(ranker)
+            return
+        problems = []
+        for name, pipeline in zip(self._names, self._pipelines, strict=True):
+            try:
+                pipeline.open(ranker)
+            except SetupError as error:
+                problems.append(of_member(name, str(error)))
+        if problems:
+            raise SetupError("\n".join(problems))
+        self._refuse_doubles()
+
+    def close(self) -> None:
+        """Let go of the device, or of many."""
+        self._engine.close()
+
+    def describe(self) -> Mapping[str, Any]:
+        """`Pipeline.describe`, of a suite that of each member as `collections`."""
+        described = [pipeline.describe() for pipeline in self._pipelines]
+        return {"collections": described} if self._names else described[0]
+
+    def rank(
+        self, checkpoint: Checkpoint, folder: Path, *, collection: int, full: bool, keep: Collection[Job], control: Control
+    ) -> None:
+        """Rank ahead: `validate` then begins with the ranking. Of what is ranked already only `keep` stays."""
+        self._ranked = {job: ranked for job, ranked in self._ranked.items() if job in keep}
+        ranked = self._pipelines[collection].rank(checkpoint, folder, full=full, control=control)
+        self._ranked[checkpoint.digest, collection, full] = ranked
+
+    def validate(
+        self, checkpoint: Checkpoint, folder: Path, *, collection: int, full: bool, more: bool, control: Control
+    ) -> Report:
+        """`Pipeline.validate` of one collection. `more`: others of the same checkpoint follow, for which its model is held."""
+        is_held = False
+        ahead = self._ranked.pop((checkpoint.digest, collection, full), None)
+        try:
+            report = self._pipelines[collection].validate(checkpoint, folder, full=full, control=control, ahead=ahead)
+            is_held = more
+        finally:
+            if self._held and not is_held:
+                self._held.release()
+        return report
+
+    def _refuse_doubles(self) -> None:
+        """In a mean they would count twice; and Reports, keys and curves go by names."""
+        first: dict[tuple[str, str], str] = {}
+        for name, pipeline in zip(self._names, self._pipelines, strict=True):
+            kinds = {
+                ("hold the same documents, queries and judgements", pipeline.test_set.fingerprint),
+                ("have the same name", pipeline.test_set.name),
+            }
+            for what, key in sorted(kinds):
+                if (other := first.setdefault((what, key), name)) != name:
+                    keys = f"dataset.members.{other} and dataset.members.{name}"
+                    raise SetupError(f"{keys} {what} ({key}): each collection may be in a suite once; leave one out")

@@ -16,11 +16,12 @@ from omegaconf import open_dict
 from pydantic import TypeAdapter
 
 from dr_validate.cli.overrides import explain, explain_grammar, explain_sweep, for_open_keys
-from dr_validate.cli.run import SETUP_IS_WRONG, run_job
+from dr_validate.cli.run import run_job
 from dr_validate.cli.sweep import SweepStart
 from dr_validate.config import ReportSettings, Settings, Watch, build, conf_dir, state_dir_of
 from dr_validate.errors import ConfigError, SetupError
 from dr_validate.files import expanded
+from dr_validate.process import SETUP_IS_WRONG
 from dr_validate.watcher.lock import claim, holder
 from tests.factories import CHOICES, choice, composed
 

@@ -18,11 +18,11 @@ import pytest
 from dr_validate.cli import sweep
 from dr_validate.cli.status import show_outcome
 from dr_validate.cli.sweep import JobRecord
-from dr_validate.cli.sweep_table import Row, compared_at_equal_cost, rows_as_csv, show_sweep, sweep_rows, sweep_table
+from dr_validate.cli.sweep_table import JobRow, compared_at_equal_cost, rows_as_csv, show_sweep, sweep_rows, sweep_table
 from dr_validate.config import build
-from dr_validate.fidelity.against_full import compare
-from dr_validate.watcher.attempts import Target
+from dr_validate.fidelity.comparison import compare
 from dr_validate.watcher.loop import Outcome
+from dr_validate.watcher.schedule import Target
 from tests.factories import composed
 from tests.processes import LIMIT_S, wait_for
 from tests.report.training import FULL, SAMPLE, Training, bound, exact
@@ -296,14 +296,14 @@ def test_only_jobs_of_equal_cost_are_compared_by_error_and_cost_is_counted_in_do
         training.full(0.2, 0.3)
         sampled, full = training.ledger.reports(SAMPLE), training.ledger.reports(FULL)
 
-    def row(number: int, error: float, share: float, metric: str = "mrr@10") -> Row:
+    def row(number: int, error: float, share: float, metric: str = "mrr@10") -> JobRow:
         found = compare(sampled, full, "mrr@10")
         assert found
         reports = tuple(replace(each, corpus={**each.corpus, "encoded": 500 * share}) for each in sampled)
         target = {"dataset": "d", "sampler": "random", "spec": SAMPLE, "sampled_spec": SAMPLE, "full_spec": FULL}
         job = record(number, exit_code=0, target=target)
         compared = replace(found, rmse=error)
-        return Row(job=job, overrides=f"job={number}", reports=reports, comparison=compared, metric=metric)
+        return JobRow(job=job, overrides=f"job={number}", reports=reports, comparison=compared, metric=metric)
 
     reference = "Errors are differences to the full corpus, the reference; a strategy costs the documents of its sample."
     assert compared_at_equal_cost([row(1, 0.2, 1), row(2, 0.1, 1), row(3, 0.01, 4)]) == [
@@ -335,7 +335,7 @@ def test_each_training_has_a_row_of_its_own_in_the_job_that_brings_it(tmp_path: 
         stated = ["dataset=beir", "dataset.path=unused", f"state_dir={tmp_path}", "tracker=none"]
         return record(number, exit_code=0, target=target, config=composed(*stated, *overrides))
 
-    def told(rows: list[Row]) -> list[tuple[int, str, int, float]]:
+    def told(rows: list[JobRow]) -> list[tuple[int, str, int, float]]:
         known = [(row, row.agreement, row.comparison) for row in rows]
         assert all(agreement and found and agreement.bias == found.bias for _, agreement, found in known)
         return [(row.job.number, row.training, a.checkpoints, round(a.bias, 6)) for row, a, _ in known if a]

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from dr_validate.cli.run import SETUP_IS_WRONG
 from dr_validate.errors import SetupError
+from dr_validate.process import SETUP_IS_WRONG
 from dr_validate.values import Checkpoint, Incomplete, Listing
 from dr_validate.watcher.loop import exit_code_of
 from tests import warm

@@ -9,9 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from dr_validate.errors import ConfigError, SetupError
-from dr_validate.integrations.announced import to_delete
-from dr_validate.integrations.best import BestSoFar, is_better
-from dr_validate.integrations.checks import Settings, check_trainer, keys_for, values_of
+from dr_validate.integrations.checkpoints import BestSoFar, is_better, to_delete
+from dr_validate.integrations.checks import ValidationSettings, check_trainer, keys_for, values_of
 from dr_validate.integrations.child import child_environment
 from dr_validate.integrations.transformers import AsyncValidation
 from dr_validate.values import Checkpoint, Estimate, Report
@@ -79,7 +78,7 @@ def test_weights_in_parts_are_refused_where_nothing_whole_would_be_validated(
     spread: dict[str, Any], settings: dict[str, Any], named: str
 ) -> None:
     given: dict[str, Any] = {"device": None, "every": None, "exit_timeout_s": 1, "backpressure": "all", "min_confidence": None}
-    chosen = Settings(**given | settings, snapshot_folder=Path("/dev/shm"))
+    chosen = ValidationSettings(**given | settings, snapshot_folder=Path("/dev/shm"))
     if not named:
         check_trainer(spread_over(**spread), chosen, ["dataset=pydoc"], AsyncValidation)
         return

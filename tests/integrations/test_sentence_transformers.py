@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from dr_validate.errors import SetupError
-from dr_validate.integrations.best import check_loaded
+from dr_validate.integrations.checkpoints import check_loaded
 from dr_validate.integrations.publish import publish
 from dr_validate.integrations.transformers import AsyncValidation
 from tests.integrations.tiny import pairs_of, saved_steps, told

@@ -8,7 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from dr_validate.integrations.announced import checkpoints_in
+from dr_validate.integrations.checkpoints import checkpoints_in
 
 STATED = ["dataset=beir", "tracker=none", "metrics=[mrr@10]", "device=cpu", "encoder.pooling=mean", "encoder.normalize=true"]
 STATED += ["fidelity.baseline=off"]

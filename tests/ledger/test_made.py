@@ -10,10 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 
 from dr_validate.config import conf_dir
 from dr_validate.ledger.made import command_line, presentable, versions
-from dr_validate.ledger.per_query import Retrieved, read_query_texts, read_top
+from dr_validate.ledger.per_query import Retrieved, read_query_texts, read_top, write_queries, write_ranking, write_top
 from dr_validate.values import Checkpoint, Estimate, Qrels, Ranking, Report, TestSet
-from dr_validate.worker import results
-from dr_validate.worker.results import write_queries, write_top
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[str]:
@@ -116,8 +114,8 @@ def test_the_first_three_documents_of_each_query_are_kept_with_what_they_were_ju
 def test_a_run_file_has_a_line_for_each_hit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = np.array([[1, 4, 0], [5, -1, -1]])
     scores = np.array([[1 / 3, 0.25, -2], [1e-9, -np.inf, -np.inf]], dtype=np.float32)
-    monkeypatch.setattr(results, "LINES_AT_ONCE", 3)
-    results.write_ranking(tmp_path / "r.trec", collection(), Ranking(documents=documents, scores=scores), "step 5")
+    monkeypatch.setattr("dr_validate.ledger.per_query.LINES_AT_ONCE", 3)
+    write_ranking(tmp_path / "r.trec", collection(), Ranking(documents=documents, scores=scores), "step 5")
     lines = ["q1 Q0 b 1 0.333333343 step_5", "q1 Q0 e 2 0.25 step_5", "q1 Q0 a 3 -2 step_5", "q2 Q0 f 1 9.99999972e-10 step_5"]
     assert (tmp_path / "r.trec").read_text().splitlines() == lines
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from dr_validate.fidelity.against_full import compare, kendall_tau_b, tau_interval
+from dr_validate.fidelity.comparison import compare, kendall_tau_b, tau_interval
 from dr_validate.report.verdict import Candidate, smallest_errors
 from tests.report.training import FULL, SAMPLE, Training, bound, within
 

@@ -2,9 +2,8 @@
 
 import dataclasses
 
-from dr_validate.ledger.findings import MAX_ROWS, Findings
-from dr_validate.report.findings import fidelity_table, findings, pairs_table
-from dr_validate.values import Agreement, Report
+from dr_validate.report.verdict import fidelity_table, findings, pairs_table
+from dr_validate.values import MAX_ROWS, Agreement, Findings, Report
 from tests.report.training import FULL, SAMPLE, Training, bound, exact, within
 
 NAMES = {"spec": SAMPLE, "full_spec": FULL, "training_run": "t"}

@@ -8,7 +8,7 @@ import pytest
 
 from dr_validate.config import ReportSettings
 from dr_validate.errors import SetupError
-from dr_validate.report import plot, words
+from dr_validate.report import markup, words
 from dr_validate.report.page import write_report
 from dr_validate.values import Estimate
 from tests.report.training import DOCUMENTS, FULL, SAMPLE, Training, bound, exact, within
@@ -248,7 +248,7 @@ def test_every_point_and_every_end_of_an_interval_is_inside_its_axes(training: T
 def plot_area(svg: ElementTree.Element) -> tuple[tuple[float, float], tuple[float, float]]:
     """Left and right, top and bottom of what the axes enclose."""
     _, _, width, height = map(float, str(svg.get("viewBox")).split())
-    return (plot.LEFT, width - plot.RIGHT), (plot.TOP, height - plot.BOTTOM)
+    return (markup.LEFT, width - markup.RIGHT), (markup.TOP, height - markup.BOTTOM)
 
 
 def marks(svg: ElementTree.Element) -> list[tuple[float, float]]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dr_validate.report.plot import Scale, around, around_on_log, log_ticks, nice_ticks
+from dr_validate.report.markup import Scale, around, around_on_log, log_ticks, nice_ticks
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 10))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from dr_validate.fidelity.against_full import Comparison
+from dr_validate.fidelity.comparison import Comparison
 from dr_validate.report.gather import Movement, Section, Strategy, movement
 from dr_validate.report.verdict import verdict
 from tests.report.training import FULL, Training, bound, exact, within

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.report.findings import findings
+from dr_validate.report.verdict import findings
 from dr_validate.tracker.rows import STEP, revised_curves, row
 from dr_validate.values import Agreement, Estimate, Report
 from tests.factories import CommandLine

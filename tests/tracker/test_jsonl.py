@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dr_validate.ledger.reports import report_from_json, report_to_json
-from dr_validate.tracker.jsonl import JsonlTracker
+from dr_validate.tracker.local import JsonlTracker
 from dr_validate.values import Report
 from tests import warm
 from tests.factories import told as report
@@ -82,7 +82,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from tests.factories import told as report
-from dr_validate.tracker.jsonl import JsonlTracker
+from dr_validate.tracker.local import JsonlTracker
 for step in range(30):
     JsonlTracker(path=Path(sys.argv[1])).deliver(report(step, spec=sys.argv[2]), [])
     JsonlTracker(path=Path(sys.argv[1])).deliver(report(step, spec="both"), [])
@@ -164,7 +164,7 @@ def test_a_report_costs_what_came_since_the_last_one_and_not_the_whole_file(
         parsed.append(line)
         return loads(line)
 
-    monkeypatch.setattr("dr_validate.tracker.jsonl.json.loads", counted)
+    monkeypatch.setattr("dr_validate.tracker.local.json.loads", counted)
     for step in range(40):
         (first if step % 3 else second).deliver(report(step), [])
         (second if step % 2 else first).deliver(report(step), [])

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dr_validate.ledger.findings import MAX_ROWS
 from dr_validate.tracker.rows import MAX_CHANGES, checkpoints_table, queries_table
+from dr_validate.values import MAX_ROWS
 from tests.report.training import Training
 from tests.tracker.watching import report
 

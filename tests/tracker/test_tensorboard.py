@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from dr_validate.stages import TrackerRun
+from dr_validate.stages import Tracked, TrackerRun
 from dr_validate.tracker.rows import STEP, row
 from dr_validate.tracker.tensorboard import TensorboardTracker
 from dr_validate.values import Report
@@ -30,7 +30,7 @@ NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 def started(state_dir: Path) -> TrackerRun:
     names: dict[str, Any] = {"training_run": "ours/run 1", "spec": "s1", "dataset": "vaswani", "sampler": "random"}
-    return TensorboardTracker().start(state_dir=state_dir, config={}, **names)
+    return TensorboardTracker().start(Tracked(state_dir=state_dir, config={}, **names))
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -64,7 +64,7 @@ def test_rows_are_scalars_over_the_training_step_each_report_once(tmp_path: Path
 def test_all_collections_of_a_suite_and_their_mean_are_one_run(tmp_path: Path) -> None:
     config = {"dataset": "mean", "collections": [{"spec": "a-s", "full_spec": "a-f"}, {"spec": "b-s", "full_spec": "b-f"}]}
     names: dict[str, Any] = {"training_run": "ours", "spec": "s1", "dataset": "mean", "sampler": "random"}
-    tracker = TensorboardTracker().start(state_dir=tmp_path, config=config, **names)
+    tracker = TensorboardTracker().start(Tracked(state_dir=tmp_path, config=config, **names))
     for dataset, spec in (("a", "a-s"), ("b", "b-s"), ("a", "a-f"), ("mean", "s1"), ("mean", "full")):
         one = dataclasses.replace(report(500, spec=spec), dataset=dataset, seconds={"total": 2.0})
         tracker.deliver(one, [one])

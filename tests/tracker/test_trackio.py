@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dr_validate.stages import TrackerRun
+from dr_validate.stages import Tracked, TrackerRun
 from dr_validate.tracker.rows import REPORT, STEP, row
 from dr_validate.tracker.trackio import TrackioTracker
 from dr_validate.values import Report
@@ -14,7 +14,7 @@ from tests.factories import told as report
 
 def started(state_dir: Path, project: str) -> TrackerRun:
     names: dict[str, Any] = {"training_run": "ours/run 1", "spec": "s1", "dataset": "vaswani", "sampler": "random"}
-    return TrackioTracker(project=project).start(state_dir=state_dir, config={"seed": 13, "secret": "x"}, **names)
+    return TrackioTracker(project=project).start(Tracked(state_dir=state_dir, config={"seed": 13, "secret": "x"}, **names))
 
 
 def test_rows_are_logged_over_the_training_step_each_report_once(

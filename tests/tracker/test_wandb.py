@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dr_validate.stages import Tracked
 from dr_validate.tracker.none import NoTracker
 from dr_validate.tracker.wandb import WandbRuns, WandbTracker
 from dr_validate.values import Agreement, Checkpoint, Estimate, Report
@@ -52,7 +53,7 @@ def start(state_dir: Path, spec: str = "s1", **options: Any) -> WandbRuns:
     tracker = WandbTracker(mode="offline", project="retrieval", **options)
     config = {"dataset": "vaswani", "top_k": 100, "metrics": ["mrr@10"], "api_key": SECRET, "source": {"path": "/home"}}
     names: dict[str, Any] = {"training_run": "tas-b", "spec": spec, "dataset": "vaswani", "sampler": "random"}
-    return tracker.start(state_dir=state_dir, config=config, **names)
+    return tracker.start(Tracked(state_dir=state_dir, config=config, **names))
 
 
 def close(run: WandbRuns) -> None:
@@ -196,7 +197,7 @@ def test_group_and_folder_can_be_chosen(state_dir: Path, tmp_path: Path) -> None
 
 def test_no_tracker_takes_everything(tmp_path: Path) -> None:
     names: dict[str, Any] = {"training_run": "t", "spec": "s1", "dataset": "d", "sampler": "full"}
-    live = NoTracker().start(state_dir=tmp_path, config={}, **names)
+    live = NoTracker().start(Tracked(state_dir=tmp_path, config={}, **names))
     live.deliver(report(500, 0.25), [])
     live.close(1)
     assert not list(tmp_path.iterdir())

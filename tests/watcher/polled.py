@@ -14,7 +14,8 @@ from dr_validate.files import check_interrupt
 from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.values import Checkpoint, Listing
 from dr_validate.watcher import schedule
-from dr_validate.watcher.polling import Needs, SourcePoller
+from dr_validate.watcher.polling import SourcePoller
+from dr_validate.watcher.schedule import Needs
 from tests.processes import LIMIT_S
 
 KIB = 2**10

@@ -40,9 +40,10 @@ from dr_validate.ledger.ledger import Ledger
 from dr_validate.process import TIME_IS_UP
 from dr_validate.values import Checkpoint, Estimate, Report
 from dr_validate.watcher import schedule
-from dr_validate.watcher.attempts import Attempts, Target
+from dr_validate.watcher.attempts import Attempts
 from dr_validate.watcher.loop import watch
-from dr_validate.watcher.polling import Needs, SourcePoller
+from dr_validate.watcher.polling import SourcePoller
+from dr_validate.watcher.schedule import Needs, Target
 from dr_validate.watcher.worker_pool import WorkerPool
 from dr_validate.watcher.worker_process import DiskFull, StallLimit, Tick, WorkerClient, WorkerFailure, activity_of
 from dr_validate.worker.main import errors_to
@@ -547,7 +548,7 @@ def test_what_is_to_give_way_is_told_so_once_lest_the_pipe_fills_up(tmp_path: Pa
     client.rank_ahead(checkpoint(100), Path(), full=False, collection=0, keep=())
     client.has_begun = True
     for _ in range(3):
-        client.give_way("preempted")
+        client.interrupt_ranking("preempted")
     client.close()
     assert [line.split('"')[1:2] for line in (tmp_path / "lines").read_text().splitlines()[1:]] == [["rank"], ["interrupt"]]
 

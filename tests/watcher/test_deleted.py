@@ -12,8 +12,7 @@ from dr_validate.config import Run, Settings, Watch
 from dr_validate.source.folder import FolderSource
 from dr_validate.values import Listing
 from dr_validate.watcher import schedule
-from dr_validate.watcher.schedule import NEVER_SEEN, never_seen
-from dr_validate.watcher.work_queue import Deleted
+from dr_validate.watcher.schedule import NEVER_SEEN, Deleted, never_seen
 from tests.processes import wait_for
 
 WriteCheckpoint = Callable[..., Path]

@@ -8,6 +8,7 @@ import pytest
 
 from dr_validate.config import Run, Settings, Watch
 from dr_validate.ledger.ledger import Ledger as LedgerFile
+from dr_validate.stages import Tracked
 from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.tracker.none import NoTracker
 from dr_validate.tracker.wandb import WandbTracker
@@ -52,7 +53,7 @@ def test_only_what_can_arrive_is_missed(is_remote: bool, level: int, caplog: pyt
 def test_an_offline_run_has_no_server(mode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     about: dict[str, Any] = {"training_run": "t", "spec": "s", "dataset": "d", "sampler": "full", "config": {}}
-    assert WandbTracker(mode=mode).start(state_dir=tmp_path, **about).is_remote is (mode == "online")
+    assert WandbTracker(mode=mode).start(Tracked(state_dir=tmp_path, **about)).is_remote is (mode == "online")
 
 
 class Place:

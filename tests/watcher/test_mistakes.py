@@ -11,7 +11,8 @@ from dr_validate.config import Settings, Watch
 from dr_validate.errors import CheckpointError, NotStated, SetupError
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.values import Checkpoint, Estimate, Listing, Report
-from dr_validate.watcher.attempts import Attempts, Target, warn_of_another_spec
+from dr_validate.watcher.attempts import Attempts, warn_of_another_spec
+from dr_validate.watcher.schedule import Target
 
 TARGET = Target(dataset="d", sampler="random", spec="s", sampled_spec="s", full_spec="f")
 AT = "2026-11-21T03:12:00Z"

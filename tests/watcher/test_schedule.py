@@ -4,7 +4,7 @@ import dataclasses
 
 from dr_validate.values import Checkpoint, Incomplete, Listing, Status
 from dr_validate.watcher import schedule
-from dr_validate.watcher.attempts import Target
+from dr_validate.watcher.schedule import Target
 
 
 def checkpoint(step: int, digest: str | None = None, name: str | None = None) -> Checkpoint:

@@ -70,7 +70,7 @@ class Client:
         if self.is_dead:
             self.ranked, self.is_dead = [], False
 
-    def give_way(self, reason: str) -> None:
+    def interrupt_ranking(self, reason: str) -> None:
         if self.ranking is not None:
             self.met = Preempted() if reason == "preempted" else Stopped()
 
@@ -266,7 +266,7 @@ def test_a_ledger_that_cannot_be_read_for_what_comes_next_costs_nothing(
         asked.append(1)
         raise sqlite3.OperationalError("database is locked")
 
-    monkeypatch.setattr("dr_validate.watcher.work_queue.WorkQueue.after", after)
+    monkeypatch.setattr("dr_validate.watcher.schedule.WorkQueue.after", after)
     assert watched(monkeypatch, run_of(tmp_path, [100], at_once=2, max_attempts=1), Process(behave), Process(behave)) == 0
     assert asked
 

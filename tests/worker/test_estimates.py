@@ -14,8 +14,8 @@ from dr_validate.estimator.evidence import RankEvidence
 from dr_validate.ledger.reports import revised
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.values import Checkpoint, Float32, Int64, Qrels, Ranking, Report, Sample, TestSet
-from dr_validate.worker.estimates import Estimates, Outcome, load, save
-from dr_validate.worker.results import Baselines
+from dr_validate.worker.estimates import Corrected, Estimates, load, save
+from dr_validate.worker.samples import Baselines
 from tests.estimator.synthetic import collection, history_of, pool_and_rest, training
 
 NUM_DOCUMENTS, NUM_QUERIES, NUM_POOL, NUM_DRAWN, TOP_K = 4000, 80, 240, 200, 100
@@ -88,7 +88,7 @@ def estimates_in(folder: Path, test_set: TestSet, sample: Sample) -> Estimates:
     return Estimates(folder, test_set, sample, TOP_K, Baselines(folder / "baselines"))
 
 
-def outcome(estimates: Estimates, test_set: TestSet, sample: Sample, number: int) -> Outcome:
+def outcome(estimates: Estimates, test_set: TestSet, sample: Sample, number: int) -> Corrected:
     """Of checkpoint `number`; the later, the better."""
     ranking = ranking_of(scores_of(test_set, 0.5 + 0.05 * number, number), sample.ordinals)
     return estimates.of(f"sha256:{number:04}", ranking, RanxMetrics(names=NAMES).score(ranking, test_set.qrels))
@@ -229,7 +229,7 @@ def test_a_baseline_is_not_forgotten_when_many_checkpoints_have_come(
     assert [each["checkpoints"] for each in told] == [1, 2, 3, 3, 4, 4]
 
 
-def report_of(number: int, made: Outcome) -> Report:
+def report_of(number: int, made: Corrected) -> Report:
     one = checkpoint(number)
     return Report(
         checkpoint=one,

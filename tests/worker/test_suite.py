@@ -9,7 +9,7 @@ import pytest
 
 from dr_validate.errors import CheckpointError, SetupError
 from dr_validate.values import Checkpoint, Report
-from dr_validate.worker.suite import Suite
+from dr_validate.worker.pipeline import Suite
 from tests.factories import built, write_collection
 from tests.small_run import Unhurried, checkpoint_of
 
