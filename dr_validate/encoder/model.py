@@ -54,20 +54,21 @@ class TransformerModel:
         if device == "cpu":
             keep_heap()
         self._towers: dict[Side, LoadedTower] = {}
-        self._chosen: dict[tuple[object, ...], Chosen]
-        chosen = self._chosen = {} if weights_of is None else dict(weights_of._chosen)
+        self._chosen: dict[tuple[object, ...], Chosen] = {} if weights_of is None else dict(weights_of._chosen)
         for side in SIDES:
             tower = contract.tower(side)
             place = (tower.weights, tower.adapter, tower.weights_prefix)
-            if place not in chosen:
-                chosen[place] = _choose(tower, getattr(torch, dtype), device)
+            if place not in self._chosen:
+                self._chosen[place] = _choose(tower, getattr(torch, dtype), device)
             tokenizer = FastTokenizer(tower, append_eos)
-            self._towers[side] = LoadedTower(tower, chosen[place], tokenizer, device, max_tokens)
-        how = chosen[place].describe()  # of the documents, which are nearly all texts
+            self._towers[side] = LoadedTower(tower, self._chosen[place], tokenizer, device, max_tokens)
+        how = self._chosen[place].describe()  # of the documents, which are nearly all texts
         self.contract: Mapping[str, Any] = {"dtype": dtype, "append_eos": append_eos, **contract.describe(), **how}
-        self.dim, dim = (self._towers[side].dim for side in SIDES)
-        if self.dim != dim:
-            raise CheckpointError(f"query vectors have {self.dim} dimensions, document vectors {dim}: they cannot be compared")
+        self.dim, other = self._towers["query"].dim, self._towers["document"].dim
+        if self.dim != other:
+            raise CheckpointError(
+                f"query vectors have {self.dim} dimensions, document vectors {other}: they cannot be compared"
+            )
 
     def tokenizer(self, side: Side) -> FastTokenizer:
         """The tokenizer of one side."""
@@ -85,11 +86,10 @@ class TransformerModel:
 
 def _choose(tower: TowerSpec, dtype: torch.dtype, device: str) -> Chosen:
     def choose() -> Chosen:
-        if tower.static:
-            return choose_static(
-                {k: v for file in weight_files(tower.weights) for k, v in load_file(file).items()}, dtype, device
-            )
-        return choose_forward(lambda: load_transformer(tower, dtype, device), dtype, device)
+        if not tower.static:
+            return choose_forward(lambda: load_transformer(tower, dtype, device), dtype, device)
+        weights = {name: weight for file in weight_files(tower.weights) for name, weight in load_file(file).items()}
+        return choose_static(weights, dtype, device)
 
     return or_cannot(choose, tower, device)
 

@@ -145,11 +145,12 @@ class Downloads:
     def _session(self) -> "requests.Session":
         import requests
 
-        class Session(requests.Session):
-            def rebuild_auth(self, prepared_request: Any, response: Any) -> None:
-                """A redirect gets none from ~/.netrc either."""
-
         if not hasattr(self._local, "session"):
+
+            class Session(requests.Session):
+                def rebuild_auth(self, prepared_request: Any, response: Any) -> None:
+                    """A redirect gets none from ~/.netrc either."""
+
             self._local.session = Session()
             self._local.session.auth = lambda request: request  # a signed URL needs no key: not even one from ~/.netrc
             self._local.session.headers["Accept-Encoding"] = "identity"
