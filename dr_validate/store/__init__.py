@@ -1,5 +1,5 @@
-"""What is kept of checkpoints: `checkpoints` (verified copies, and vectors, in folders that nobody removes while in use),
-`embeddings` (the vectors of one, in `vector_file`s, each encoded once by whoever holds its `embeddings.RangeLocks`).
+"""What is kept of checkpoints: `checkpoints` (verified copies), `embeddings` (their vectors, in `vector_file`s, each encoded
+once by whoever holds its `embeddings.RangeLocks`).
 
-`best`: the best checkpoint, for `store.keep_best`.
+`leased_cache`: folders that nobody removes while they are in use; `best`: the best checkpoint, for `store.keep_best`.
 """

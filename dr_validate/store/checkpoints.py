@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dr_validate.component import UserPath, component, fingerprint
+from dr_validate.component import UserPath, component
 from dr_validate.errors import Outage
 from dr_validate.files import (
     NO_ROOM,
@@ -26,14 +25,11 @@ from dr_validate.files import (
 )
 from dr_validate.stages import Vectors
 from dr_validate.store.best import check_folder, keep_alone
-from dr_validate.store.embeddings import KeptVectors, NothingKept
+from dr_validate.store.embeddings import open_vectors
+from dr_validate.store.leased_cache import LeasedCache, folder_size
 from dr_validate.values import Checkpoint, Side
 
 log = logging.getLogger(__name__)
-VECTORS_FORMAT = 2  # to be raised when encoding changes in this package: older vectors are then not found
-RESERVED_SHARE = 0.05  # of the disk, left to everything else ...
-RESERVED_BYTES = 2 * 2**30  # ... but no more than this
-SHARE_AT_ONCE = 1 / 16  # of the limit, between two measurements of the disk and at what other processes keep
 Fetch = Callable[[Checkpoint, Path], None]
 Stamp = tuple[int, int, int]
 _records: dict[Path, tuple[Stamp, Mapping[str, Any]]] = {}  # as they were read; every poll asks for all of them
@@ -45,8 +41,7 @@ class CheckpointStore:
     """`<root>/checkpoints/<digest>/`, about `max_gib` in all; what is leased stays whatever it weighs.
 
     `<root>/checkpoints/.records/<digest>.json` says of each copy which checkpoint it is, of which sources, and the SHA-256 of
-    its files. `<root>/embeddings/`: vectors, a folder for each checkpoint, encoder contract and test set, at most about
-    `embeddings_max_gib`, 0 for none.
+    its files. `<root>/embeddings/`: vectors, at most about `embeddings_max_gib`, 0 for none; see `embeddings.open_vectors`.
     """
 
     max_gib: float = Field(default=50, gt=0)
@@ -60,7 +55,7 @@ class CheckpointStore:
         Makes no room but on a full disk: there whatever is neither leased nor among the digests in `keep` goes, then the
         vectors. Raises what `fetch` raises, and OSError where the disk stays full.
         """
-        cache, key = _copies_cache(root), name_of_digest(checkpoint.digest)
+        cache, key = _leased_cache(root), name_of_digest(checkpoint.digest)
         with locked(cache.lock_file(key, "fetch")):
             if cache.folder(key).is_dir() and not _record(root, key).get("files"):
                 cache.remove(key)  # damaged, or of an earlier version: nothing to compare the copy with
@@ -80,7 +75,7 @@ class CheckpointStore:
 
     def has(self, digest: str, root: Path) -> bool:
         """Whether there is a copy."""
-        return _copies_cache(root).folder(name_of_digest(digest)).is_dir()
+        return _leased_cache(root).folder(name_of_digest(digest)).is_dir()
 
     def digests(self, root: Path) -> set[str]:
         """Of all copies that there are."""
@@ -100,7 +95,7 @@ class CheckpointStore:
         Those used longest ago go first, then the digests of `precious` from its end on; never a leased one or one of `keep`.
         A copy that is larger than `max_gib` fits where nothing else is kept.
         """
-        cache = _copies_cache(root)
+        cache = _leased_cache(root)
         sizes = cache.sizes()
         kept, last = {name_of_digest(digest) for digest in keep}, [name_of_digest(digest) for digest in precious]
         limit = max(self.max_gib * 2**30 - num_bytes, 0.0)
@@ -115,7 +110,7 @@ class CheckpointStore:
 
         Raises Outage where there is none, and where it is damaged: then it is removed, to be taken again.
         """
-        cache, key = _copies_cache(root), name_of_digest(digest)
+        cache, key = _leased_cache(root), name_of_digest(digest)
         with cache.lease(key) as folder:
             if not folder.is_dir():
                 raise Outage(f"the copy in {folder} is gone; it is taken again where its source still has it")
@@ -147,37 +142,13 @@ class CheckpointStore:
             return str(next(iter(weights.values())))
         return sha256_of_files(weights).removeprefix("sha256:") if weights else ""
 
-    @contextlib.contextmanager
     def vectors(
         self, digest: str, terms: Mapping[str, Any], counts: Mapping[Side, int], root: Path, *, baseline: bool = False
-    ) -> Iterator[Vectors]:
-        """See `Store.vectors`; nobody removes them within the block. `counts`: of all queries and documents that there are.
-
-        What was used longest ago goes first; what is in use never does, and takes no more once the limit is reached. A baseline
-        removes nothing: it keeps its vectors where there is room for all of them, and else none. Where the disk does not let
-        us, nothing is kept, which is logged.
-        """
-        cache, key = _vectors_cache(root), f"{name_of_digest(digest)}-{fingerprint({'format': VECTORS_FORMAT, **terms})}"
-        with contextlib.ExitStack() as stack:
-            vectors: Vectors = NothingKept()
-            if self.embeddings_max_gib == 0:
-                cache.evict(0)
-            else:
-                try:
-                    folder = stack.enter_context(cache.lease(key))
-                    folder.mkdir(parents=True, exist_ok=True)
-                    cache.used(key)
-                    room = _Room(cache, self.embeddings_max_gib * 2**30, evicts=not baseline)
-                    room.take(0)  # the limit may be lower than it was
-                    kept = KeptVectors(folder, counts, dtype=self.embeddings_dtype, take=room.take, whole=baseline)
-                    vectors = stack.enter_context(contextlib.closing(kept))
-                except OSError as error:
-                    log.warning("vectors are not kept: %s", error)
-            try:
-                yield vectors
-            finally:
-                with contextlib.suppress(OSError):
-                    cache.used(key)
+    ) -> contextlib.AbstractContextManager[Vectors]:
+        """See `Store.vectors`; nobody removes them within the block. `counts`: of all queries and documents that there are."""
+        return open_vectors(
+            _vectors_cache(root), digest, terms, counts, self.embeddings_max_gib, self.embeddings_dtype, baseline
+        )
 
     def describe_vectors(self, root: Path) -> str:
         """What is kept, in words for people."""
@@ -186,7 +157,7 @@ class CheckpointStore:
         return f"{sum(sizes) / 2**30:.2f} GiB for {what}, at most {self.embeddings_max_gib:g} (store.embeddings_max_gib)"
 
     def _fetch(self, checkpoint: Checkpoint, fetch: Fetch, root: Path, source: str) -> None:
-        folder = _copies_cache(root).folder(name_of_digest(checkpoint.digest))
+        folder = _leased_cache(root).folder(name_of_digest(checkpoint.digest))
         written = 0
         try:
             with atomic_folder(folder) as temporary:
@@ -207,108 +178,7 @@ class CheckpointStore:
             raise OSError(error.errno, message) from error
 
 
-class _Room:
-    """How much one user of the store may still keep, as far as the limit, the other users and the disk allow."""
-
-    def __init__(self, cache: "LeasedCache", limit: float, *, evicts: bool) -> None:
-        self._cache, self._limit, self._evicts = cache, limit, evicts
-        self._left = -1.0
-
-    def take(self, size: int) -> bool:
-        """Set this many bytes aside; what was used longest ago makes room. False where there is none."""
-        if size > self._left:
-            disk = shutil.disk_usage(self._cache.root)
-            reserved = min(RESERVED_SHARE * disk.total, RESERVED_BYTES)
-            allowed = min(self._limit, sum(self._cache.sizes().values()) + disk.free - reserved)
-            if self._evicts:
-                self._cache.evict(allowed - size)
-            self._left = min(allowed - sum(self._cache.sizes().values()), max(size, self._limit * SHARE_AT_ONCE))
-        if size > self._left:
-            return False
-        self._left -= size
-        return True
-
-
-class LeasedCache:
-    """`<root>/<key>/` for each key, and `<root>/.locks/`; lock files are never removed, so they never race.
-
-    A lease is a lock of the kernel's on a file beside the folder: it ends with its holder, however that dies.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def folder(self, key: str) -> Path:
-        """Where the folder of this key is, or would be."""
-        return self.root / key
-
-    def lock_file(self, key: str, purpose: str) -> Path:
-        """A file to lock for `purpose`; `lease` is the one that keeps the folder from being removed."""
-        return self.root / ".locks" / f"{key}.{purpose}"
-
-    @contextlib.contextmanager
-    def lease(self, key: str) -> Iterator[Path]:
-        """Nobody removes the folder within the block, whether it is there yet or not; several may hold a lease."""
-        with locked(self.lock_file(key, "lease"), shared=True):
-            yield self.folder(key)
-
-    def used(self, key: str) -> None:
-        """Note that the folder is in use now: what was used longest ago goes first."""
-        os.utime(self.folder(key))
-
-    def sizes(self) -> dict[str, int]:
-        """Bytes by key, the folder used longest ago first."""
-        found = []
-        for folder in self.root.glob("[!.]*"):
-            with contextlib.suppress(FileNotFoundError):  # another process may evict as well
-                found.append((folder.stat().st_mtime_ns, folder))
-        return {folder.name: folder_size(folder) for _, folder in sorted(found)}
-
-    def evict(self, limit_bytes: float, keep: Collection[str] = (), order: Sequence[str] | None = None) -> list[str] | None:
-        """Remove the folders used longest ago until `limit_bytes` is kept; never a leased one or the keys in `keep`.
-
-        With `order` only its keys, its first one first, and nothing where all of them would not be enough: then the answer is
-        None. Returns the keys of the folders that are gone.
-        """
-        for leftover in self.root.glob(".*.evicted"):  # of a removal that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
-        sizes = self.sizes()
-        total = sum(sizes.values())
-        if order is not None and total - sum(sizes.get(key, 0) for key in order) > limit_bytes:
-            return None
-        gone = []
-        for key in sizes if order is None else order:
-            if total <= limit_bytes:
-                break
-            if key not in keep and self.remove(key):
-                total -= sizes.get(key, 0)
-                gone.append(key)
-                log.info("removed %s/%s (%.2f GiB)", self.root.name, key, sizes.get(key, 0) / 2**30)
-        return gone
-
-    def remove(self, key: str) -> bool:
-        """Remove a folder unless it is leased; whether it was removed."""
-        folder = self.folder(key)
-        with contextlib.suppress(BlockingIOError), locked(self.lock_file(key, "lease"), blocking=False):
-            hidden = folder.with_name(f".{folder.name}.evicted")  # gone in one step; a kill leaves a leftover, not half a copy
-            shutil.rmtree(hidden, ignore_errors=True)
-            with contextlib.suppress(FileNotFoundError):
-                folder.rename(hidden)
-                shutil.rmtree(hidden, ignore_errors=True)
-                return True
-        return False
-
-
-def folder_size(folder: Path) -> int:
-    """Bytes of the files in it."""
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            total += path.lstat().st_size
-    return total
-
-
-def _copies_cache(root: Path) -> LeasedCache:
+def _leased_cache(root: Path) -> LeasedCache:
     return LeasedCache(root / "checkpoints")
 
 
@@ -339,7 +209,7 @@ def _listed(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _noted(source: str, root: Path, *, with_copy: bool) -> list[Checkpoint]:
-    found, cache = [], _copies_cache(root)
+    found, cache = [], _leased_cache(root)
     for key in sorted(path.stem for path in (cache.root / ".records").glob("[!.]*.json")):
         if cache.folder(key).is_dir() == with_copy and (fields := _listed(_record(root, key)).get(source)):
             with contextlib.suppress(TypeError, AssertionError):  # damaged: as if it had not been noted

@@ -16,7 +16,8 @@ from dr_validate.config import Run, build, conf_dir
 from dr_validate.errors import SetupError
 from dr_validate.files import name_of_digest
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.store.checkpoints import VECTORS_FORMAT, LeasedCache
+from dr_validate.store.embeddings import FORMAT
+from dr_validate.store.leased_cache import LeasedCache
 from dr_validate.store.vector_file import VectorFile
 from dr_validate.values import Checkpoint, Float32, Int64, TestSet
 from dr_validate.worker.encoding import remembered_encoder, vectors_key
@@ -141,7 +142,7 @@ def kept_vectors(run: Run, test_set: TestSet, checkpoints: Sequence[Checkpoint],
         found: list[Encoded] = []
         for checkpoint in checkpoints:
             read = remembered_encoder(run, checkpoint.digest)
-            key = {"format": VECTORS_FORMAT, **vectors_key(read, test_set)} if read else {}
+            key = {"format": FORMAT, **vectors_key(read, test_set)} if read else {}
             folder = stack.enter_context(cache.lease(f"{name_of_digest(checkpoint.digest)}-{fingerprint(key)}"))
             if not read or not folder.is_dir():
                 raise SetupError(
