@@ -68,7 +68,7 @@ class Encoding:
 
     def __init__(self, run: Run, device: str, test_set: TestSet, load: Load | None = None) -> None:
         """`load`: instead of the encoder's own."""
-        self._load = load
+        self._load: Load = load or (lambda encoder, _, folder, device: encoder.load(folder, device))
         self._run, self._device, self._test_set = run, device, test_set
         self._state_dir = run.settings.state_dir
 
@@ -86,10 +86,7 @@ class Encoding:
         without `keep` no vector is read or kept."""
 
         def load() -> AbstractContextManager[Model]:
-            if self._load is not None:
-                return self._load(self._run.encoder, digest, folder, self._device)
-            model: AbstractContextManager[Model] = self._run.encoder.load(folder, self._device)
-            return model
+            return self._load(self._run.encoder, digest, folder, self._device)
 
         test_set, read = self._test_set, read_encoder(self._run, digest, folder)
         key = vectors_key(read, test_set)
