@@ -259,7 +259,7 @@ class Workload:
     top_k: int
     progress_file: Path  # running top-k of unfinished work: an interrupted or killed ranking goes on from here
     preemptible: bool = False  # a baseline: whatever comes is more urgent
-    elsewhere: object = None  # `engine.ray_worker.Elsewhere`: how a process on another device comes to the same work
+    elsewhere: object = None  # `engine.ray_workers.Elsewhere`: how a process on another device comes to the same work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

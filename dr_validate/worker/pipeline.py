@@ -192,7 +192,7 @@ class RankedAhead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineElsewhere:
-    """`engine.ray_worker.Elsewhere`: the same pipeline in another process, where it stays between checkpoints."""
+    """`engine.ray_workers.Elsewhere`: the same pipeline in another process, where it stays between checkpoints."""
 
     config: Mapping[str, Any]
     spec: str
