@@ -217,11 +217,7 @@ class WorkQueue:
         return {digest for digest, reason in self._ledger.skips(self._main.spec).items() if reason.startswith(STALE)}
 
     def after(
-        self,
-        now: Work,
-        listing: Listing,
-        not_before: Mapping[tuple[str, str], float],
-        has_copy: Callable[[Checkpoint], bool],
+        self, now: Work, listing: Listing, not_before: Mapping[tuple[str, str], float], has_copy: Callable[[Checkpoint], bool]
     ) -> Iterator[Work]:
         """What may be ranked beside `now`, the next one first. No baseline beside a checkpoint, which it would slow down."""
         work = self.missing_baselines(listing) if now[1].is_baseline else self.left(listing)

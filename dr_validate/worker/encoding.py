@@ -92,10 +92,7 @@ class Encoding:
         key = vectors_key(read, test_set)
         counts: dict[Side, int] = {"query": len(test_set.query_ids), "document": len(test_set.corpus)}
         kept = self._run.store.vectors(digest, key, counts, self._state_dir, baseline=sample.is_baseline)
-        with (
-            kept if keep else contextlib.nullcontext(NothingKept()) as vectors,
-            LazyModel(load, when_loaded) as model,
-        ):
+        with kept if keep else contextlib.nullcontext(NothingKept()) as vectors, LazyModel(load, when_loaded) as model:
             texts = {side: self._texts(side, sample.sample, model) for side in SIDES}
             workload = Workload(
                 queries=texts["query"],
@@ -212,14 +209,7 @@ class TokenBlocks:
     asked for, by whichever thread. Only the block in use is mapped into memory, and it is checked on its first use."""
 
     def __init__(
-        self,
-        cache: Path,
-        tokenizer: Callable[[], Tokenizer],
-        *,
-        texts_key: str,
-        num_texts: int,
-        read: Read,
-        block_size: int,
+        self, cache: Path, tokenizer: Callable[[], Tokenizer], *, texts_key: str, num_texts: int, read: Read, block_size: int
     ) -> None:
         """`cache` has a sub-folder for each (texts, tokenizer, block size). `tokenizer` is asked for with the first block.
 
