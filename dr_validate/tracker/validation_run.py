@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from dr_validate.errors import Outage
 from dr_validate.ledger.reports import best_of, report_to_json, revised
-from dr_validate.tracker.on_best import alert_of
 from dr_validate.tracker.rows import (
     BASELINE,
     REPORT,
     SAMPLED,
     STEP,
+    alert_of,
     checkpoints_table,
     queries_table,
     report_id,
