@@ -216,10 +216,10 @@ def _chosen(stage: str, keys: Mapping[str, Any], place: str, problems: list[str]
     return {"_target_": str(found["_target_"]), **others}
 
 
-def parts_that_build(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The components of a configuration that is wrong elsewhere, by stage."""
-    built = {stage: _build_stage(stage, config, []) for stage in STAGES}
-    _give_config(built["source"], config)
+def parts_that_build(config: Mapping[str, Any], stages: Collection[str] = tuple(STAGES)) -> dict[str, Any]:
+    """The components of a configuration that may be wrong elsewhere, by stage."""
+    built = {stage: _build_stage(stage, config, []) for stage in stages}
+    _give_config(built.get("source"), config)
     return {stage: component for stage, component in built.items() if component is not None}
 
 
@@ -383,16 +383,3 @@ def tracker_of(config: Mapping[str, Any]) -> Tracker:
     if tracker is None:
         raise ConfigError(problems)
     return tracker
-
-
-def source_if_any(config: Mapping[str, Any]) -> Source | None:
-    """The source alone, or None where its configuration is not enough to build one: `task=status` works without."""
-    source: Source | None = _build_stage("source", config, [])
-    _give_config(source, config)
-    return source
-
-
-def store_if_any(config: Mapping[str, Any]) -> Store | None:
-    """The store alone, or None where its configuration is wrong."""
-    store: Store | None = _build_stage("store", config, [])
-    return store

@@ -5,6 +5,7 @@ import contextvars
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -15,13 +16,14 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dr_validate.errors import SetupError
 
+T = TypeVar("T")
 CHUNK_BYTES = 1 << 20
 FICLONE = 0x40049409  # ioctl of Linux: let two files share their blocks until one of them is written to
 MOUNTS = Path("/proc/self/mounts")
@@ -129,6 +131,14 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 def beside(path: Path) -> Path:
     """A new name. What `tempfile` makes is for this user alone, whatever the umask, and would stay so under its final name."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+
+
+def read_note(path: Path, parse: Callable[[Any], T], otherwise: T) -> T:
+    """What `parse` makes of a JSON file that we wrote; `otherwise` where there is none, or a damaged one."""
+    try:
+        return parse(json.loads(path.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError, AssertionError):
+        return otherwise
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:

@@ -1,4 +1,4 @@
-"""The values that flow through the pipeline, in the order in which they appear. Frozen, checked at birth, numpy only."""
+"""The values that flow through the pipeline, in the order in which they appear. Frozen, checked at birth."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

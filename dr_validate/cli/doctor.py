@@ -257,13 +257,12 @@ def _one_side(tower: Mapping[str, Any]) -> str:
 
 
 def _dataset(run: Run) -> str:
-    from dr_validate.sampler.full import FullSampler
     from dr_validate.worker.samples import Samples
 
     test_set = run.dataset.open(run.settings.state_dir / "datasets")
     RanxMetrics(names=run.settings.metrics).check(test_set.qrels, test_set.name)
     documents, queries = len(test_set.corpus), len(test_set.query_ids)
-    sample = Samples(run, test_set, FullSampler()).sampled.sample
+    sample = Samples(run, test_set).sampled.sample
     encoded = len(sample.ordinals)
     return (
         f"{test_set.name}: {documents:,} documents, {queries:,} queries, {len(test_set.qrels.gains):,} judgements; "

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
 import logging
 import os
 import re
@@ -32,6 +31,7 @@ from dr_validate.cli.overrides import (
 )
 from dr_validate.config import Run, build, conf_dir, report_settings, state_dir_of, tracker_of
 from dr_validate.errors import ConfigError, DrValidateError, SetupError
+from dr_validate.files import read_note
 from dr_validate.process import SETUP_IS_WRONG, printable, say_error, set_up_logging, standard_output, stop_on_signals
 
 if TYPE_CHECKING:
@@ -276,11 +276,8 @@ def watch_in_turn(run: Run, folder: Path, wish_to_stop: threading.Event) -> "Out
 
 
 def _is_peer(claim: Path, folder: Path) -> bool:
-    try:
-        holder = json.loads(claim.read_text(encoding="utf-8"))
-    except ValueError:  # it has not signed yet
-        return False
-    return (holder["pid"], holder["host"]) in {(job.pid, job.host) for job in sweep.records(folder)}
+    holder = read_note(claim, lambda note: (note["pid"], note["host"]), None)  # None: it has not signed yet
+    return holder in {(job.pid, job.host) for job in sweep.records(folder)}
 
 
 def offer_help() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dr_validate.config import Run, source_if_any, state_dir_of, store_if_any
+from dr_validate.config import Run, parts_that_build, state_dir_of
 from dr_validate.errors import DrValidateError
 from dr_validate.ledger.database import State, refuse_lost
 from dr_validate.ledger.ledger import Ledger
@@ -27,7 +27,8 @@ def show_status(config: Mapping[str, Any]) -> int:
     state_dir = state_dir_of(config)
     console = new_console()
     path = state_dir / "ledger.db"
-    listing = _what_exists(config, state_dir, console)
+    parts = parts_that_build(config, ("source", "store"))
+    listing = _what_exists(parts, state_dir, console)
     if not path.exists():
         refuse_lost(path)
         _say_nothing_is_done(console, f"{state_dir} yet (no ledger.db)", listing)
@@ -44,7 +45,7 @@ def show_status(config: Mapping[str, Any]) -> int:
             console.print()
     for part in listing.incomplete:
         console.print(f"incomplete: {part.name}: {part.lacks}", soft_wrap=True)
-    if (store := store_if_any(config)) is not None:
+    if (store := parts.get("store")) is not None:
         console.print(f"kept vectors: {store.describe_vectors(state_dir)}", soft_wrap=True)
     return 0
 
@@ -110,9 +111,9 @@ def _say_nothing_is_done(console: Any, where: str, listing: Listing) -> None:
         console.print(f"pending: {checkpoint.label} (step {checkpoint.step})", soft_wrap=True)
 
 
-def _what_exists(config: Mapping[str, Any], state_dir: Path, console: Any) -> Listing:
+def _what_exists(parts: Mapping[str, Any], state_dir: Path, console: Any) -> Listing:
     """As the watcher sees it: what the source lists, and what there are copies of."""
-    source, store = source_if_any(config), store_if_any(config)
+    source, store = parts.get("source"), parts.get("store")
     listing = Listing()
     try:
         listing = source.list(state_dir) if source is not None else listing

@@ -102,10 +102,8 @@ def show_sweep(folder: Path) -> int:
             for sentence in compared_at_equal_cost(rows):
                 console.print(sentence, soft_wrap=True)
             if (missing := int(os.environ.get(SWEEP_JOBS) or 0) - len(jobs)) > 0:
-                said = (
-                    f"{missing} more of the sweep never began; the same command runs them, and goes on with what ended early."
-                )
-                console.print(said, soft_wrap=True)
+                again = "the same command runs them, and goes on with what ended early"
+                console.print(f"{missing} more of the sweep never began; {again}.", soft_wrap=True)
             console.print(f"Rows: {folder / 'sweep.csv'}", soft_wrap=True)
             _log_to_tracker(rows)
     return worst_exit_code(jobs)

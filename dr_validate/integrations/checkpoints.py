@@ -44,7 +44,6 @@ class Identity:
 class Waiting:
     """A step whose result is not there yet; `identity` is None of one that was not written."""
 
-    step: int
     identity: "Future[Identity | None]"
     snapshot: Snapshot | None = None
 
@@ -74,7 +73,7 @@ class Announced:
         for one in self.identities.values():
             identity: Future[Identity | None] = Future()
             identity.set_result(one)
-            self.waiting[one.step] = Waiting(step=one.step, identity=identity)
+            self.waiting[one.step] = Waiting(identity=identity)
         for number, place in checkpoints.items():
             if number <= step and number not in self.identities:
                 self.add(number, place, epoch * number / step)
@@ -92,12 +91,12 @@ class Announced:
                 shutil.copyfile(path, building / name)
         shutil.rmtree(place, ignore_errors=True)
         building.rename(place)
-        self.waiting[step] = Waiting(step=step, identity=self._thread.submit(self._identify, step, epoch, place))
+        self.waiting[step] = Waiting(identity=self._thread.submit(self._identify, step, epoch, place))
 
     def add_snapshot(self, snapshot: Snapshot, epoch: float) -> None:
         """The same for one that is being written where the watcher looks."""
         identity = self._thread.submit(self._identify_snapshot, snapshot, epoch)
-        self.waiting[snapshot.step] = Waiting(step=snapshot.step, identity=identity, snapshot=snapshot)
+        self.waiting[snapshot.step] = Waiting(identity=identity, snapshot=snapshot)
 
     def settled(self, reports: Iterable[Report]) -> list[tuple[Identity, Report]]:
         """Waiting steps that have a final Report, by step."""

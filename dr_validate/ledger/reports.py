@@ -155,9 +155,10 @@ def best_of(reports: Iterable[Report], metric: str) -> Report | None:
 
 
 def latest_of(reports: Iterable[Report]) -> list[Report]:
-    """By ascending step. Of a checkpoint that was skipped first and validated later the later Report counts."""
+    """By ascending step. Of a checkpoint that was skipped first and validated later the later Report counts; checkpoints of one
+    name in two places are two."""
     by_time = sorted(reports, key=lambda report: report.at)
-    latest = {(report.checkpoint.training_run, report.checkpoint.label): report for report in by_time}
+    latest = {(one.training_run, one.label, one.uri): report for report in by_time if (one := report.checkpoint)}
     return sorted(latest.values(), key=lambda report: (report.checkpoint.step, report.checkpoint.label))
 
 

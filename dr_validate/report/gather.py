@@ -143,9 +143,7 @@ def gather(ledger: Ledger, only: str = "") -> list[Section]:
 
 
 def _sections(
-    full_spec: str,
-    described: Mapping[str, Mapping[str, Any]],
-    contents: Mapping[str, tuple[list[Report], list[State]]],
+    full_spec: str, described: Mapping[str, Mapping[str, Any]], contents: Mapping[str, tuple[list[Report], list[State]]]
 ) -> list[Section]:
     """Split by training run: their steps are not those of one curve."""
     reports = [report for found, _ in contents.values() for report in found]

@@ -288,9 +288,7 @@ def _checkpoints(section: Section) -> Markup | None:
 
 def numbers(sections: Sequence[Section]) -> str:
     """A line for each point of the curves: values as now known, with their intervals."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(NUMBERS)
+    rows: list[Sequence[object]] = [NUMBERS]
     for section in sections:
         for strategy in section.strategies:
             for report in strategy.done:
@@ -298,22 +296,26 @@ def numbers(sections: Sequence[Section]) -> str:
                     place = (section.dataset, section.run, strategy.name, strategy.spec, report.checkpoint.label)
                     first = EstimateDetails.of(report).as_reported.get(metric)
                     values = (known.value, known.low, known.high, known.naive, first)
-                    writer.writerow([*place, report.checkpoint.step, metric, *values])
-    return text.getvalue()
+                    rows.append((*place, report.checkpoint.step, metric, *values))
+    return _csv(rows)
 
 
 def differences(shared: Sequence[Sequence[Overlay]]) -> str:
     """A line for each difference of two trainings that is drawn; the head alone where there are none."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(DIFFERENCES)
+    rows: list[Sequence[object]] = [DIFFERENCES]
     for overlay in (overlay for same in shared for overlay in same):
         first = next(iter(overlay.trainings))
         for one in overlay.differences:
             sides = ((one.training, one.report), (first, one.first))
             which = [cell for run, r in sides for cell in (run, r.checkpoint.label, r.metrics[one.metric].value)]
             place = (overlay.dataset, overlay.strategy, overlay.spec, one.metric, one.step)
-            writer.writerow([*place, *which, one.value, *(one.interval or ("", ""))])
+            rows.append((*place, *which, one.value, *(one.interval or ("", ""))))
+    return _csv(rows)
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 

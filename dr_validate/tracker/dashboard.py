@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dr_validate.config import MEAN
 from dr_validate.errors import WANDB_LOG_IN, SetupError
-from dr_validate.files import write_atomically
+from dr_validate.files import read_note, write_atomically
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.tracker.rows import BASELINE, SAMPLED, STEP
 from dr_validate.tracker.session import failures, is_offline, require_key
@@ -69,19 +69,12 @@ def _save(kept: Path, tracker: WandbTracker, collections: Mapping[str, Sequence[
     project = tracker.project or said.project
     if not project:
         raise SetupError("tracker.project: the view is of one project; set it, or WANDB_PROJECT")
-    urls = _kept(kept)
+    urls: dict[str, str] = read_note(kept, lambda found: {str(place): str(url) for place, url in found.items()}, {})
     view = _known(urls.get(f"{entity}/{project}")) or _new(str(entity), project)
     view.sections = sections(collections)
     view.save()
     write_atomically(kept, json.dumps({**urls, f"{entity}/{project}": view.url}, indent=1))
     return str(view.url)
-
-
-def _kept(path: Path) -> dict[str, str]:
-    try:
-        return {str(place): str(url) for place, url in json.loads(path.read_bytes()).items()}
-    except (FileNotFoundError, ValueError, AttributeError):
-        return {}
 
 
 def _known(url: str | None) -> "Workspace | None":

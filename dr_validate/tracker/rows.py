@@ -1,15 +1,18 @@
-"""What a tracker is told: of a Report one flat row of numbers under the public keys, of a spec tables of its checkpoints and of
-the queries that moved. The tables that compare samples with the full corpus: `report/verdict.py`."""
+"""What a tracker is told: of a Report one flat row of numbers under the public keys, and whether it is worth an alert; of a
+spec tables of its checkpoints and of the queries that moved. The tables that compare samples with the full corpus:
+`report/verdict.py`."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from dr_validate.component import fingerprint
-from dr_validate.ledger.per_query import read_query_values
-from dr_validate.ledger.reports import EstimateDetails, best_of, lag_s
-from dr_validate.values import MAX_ROWS, CellValue, Report, Table
+from dr_validate.ledger.per_query import paired_difference, read_query_values
+from dr_validate.ledger.reports import EstimateDetails, best_of, lag_s, revised
+from dr_validate.values import MAX_ROWS, Z_95, CellValue, Report, Table
 
+log = logging.getLogger(__name__)
 REPORT = "_report"  # names the Report that a row is of: what is there already is known by it
 STEP = "train/global_step"
 SAMPLED, BASELINE = "val", "full"
@@ -134,3 +137,38 @@ def _details(report: Report, name: str) -> list[CellValue]:
     details = EstimateDetails.of(report)
     low, high = details.population.get(name, (None, None))
     return [estimate.low, estimate.high, low, high, estimate.naive, details.outranking.get(name)]
+
+
+def is_best(report: Report, history: Sequence[Report]) -> bool:
+    """Whether it has the highest first metric of all that are done, as the latest Report sees them; a tie is none."""
+    known = {one.checkpoint.digest: one for one in revised(history) if one.status == "done"}
+    mine = known.get(report.checkpoint.digest)
+    if report.status != "done" or mine is None:
+        return False
+    metric = next(iter(mine.metrics))
+    return all(one.metrics[metric].value < mine.metrics[metric].value for one in known.values() if one is not mine)
+
+
+def alert_of(report: Report, history: Sequence[Report], state_dir: Path) -> tuple[str, str] | None:
+    """Title and text where it is the best so far, or of a later step than the best and worse for other queries like these
+    with 95% confidence, by queries in pairs; else None."""
+    if report.status != "done":
+        return None
+    known = [one for one in revised(history) if one.status == "done"]
+    metric, estimate = next(iter(report.metrics.items()))
+    which = f"{report.checkpoint.label} (step {report.checkpoint.step:,}): {report.dataset} {metric} {estimate.value:.4f}"
+    if is_best(report, history):
+        return f"New best {metric}", f"{which}, the best of {len(known)}"
+    best = best_of(known, metric)
+    if best is None or report.checkpoint.step <= best.checkpoint.step:
+        return None  # it came before the best: that is no fall
+    try:
+        found = paired_difference(state_dir, report, best, metric)
+    except OSError as error:
+        log.warning("tracker.alert: %s", error)
+        return None
+    if found is None or found[0] + Z_95 * found[1] >= 0:
+        return None
+    low, high = found[0] - Z_95 * found[1], found[0] + Z_95 * found[1]
+    text = f"{which}; minus the best, step {best.checkpoint.step:,}: {found[0]:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return f"{metric} has fallen", text

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dr_validate.component import fingerprint
 from dr_validate.errors import WANDB_LOG_IN, Outage, SetupError
-from dr_validate.files import write_atomically
+from dr_validate.files import read_note, write_atomically
 from dr_validate.stages import Tracked
 from dr_validate.tracker.rows import HIGHER_IS_BETTER, PREFIXES, REPORT, STEP
 
@@ -220,10 +220,7 @@ class RunTarget:
         """Have W&B tell the user (title, text) of the Report with id `key`, which is noted first: a kill may cost an alert, and
         never repeats one."""
         path = self._plan.about.state_dir / "alerts" / f"{self._plan.run_id(self._training_run)}.json"
-        try:
-            before = list(json.loads(path.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
-            before = []
+        before: list[str] = read_note(path, list, [])
         if words is not None and key not in before:
             write_atomically(path, json.dumps([*before, key]))
             run.alert(title=words[0], text=words[1])
@@ -251,9 +248,6 @@ class RunTarget:
         """Offline folders that came before this one. Each counts its rows from 0, and of two rows with one number the server
         keeps one: so each gets numbers of its own."""
         path = self._plan.about.state_dir / "offline" / f"{self._plan.run_id(self._training_run)}.json"
-        try:
-            before = int(json.loads(path.read_bytes())["starts"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            before = 0
+        before = read_note(path, lambda note: int(note["starts"]), 0)
         write_atomically(path, json.dumps({"starts": before + 1}))
         return before

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from dr_validate.errors import Outage
 from dr_validate.ledger.reports import best_of, report_to_json, revised
-from dr_validate.tracker.on_best import alert_of
 from dr_validate.tracker.rows import (
     BASELINE,
     REPORT,
     SAMPLED,
     STEP,
+    alert_of,
     checkpoints_table,
     queries_table,
     report_id,
@@ -90,9 +90,8 @@ class ValidationRun:
         key = report_id(report)
         if key not in self._rows:
             return False
-        if (
-            self._run is not None and self._lineage is not None and not self._is_told
-        ):  # open, and once for all that came together
+        is_open = self._lineage is not None
+        if self._run is not None and is_open and not self._is_told:  # once for all that came together
             self.find()
             self._tell(self._run)
         if self._lineage is not None and key not in self._linked:
@@ -263,8 +262,10 @@ class Lineage:
         name = report.checkpoint.uri.removeprefix(ARTIFACT_SCHEME)
         try:
             version = self._run.use_artifact(name)
+            if not self._plan.alias_best:
+                return
             ours = [one for one in revised(history) if one.checkpoint.uri.startswith(ARTIFACT_SCHEME)]
-            best = best_of(ours, self._plan.metric) if self._plan.alias_best else None
+            best = best_of(ours, self._plan.metric)
             if best and report_id(best) != self._best.get(best.dataset):
                 if report_id(best) != report_id(report):  # what has come since may have made an earlier one the best
                     version = api(self._plan.timeout_s).artifact(best.checkpoint.uri.removeprefix(ARTIFACT_SCHEME))

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from dr_validate.component import UserPath, component
 from dr_validate.errors import Outage, SetupError
-from dr_validate.files import write_atomically
+from dr_validate.files import read_note, write_atomically
 from dr_validate.ledger.reports import of_training
 from dr_validate.stages import Tracked
 from dr_validate.tracker.rows import allowed
@@ -221,7 +221,7 @@ class SummaryRun:
 
     def _log_offline(self) -> str:
         """What is handed over counts as logged: another folder with the same table would double it."""
-        if self._marker.is_file() and json.loads(self._marker.read_bytes())["key"] == self._sweep.key:
+        if read_note(self._marker, lambda note: note["key"], None) == self._sweep.key:
             return "handed over before"
         run = self._opened()
         self._log_table(run)

@@ -1,23 +1,30 @@
-"""From the ledger to the trackers: every Report once, in order, later if a tracker is out of reach.
+"""From the ledger to the trackers: every Report once, in order, later if a tracker is out of reach. And what is done for each
+new best: `watch.on_best`, `store.keep_best`.
 
 The JSONL file is written at once. What may be far away is served by a thread of its own, so that encoding goes on meanwhile.
 """
 
 import contextlib
+import functools
+import json
 import logging
+import os
+import signal
+import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dr_validate.config import Run
-from dr_validate.errors import LedgerLost
+from dr_validate.errors import CheckpointDeleted, LedgerLost
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import report_to_json
+from dr_validate.process import how_it_ended
 from dr_validate.stages import Tracked, TrackerRun
-from dr_validate.tracker.local import JsonlTracker
-from dr_validate.tracker.on_best import KeepBest, OnBest
+from dr_validate.tracker.local import JsonlTracker, LocalRun
+from dr_validate.tracker.rows import is_best
 from dr_validate.values import Findings, Report
 from dr_validate.watcher.polling import source_key
 
@@ -60,12 +67,12 @@ class Delivery:
         tracker = self.run.tracker.start(about)
         name = type(self.run.tracker).__module__.rpartition(".")[2]
         self._threads = [DeliveryThread(Round(name, tracker, self))]
-        watch = self.run.watch
+        watch, spec = self.run.watch, self.names["spec"]
         if watch.on_best:
-            command = OnBest(command=watch.on_best, spec=self.names["spec"], timeout_s=watch.on_best_timeout_s)
-            self._threads.append(DeliveryThread(Round("on_best", command, self)))
+            act = functools.partial(run_command, watch.on_best, watch.on_best_timeout_s)
+            self._threads.append(DeliveryThread(Round("on_best", ForBest(spec, act), self)))
         if getattr(self.run.store, "keep_best", None) is not None:
-            self._threads.append(DeliveryThread(Round("keep_best", KeepBest(self.names["spec"], self._keep_best), self)))
+            self._threads.append(DeliveryThread(Round("keep_best", ForBest(spec, self._keep_best), self)))
         for thread in self._threads:
             thread.start()
         return self
@@ -89,12 +96,16 @@ class Delivery:
         """Tracker `name` has it for good."""
         self.ledger.delivered(report_id, self._address(name), self.now())
 
-    def _keep_best(self, report: Report, digests: Collection[str]) -> None:
+    def _keep_best(self, report: Report, history: Sequence[Report]) -> None:
         store: Any = self.run.store  # of a class that has this key
         state_dir = self.run.settings.state_dir
-        # Another checkpoint may have taken the place of its copy meanwhile.
-        store.take(report.checkpoint, self.run.source.fetch, state_dir, source_key(self.run.source))
-        store.link_best(report.checkpoint, report_to_json(report), digests, state_dir)
+        try:
+            # Another checkpoint may have taken the place of its copy meanwhile.
+            store.take(report.checkpoint, self.run.source.fetch, state_dir, source_key(self.run.source))
+            digests = {one.checkpoint.digest for one in history}  # all that this ledger knows under the spec
+            store.link_best(report.checkpoint, report_to_json(report), digests, state_dir)
+        except CheckpointDeleted as error:
+            log.warning("store.keep_best: %s is the best, but is not kept: %s", report.checkpoint.label, error)
 
     def _find(self, training_run: str) -> Findings:
         from dr_validate.report.verdict import findings  # at the start there is nothing to find yet
@@ -108,6 +119,37 @@ class Delivery:
     def _address(self, name: str) -> str:
         # A baseline serves several specs: each spec's W&B run shows it, the JSONL file once.
         return name if name == "jsonl" else f"{name}:{self.names['spec']}"
+
+
+class ForBest(LocalRun):
+    """Has `act` act on each Report of `spec` that has the best first metric by all that is known then (`history`), and waits
+    for the end of it. Any exception means: again later."""
+
+    def __init__(self, spec: str, act: Callable[[Report, Sequence[Report]], None]) -> None:
+        self._spec, self._act = spec, act
+
+    def deliver(self, report: Report, history: Sequence[Report]) -> None:
+        """To be called in a thread of its own."""
+        if report.spec == self._spec and is_best(report, history):
+            self._act(report, history)
+
+
+def run_command(command: str, timeout_s: float, report: Report, history: Sequence[Report] = ()) -> None:
+    """Run `command` (of a shell) with the Report as JSON on its standard input. One that fails, or takes longer than
+    `timeout_s`, is not run again."""
+    text = json.dumps(report_to_json(report), ensure_ascii=False, allow_nan=False)
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(["/bin/sh", "-c", command], start_new_session=True, text=True, **pipes) as process:
+        try:
+            _, said = process.communicate(text, timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+            log.warning("watch.on_best: ended after watch.on_best_timeout_s=%g for %s", timeout_s, report.checkpoint.label)
+            return
+    if process.returncode:
+        words = (said.strip().splitlines() or [""])[-1]
+        log.warning("watch.on_best for %s: %s %s", report.checkpoint.label, how_it_ended(process.returncode), words)
 
 
 class Round:

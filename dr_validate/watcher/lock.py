@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.errors import SetupError
-from dr_validate.files import locked, write_atomically
+from dr_validate.files import locked, read_note, write_atomically
 
 TRIES, BETWEEN_TRIES_S = 5, 0.05
 
@@ -80,11 +80,8 @@ def _path(state_dir: Path, spec: str) -> Path:
 
 
 def _note(path: Path) -> Mapping[str, Any] | None:
-    try:
-        note: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # it has not signed yet
-        return None
-    return note
+    """None where it has not signed yet."""
+    return read_note(path, dict, None)
 
 
 def _holder(path: Path) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dr_validate.component import fingerprint
 from dr_validate.config import Run, Watch
 from dr_validate.errors import CheckpointDeleted, Outage, SetupError, Stopped, TimedOut
-from dr_validate.files import interruptible, is_disk_full, is_read_only, write_atomically
+from dr_validate.files import interruptible, is_disk_full, is_read_only, read_note, write_atomically
 from dr_validate.stages import Source
 from dr_validate.values import Checkpoint, Incomplete, Listing
 from dr_validate.watcher import schedule
@@ -242,10 +242,10 @@ class SourcePoller:
 
     def _first_sight(self, listed: Listing) -> frozenset[str]:
         path = self._state_dir / "listed" / f"first-{self.source_key}.json"
-        try:
-            return frozenset(map(str, json.loads(path.read_bytes())))
-        except (FileNotFoundError, ValueError, TypeError):
-            absent = [part.name for part in schedule.never_seen(listed, {})]
+        known = read_note(path, lambda names: frozenset(map(str, names)), None)
+        if known is not None:
+            return known
+        absent = [part.name for part in schedule.never_seen(listed, {})]
         write_atomically(path, json.dumps(absent))
         if absent:
             log.info(

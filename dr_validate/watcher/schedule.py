@@ -12,7 +12,7 @@ from typing import Any
 from dr_validate.component import fingerprint
 from dr_validate.config import Run
 from dr_validate.errors import Outage
-from dr_validate.files import write_atomically
+from dr_validate.files import read_note, write_atomically
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import STALE
 from dr_validate.values import Checkpoint, Incomplete, Listing, Status
@@ -217,11 +217,7 @@ class WorkQueue:
         return {digest for digest, reason in self._ledger.skips(self._main.spec).items() if reason.startswith(STALE)}
 
     def after(
-        self,
-        now: Work,
-        listing: Listing,
-        not_before: Mapping[tuple[str, str], float],
-        has_copy: Callable[[Checkpoint], bool],
+        self, now: Work, listing: Listing, not_before: Mapping[tuple[str, str], float], has_copy: Callable[[Checkpoint], bool]
     ) -> Iterator[Work]:
         """What may be ranked beside `now`, the next one first. No baseline beside a checkpoint, which it would slow down."""
         work = self.missing_baselines(listing) if now[1].is_baseline else self.left(listing)
@@ -254,7 +250,9 @@ class Deleted:
     def __init__(self, run: Run, spec: str, reason: Callable[[Checkpoint], str | None]) -> None:
         key = fingerprint({"spec": spec, "source": json.dumps(run.raw.get("source"), sort_keys=True, default=str)})
         self._file, self._source, self._reason = run.settings.state_dir / "listed" / f"{key}.json", run.source, reason
-        self._waiting = self._read()
+        self._waiting: dict[str, Checkpoint] = read_note(  # a damaged memory costs the word on what was deleted meanwhile
+            self._file, lambda found: {fields["digest"]: Checkpoint(**fields) for fields in found}, {}
+        )
         self._written = dict(self._waiting)
 
     def since_last_poll(self, listing: Listing, settled: Iterable[str]) -> list[tuple[Checkpoint, str]]:
@@ -286,9 +284,3 @@ class Deleted:
         if self._waiting != self._written:
             write_atomically(self._file, json.dumps([asdict(one) for one in self._waiting.values()]))
             self._written = dict(self._waiting)
-
-    def _read(self) -> dict[str, Checkpoint]:
-        try:
-            return {fields["digest"]: Checkpoint(**fields) for fields in json.loads(self._file.read_bytes())}
-        except (FileNotFoundError, ValueError, TypeError, KeyError, AssertionError):
-            return {}  # a damaged memory costs the word on what was deleted meanwhile

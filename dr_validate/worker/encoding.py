@@ -4,6 +4,7 @@ Token ids are made once for every checkpoint with the same tokenizer: 2 bytes a 
 """
 
 import contextlib
+import functools
 import json
 import logging
 import threading
@@ -11,7 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from dr_validate.component import fingerprint
 from dr_validate.config import Run
 from dr_validate.files import atomic_file, name_of_digest, write_atomically
-from dr_validate.stages import Encoder, Model, TextBlocks, Tokenizer, Workload
+from dr_validate.stages import Encoder, Model, Tokenizer, Workload
 from dr_validate.store.embeddings import NothingKept
 from dr_validate.values import SIDES, Float32, Int64, Sample, Side, TestSet, TokenBlock
 from dr_validate.worker.samples import SpecSample
@@ -67,10 +68,9 @@ class Encoding:
 
     def __init__(self, run: Run, device: str, test_set: TestSet, load: Load | None = None) -> None:
         """`load`: instead of the encoder's own."""
-        self._load = load
+        self._load: Load = load or (lambda encoder, _, folder, device: encoder.load(folder, device))
         self._run, self._device, self._test_set = run, device, test_set
         self._state_dir = run.settings.state_dir
-        self._tokens = TokenCache(self._state_dir / "tokens")
 
     @contextlib.contextmanager
     def open(
@@ -86,19 +86,13 @@ class Encoding:
         without `keep` no vector is read or kept."""
 
         def load() -> AbstractContextManager[Model]:
-            if self._load is not None:
-                return self._load(self._run.encoder, digest, folder, self._device)
-            model: AbstractContextManager[Model] = self._run.encoder.load(folder, self._device)
-            return model
+            return self._load(self._run.encoder, digest, folder, self._device)
 
         test_set, read = self._test_set, read_encoder(self._run, digest, folder)
         key = vectors_key(read, test_set)
         counts: dict[Side, int] = {"query": len(test_set.query_ids), "document": len(test_set.corpus)}
         kept = self._run.store.vectors(digest, key, counts, self._state_dir, baseline=sample.is_baseline)
-        with (
-            kept if keep else contextlib.nullcontext(NothingKept()) as vectors,
-            LazyModel(load, when_loaded) as model,
-        ):
+        with kept if keep else contextlib.nullcontext(NothingKept()) as vectors, LazyModel(load, when_loaded) as model:
             texts = {side: self._texts(side, sample.sample, model) for side in SIDES}
             workload = Workload(
                 queries=texts["query"],
@@ -113,7 +107,7 @@ class Encoding:
             )
             yield CheckpointEncoding(model=model, workload=workload, described=read["contract"])
 
-    def _texts(self, side: Side, sample: Sample, model: Model) -> "LazyBlocks":
+    def _texts(self, side: Side, sample: Sample, model: Model) -> "TokenBlocks":
         test_set = self._test_set
         if side == "query":
             key, number, block_size = f"queries-{test_set.fingerprint}", len(test_set.query_ids), len(test_set.query_ids)
@@ -125,11 +119,14 @@ class Encoding:
         def read(part: slice) -> Sequence[str] | Sequence[list[int]]:
             return test_set.query_texts[part] if side == "query" else test_set.corpus.texts(sample.ordinals[part])
 
-        def open_blocks() -> TextBlocks:
-            tokenizer = model.tokenizer(side)
-            return self._tokens.open(tokenizer=tokenizer, texts_key=key, num_texts=number, read=read, block_size=block_size)
-
-        return LazyBlocks(open_blocks, num_texts=number, block_size=block_size)
+        return TokenBlocks(
+            self._state_dir / "tokens",
+            lambda: model.tokenizer(side),
+            texts_key=key,
+            num_texts=number,
+            read=read,
+            block_size=block_size,
+        )
 
 
 def read_encoder(run: Run, digest: str, folder: Path) -> Mapping[str, Any]:
@@ -207,12 +204,22 @@ class LazyModel:
         return self._model
 
 
-class LazyBlocks:
-    """The `TextBlocks` protocol; `open` is called for the first block. Blocks may be asked for in several threads."""
+class TokenBlocks:
+    """`TextBlocks` over a folder of the token cache, which several processes may use. A block is tokenized when it is first
+    asked for, by whichever thread. Only the block in use is mapped into memory, and it is checked on its first use."""
 
-    def __init__(self, open: Callable[[], TextBlocks], *, num_texts: int, block_size: int) -> None:
-        self._open, self._num_texts, self._size = open, num_texts, block_size
-        self._blocks: TextBlocks | None = None
+    def __init__(
+        self, cache: Path, tokenizer: Callable[[], Tokenizer], *, texts_key: str, num_texts: int, read: Read, block_size: int
+    ) -> None:
+        """`cache` has a sub-folder for each (texts, tokenizer, block size). `tokenizer` is asked for with the first block.
+
+        `texts_key` names the texts: equal keys, equal texts. `read` gives the texts of a slice; it is called for blocks that
+        are not on disk yet, or damaged there.
+        """
+        assert block_size > 0 and num_texts >= 0, (block_size, num_texts)
+        self._cache, self._open_tokenizer, self._texts_key, self._read = cache, tokenizer, texts_key, read
+        self._num_texts, self._size = num_texts, block_size
+        self._checked: set[int] = set()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -220,83 +227,46 @@ class LazyBlocks:
 
     def positions(self, number: int) -> slice:
         """See `TextBlocks.positions`."""
-        return slice(number * self._size, min((number + 1) * self._size, self._num_texts))
-
-    def block(self, number: int) -> TokenBlock:
-        """See `TextBlocks.block`."""
-        with self._lock:  # or else two would tokenize it
-            if self._blocks is None:
-                self._blocks = self._open()
-            return self._blocks.block(number)
-
-
-class TokenCache:
-    """A folder with one sub-folder for each (texts, tokenizer, block size); safe to use from several processes."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def open(self, *, tokenizer: Tokenizer, texts_key: str, num_texts: int, read: Read, block_size: int) -> "TokenBlocks":
-        """Blocks of `block_size` texts, each tokenized when first asked for.
-
-        `texts_key` names the texts: equal keys, equal texts. `read` gives the texts of a slice; it is called for blocks that
-        are not on disk yet, or damaged there.
-        """
-        assert block_size > 0 and num_texts >= 0, (block_size, num_texts)
-        key = {
-            "format": FORMAT,
-            "texts": texts_key,
-            "num_texts": num_texts,
-            "tokenizer": tokenizer.key,
-            "block_size": block_size,
-        }
-        folder = self._folder / fingerprint(key)
-        meta = folder / "meta.json"
-        if not meta.is_file():
-            write_atomically(meta, json.dumps(key, indent=2) + "\n")
-        return TokenBlocks(folder=folder, tokenizer=tokenizer, num_texts=num_texts, read=read, block_size=block_size)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenBlocks:
-    """TextBlocks over a cache folder. Only the block in use is mapped into memory, and it is checked on its first use."""
-
-    folder: Path
-    tokenizer: Tokenizer
-    num_texts: int
-    read: Read
-    block_size: int
-    _checked: set[int] = field(default_factory=set)
-
-    def __len__(self) -> int:
-        return -(-self.num_texts // self.block_size)
-
-    def positions(self, number: int) -> slice:
-        """Which texts the block holds."""
         assert 0 <= number < len(self), (number, len(self))
-        return slice(number * self.block_size, min((number + 1) * self.block_size, self.num_texts))
+        return slice(number * self._size, min((number + 1) * self._size, self._num_texts))
 
     def block(self, number: int) -> TokenBlock:
         """The block, memory-mapped read-only; tokenized first if it is not on disk or damaged."""
         part = self.positions(number)
-        path = self.folder / f"{number:06d}.tokens"
         expected = part.stop - part.start
-        if number in self._checked and path.is_file():
-            return _map(path)
-        if path.exists():
-            problem = _problem(path, expected)
-            if problem is None:
-                self._checked.add(number)
+        with self._lock:  # or else two would tokenize it
+            path = self.folder / f"{number:06d}.tokens"
+            if number in self._checked and path.is_file():
                 return _map(path)
-            log.warning("%s: %s; tokenizing block %d again", path, problem, number)
-        _write(path, self._tokenize(part, expected))
-        self._checked.add(number)
-        return _map(path)
+            problem = _problem(path, expected) if path.exists() else None
+            if problem is not None:
+                log.warning("%s: %s; tokenizing block %d again", path, problem, number)
+            if problem is not None or not path.exists():
+                texts = self._read(part)
+                assert len(texts) == expected, f"read({part}) gave {len(texts)} texts"
+                _write(path, self._tokenizer.tokenize(texts))
+            self._checked.add(number)
+            return _map(path)
 
-    def _tokenize(self, part: slice, expected: int) -> TokenBlock:
-        texts = self.read(part)
-        assert len(texts) == expected, f"read({part}) gave {len(texts)} texts"
-        return self.tokenizer.tokenize(texts)
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return self._open_tokenizer()
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """Where the blocks are, made if need be."""
+        key = {
+            "format": FORMAT,
+            "texts": self._texts_key,
+            "num_texts": self._num_texts,
+            "tokenizer": self._tokenizer.key,
+            "block_size": self._size,
+        }
+        folder = self._cache / fingerprint(key)
+        meta = folder / "meta.json"
+        if not meta.is_file():
+            write_atomically(meta, json.dumps(key, indent=2) + "\n")
+        return folder
 
 
 def _write(path: Path, block: TokenBlock) -> None:

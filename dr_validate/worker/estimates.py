@@ -37,14 +37,7 @@ class Estimates:
     that comparing them with the full corpus tells how good samples are.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        test_set: TestSet,
-        sample: Sample,
-        top_k: int,
-        baselines: Baselines,
-    ) -> None:
+    def __init__(self, folder: Path, test_set: TestSet, sample: Sample, top_k: int, baselines: Baselines) -> None:
         self._folder, self._test_set, self._sample, self._top_k = folder, test_set, sample, top_k
         self._baselines = baselines
         self.possible = can_be_estimated(sample)

@@ -22,7 +22,6 @@ from dr_validate.files import name_of_digest
 from dr_validate.ledger import per_query
 from dr_validate.ledger.made import settings_of, versions
 from dr_validate.metrics.ranx import RanxMetrics
-from dr_validate.sampler.full import FullSampler
 from dr_validate.stages import Control, Encoder, Model, Ranked, Ranker
 from dr_validate.values import Checkpoint, Float64, Ranking, Report, Sample, Scores, TestSet
 from dr_validate.worker.encoding import CheckpointEncoding, Encoding, Load
@@ -67,7 +66,7 @@ class Pipeline:
         """What it takes to encode, without scoring or writing anything."""
         self.test_set: TestSet = self.run.dataset.open(self.state_dir / "datasets")
         self.metrics.check(self.test_set.qrels, self.test_set.name)
-        self.samples = Samples(self.run, self.test_set, FullSampler())
+        self.samples = Samples(self.run, self.test_set)
         self.encoding = Encoding(self.run, self.device, self.test_set, self._load)
 
     def rank(self, checkpoint: Checkpoint, folder: Path, *, full: bool, control: Control) -> "RankedAhead":
@@ -112,7 +111,7 @@ class Pipeline:
             notes={
                 "encoder": ranked.contract,
                 **noted,
-                **_workers(ranked),
+                **({"workers": list(ranked.workers)} if ranked.workers else {}),
                 **self._notes(scores),
                 **outcome.notes,
                 **self._revised(checkpoint.digest, sample),
@@ -248,10 +247,6 @@ class _Clock:
 
     def seconds(self) -> dict[str, float]:
         return {**self._laps, "total": self._last - self._start}
-
-
-def _workers(ranked: Ranked) -> dict[str, Any]:
-    return {"workers": list(ranked.workers)} if ranked.workers else {}
 
 
 def _counts(sample: Sample, encoded_now: int) -> dict[str, float]:

@@ -17,6 +17,7 @@ from dr_validate.estimator.evidence import FORMAT, can_be_estimated
 from dr_validate.estimator.priors import PRIORS
 from dr_validate.files import atomic_file, digest_of_name, name_of_digest, read_arrays, write_arrays
 from dr_validate.metrics.gains import gains_retrieved
+from dr_validate.sampler.full import FullSampler
 from dr_validate.sampler.runs import BASELINE
 from dr_validate.stages import Sampler
 from dr_validate.values import Checkpoint, Int64, Ranking, Sample, TestSet
@@ -42,9 +43,9 @@ class Samples:
     `baselines`: the rankings over `full` that are kept.
     """
 
-    def __init__(self, run: Run, test_set: TestSet, full: Sampler) -> None:
+    def __init__(self, run: Run, test_set: TestSet) -> None:
         """Raises SetupError where the sample cannot be drawn."""
-        everything = _drawn(run, test_set, full)
+        everything = _drawn(run, test_set, FullSampler())
         self.baselines = Baselines(run.settings.state_dir / "baselines" / everything.spec)
         named = run.sampler.fingerprint()
         if BASELINE in (named.get("run"), *named.get("pool", ())):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dr_validate.ledger.reports import report_from_json, report_to_json
+from dr_validate.ledger.reports import latest_of, report_from_json, report_to_json
 from dr_validate.values import Agreement, Checkpoint, Estimate, Report, Status
+from tests.factories import report
 
 CONTRACT = """
 {"checkpoint": {"name": "checkpoint-500", "version": "v3", "weights_sha256": "ab12", "digest": "sha256:ab", "step": 500,
@@ -127,3 +129,10 @@ def test_a_metric_without_a_value_is_a_defect() -> None:
     line["metrics"]["mrr@10"] = {"value": math.inf, "low": 0.0, "high": math.inf, "naive": 0.3}
     with pytest.raises(AssertionError, match="mrr@10 of checkpoint-500 is inf"):
         report_to_json(report_from_json(line))
+
+
+def test_of_a_checkpoint_the_later_report_counts_and_one_of_the_same_name_elsewhere_is_another() -> None:
+    skipped, done = report(500, "skipped"), replace(report(500), at="2026-11-22T00:00:00Z")
+    elsewhere = replace(done, checkpoint=replace(done.checkpoint, uri="another folder", digest="sha256:ffff"))
+    assert latest_of([done, report(1500), skipped]) == [done, report(1500)]
+    assert latest_of([skipped, elsewhere, done]) == [elsewhere, done]

@@ -1,5 +1,6 @@
 """What runs when a checkpoint is the best so far."""
 
+import functools
 import json
 import logging
 from pathlib import Path
@@ -7,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dr_validate.tracker.on_best import OnBest
 from dr_validate.values import Checkpoint, Estimate, Report
+from dr_validate.watcher.delivery import ForBest, run_command
 
 pytestmark = pytest.mark.slow  # the commands are processes
 
@@ -23,8 +24,12 @@ def report(step: int, value: float, **changes: Any) -> Report:
     return Report(checkpoint=made, metrics={"mrr@10": estimate}, **given | changes)
 
 
+def told_to(command: str, timeout_s: float = 3600) -> ForBest:
+    return ForBest("s", functools.partial(run_command, command, timeout_s))
+
+
 def test_each_new_best_is_given_to_the_command_and_nothing_else_is(tmp_path: Path) -> None:
-    hook = OnBest(command=f"cat >> '{tmp_path}/told'; echo >> '{tmp_path}/told'", spec="s", timeout_s=3600)
+    hook = told_to(f"cat >> '{tmp_path}/told'; echo >> '{tmp_path}/told'")
     history = [report(10, 0.2), report(20, 0.1), report(30, 0.3)]
     for number, one in enumerate(history, 1):
         hook.deliver(one, history[:number])
@@ -34,15 +39,15 @@ def test_each_new_best_is_given_to_the_command_and_nothing_else_is(tmp_path: Pat
 
 
 def test_one_that_was_overtaken_before_its_turn_is_not_told(tmp_path: Path) -> None:
-    hook = OnBest(command=f"cat > '{tmp_path}/told'", spec="s", timeout_s=3600)
+    hook = told_to(f"cat > '{tmp_path}/told'")
     hook.deliver(report(10, 0.2), [report(10, 0.2), report(20, 0.3)])
     assert not (tmp_path / "told").exists()
 
 
 def test_a_command_that_hangs_or_fails_is_said_and_forgotten(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        OnBest(command="sleep 3600 & sleep 3600", spec="s", timeout_s=0.1).deliver(report(10, 0.2), [report(10, 0.2)])
-        OnBest(command="echo no room >&2; exit 3", spec="s", timeout_s=3600).deliver(report(10, 0.2), [report(10, 0.2)])
+        told_to("sleep 3600 & sleep 3600", 0.1).deliver(report(10, 0.2), [report(10, 0.2)])
+        told_to("echo no room >&2; exit 3").deliver(report(10, 0.2), [report(10, 0.2)])
     hung, failed = (record.getMessage() for record in caplog.records)
     assert "watch.on_best_timeout_s=0.1" in hung
     assert "exit code 3" in failed

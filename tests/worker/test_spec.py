@@ -13,7 +13,6 @@ import pytest
 from dr_validate.config import Settings, build
 from dr_validate.errors import SetupError
 from dr_validate.estimator.priors import PRIORS
-from dr_validate.sampler.full import FullSampler
 from dr_validate.values import Checkpoint, Ranking, TestSet
 from dr_validate.worker.samples import Samples
 from tests.factories import composed, write_collection
@@ -126,9 +125,9 @@ def test_constants_of_the_estimator_belong_to_specs_whose_values_are_corrected(
     place: Path, test_set: TestSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = composed(*always(place))
-    specs = [Samples(build(plain_of(config)), test_set, FullSampler())]
+    specs = [Samples(build(plain_of(config)), test_set)]
     monkeypatch.setattr("dr_validate.worker.samples.PRIORS", dataclasses.replace(PRIORS, model_error_sd=0.07))
-    specs.append(Samples(build(plain_of(config)), test_set, FullSampler()))
+    specs.append(Samples(build(plain_of(config)), test_set))
     assert specs[0].sampled.spec != specs[1].sampled.spec
     assert specs[0].full.spec == specs[1].full.spec, "a full-corpus ranking needs no estimate"
 
@@ -150,7 +149,7 @@ def test_a_baseline_in_the_pool_is_the_earliest_that_is_good_enough_and_stays_th
 ) -> None:
     def opened(*more: str) -> Samples:
         config = composed(*always(place), "sampler=stratified", "sampler.fraction=0.4", f"state_dir={tmp_path}", *more)
-        return Samples(build(plain_of(config)), test_set, FullSampler())
+        return Samples(build(plain_of(config)), test_set)
 
     plain, both = opened(), "sampler.pool=[bm25,baseline]"
     with pytest.raises(SetupError, match=r"'baseline' in the pool, but no full-corpus ranking of .* sampler=full"):
@@ -177,4 +176,4 @@ def plain_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def spec_of(config: Mapping[str, Any], test_set: TestSet) -> str:
-    return Samples(build(plain_of(config)), test_set, FullSampler()).sampled.spec
+    return Samples(build(plain_of(config)), test_set).sampled.spec

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dr_validate.values import TokenBlock
-from dr_validate.worker.encoding import TokenBlocks, TokenCache
+from dr_validate.worker.encoding import TokenBlocks
 
 TEXTS = [f"text {'x' * (i % 7)} number {i}" for i in range(23)] + [""]
 
@@ -31,10 +31,8 @@ class ByteTokenizer:
 
 
 def open_blocks(folder: Path, tokenizer: ByteTokenizer, texts: Sequence[str] = TEXTS, block_size: int = 10) -> TokenBlocks:
-    cache = TokenCache(folder)
-    return cache.open(
-        tokenizer=tokenizer, texts_key="some texts", num_texts=len(texts), read=lambda part: texts[part], block_size=block_size
-    )
+    own: dict[str, Any] = {"texts_key": "some texts", "num_texts": len(texts), "block_size": block_size}
+    return TokenBlocks(folder, lambda: tokenizer, read=lambda part: texts[part], **own)
 
 
 def texts_of(block: TokenBlock) -> list[str]:
@@ -106,13 +104,13 @@ def test_another_tokenizer_or_block_size_has_a_folder_of_its_own(tmp_path: Path)
 
 
 def test_whatever_names_the_texts_or_makes_the_tokens_has_a_folder_of_its_own(tmp_path: Path) -> None:
-    usual = {"tokenizer": ByteTokenizer(), "texts_key": "some texts", "num_texts": 24, "block_size": 10}
-    others = {"tokenizer": ByteTokenizer("other"), "texts_key": "other texts", "num_texts": 23, "block_size": 9}
-    arguments = inspect.signature(TokenCache.open).parameters.keys() - {"self", "read"}  # `read` gives what `texts_key` names
+    usual = {"tokenizer": ByteTokenizer, "texts_key": "some texts", "num_texts": 24, "block_size": 10}
+    others = {"tokenizer": lambda: ByteTokenizer("other"), "texts_key": "other texts", "num_texts": 23, "block_size": 9}
+    arguments = inspect.signature(TokenBlocks).parameters.keys() - {"cache", "read"}  # `read` gives what `texts_key` names
     assert arguments == usual.keys() == others.keys(), "a new argument: does it change the tokens?"
 
     def folder(**arguments: Any) -> Path:
-        return TokenCache(tmp_path).open(**arguments, read=lambda part: TEXTS[part]).folder
+        return TokenBlocks(tmp_path, **arguments, read=lambda part: TEXTS[part]).folder
 
     folders = [folder(**usual), *(folder(**(usual | {name: others[name]})) for name in others)]
     assert len(set(folders)) == len(folders)
