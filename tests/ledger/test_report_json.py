@@ -135,4 +135,4 @@ def test_of_a_checkpoint_the_later_report_counts_and_one_of_the_same_name_elsewh
     skipped, done = report(500, "skipped"), replace(report(500), at="2026-11-22T00:00:00Z")
     elsewhere = replace(done, checkpoint=replace(done.checkpoint, uri="another folder", digest="sha256:ffff"))
     assert latest_of([done, report(900), skipped]) == [done, report(900)]
-    assert latest_of([skipped, elsewhere, done]) == [elsewhere, done]
+    assert latest_of([skipped, elsewhere, done]) == [done, elsewhere]
