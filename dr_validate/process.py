@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 log = logging.getLogger(__name__)
-Part = TypeVar("Part")
-Result = TypeVar("Result")
+Item = TypeVar("Item")
+Returned = TypeVar("Returned")
 MOST_PROCESSES = 16  # one reads and hands out what these work on
 PR_SET_PDEATHSIG = 1  # of Linux
 SETUP_IS_WRONG = 2  # exit code: the configuration or the environment has to be changed first
@@ -212,8 +212,8 @@ def cores() -> int:
 
 
 def in_processes(
-    work: Callable[[Part], Result], parts: Iterable[Part], count: int, begin: Callable[..., None] | None = None, *given: Any
-) -> Iterator[Result]:
+    work: Callable[[Item], Returned], parts: Iterable[Item], count: int, begin: Callable[..., None] | None = None, *given: Any
+) -> Iterator[Returned]:
     """`work` of each part, in order, done by `count` processes that first call `begin(*given)`; both are functions of modules.
 
     At most twice as many parts as processes are on their way. Raises BrokenProcessPool where one of them was ended.
@@ -223,7 +223,7 @@ def in_processes(
 
     context = multiprocessing.get_context("spawn")  # a fork would take the threads of this process for its own
     with ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(begin, given)) as pool:
-        waiting: deque[Future[Result]] = deque()
+        waiting: deque[Future[Returned]] = deque()
         for part in parts:
             waiting.append(pool.submit(work, part))
             if len(waiting) >= 2 * count:

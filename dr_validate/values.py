@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dr_validate.component import fingerprint
 
+Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -20,6 +21,7 @@ SIDES: tuple[Side, Side] = ("query", "document")
 Z_95 = 1.96  # half the width of a 95% interval, in standard errors
 MAX_ROWS = 1000  # of the newest checkpoints, in a table for a tracker
 CellValue = str | float | None
+RankingKey = tuple[str, int, bool]  # digest of a checkpoint, number of the collection, whether on the full corpus
 ARTIFACT_SCHEME = "wandb-artifact://"  # of the URI of a checkpoint that is a version of an artifact in W&B
 
 

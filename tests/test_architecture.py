@@ -165,3 +165,13 @@ def test_the_map_of_a_folder_names_its_modules_and_no_others(folder: Path) -> No
     alone = {*re.findall(r"`([a-z_0-9]+)`", text), *re.findall(r"(\w+)\.py\b", text)}
     assert alone <= modules, "no such module"
     assert modules <= alone | set(re.findall(r"`([a-z_0-9]+)\.", text)), "not on the map"
+
+
+def test_no_two_modules_give_one_name_to_two_things() -> None:
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    twice = {name: where for name, where in places.items() if len(where) > 1 and name != "main"}
+    assert not twice, "a reader who searches for a name finds one definition"

@@ -64,7 +64,7 @@ def show_outcome(run: Run, outcome: Outcome) -> None:
     console = new_console()
     console.print(outcome_table(sampled, full, metric))
     if collections:
-        console.print(collections_table(collections, sampled, metric))
+        console.print(suite_table(collections, sampled, metric))
     if outcome.target.spec != outcome.target.full_spec:
         for sentence in agreements(run, sampled, full):
             console.print(sentence, soft_wrap=True, markup=False)
@@ -176,7 +176,7 @@ def outcome_table(sampled: Sequence[Report], full: Sequence[Report], metric: str
     return table
 
 
-def collections_table(collections: Mapping[str, Sequence[Report]], means: Sequence[Report], metric: str) -> Any:
+def suite_table(collections: Mapping[str, Sequence[Report]], means: Sequence[Report], metric: str) -> Any:
     """A rich table with a row for each collection of a suite: the last steps, and that with the best mean."""
     from rich.table import Table
 

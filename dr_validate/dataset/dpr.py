@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from dr_validate.component import UserPath, component
@@ -35,14 +34,13 @@ from dr_validate.dataset.records import DOCUMENT, Entry, Part, entry_part, ident
 from dr_validate.dataset.storage import File, made_once
 from dr_validate.errors import DatasetError
 from dr_validate.process import MOST_PROCESSES, cores, in_processes
-from dr_validate.values import Int64, Qrels
+from dr_validate.values import Int32, Int64, Qrels
 
 log = logging.getLogger(__name__)
 RULES_VERSION = 1  # of what is judged relevant
 AT_ONCE = 2_000  # texts that a process is handed
 FEW = 20_000  # are matched here: processes would take longer to start
 _OF_ASCII = re.compile(r"[0-9a-z]+|[!-/:-@\[-`{-~]")
-Int32 = NDArray[np.int32]
 Matches = tuple[Int64, Int32]  # how many texts answer each question, and the ordinals of those of the first, the second ...
 
 
@@ -170,7 +168,7 @@ def _question(identity: str, text: str, given: Any, place: Place, problems: Prob
 def _match(texts: Iterator[str], known: list[tuple[str, ...]], folder: Path) -> None:
     log.info("looking for the answers to %d questions in the whole corpus (once)", len(known))
     start = time.monotonic()
-    counts, documents = match(texts, known)
+    counts, documents = match_answers(texts, known)
     np.save(folder / "counts.npy", counts)
     np.save(folder / "documents.npy", documents)
     log.info("%d matches found in %.0f s", len(documents), time.monotonic() - start)
@@ -240,7 +238,7 @@ class Matcher:
         return found
 
 
-def match(texts: Iterable[str], answers: Sequence[Sequence[str]], processes: int | None = None) -> Matches:
+def match_answers(texts: Iterable[str], answers: Sequence[Sequence[str]], processes: int | None = None) -> Matches:
     """All matches of a corpus, in `processes` of their own (None: one for each core that this process may use).
 
     Memory: 20 bytes for each match, and the texts that are on their way.

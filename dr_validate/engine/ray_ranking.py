@@ -25,12 +25,12 @@ from dr_validate.engine.ray_workers import (
     Elsewhere,
     FolderMissing,
     Handed,
-    Job,
+    RankingJob,
     Wanted,
     Worker,
     Workers,
-    files_of,
     machine,
+    sent_files,
 )
 from dr_validate.errors import DrValidateError, Interrupted
 from dr_validate.files import is_disk_full, is_read_only
@@ -63,7 +63,7 @@ class RayRanker:
         """See `Ranker.rank`. Raises what any worker raises of a checkpoint, and DeviceFailure when all are lost for good."""
         assert isinstance(workload.elsewhere, Elsewhere), "nobody says how other processes come to this work"
         self._jobs += 1
-        job = Job(number=self._jobs, elsewhere=workload.elsewhere, index=index, machine=machine())
+        job = RankingJob(number=self._jobs, elsewhere=workload.elsewhere, index=index, machine=machine())
         ranking = _Ranking(self, job, workload, control)
         try:
             return ranking.run()
@@ -74,7 +74,7 @@ class RayRanker:
 class _Ranking:
     """One call of `rank`."""
 
-    def __init__(self, ranker: RayRanker, job: Job, workload: Workload, control: Control) -> None:
+    def __init__(self, ranker: RayRanker, job: RankingJob, workload: Workload, control: Control) -> None:
         self._ranker, self._job, self._workload, self._control = ranker, job, workload, control
         self._workers = ranker.workers
         size = slice_size(self._wanted.slice_documents, workload, job.index, self._wanted.device)
@@ -222,7 +222,7 @@ class _Ranking:
         import ray
 
         if not self._job.files:
-            self._job = replace(self._job, files=files_of(self._job.elsewhere.folder, ray.put))
+            self._job = replace(self._job, files=sent_files(self._job.elsewhere.folder, ray.put))
 
     def _take(self, worker: Worker, call: Call, answer: Any) -> None:
         if call.kind == "query_vectors":

@@ -228,7 +228,7 @@ def machine() -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class RankingJob:
     """One ranking, as each call to a worker names it: whoever comes late or comes back needs nothing else."""
 
     number: int
@@ -263,7 +263,7 @@ class RayWorker:
         hold(self._device)
         return {"host": socket.gethostname(), "pid": os.getpid(), "threads": torch.get_num_threads()}
 
-    def query_vectors(self, job: Job, piece: Slice) -> Float32:
+    def query_vectors(self, job: RankingJob, piece: Slice) -> Float32:
         """(len(piece), dim) of a slice of the queries."""
         share = self._begin(job)
         vectors = share.queries.vectors(piece)
@@ -271,7 +271,9 @@ class RayWorker:
         found: NDArray[Any] = vectors.cpu().numpy()
         return found
 
-    def add(self, job: Job, queries: Float32 | None, piece: Slice, following: Slice | None, hand_over: bool) -> Handed | None:
+    def add(
+        self, job: RankingJob, queries: Float32 | None, piece: Slice, following: Slice | None, hand_over: bool
+    ) -> Handed | None:
         """Encode and search a slice of the documents; `queries`: the vectors of all, as soon as they are known. What is
         handed over holds all slices since the job began."""
         share = self._begin(job, queries)
@@ -279,7 +281,7 @@ class RayWorker:
         self._done.append(piece)
         return self.top(job, queries) if hand_over and queries is not None else None
 
-    def top(self, job: Job, queries: Float32) -> Handed:
+    def top(self, job: RankingJob, queries: Float32) -> Handed:
         """See `Handed`."""
         share = self._begin(job, queries)
         top = share.top()
@@ -294,7 +296,7 @@ class RayWorker:
         self._number, self._share = -1, None
         self._stack.close()
 
-    def _begin(self, job: Job, queries: Float32 | None = None) -> Share:
+    def _begin(self, job: RankingJob, queries: Float32 | None = None) -> Share:
         """What this device does of the job, its search open once the vectors of the queries are known."""
         if self._share is None or self._number != job.number:
             self.end()
@@ -311,7 +313,7 @@ class RayWorker:
         return self._share
 
 
-def files_of(folder: Path, put: Any) -> Mapping[str, Any]:
+def sent_files(folder: Path, put: Any) -> Mapping[str, Any]:
     """The files of a checkpoint for workers that do not see its folder, each sent once (`put`) and known by its SHA-256."""
     import numpy as np
 
@@ -334,7 +336,7 @@ def _num_devices(wanted: Wanted) -> int:
 
 
 @contextlib.contextmanager
-def _folder(job: Job) -> Iterator[Path]:
+def _folder(job: RankingJob) -> Iterator[Path]:
     """The folder of the checkpoint: as it is seen from here, or one that its files are written to, once for each machine."""
     folder = job.elsewhere.folder
     if folder.is_dir() or not job.files:

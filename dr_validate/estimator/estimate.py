@@ -221,7 +221,7 @@ def _fit(table: Float64, counted: Float64, weight: Float64, sampled: float, cuto
         mean = np.exp(np.clip(table @ found, -12, 8))
         expected = mean * sampled
         # Where many are expected above, a metric is 0 whatever their number: what counts is learnt from the other rows.
-        flat = weight / (1 + expected / shape(mean)) / (1 + mean / (PRIORS.reach * cutoff))
+        flat = weight / (1 + expected / spread(mean)) / (1 + mean / (PRIORS.reach * cutoff))
         curvature = (table * (flat * expected)[:, None]).T @ table + penalty
         step = np.linalg.solve(curvature, table.T @ (flat * (counted - expected)) - penalty @ (found - prior))
         found = found + np.clip(step, -0.7, 0.7)
@@ -239,7 +239,7 @@ def unsampled(evidence: RankEvidence, rows: Int64, coefficients: Float64) -> tup
 
 def unsampled_given(mean: Float64, inclusion: Float64 | float, seen: Float64) -> tuple[Float64, Float64]:
     """Mean and shape of the unsampled number above in a stratum, given `seen` of one fold; `mean` is of the whole stratum."""
-    form = shape(mean)
+    form = spread(mean)
     return (1 - inclusion) * (form + seen) / (form / mean + inclusion / NUM_FOLDS), form + seen
 
 
@@ -249,7 +249,7 @@ def added(mean: Float64, form: Float64) -> tuple[Float64, Float64]:
     return total, np.maximum(total**2 / np.maximum((mean**2 / form).sum(axis=0), TINY), TINY)
 
 
-def shape(mean: Float64) -> Float64:
+def spread(mean: Float64) -> Float64:
     """Of the negative binomial: how unevenly the documents above are spread over queries with the same prediction."""
     found: Float64 = np.exp(PRIORS.shape[0]) * np.maximum(mean, 1e-6) ** PRIORS.shape[1]
     return found

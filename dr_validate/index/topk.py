@@ -45,7 +45,7 @@ class Library(Protocol):
         ...
 
 
-def keys_of(scores: Tensor, ties: Tensor) -> Tensor:
+def sort_keys(scores: Tensor, ties: Tensor) -> Tensor:
     """int64 keys: ascending is float32 scores descending, then tie ranks ascending. Score bits lie in the high half."""
     bits = (scores + 0.0).view(torch.int32)  # + 0.0 makes 0.0 of -0.0
     return (torch.where(bits < 0, bits & 0x7FFFFFFF, ~bits).long() << 32) | ties
@@ -128,7 +128,7 @@ class RunningTopK:
         assert top.documents.shape == tuple(self._keys.shape), "restored top-k is of another search"
         found = top.documents >= 0
         ties = torch.from_numpy(self._tie_rank[np.where(found, top.documents, 0)])
-        keys = keys_of(torch.tensor(top.scores), ties).masked_fill(torch.from_numpy(~found), NOTHING)
+        keys = sort_keys(torch.tensor(top.scores), ties).masked_fill(torch.from_numpy(~found), NOTHING)
         self._keys = keys.sort(dim=1).values.to(self._device)
         self._least = int(found.sum(axis=1).min())
 
@@ -174,7 +174,7 @@ class RunningTopK:
         for start in range(0, len(row), size):
             part = slice(start, start + size)
             scores[part] = (queries[row[part]] * block.single[position[part]]).sum(dim=1).float()
-        return _merge(keys, row, keys_of(scores, block.ties[position]))
+        return _merge(keys, row, sort_keys(scores, block.ties[position]))
 
     def _candidates(self, rows: slice, block: _Block, keys: Tensor) -> tuple[Tensor, Tensor] | None:
         """Queries (counted from the first) and positions of all that can enter, ascending; None: too many to look at singly.
@@ -208,7 +208,7 @@ class RunningTopK:
 
     def _all(self, rows: slice, block: _Block) -> Tensor:
         """Keys of the best documents of the block, in any order."""
-        keys = keys_of((self._double[rows] @ block.double.T).float(), block.ties)
+        keys = sort_keys((self._double[rows] @ block.double.T).float(), block.ties)
         return keys if len(block) <= self._top_k else keys.topk(self._top_k, dim=1, largest=False, sorted=False).values
 
 

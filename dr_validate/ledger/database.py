@@ -95,7 +95,7 @@ def refuse_lost(path: Path) -> None:
     )
 
 
-def files_of(path: Path) -> Files:
+def ledger_files(path: Path) -> Files:
     """Which files the ledger and its write-ahead log are now; None for one that is not there."""
     found: list[tuple[int, int] | None] = []
     for file in (path, path.with_name(f"{path.name}-wal")):
@@ -109,8 +109,8 @@ def files_of(path: Path) -> Files:
 
 
 def check_same(path: Path, before: Files) -> None:
-    """Raise LedgerLost where `files_of` are not those of `before` any more: what is written to them now is lost."""
-    if (now := files_of(path)) == before:
+    """Raise LedgerLost where `ledger_files` are not those of `before` any more: what is written to them now is lost."""
+    if (now := ledger_files(path)) == before:
         return
     happened = "is gone" if now[0] is None else "is another file now" if now[0] != before[0] else "has lost its -wal file"
     raise LedgerLost(

@@ -23,8 +23,8 @@ from dr_validate.ledger.database import (
     check_whole,
     content_in_words,
     damage_in_words,
-    files_of,
     is_locked,
+    ledger_files,
     open_database,
     open_read_only,
     state_of,
@@ -73,7 +73,7 @@ class Ledger:
         assert self._connection is None, f"{self.path} is open already"
         open_file = open_read_only if self.read_only else open_database
         self._connection = self._patiently(lambda: open_file(self.path))
-        self._files, self._whole = files_of(self.path), self._stamp()
+        self._files, self._whole = ledger_files(self.path), self._stamp()
         return self
 
     def close(self) -> None:

@@ -85,7 +85,7 @@ def _naive(estimate: Estimate) -> tuple[float, ...]:
     return (estimate.naive,) if number(estimate.naive) and estimate.naive != estimate.value else ()
 
 
-def _places(on: markup.Frame, reports: Sequence[Report], metric: str) -> list[markup.Place]:
+def _places(on: markup.Frame, reports: Sequence[Report], metric: str) -> list[markup.Point]:
     return [(on.x(report.checkpoint.step), on.y(report.metrics[metric].value)) for report in reports]
 
 
@@ -112,7 +112,7 @@ def _points(on: markup.Frame, reports: Sequence[Report], metric: str, own: str) 
     kind = "diamond" if own == "full" else "circle"
     places = _places(on, reports, metric)
     return [
-        markup.titled(_told(report, metric, own), markup.shape(kind, place, size), class_=f"{own} point")
+        markup.titled(_told(report, metric, own), markup.marker(kind, place, size), class_=f"{own} point")
         for report, place in zip(reports, places, strict=True)
     ]
 
@@ -127,12 +127,12 @@ def _told(report: Report, metric: str, own: str) -> str:
 
 def _cross(on: markup.Frame, report: Report) -> Markup:
     told = f"step {report.checkpoint.step:,} ({report.checkpoint.label}) {report.status}: {report.error}"
-    return markup.titled(told, markup.shape("cross", (on.x(report.checkpoint.step), on.bottom)), class_="missing")
+    return markup.titled(told, markup.marker("cross", (on.x(report.checkpoint.step), on.bottom)), class_="missing")
 
 
 def _ring(on: markup.Frame, best: Report, metric: str) -> Markup:
     place = (on.x(best.checkpoint.step), on.y(best.metrics[metric].value))
-    return el("g", markup.shape("circle", place, 8), class_="ring")
+    return el("g", markup.marker("circle", place, 8), class_="ring")
 
 
 def _steps_legend(section: Section, strategy: Strategy) -> list[tuple[str, Markup]]:
@@ -140,7 +140,7 @@ def _steps_legend(section: Section, strategy: Strategy) -> list[tuple[str, Marku
     bounds = bool(estimates) and all(estimate.is_bound for estimate in estimates)
     own = "full" if strategy is section.full else "sampled"
     kind = "diamond" if own == "full" else "circle"
-    point = el("g", markup.shape(kind, (14, 7)), class_=f"{own} point")
+    point = el("g", markup.marker(kind, (14, 7)), class_=f"{own} point")
     name = f"{strategy.name}, an upper bound" if bounds else strategy.name
     entries = [(name, join(markup.line([(1, 7), (27, 7)], f"{own} line"), point))]
     if any(estimate.has_interval for estimate in estimates):
@@ -148,12 +148,12 @@ def _steps_legend(section: Section, strategy: Strategy) -> list[tuple[str, Marku
     if any(_naive(estimate) for estimate in estimates):
         entries.append(("uncorrected, an upper bound", markup.line([(1, 7), (27, 7)], "naive")))
     if own == "sampled" and section.full and section.full.done:
-        entries.append(("full corpus", el("g", markup.shape("diamond", (14, 7)), class_="full point")))
+        entries.append(("full corpus", el("g", markup.marker("diamond", (14, 7)), class_="full point")))
     for best in _best_point(section, strategy.done, section.full.done if section.full else ()):
         name = f"the best, step {best.checkpoint.step:,}"
-        entries.append((name, el("g", markup.shape("circle", (14, 7), 6), class_="ring")))
+        entries.append((name, el("g", markup.marker("circle", (14, 7), 6), class_="ring")))
     if ended := sorted({report.status for report in _missing(strategy)}):
-        entries.append((" or ".join(ended), el("g", markup.shape("cross", (14, 7)), class_="missing")))
+        entries.append((" or ".join(ended), el("g", markup.marker("cross", (14, 7)), class_="missing")))
     return entries
 
 
@@ -164,7 +164,7 @@ def scatter_charts(section: Section, strategy: Strategy) -> Markup:
     if not figures:
         return Markup("")
     entries = [
-        (f"a checkpoint, {strategy.name}", el("g", markup.shape("circle", (14, 7)), class_="sampled point")),
+        (f"a checkpoint, {strategy.name}", el("g", markup.marker("circle", (14, 7)), class_="sampled point")),
         ("sampled = full", markup.line([(1, 12), (27, 2)], "diagonal")),
     ]
     if any(report.metrics[metric].has_interval for metric, found in pairs.items() for report, _ in found):
@@ -181,7 +181,7 @@ def _scatter(pairs: Sequence[tuple[Report, Report]], metric: str) -> Markup:
     for (report, _), (estimate, exact) in zip(pairs, both, strict=True):
         told = f"{_told(report, metric, 'sampled')}; full corpus {number(exact)}"
         bars = [markup.upright(on.x(exact), on.y(estimate.low), on.y(estimate.high))] if estimate.has_interval else []
-        dot = markup.shape("circle", (on.x(exact), on.y(estimate.value)), 3.5 if len(pairs) <= MANY_POINTS else 2.5)
+        dot = markup.marker("circle", (on.x(exact), on.y(estimate.value)), 3.5 if len(pairs) <= MANY_POINTS else 2.5)
         marks.append(markup.titled(told, *bars, dot, class_="sampled point"))
     return markup.chart(on, markup.Labels(title=metric, x=f"{metric} on the full corpus", y=f"sampled {metric}"), *marks)
 
@@ -219,7 +219,7 @@ def cost_charts(section: Section) -> Markup:
         _cost_chart(found, markup.Labels(title="Error by documents", x=documents, y=rmse), is_tau=False),
         _cost_chart(found, markup.Labels(title="Order by documents", x=documents, y="Kendall tau"), is_tau=True),
     ]
-    entries = [(one.strategy.name, el("g", markup.shape(one.look[0], (14, 7)), class_=one.look[1])) for one in found]
+    entries = [(one.strategy.name, el("g", markup.marker(one.look[0], (14, 7)), class_=one.look[1])) for one in found]
     return join(markup.legend(entries), markup.charts(*figures))
 
 
@@ -242,7 +242,7 @@ def _cost_chart(found: Sequence[_Costed], labels: markup.Labels, *, is_tau: bool
         )
         reach = one.comparison.tau_interval if is_tau else None
         bars = [markup.upright(on.x(x), on.y(reach[0]), on.y(reach[1]))] if reach else []
-        marks.append(markup.titled(told, *bars, markup.shape(one.look[0], (on.x(x), on.y(y)), 5), class_=one.look[1]))
+        marks.append(markup.titled(told, *bars, markup.marker(one.look[0], (on.x(x), on.y(y)), 5), class_=one.look[1]))
     return markup.chart(on, labels, *marks)
 
 

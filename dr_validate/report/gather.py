@@ -303,7 +303,7 @@ def _values(report: Report, metric: str, state_dir: Path) -> Mapping[str, float]
         return {}
 
 
-def top_of(movement: Movement, wanted: Collection[str], state_dir: Path) -> tuple[Top, Top]:
+def kept_tops(movement: Movement, wanted: Collection[str], state_dir: Path) -> tuple[Top, Top]:
     """Before and after; empty where nothing was kept (an older version, or a file that cannot be read)."""
     found: list[Top] = []
     for report in (movement.before, movement.after):

@@ -20,7 +20,7 @@ WIDTH = 420
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 16.0, 26.0, 40.0
 TICK_PIXELS = 64  # one tick in so many, not to let labels meet
 CAP = 3.0
-Place = tuple[float, float]
+Point = tuple[float, float]
 MARGIN = 0.06  # of the range, left free on both sides of the values
 ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
 
@@ -81,11 +81,11 @@ class Column:
     group: str = ""
 
 
-Row = Sequence[Cell]
+TableRow = Sequence[Cell]
 EMPTY = Cell(shown="")
 
 
-def table(columns: Sequence[Column], rows: Sequence[Row], caption: str) -> Markup:
+def table(columns: Sequence[Column], rows: Sequence[TableRow], caption: str) -> Markup:
     """Sortable by its heads; columns without a single value are left out."""
     kept = [place for place in range(len(columns)) if any(row[place].shown for row in rows)]
     shown = [columns[place] for place in kept]
@@ -212,12 +212,12 @@ def titled(title: str, *shapes: Markup, class_: str) -> Markup:
     return el("g", el("title", title), *shapes, class_=class_)
 
 
-def line(places: Sequence[Place], class_: str) -> Markup:
+def line(places: Sequence[Point], class_: str) -> Markup:
     """Through all places; nothing where there are fewer than two."""
     return el("path", d=_path(places), class_=class_) if len(places) > 1 else Markup("")
 
 
-def band(upper: Sequence[Place], lower: Sequence[Place], class_: str) -> Markup:
+def band(upper: Sequence[Point], lower: Sequence[Point], class_: str) -> Markup:
     """The area between two lines over the same x."""
     if len(upper) < 2:
         return Markup("")
@@ -230,7 +230,7 @@ def upright(x: float, low: float, high: float, class_: str = "bar") -> Markup:
     return el("path", d="".join(strokes), class_=class_)
 
 
-def shape(kind: str, place: Place, size: float = 3.5) -> Markup:
+def marker(kind: str, place: Point, size: float = 3.5) -> Markup:
     """A `circle`, `diamond`, `square`, `triangle` or `cross` around a place."""
     x, y = place
     wide = size * 1.3
@@ -263,7 +263,7 @@ def charts(*figures: Markup) -> Markup:
     return el("div", *figures, class_="charts")
 
 
-def _path(places: Sequence[Place]) -> str:
+def _path(places: Sequence[Point]) -> str:
     return "".join(f"{'L' if number else 'M'}{x:.1f} {y:.1f}" for number, (x, y) in enumerate(places))
 
 

@@ -16,7 +16,7 @@ from dr_validate.files import write_atomically
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import EstimateDetails
 from dr_validate.report.charts import change_chart, cost_charts, scatter_charts, steps_charts
-from dr_validate.report.gather import Movement, Section, Strategy, Top, document_texts, gather, movement, query_texts, top_of
+from dr_validate.report.gather import Movement, Section, Strategy, Top, document_texts, gather, kept_tops, movement, query_texts
 from dr_validate.report.markup import Markup, charts, el, join
 from dr_validate.report.tables import (
     checkpoints_table,
@@ -78,7 +78,7 @@ def write_report(state_dir: Path, settings: ReportSettings, *, refresh: bool = F
     path = settings.out or state_dir / PAGE
     try:
         write_atomically(path.with_suffix(".csv"), numbers(sections))
-        write_atomically(path.with_suffix(".differences.csv"), differences(shared))
+        write_atomically(path.with_suffix(".differences.csv"), differences_csv(shared))
         write_atomically(path, page(parts, str(state_dir), settings.every_s if refresh else 0, shared))
     except OSError as error:
         raise SetupError(
@@ -95,7 +95,7 @@ def write_report(state_dir: Path, settings: ReportSettings, *, refresh: bool = F
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class PagePart:
     """A section with what was found out about it; of the queries that moved most `top`, what both checkpoints found first.
 
     `texts` by id of a query, `documents` by id of a document, where they are known.
@@ -109,7 +109,7 @@ class Part:
     documents: Mapping[str, str] = field(default_factory=dict)
 
 
-def page(parts: Sequence[Part], state_dir: str, every_s: float = 0, shared: Sequence[Sequence[Overlay]] = ()) -> str:
+def page(parts: Sequence[PagePart], state_dir: str, every_s: float = 0, shared: Sequence[Sequence[Overlay]] = ()) -> str:
     """One self-contained HTML file that is XML, too: no server, no network, no script needed to read it.
 
     The same ledger gives the same page, byte for byte. `every_s`: after so many seconds a browser loads it again; 0: never.
@@ -146,7 +146,7 @@ def _nothing_yet(state_dir: str) -> Markup:
     return el("section", el("h2", NOTHING_YET), el("p", told), el("pre", commands))
 
 
-def _contents(parts: Sequence[Part], shared: Sequence[Sequence[Overlay]]) -> Markup | None:
+def _contents(parts: Sequence[PagePart], shared: Sequence[Sequence[Overlay]]) -> Markup | None:
     if len(parts) < 2:
         return None
     rows = [
@@ -192,7 +192,7 @@ def _differences(overlay: Overlay) -> list[Markup]:
     return [first, _folded(f"Differences in {listed(overlay.metrics[1:])}", *others)] if any(others) else [first]
 
 
-def _notes(parts: Sequence[Part], shared: Sequence[Sequence[Overlay]]) -> Markup:
+def _notes(parts: Sequence[PagePart], shared: Sequence[Sequence[Overlay]]) -> Markup:
     """What words in the tables mean, once for all of them."""
     sampled = [(part.section, strategy) for part in parts for strategy in part.section.sampled]
     compared = any(section.metric and section.comparison(strategy, section.metric) for section, strategy in sampled)
@@ -201,7 +201,7 @@ def _notes(parts: Sequence[Part], shared: Sequence[Sequence[Overlay]]) -> Markup
     return el("footer", *(el("p", note, class_="note") for note in notes))
 
 
-def _section(part: Part, number: int, sections: Sequence[Section]) -> Markup:
+def _section(part: PagePart, number: int, sections: Sequence[Section]) -> Markup:
     section = part.section
     sizes = ((section.documents, "document"), (section.queries, "query"))
     facts = [count(how_many, noun) for how_many, noun in sizes if how_many]
@@ -255,7 +255,7 @@ def _strategies(section: Section) -> Markup | None:
     return join(el("h3", "Error and cost of the strategies"), cost_charts(section), strategies_table(section))
 
 
-def _queries(part: Part) -> Markup | None:
+def _queries(part: PagePart) -> Markup | None:
     moved = part.movement
     if moved is None:
         return None
@@ -300,7 +300,7 @@ def numbers(sections: Sequence[Section]) -> str:
     return _csv(rows)
 
 
-def differences(shared: Sequence[Sequence[Overlay]]) -> str:
+def differences_csv(shared: Sequence[Sequence[Overlay]]) -> str:
     """A line for each difference of two trainings that is drawn; the head alone where there are none."""
     rows: list[Sequence[object]] = [DIFFERENCES]
     for overlay in (overlay for same in shared for overlay in same):
@@ -319,15 +319,15 @@ def _csv(rows: Sequence[Sequence[object]]) -> str:
     return text.getvalue()
 
 
-def _part(section: Section, state_dir: Path) -> Part:
+def _part(section: Section, state_dir: Path) -> PagePart:
     moved = movement(section, state_dir)
     wanted = {moved.query_ids[place] for sign in (1, -1) for place in moved.largest(sign)} if moved else set()
     told = verdict(section, moved)
     if moved is None or not wanted:
-        return Part(section=section, verdict=told, movement=moved)
-    top = top_of(moved, wanted, state_dir)
+        return PagePart(section=section, verdict=told, movement=moved)
+    top = kept_tops(moved, wanted, state_dir)
     documents = {one.document for found in top for first in found.values() for one in first}
-    return Part(
+    return PagePart(
         section=section,
         verdict=told,
         movement=moved,

@@ -10,8 +10,8 @@ from dr_validate.ledger.made import presentable
 from dr_validate.ledger.per_query import Retrieved
 from dr_validate.ledger.reports import EstimateDetails, lag_s
 from dr_validate.report.gather import Movement, Section, Strategy, Top, newest_and_best
-from dr_validate.report.markup import EMPTY, Cell, Column, Markup, Row, el, join, numeric, table, text
-from dr_validate.report.words import count, duration, interval, number, percent, shortened, signed, steps
+from dr_validate.report.markup import EMPTY, Cell, Column, Markup, TableRow, el, join, numeric, table, text
+from dr_validate.report.words import count, duration, interval, number, percent, shortened, signed, steps_in_words
 from dr_validate.values import Estimate, Report
 
 MOST_STEPS = 8  # of a table with a column for each
@@ -30,7 +30,7 @@ def strategies_table(section: Section) -> Markup:
     return table(columns, rows, f"Strategies, {metric}")
 
 
-def _strategy_row(strategy: Strategy, found: Comparison | None) -> Row:
+def _strategy_row(strategy: Strategy, found: Comparison | None) -> TableRow:
     documents, fraction = strategy.documents, strategy.fraction
     cost = [
         text(strategy.name),
@@ -124,7 +124,7 @@ def other_metrics_table(section: Section, strategy: Strategy) -> Markup:
     return table(columns, rows, f"Other metrics, {strategy.name}")
 
 
-def _which(report: Report) -> Row:
+def _which(report: Report) -> TableRow:
     made = report.checkpoint
     return [numeric(made.step, f"{made.step:,}"), text(made.label, "name")]
 
@@ -135,7 +135,7 @@ def _exact(section: Section, strategy: Strategy) -> Mapping[str, Report]:
     return {report.checkpoint.digest: report for report in full}
 
 
-def _checkpoint_row(report: Report, exact: Report | None, metrics: Sequence[str]) -> Row:
+def _checkpoint_row(report: Report, exact: Report | None, metrics: Sequence[str]) -> TableRow:
     encoded, total, lag = report.corpus.get("encoded"), report.seconds.get("total"), lag_s(report)
     done = report.status == "done"
     outranking = EstimateDetails.of(report).outranking.get(metrics[0]) if metrics else None
@@ -151,7 +151,7 @@ def _checkpoint_row(report: Report, exact: Report | None, metrics: Sequence[str]
     ]
 
 
-def _metric_cells(report: Report, exact: Report | None, metric: str) -> Row:
+def _metric_cells(report: Report, exact: Report | None, metric: str) -> TableRow:
     estimate = report.metrics.get(metric)
     if estimate is None:
         return [EMPTY] * len(METRIC_COLUMNS)
@@ -176,7 +176,7 @@ def _population(report: Report, metric: str) -> Cell:
     return EMPTY if ends is None else numeric(ends[0], interval(*ends))
 
 
-def _unfinished_row(state: State, width: int) -> Row:
+def _unfinished_row(state: State, width: int) -> TableRow:
     again = "running" if state.state == "running" else "waiting"
     blank = [EMPTY] * (width - 3)
     return [numeric(state.step, f"{state.step:,}"), text(state.name, "name"), _status(again, state.detail), *blank]
@@ -317,7 +317,7 @@ def _by_steps(done: Sequence[Report], read: Callable[[Report], str]) -> str:
             found.setdefault(told, []).append(report.checkpoint.step)
     if len(found) < 2:
         return "".join(found)
-    return "; ".join(f"{told} ({steps(sorted(set(at)))})" for told, at in found.items())
+    return "; ".join(f"{told} ({steps_in_words(sorted(set(at)))})" for told, at in found.items())
 
 
 def _joined(parts: Sequence[str]) -> str:

@@ -173,8 +173,8 @@ def _class(place: int) -> str:
     return f"series-{place % COLOURS}"
 
 
-def _mark(place: int, at: markup.Place, size: float = 3.5) -> Markup:
-    return el("g", markup.shape(SHAPES[place % len(SHAPES)], at, size), class_=f"{_class(place)} point")
+def _mark(place: int, at: markup.Point, size: float = 3.5) -> Markup:
+    return el("g", markup.marker(SHAPES[place % len(SHAPES)], at, size), class_=f"{_class(place)} point")
 
 
 def _steps_chart(overlay: Overlay, metric: str) -> Markup:
@@ -200,9 +200,9 @@ def _steps_chart(overlay: Overlay, metric: str) -> Markup:
     return markup.chart(on, markup.Labels(title=metric, x="training step", y=metric), *marks)
 
 
-def _point(told: str, place: int, at: markup.Place, how_many: int, *bars: Markup) -> Markup:
+def _point(told: str, place: int, at: markup.Point, how_many: int, *bars: Markup) -> Markup:
     size = 3.5 if how_many <= MANY_POINTS else 2.2
-    return markup.titled(told, *bars, markup.shape(SHAPES[place % len(SHAPES)], at, size), class_=f"{_class(place)} point")
+    return markup.titled(told, *bars, markup.marker(SHAPES[place % len(SHAPES)], at, size), class_=f"{_class(place)} point")
 
 
 def _differences_chart(overlay: Overlay, metric: str) -> Markup:

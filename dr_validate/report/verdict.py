@@ -13,7 +13,7 @@ from dr_validate.fidelity.comparison import Comparison, holds, paired
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import SAME_WEIGHTS, EstimateDetails, is_expected, warnings_of
 from dr_validate.report.gather import Movement, Section, Strategy, gather, movement
-from dr_validate.report.words import count, interval, listed, number, percent, signed, steps, with_interval
+from dr_validate.report.words import count, interval, listed, number, percent, signed, steps_in_words, with_interval
 from dr_validate.values import MAX_ROWS, CellValue, Findings, Report, Table
 
 # Kendall's tau from which an order is called the same, mostly the same, or roughly so.
@@ -96,14 +96,14 @@ def _rivals(done: list[Report], best: Report, metric: str) -> list[str]:
     if not others:
         return []
     if same := [report.checkpoint.step for report in others if report.metrics[metric].value == top.value]:
-        return [f"{steps(same).capitalize()} {'has' if len(same) == 1 else 'have'} the very same value."]
+        return [f"{steps_in_words(same).capitalize()} {'has' if len(same) == 1 else 'have'} the very same value."]
     if top.is_bound:
         return []
     near = [r for r in others if r.metrics[metric].has_interval and r.metrics[metric].high >= top.low]
     if not near:
         return ["No other interval reaches into its own."] if top.has_interval else []
     near.sort(key=lambda report: -report.metrics[metric].value)
-    theirs = f"{'that' if len(near) == 1 else 'those'} of {steps([report.checkpoint.step for report in near])}"
+    theirs = f"{'that' if len(near) == 1 else 'those'} of {steps_in_words([report.checkpoint.step for report in near])}"
     return [f"Its interval overlaps with {theirs}: these intervals cannot tell them apart."]
 
 

@@ -83,7 +83,7 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
-def steps(numbers: Sequence[int]) -> str:
+def steps_in_words(numbers: Sequence[int]) -> str:
     """`step 500`, `steps 500 and 1,000`."""
     return f"step{'s' if len(numbers) > 1 else ''} {listed([f'{step:,}' for step in numbers])}"
 

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dr_validate.errors import SetupError
 from dr_validate.process import cores, in_processes
-from dr_validate.values import Float32, Float64, Int64, TestSet
+from dr_validate.values import Float32, Float64, Int32, Int64, TestSet
 
 log = logging.getLogger(__name__)
-Int32 = NDArray[np.int32]
 _Hits = tuple[dict[Any, float], float, Sequence[Any]]  # weights of a query's terms, the mean length of documents, texts
 
 K1, B = 0.9, 0.4

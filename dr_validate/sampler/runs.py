@@ -30,9 +30,9 @@ BASELINE = "baseline"
 RANXHUB = "ranxhub:"
 BM25_DEPTH = 1000
 LEAST_COVERED = 0.5  # of the queries: a run with fewer is said to have gaps
-FORMAT = 1  # of a run that is kept; change it when `match` or `bm25` finds something else in the same input
+FORMAT = 1  # of a run that is kept; change it when `match_run` or `bm25` finds something else in the same input
 log = logging.getLogger(__name__)
-Entry = tuple[str, str, float]  # query id, document id, score: higher is better
+RunLine = tuple[str, str, float]  # query id, document id, score: higher is better
 TEXTS = ("query", "passage", "text", "title", "url")  # columns beside the ids that are no order
 COLUMNS = Columns(needed={"query id": QUERY_ID, "document id": DOCUMENT_ID}, optional=("score", "rank", *TEXTS[1:]))
 FORMS = (
@@ -108,11 +108,11 @@ class NamedRun:
 
     def _made(self, test_set: TestSet) -> RetrievedRun:
         if (path := self.find()) is not None:
-            run = match(read_file(path), test_set, self.name)
+            run = match_run(read_file(path), test_set, self.name)
             return bm25.ordered(run, test_set) if self.by_bm25 and not run.ranks.any() else run
         if self.name == BM25:
             return bm25.bm25_run(test_set, self.bm25_depth)
-        return match(read_ranxhub(self.name.removeprefix(RANXHUB)), test_set, self.name)
+        return match_run(read_ranxhub(self.name.removeprefix(RANXHUB)), test_set, self.name)
 
     def find(self) -> Path | None:
         """The file, where it is one. Raises SetupError if there is none."""
@@ -149,7 +149,7 @@ def _digest(path: Path, *state: int) -> str:
     return sha256_of_file(path)
 
 
-def read_file(path: Path) -> Iterator[Entry]:
+def read_file(path: Path) -> Iterator[RunLine]:
     """Entries of a run, gzip or not, in columns separated by tabs, else by spaces. Raises SetupError naming file and line.
 
     6 columns are TREC's, ordered by score. 3 are `query document rank` (MS MARCO), if the third are whole numbers, each once a
@@ -264,7 +264,7 @@ def _sign(path: Path, layout: _Layout) -> float:
     )
 
 
-def read_ranxhub(run_id: str) -> Iterator[Entry]:
+def read_ranxhub(run_id: str) -> Iterator[RunLine]:
     """Entries of a published run; ranx keeps what it downloads. Raises SetupError where it cannot be had."""
     import ranx
 
@@ -307,7 +307,7 @@ def _is_number(cell: str) -> bool:
         return False
 
 
-def match(entries: Iterable[Entry], test_set: TestSet, name: str) -> RetrievedRun:
+def match_run(entries: Iterable[RunLine], test_set: TestSet, name: str) -> RetrievedRun:
     """Rows and ordinals of the entries; unknown ids are counted and logged. Raises SetupError where no query matches."""
     row_of = {query: row for row, query in enumerate(test_set.query_ids)}
     parts = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0))]

@@ -31,9 +31,9 @@ from dr_validate.values import Checkpoint, Side
 
 log = logging.getLogger(__name__)
 Fetch = Callable[[Checkpoint, Path], None]
-Stamp = tuple[int, int, int]
-_records: dict[Path, tuple[Stamp, Mapping[str, Any]]] = {}  # as they were read; every poll asks for all of them
-_verified: dict[Path, dict[str, Stamp]] = {}  # copies that had their digests in this process, as they were then
+_Stamp = tuple[int, int, int]
+_records: dict[Path, tuple[_Stamp, Mapping[str, Any]]] = {}  # as they were read; every poll asks for all of them
+_verified: dict[Path, dict[str, _Stamp]] = {}  # copies that had their digests in this process, as they were then
 
 
 @component

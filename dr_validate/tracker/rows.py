@@ -77,7 +77,7 @@ def allowed(config: Mapping[str, object], keys: Sequence[str]) -> dict[str, obje
     return {key: config[key] for key in keys if key in config}
 
 
-def checkpoints_table(history: Sequence[Report]) -> Table:
+def table_of_checkpoints(history: Sequence[Report]) -> Table:
     """A row per Report in the order of the training; of a suite with the name of the collection."""
     has_several = len({report.dataset for report in history}) > 1
     metrics = sorted({name for report in history for name in report.metrics})
@@ -96,7 +96,7 @@ def checkpoints_table(history: Sequence[Report]) -> Table:
     return Table(columns=(*CHECKPOINTS, *dataset, *metrics, "lag/seconds", *details), rows=rows)
 
 
-def queries_table(history: Sequence[Report], metric: str, state_dir: Path) -> Table:
+def table_of_queries(history: Sequence[Report], metric: str, state_dir: Path) -> Table:
     """The queries that lost and gained most from the best other checkpoint to the newest one, largest losses first.
 
     Reads queries/<spec>/<digest>.parquet of both; no rows until both are there.

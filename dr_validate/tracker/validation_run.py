@@ -21,11 +21,11 @@ from dr_validate.tracker.rows import (
     SAMPLED,
     STEP,
     alert_of,
-    checkpoints_table,
-    queries_table,
     report_id,
     revised_curves,
     row,
+    table_of_checkpoints,
+    table_of_queries,
 )
 from dr_validate.tracker.session import Plan, RunTarget, api, failures
 from dr_validate.values import ARTIFACT_SCHEME, Findings, Report, Table
@@ -215,10 +215,10 @@ class ValidationRun:
         sampled = self._revised()
         self._tell(run)
         of = [(f"queries/{names['dataset']}", names["spec"]) for names in self._plan.about.collections]
-        tables: dict[str, Table] = {"checkpoints": checkpoints_table(sampled)}
+        tables: dict[str, Table] = {"checkpoints": table_of_checkpoints(sampled)}
         for name, spec in of or [("queries", self._plan.about.spec)]:
             mine = [one for one in sampled if one.spec == spec]
-            tables[name] = queries_table(mine, self._plan.metric, self._plan.about.state_dir)
+            tables[name] = table_of_queries(mine, self._plan.metric, self._plan.about.state_dir)
         filled = {f"tables/{name}": table for name, table in (tables | dict(self._found.tables)).items() if table.rows}
         if filled:
             made = {

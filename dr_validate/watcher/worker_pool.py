@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.errors import DrValidateError, Interrupted, NoMemory, SetupError
-from dr_validate.values import Checkpoint, Report
-from dr_validate.watcher.worker_process import Activity, Job, Tick, WorkerClient
+from dr_validate.values import Checkpoint, RankingKey, Report
+from dr_validate.watcher.worker_process import Activity, Tick, WorkerClient
 
 MOST_RANKED = 4  # finished rankings that a process keeps: some ten to a hundred MB each
 MOST_FAILURES = 3  # in a row, of a process that ranks ahead: then it is not asked again
@@ -28,7 +28,7 @@ class _Worker:
     failures: int = 0
     is_given_up: bool = False
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[RankingKey]:
         """What it has ranked ahead, and is at."""
         return [*self.client.ranked, *([] if self.client.ranking is None else [self.client.ranking])]
 
@@ -43,7 +43,7 @@ class WorkerPool:
         self._workers = [_Worker(client) for client in clients]
         self._current = self._workers[0]  # that has the device for what is next
         self._lease = lease
-        self._failed: set[Job] = set()  # ahead: they are left to their attempts
+        self._failed: set[RankingKey] = set()  # ahead: they are left to their attempts
 
     def start(self, tick: Tick) -> Any:
         """See `WorkerClient.start`: of the first; the others start when there is something for them."""
@@ -97,17 +97,17 @@ class WorkerPool:
                     self._begin(owner, job, checkpoint, jobs)
         return self._words(jobs)
 
-    def _words(self, jobs: Mapping[Job, Checkpoint]) -> str:
+    def _words(self, jobs: Mapping[RankingKey, Checkpoint]) -> str:
         ranked = {job for worker in self._others() for job in worker.client.ranked}
         ranking = {worker.client.ranking for worker in self._others()}
-        told: dict[str, Collection[Job | None]] = {"ranking": ranking, "ranked": ranked}
+        told: dict[str, Collection[RankingKey | None]] = {"ranking": ranking, "ranked": ranked}
         labels = {word: dict.fromkeys(jobs[job].label for job in jobs if job in found) for word, found in told.items()}
         return "".join(f"; {word} ahead: {', '.join(names)}" for word, names in labels.items() if names)
 
     def _others(self) -> list[_Worker]:
         return [worker for worker in self._workers if worker is not self._current]
 
-    def _begin(self, worker: _Worker, job: Job, checkpoint: Checkpoint, wanted: Collection[Job]) -> None:
+    def _begin(self, worker: _Worker, job: RankingKey, checkpoint: Checkpoint, wanted: Collection[RankingKey]) -> None:
         keep = sorted(worker.client.ranked, key=lambda one: one in wanted)[-MOST_RANKED:]
         if len(keep) == MOST_RANKED and keep[0] in wanted:
             return
@@ -127,7 +127,7 @@ class WorkerPool:
             if job is not None:
                 self._take_answer(worker, job, worker.client.has_ranked)
 
-    def _take_answer(self, worker: _Worker, job: Job, ask: Callable[[], Any]) -> None:
+    def _take_answer(self, worker: _Worker, job: RankingKey, ask: Callable[[], Any]) -> None:
         """What became of a job that was ranked ahead. A failure costs nothing; several in a row end the help."""
         try:
             ask()
@@ -153,7 +153,7 @@ class WorkerPool:
         many = "one checkpoint" if left == 1 else f"{left} checkpoints"
         log.warning("%s at a time from now on (watch.at_once=%d): %s", many, len(self._workers), reason)
 
-    def _choose(self, job: Job, tick: Tick) -> None:
+    def _choose(self, job: RankingKey, tick: Tick) -> None:
         """Whoever has ranked it, or is at it; else whoever is idle."""
         idle, raised = self._current, list[Interrupted]()
 

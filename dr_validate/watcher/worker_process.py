@@ -17,7 +17,7 @@ from typing import Any
 from dr_validate.errors import INTERRUPTS, KINDS, DeviceFailure, Interrupted, SetupError, TimedOut
 from dr_validate.ledger.reports import report_from_json
 from dr_validate.process import how_it_ended
-from dr_validate.values import Checkpoint, Report
+from dr_validate.values import Checkpoint, RankingKey, Report
 
 log = logging.getLogger(__name__)
 TICK_S = 0.2
@@ -29,7 +29,6 @@ BUSY_SHARE = 0.02  # of the limit, in seconds of processors: what a process that
 BUSY_BYTES = 1 << 20  # read or written within the limit: more than tries to reach a server come to
 Tick = Callable[[Mapping[str, Any] | None], None]
 """Called several times a second while the worker is waited for, with its progress or None; may raise an Interrupted."""
-Job = tuple[str, int, bool]
 """What is ranked: digest of a checkpoint, number of the collection, whether on the full corpus."""
 Activity = tuple[float, int]
 """Seconds of processors, and bytes read and written, since processes began."""
@@ -54,8 +53,8 @@ class WorkerClient:
         self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._request = 0
         self.specs: list[tuple[str, str]] | None = None  # of the samples and full corpora that the run is about, once known
-        self.ranking: Job | None = None  # what it was asked to rank ahead, until it has answered
-        self.ranked: list[Job] = []  # finished, kept by the process until they are validated
+        self.ranking: RankingKey | None = None  # what it was asked to rank ahead, until it has answered
+        self.ranked: list[RankingKey] = []  # finished, kept by the process until they are validated
         self.has_begun = False  # whether documents of `ranking` were counted
         self._is_interrupted = False  # whether it was told so, which is said once: what reads nothing would fill the pipe
 
@@ -82,7 +81,9 @@ class WorkerClient:
         self.ranked = [job for job in self.ranked if job != (checkpoint.digest, collection, full)]
         return report
 
-    def rank_ahead(self, checkpoint: Checkpoint, folder: Path, *, full: bool, collection: int, keep: Sequence[Job]) -> None:
+    def rank_ahead(
+        self, checkpoint: Checkpoint, folder: Path, *, full: bool, collection: int, keep: Sequence[RankingKey]
+    ) -> None:
         """Have a checkpoint ranked before its turn, without waiting; `validate` of it, here, then begins with the ranking.
 
         Of what is ranked already only `keep` stays.

@@ -23,13 +23,12 @@ from dr_validate.ledger import per_query
 from dr_validate.ledger.made import settings_of, versions
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.stages import Control, Encoder, Model, Ranked, Ranker
-from dr_validate.values import Checkpoint, Float64, Ranking, Report, Sample, Scores, TestSet
+from dr_validate.values import Checkpoint, Float64, Ranking, RankingKey, Report, Sample, Scores, TestSet
 from dr_validate.worker.encoding import CheckpointEncoding, Encoding, Load
 from dr_validate.worker.estimates import Estimates, note_sample, revised_by
 from dr_validate.worker.samples import Samples, SpecSample
 
 PerQuery = Mapping[str, Float64]  # metric -> (num_queries,)
-Job = tuple[str, int, bool]  # digest of a checkpoint, number of the collection, whether on the full corpus
 log = logging.getLogger(__name__)
 
 
@@ -294,7 +293,7 @@ class Suite:
         load = self._held.load if self._held else None
         self._pipelines = [Pipeline(one, device, load) for one in run.collections]
         self._run, self._device = run, device
-        self._ranked: dict[Job, RankedAhead] = {}
+        self._ranked: dict[RankingKey, RankedAhead] = {}
         self._engine = contextlib.ExitStack()
 
     def open(self) -> None:
@@ -323,7 +322,14 @@ class Suite:
         return {"collections": described} if self._names else described[0]
 
     def rank(
-        self, checkpoint: Checkpoint, folder: Path, *, collection: int, full: bool, keep: Collection[Job], control: Control
+        self,
+        checkpoint: Checkpoint,
+        folder: Path,
+        *,
+        collection: int,
+        full: bool,
+        keep: Collection[RankingKey],
+        control: Control,
     ) -> None:
         """Rank ahead: `validate` then begins with the ranking. Of what is ranked already only `keep` stays."""
         self._ranked = {job: ranked for job, ranked in self._ranked.items() if job in keep}

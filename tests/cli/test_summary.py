@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from dr_validate.cli.status import agreements, collections_table, outcome_table
+from dr_validate.cli.status import agreements, outcome_table, suite_table
 from dr_validate.values import Estimate, Report
 from tests.factories import built
 from tests.factories import valued_report as report
@@ -86,7 +86,7 @@ def test_a_mean_has_an_interval_and_each_collection_a_row() -> None:
     }
     console = Console(width=110)
     with console.capture() as capture:
-        console.print(collections_table(collections, means, "mrr@10"))
+        console.print(suite_table(collections, means, "mrr@10"))
     lines = [" ".join(line.replace("│", " ").replace("┃", " ").split()) for line in capture.get().splitlines()]
     assert lines[1] == "collection 300 (best mean) 400 500 600 700 800"
     assert lines[3] == "a 0.1875 0.2500 0.3125 0.3750 0.4375 0.5000"

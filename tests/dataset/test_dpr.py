@@ -12,7 +12,7 @@ import pytest
 import regex
 from pydantic import ValidationError
 
-from dr_validate.dataset.dpr import DprDataset, match
+from dr_validate.dataset.dpr import DprDataset, match_answers
 from dr_validate.errors import DatasetError
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.values import Ranking, TestSet
@@ -193,6 +193,6 @@ def test_matches_are_those_of_dprs_own_function(processes: int) -> None:
     answers = [[" ".join(draw.choices(PIECES, k=draw.randint(1, 2))) for _ in range(2)] for _ in range(60)]
     answers = [[answer for answer in several if of_dpr(answer)] or ["the"] for several in answers]
     expected = [(row, place) for row in range(60) for place in range(120) if is_answered(answers[row], texts[place])]
-    counts, places = match(iter(texts), answers, processes)
+    counts, places = match_answers(iter(texts), answers, processes)
     assert list(zip(np.repeat(np.arange(60), counts).tolist(), places.tolist(), strict=True)) == expected
     assert 100 < len(expected) < 5000

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dr_validate.estimator.estimate import added, calibrate, estimate, negative_binomial, shape, similarity, unsampled_given
+from dr_validate.estimator.estimate import added, calibrate, estimate, negative_binomial, similarity, spread, unsampled_given
 from dr_validate.estimator.evidence import RankEvidence, rank_evidence
 from dr_validate.estimator.priors import PRIORS, Priors
 from dr_validate.values import Float64, Qrels, Ranking
@@ -20,7 +20,7 @@ def test_the_query_of_the_readme_is_worth_what_the_readme_says() -> None:
     """Tails of 1 and e^-1 documents, a mean tail of 2; one document in fifty is drawn, none of the fold is above."""
     mean = np.exp(one(np.dot([1, 0, -1, 2], PRIORS.mean)))
     assert mean[0] == pytest.approx(0.19205, abs=1e-5)
-    assert shape(mean)[0] == pytest.approx(0.11943, abs=1e-5)
+    assert spread(mean)[0] == pytest.approx(0.11943, abs=1e-5)
     unsampled, form = unsampled_given(mean, 0.02, one(0.0))
     assert (unsampled[0], form[0]) == pytest.approx((0.18671, 0.11943), abs=1e-5)
     chances = negative_binomial(unsampled, form, 10)[0]
@@ -43,7 +43,7 @@ def use(monkeypatch: pytest.MonkeyPatch, priors: Priors) -> None:
 
 def test_the_shape_is_a_constant_times_a_power_of_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, replace(PRIORS, shape=(np.log(0.6), 0.5)))
-    assert shape(np.array([0.25, 1.0, 4.0])) == pytest.approx([0.3, 0.6, 1.2])
+    assert spread(np.array([0.25, 1.0, 4.0])) == pytest.approx([0.3, 0.6, 1.2])
 
 
 def test_variances_of_strata_add_up() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dr_validate.errors import CheckpointError
 from dr_validate.index.flat import FlatIndex, gpu_resources
-from dr_validate.index.topk import RunningTopK, keys_of, scores_of
+from dr_validate.index.topk import RunningTopK, scores_of, sort_keys
 from dr_validate.index.torch import TorchIndex
 from dr_validate.values import Float32, TopK
 
@@ -95,10 +95,10 @@ def test_any_other_error_of_a_library_stays_what_it_is() -> None:
 
 def test_keys_ascend_as_scores_descend_and_then_as_tie_ranks_ascend() -> None:
     scores = torch.tensor([np.inf, 3e38, 2.0, 1e-45, 0.0, -0.0, -1e-45, -2.0, -np.inf])
-    keys = keys_of(scores, torch.zeros(len(scores), dtype=torch.int64))
+    keys = sort_keys(scores, torch.zeros(len(scores), dtype=torch.int64))
     assert torch.equal(keys.sort().values, keys) and keys[4] == keys[5]
     assert torch.equal(scores_of(keys), scores)
-    assert keys_of(torch.tensor([1.0]), torch.tensor([2**32 - 2])) < keys_of(torch.tensor([0.5]), torch.tensor([0]))
+    assert sort_keys(torch.tensor([1.0]), torch.tensor([2**32 - 2])) < sort_keys(torch.tensor([0.5]), torch.tensor([0]))
 
 
 def test_tensors_are_taken_as_they_are() -> None:

@@ -18,7 +18,7 @@ from dr_validate.errors import CheckpointError, Stopped
 from dr_validate.files import interruptible
 from dr_validate.source.wandb_client.api import host_of
 from dr_validate.source.wandb_client.http import Downloads, FileOutage
-from dr_validate.source.wandb_client.versions import Entry, has_digest, read_manifest
+from dr_validate.source.wandb_client.versions import ManifestEntry, has_digest, read_manifest
 
 PLAIN = ["config.json", "model.safetensors", "tokenizer.json"]
 TOWERS = [f"{tower}/{name}" for tower in ("query_model", "passage_model") for name in ("config.json", "model.safetensors")]
@@ -188,7 +188,7 @@ def test_a_body_that_trickles_ends_by_a_least_rate_or_a_total_time(
     monkeypatch.setattr(Handler, "passes_s", passes_s)
     monkeypatch.setattr(time, "monotonic", lambda: clock() + Handler.clock_ahead_s[0])
     slow = url.replace("/file", "/slow")
-    entry = Entry(path="f", size=5000, digest="d", algorithm="md5")
+    entry = ManifestEntry(path="f", size=5000, digest="d", algorithm="md5")
     if passes_s:
         with pytest.raises(FileOutage, match=r"too slow: of f it sent [\d,]+ bytes in \d+ s, less than 10,000 a second"):
             Downloads(600).file(entry, lambda: slow, tmp_path)
@@ -218,7 +218,7 @@ def test_a_body_without_end_and_a_way_without_end_end(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: type[Exception], said: str
 ) -> None:
     monkeypatch.setattr("dr_validate.source.wandb_client.http.PAUSES_S", (0.0, 0.0))
-    entry = Entry(path="f", size=len(CONTENT), digest="d", algorithm="md5")
+    entry = ManifestEntry(path="f", size=len(CONTENT), digest="d", algorithm="md5")
     with pytest.raises(error, match=said):
         Downloads(600).file(entry, lambda: url.replace("/file", place), tmp_path)
     assert (tmp_path / "f").stat().st_size <= len(CONTENT) if place != "/loop" else not (tmp_path / "f").read_bytes()
@@ -259,7 +259,7 @@ def test_a_file_is_checked_with_the_digest_that_the_manifest_uses(url: str, tmp_
         Downloads(5).file(short, lambda: url, tmp_path)
 
 
-def _only(given: dict[str, Any]) -> tuple[Entry, ...]:
+def _only(given: dict[str, Any]) -> tuple[ManifestEntry, ...]:
     return read_manifest({"contents": {"model.safetensors": given}}).files
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dr_validate.tracker.rows import MAX_CHANGES, checkpoints_table, queries_table
+from dr_validate.tracker.rows import MAX_CHANGES, table_of_checkpoints, table_of_queries
 from dr_validate.values import MAX_ROWS
 from tests.report.training import Training
 from tests.tracker.watching import report
@@ -13,9 +13,9 @@ from tests.tracker.watching import report
 def test_the_newest_thousand_rows_are_kept_not_the_oldest() -> None:
     assert MAX_ROWS == 1_000
     history = [report(step) for step in range(1, 1_004)]
-    steps = [row[0] for row in checkpoints_table(history).rows]
+    steps = [row[0] for row in table_of_checkpoints(history).rows]
     assert steps == list(range(4, 1_004))  # the first three have to go
-    assert [row[0] for row in checkpoints_table(history[:1_000]).rows] == list(range(1, 1_001))
+    assert [row[0] for row in table_of_checkpoints(history[:1_000]).rows] == list(range(1, 1_001))
 
 
 def test_the_queries_that_changed_most_are_kept_on_both_sides(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_the_queries_that_changed_most_are_kept_on_both_sides(tmp_path: Path) ->
     training.queries(best, {"mrr@10": [0.5] * (queries + 1)})
     changes = [(n - queries // 2 - 0.5) / 1_000 for n in range(queries)]  # from the largest loss to the largest gain
     training.queries(newest, {"mrr@10": [*(0.5 + change for change in changes), 0.5]})
-    rows = queries_table([best, newest], "mrr@10", tmp_path).rows
+    rows = table_of_queries([best, newest], "mrr@10", tmp_path).rows
     kept = [*range(MAX_CHANGES), *range(queries - MAX_CHANGES, queries)]
     assert [row[0] for row in rows] == [f"q{n}" for n in kept]
     assert [row[2] for row in rows] == pytest.approx([changes[n] for n in kept])

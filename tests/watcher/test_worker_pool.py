@@ -12,10 +12,10 @@ import pytest
 
 from dr_validate.config import Run
 from dr_validate.errors import CheckpointError, NoMemory, Preempted, SetupError, Stopped
-from dr_validate.values import Checkpoint, Report
+from dr_validate.values import Checkpoint, RankingKey, Report
 from dr_validate.watcher.loop import watch
 from dr_validate.watcher.worker_pool import WorkerPool
-from dr_validate.watcher.worker_process import Job, WorkerFailure
+from dr_validate.watcher.worker_process import WorkerFailure
 from tests.factories import checkpoint
 from tests.watcher.by_hand import Behaviour, FakeWorker, run_of
 
@@ -26,15 +26,15 @@ class Client:
     def __init__(self) -> None:
         self.validated: list[int] = []
         self.asked: list[int] = []  # steps that it was to rank ahead
-        self.ranking: Job | None = None
-        self.ranked: list[Job] = []
+        self.ranking: RankingKey | None = None
+        self.ranked: list[RankingKey] = []
         self.has_begun = False
         self.is_closed = self.is_done = self.is_dead = False
         self.met: Exception | None = None  # what ranking ahead raises when it is looked at next
         self.refuses: list[Exception] = []  # what validating raises, each once
         self.cannot_start: OSError | None = None
 
-    def rank_ahead(self, wanted: Checkpoint, folder: Path, *, full: bool, collection: int, keep: Sequence[Job]) -> None:
+    def rank_ahead(self, wanted: Checkpoint, folder: Path, *, full: bool, collection: int, keep: Sequence[RankingKey]) -> None:
         if self.cannot_start is not None:
             raise self.cannot_start
         self.ranked = [job for job in self.ranked if job in keep]
@@ -239,7 +239,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, run: Run, *processes: Process) -> i
 
 
 def test_what_failed_before_is_tried_again_with_the_machine_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    beside: list[list[Job | None]] = []
+    beside: list[list[RankingKey | None]] = []
 
     def behave(wanted: Checkpoint, tick: Any) -> None:
         if [*first.validated, *second.validated].count(wanted.step) == 1:

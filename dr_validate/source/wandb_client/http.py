@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dr_validate.errors import CheckpointDeleted, CheckpointError, Outage
 from dr_validate.source.wandb_client.api import body_of, host_of, retry_after_s
-from dr_validate.source.wandb_client.versions import Entry
+from dr_validate.source.wandb_client.versions import ManifestEntry
 
 if TYPE_CHECKING:
     import requests
@@ -71,7 +71,7 @@ class Downloads:
         content: bytes = self._tried(get, fresh_url, "its manifest")
         return content
 
-    def file(self, entry: Entry, fresh_url: Callable[[], str], into: Path) -> None:
+    def file(self, entry: ManifestEntry, fresh_url: Callable[[], str], into: Path) -> None:
         """Bring `entry` to its path under `into`, a folder of the caller's own.
 
         Raises CheckpointDeleted where the store has it no more, CheckpointError where its bytes are not those of the
@@ -110,7 +110,7 @@ class Downloads:
                 problem = FileOutage(f"{host_of(url)}: the connection broke while {name} came ({type(error).__name__})")
         raise problem
 
-    def _write(self, url: str, entry: Entry, target: Path) -> str:
+    def _write(self, url: str, entry: ManifestEntry, target: Path) -> str:
         """Hex SHA-256 of what was written."""
         checked, sha256, size = _hasher(entry), hashlib.sha256(), 0
         with target.open("wb") as stream:
@@ -170,7 +170,7 @@ def _check_status(answer: "requests.Response") -> None:
         raise FileOutage(f"{host} answers HTTP {status}", retry_after_s(answer.headers))
 
 
-def _hasher(entry: Entry) -> Any:
+def _hasher(entry: ManifestEntry) -> Any:
     if entry.algorithm == "xxh128":
         import xxhash
 

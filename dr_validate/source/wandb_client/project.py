@@ -18,8 +18,8 @@ from dr_validate.source.wandb_client.api import WandbApi
 from dr_validate.source.wandb_client.http import Downloads, FileOutage
 from dr_validate.source.wandb_client.versions import (
     Contents,
-    Entry,
     Facts,
+    ManifestEntry,
     Remembered,
     Version,
     has_digest,
@@ -316,14 +316,16 @@ class Connection:
             seen.append(content)
         raise FileOutage(f"the manifest of a version comes damaged, each time in another way ({len(seen)} times)")
 
-    def bring(self, project: Project, version: tuple[str, str], files: Sequence[Entry], into: Path) -> None:
+    def bring(self, project: Project, version: tuple[str, str], files: Sequence[ManifestEntry], into: Path) -> None:
         """Files of (collection, vN) to their paths under `into`. Raises what Downloads.file raises."""
         held = [entry.path for entry in files if not entry.reference]
         urls = project.file_urls(*version, held) if held else {}
         for entry in files:
             self._downloads.file(entry, self._url_giver(project, version, entry, urls), into)
 
-    def _url_giver(self, project: Project, version: tuple[str, str], entry: Entry, urls: dict[str, str]) -> Callable[[], str]:
+    def _url_giver(
+        self, project: Project, version: tuple[str, str], entry: ManifestEntry, urls: dict[str, str]
+    ) -> Callable[[], str]:
         """Each URL of `urls` once, then one asked for anew: an expired one is of no use twice."""
 
         def fresh_url() -> str:

@@ -73,7 +73,7 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class ManifestEntry:
     """One file of a version: `digest` is base64 of `algorithm`, or whatever the place of a reference calls one."""
 
     path: str
@@ -88,7 +88,7 @@ class Contents:
     """What encoding needs of a version, by path; `lacks` says why it can never be used, and is empty if it can
     (NO_CONFIG: with a config.json from elsewhere it can)."""
 
-    files: tuple[Entry, ...]
+    files: tuple[ManifestEntry, ...]
     lacks: str = ""
 
     @property
@@ -231,7 +231,7 @@ def _entries(document: Any) -> Mapping[str, Any]:
     return entries
 
 
-def _entry(path: str, given: Any) -> Entry:
+def _entry(path: str, given: Any) -> ManifestEntry:
     size, digest = (given.get("size"), given.get("digest")) if isinstance(given, dict) else (None, None)
     reference = str(given.get("ref") or "") if isinstance(given, dict) else ""
     if type(size) is not int or size < 0 or not isinstance(digest, str):
@@ -240,7 +240,7 @@ def _entry(path: str, given: Any) -> Entry:
     name = str(extra.get("alg") or "MD5") if isinstance(extra, dict) else "MD5"
     if name not in ALGORITHMS:
         raise BadManifest(f"its manifest uses the digest {name!r} for {path}, expected one of {list(ALGORITHMS)}")
-    return Entry(path=path, size=size, digest=digest, algorithm=ALGORITHMS[name], reference=reference)
+    return ManifestEntry(path=path, size=size, digest=digest, algorithm=ALGORITHMS[name], reference=reference)
 
 
 def scheme_of(url: str) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dr_validate.index.topk import NOTHING, keys_of, top_of
+from dr_validate.index.topk import NOTHING, sort_keys, top_of
 from dr_validate.values import Float32, Int64, Ranking, TestSet
 from scripts.research.study.encoded import Encoded
 
@@ -62,7 +62,7 @@ class Rankings:
         return Ranking(documents=top.documents, scores=top.scores)
 
     def _keys(self, ordinals: Int64, scores: Float32) -> Int64:
-        found = keys_of(torch.from_numpy(scores), torch.from_numpy(self._tie_rank[ordinals])).numpy()
+        found = sort_keys(torch.from_numpy(scores), torch.from_numpy(self._tie_rank[ordinals])).numpy()
         place = np.minimum(np.searchsorted(ordinals, self._own), len(ordinals) - 1)
         own = np.flatnonzero(ordinals[place] == self._own)
         found[own, place[own]] = NOTHING
