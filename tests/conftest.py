@@ -54,6 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
     starts_others = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
     if starts_others and config.option.markexpr != "not slow":
         warm.share()
+        if config.option.markexpr == "slow":  # to run anything else is to see what it imports
+            vars(subprocess)["Popen"] = warm.Below
     sys.addaudithook(_keep_out)
 
 

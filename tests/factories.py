@@ -90,8 +90,9 @@ class CommandLine:
         command = [sys.executable, "-m", "dr_validate", *arguments]
         return warm.popen(command, cold=cold, cwd=self.folder, env=self.environment, **pipes)
 
-    def __call__(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        return warm.run([sys.executable, "-m", "dr_validate", *arguments], cwd=self.folder, env=self.environment)
+    def __call__(self, *arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "dr_validate", *arguments]
+        return warm.run(command, cwd=self.folder, env=self.environment, **options)
 
     def reports(self, state_dir: str = ".dr_validate") -> list[Mapping[str, Any]]:
         """Of the whole lines: the last one may be half written now."""

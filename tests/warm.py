@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import json
 import os
+import pkgutil
 import select
 import shutil
 import signal
@@ -31,6 +32,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import dr_validate
 from dr_validate.process import die_with_parent
 from tests.processes import LIMIT_S, children, is_alive
 
@@ -40,6 +42,7 @@ LIBRARIES = [
         "torch",
         "transformers",
         "transformers.models.bert.modeling_bert",
+        "transformers.trainer",  # of trainings that tests run
         "numba",
         "pandas",
         "pyarrow.dataset",
@@ -47,11 +50,6 @@ LIBRARIES = [
         "wandb.sdk.launch",  # which each run imports
     ),
     *("safetensors.torch", "hydra.main", "hydra.compose", "rich.console", "rich.table", "ranx"),
-]
-PARTS = [
-    *("cli.run", "cli.status", "watcher.loop", "watcher.worker_process", "worker.pipeline", "report.page"),
-    *("source.folder", "dataset.beir", "encoder.auto", "engine.local", "index.flat", "fidelity.against_full", "tracker.wandb"),
-    *("sampler.full", "sampler.random", "sampler.stratified", "sampler.run_pool", "tracker.none"),
 ]
 # First letters of variables that are read when Python starts, or when something is imported.
 AT_IMPORT = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "OPENBLAS_", "MKL_", "ATEN_", "ONEDNN_", "TORCH", "CUDA", "NUMBA_", "HF_")
@@ -104,10 +102,11 @@ class Forked(subprocess.Popen[str]):
 
 
 class Below(subprocess.Popen[str]):
-    """In place of subprocess.Popen in a process that says BELOW: what is Python starts warm."""
+    """In place of subprocess.Popen in a process that says BELOW, and in the one that starts those that run the tests: what is
+    Python starts warm."""
 
     def __new__(cls, args: Sequence[str], **options: Any) -> Any:
-        return popen(args, **options) if list(args)[0] == sys.executable else Popen(args, **options)
+        return popen(args, **{"text": False, **options}) if list(args)[0] == sys.executable else Popen(args, **options)
 
 
 def popen(command: Sequence[str], *, cold: bool = False, below: bool = False, **options: Any) -> "subprocess.Popen[str]":
@@ -116,7 +115,7 @@ def popen(command: Sequence[str], *, cold: bool = False, below: bool = False, **
     assert command[0] == sys.executable
     forker = None if cold or os.environ.get("DR_VALIDATE_COLD") else _forker()
     environment = options.get("env") or os.environ
-    options |= {"text": True}
+    options = {"text": True, **options}
     if forker is None or not _like(environment, _environment()):
         return Popen(command, **options)
     return Forked(forker, command, **{**options, **({"env": {**environment, BELOW: "1"}} if below else {})})
@@ -192,13 +191,16 @@ def _start_forker() -> None:
 
 
 def main() -> None:
-    for name in (*LIBRARIES, *(f"dr_validate.{part}" for part in PARTS)):
+    for name in LIBRARIES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    for part in pkgutil.walk_packages(dr_validate.__path__, "dr_validate."):
+        if not part.name.endswith("main__"):
+            importlib.import_module(part.name)
     with contextlib.suppress(ImportError, AttributeError):  # a thousand regular expressions, made for the first model
         importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("bert")
     gc.collect()
-    _directories[:] = [each for each in gc.get_objects() if isinstance(each, tempfile.TemporaryDirectory)]
+    _directories[:] = [each for each in gc.get_objects() if issubclass(type(each), tempfile.TemporaryDirectory)]
     gc.freeze()
     alone = threading.active_count() == 1 and len(list(Path("/proc/self/task").iterdir())) == 1
     owner, listener = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
@@ -295,7 +297,7 @@ def _run(request: Mapping[str, Any], streams: Sequence[int]) -> None:
         warnings.simplefilter("default")
     if os.environ.get(BELOW):
         vars(subprocess)["Popen"] = importlib.import_module("tests.warm").Below
-    _, *command = request["args"]
+    command = [argument for n, argument in enumerate(request["args"]) if n and (n, argument) != (1, "-u")]
     if command[:2] == COMMAND and (worker := _fork_workers()) is not None:
         _run(*worker)
     else:
@@ -320,6 +322,7 @@ def _run_as_main(folder: str, first: str, *rest: str) -> None:
     elif first == "-c":
         code = arguments.pop(0)
         path = ""
+        del main.__file__
     else:
         script = Path(first) / "__main__.py" if Path(first).is_dir() else Path(first)
         path, code = str(script.parent), script.read_text()

@@ -50,8 +50,8 @@ class Sweeps(NamedTuple):
         with (self.folder / "sweep.csv").open(newline="") as stream:
             return list(csv.DictReader(stream))
 
-    def __call__(self, *overrides: str) -> "subprocess.CompletedProcess[str]":
-        done: subprocess.CompletedProcess[str] = self.command("-m", *self.arguments, *overrides)
+    def __call__(self, *overrides: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+        done: subprocess.CompletedProcess[str] = self.command("-m", *self.arguments, *overrides, **options)
         assert {path.name for path in self.command.folder.iterdir()} == {"state"}, done.stderr
         return done
 
@@ -107,12 +107,11 @@ def limit_waits(folder: Path, timeout_s: float) -> None:
 def test_jobs_side_by_side_share_a_state_dir_a_spec_and_baselines_and_one_table(
     sweeps: Sweeps, server: ServerHandle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pytest.importorskip(LAUNCHERS[0], reason="Hydra's joblib launcher is not installed")
+    pytest.importorskip(LAUNCHERS[1], reason="Hydra's submitit launcher is not installed")
     tracker = ["tracker=wandb", "tracker.project=retrieval", "tracker.timeout_s=600", "watch.exit_timeout_s=600"]
-    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"]
-    result = sweeps(*tracker, *parallel, "sampler=random,full,full", "sampler.fraction=0.1")  # which the full corpus lacks
+    stated = [*tracker, "hydra/launcher=submitit_local"]
+    result = sweeps(*stated, "sampler=random,full,full", "sampler.fraction=0.1", below=True)  # which the full corpus lacks
     assert result.returncode == 0, result.stderr
-    assert "job 1 of 3: " in result.stderr and "job 3 of 3: " in result.stderr
     assert result.stdout.count("A sweep of 3 jobs") == 1
     assert "by training step" not in result.stdout  # one table, not one for each job
     reports = sweeps.command.reports("state")
@@ -185,10 +184,12 @@ def an_offline_table_is_handed_over_once(sweeps: Sweeps, server: ServerHandle, m
     assert done.returncode == 0 and len([run for run in server.runs() if run.job_type == "validate-sweep"]) == 1
 
 
-def test_a_mistake_in_one_job_of_many_machines_is_shown_and_decides_the_exit_code(sweeps: Sweeps) -> None:
-    pytest.importorskip(LAUNCHERS[1], reason="Hydra's submitit launcher is not installed")
-    result = sweeps("hydra/launcher=submitit_local", "sampler=random", "sampler.fraction=0.5,2")
+def test_a_mistake_in_one_job_of_many_is_shown_and_decides_the_exit_code(sweeps: Sweeps) -> None:
+    pytest.importorskip(LAUNCHERS[0], reason="Hydra's joblib launcher is not installed")
+    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    result = sweeps(*parallel, "sampler=random", "sampler.fraction=0.5,2")
     assert result.returncode == 2, result.stderr
+    assert "job 1 of 2: " in result.stderr and "job 2 of 2: " in result.stderr
     good, bad = sweeps.rows
     assert (good["overrides"], good["status"], good["exit_code"]) == ("sampler.fraction=0.5", "2 done", "0")
     assert "sampler.fraction: Input should be less than or equal to 1 (got 2)" in bad["status"]

@@ -27,6 +27,13 @@ from tests.processes import LIMIT_S, wait_for
 
 
 @pytest.fixture
+def tries_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a lock tries every hundredth of a second, not every second."""
+    monkeypatch.setattr("dr_validate.ledger.database.BUSY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("dr_validate.ledger.ledger.BETWEEN_TRIES_S", 0.01)
+
+
+@pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
     with Ledger(tmp_path / "state" / "ledger.db") as opened:
         yield opened
@@ -342,6 +349,7 @@ def locked_by_another(path: Path) -> Iterator[None]:
         other.close()
 
 
+@pytest.mark.usefixtures("tries_often")
 def test_whoever_has_it_locked_is_waited_for_and_that_is_said_once(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
     ledger.finish(report(1))
     writers = [threading.Thread(target=ledger.finish, args=(report(step),)) for step in (2, 3)]
@@ -359,6 +367,7 @@ def test_whoever_has_it_locked_is_waited_for_and_that_is_said_once(ledger: Ledge
     assert len(caplog.messages) == 2 or len(caplog.messages) == 4  # the second writer may begin to wait after the first
 
 
+@pytest.mark.usefixtures("tries_often")
 def test_a_lock_is_not_waited_for_when_the_run_is_to_stop(tmp_path: Path) -> None:
     may_wait = [True, True, False]
     with Ledger(tmp_path / "ledger.db", may_wait=lambda: may_wait.pop(0)) as ledger:

@@ -1,7 +1,6 @@
 """scripts/gpu_check.py, on a CPU and small: what it would say of a GPU it says in the same form."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def test_a_killed_command_goes_on_to_the_same_ranking() -> None:
 
 def test_a_step_that_fails_does_not_stop_the_next() -> None:
     command = [sys.executable, str(SCRIPT), "--device", "nowhere", "--tiny", "--steps", "ranking", "memory"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = warm.run(command, below=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 1
     assert any("error" in line for line in lines) and lines[-1]["step"] == "memory"

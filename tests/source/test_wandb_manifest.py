@@ -245,7 +245,10 @@ def test_of_each_kind_of_references_one_is_shown_whatever_comes_first() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["MD5", "XXH128"])
-def test_a_file_is_checked_with_the_digest_that_the_manifest_uses(url: str, tmp_path: Path, algorithm: str) -> None:
+def test_a_file_is_checked_with_the_digest_that_the_manifest_uses(
+    url: str, tmp_path: Path, algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dr_validate.source.wandb_client.http.PAUSES_S", (0.0, 0.0))
     digests = {"MD5": hashlib.md5(CONTENT).digest(), "XXH128": xxhash.xxh128(CONTENT).digest()}
     good = base64.b64encode(digests[algorithm]).decode()
     (entry,) = _only({"digest": good, "size": len(CONTENT), "extra": {"alg": algorithm}})

@@ -353,6 +353,8 @@ def test_a_state_dir_that_is_removed_meanwhile_ends_the_run_and_nothing_is_told_
 def test_a_result_waits_for_a_locked_ledger_and_a_stop_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_stopped: bool
 ) -> None:
+    monkeypatch.setattr("dr_validate.ledger.database.BUSY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("dr_validate.ledger.ledger.BETWEEN_TRIES_S", 0.01)
     other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None, check_same_thread=False)
     waits = threading.Event()
 

@@ -78,6 +78,7 @@ def test_what_another_run_still_needs_goes_after_what_nobody_needs(tmp_path: Pat
 
 def test_a_fetch_that_hangs_or_fails_costs_no_other_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dr_validate.watcher.polling.ANOTHER_AFTER_S", 0.05)
+    monkeypatch.setattr("dr_validate.watcher.polling.MAX_BACKOFF_S", 0.05)
     source = Source(100, 200, 300)
     release = threading.Event()
     source.trouble = {300: release, 200: Outage("its file answers 500")}
@@ -142,7 +143,8 @@ def test_a_finite_run_gives_a_checkpoint_up_that_never_comes(tmp_path: Path) -> 
         assert "5 times in a row" in str(made.poller.failure(checkpoint(200)))
 
 
-def test_an_outage_of_the_source_leaves_what_there_are_copies_of(tmp_path: Path) -> None:
+def test_an_outage_of_the_source_leaves_what_there_are_copies_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dr_validate.watcher.polling.MAX_BACKOFF_S", 0.05)
     with polled(tmp_path, Source(100)) as made:
         made.until(lambda: made.copies() == [100])
     source = Source(100, 200)
