@@ -1,4 +1,5 @@
-"""Where the parts of a data set on disk are: the default places, or the user's own files."""
+"""What all data sets share (`Common`, and `OwnFiles` for those made of files), and where the parts of one are: at the default
+places, in the user's own files, or at URLs."""
 
 import glob
 import re

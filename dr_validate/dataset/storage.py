@@ -1,7 +1,8 @@
-"""Files of data sets, and what is kept of them: SHA-256, remembered by what is known without reading (3 GB are not hashed at
-every start), and folders made once, of which one that was cut short, or changed length since, is made again, not used.
+"""Files of data sets, and what is kept of them.
 
 A file may be at a URL of fsspec (`s3://`, `gs://`, `https://` ...): read as a stream, never copied, never whole in memory.
+SHA-256 of files are remembered by what is known without reading, so that 3 GB are not hashed at every start. What is converted
+is in folders made once; one that was cut short, or whose files have another length now, is made again.
 """
 
 import io
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 BUFFER_BYTES = 1 << 20
-# What kinds of storage say of a file that changes with its content, the first that one has.
+# What kinds of storage say of a file that changes when it is written, the first that one has.
 TAGS = ("ETag", "etag", "md5Hash", "content_hash", "blob_id", "mtime", "LastModified", "last_modified", "modificationTime")
 
 
@@ -162,7 +163,8 @@ def _words(error: Exception) -> str:
 
 
 def digests_of(files: Sequence[File], cache: Path) -> list[str]:
-    """Hex SHA-256 of each file, in order; the content is read only if path, size, time or inode differ from last time.
+    """Hex SHA-256 of each file, in order; the content is read only if path, size, time or inode (of a URL: its tag)
+    differ from last time, and always of a URL without a tag.
 
     Raises DatasetError for a file that cannot be read or changes while it is.
     """

@@ -1,5 +1,8 @@
-"""The encoder: what the checkpoint says it is, joined with what is stated here, or a refusal that names the keys to set; never
-a guess. JSON alone is read for that; torch is imported when a model is loaded."""
+"""The encoder: what the checkpoint says it is, joined with what is stated here, or a refusal that names the keys to set.
+
+Pooling and normalisation are never guessed; a prefix that is stated nowhere is none. For that, JSON and the headers of weight
+files are read, and stated folders are hashed; torch is imported when a model is loaded.
+"""
 
 import contextlib
 import functools
@@ -32,7 +35,7 @@ from dr_validate.values import SIDES, Side
 
 log = logging.getLogger(__name__)
 
-# Packed MiniLM on a CPU: 1024, 2048 and 4096 are equal within noise; more only takes more memory. Not measured on a GPU.
+# Packed MiniLM on a CPU: 1024, 2048 and 4096 are equal within noise; more only takes more memory. GPUs: scripts/GPU.md.
 CPU_TOKENS = 2048
 GPU_TOKENS = 32768
 QUERY_FOLDER = "query_model"
@@ -100,20 +103,20 @@ class AutoEncoder:
     def read(self, folder: Path) -> Mapping[str, Any]:
         """See `Encoder.read`: of what is stated only its effect counts, and files by their content."""
         contract = self._contract(folder)
-        said: dict[str, Any] = {"dtype": self.dtype, "append_eos": self.append_eos}
-        effect: dict[str, Any] = said | {side: _effect(contract.tower(side)) for side in SIDES}
-        return {"contract": {**said, **contract.describe()}, "vectors": fingerprint(effect)}
+        settings: dict[str, Any] = {"dtype": self.dtype, "append_eos": self.append_eos}
+        effect: dict[str, Any] = settings | {side: _effect(contract.tower(side)) for side in SIDES}
+        return {"contract": {**settings, **contract.describe()}, "vectors": fingerprint(effect)}
 
     def _contract(self, folder: Path) -> Contract:
         contract = read_contract(folder, self._stated())
         for warning in contract.warnings:
-            if warning not in self._said:  # once in a process, not for every checkpoint
+            if warning not in self._warned:  # once in a process, not for every checkpoint
                 log.warning("%s", warning)
-                self._said.add(warning)
+                self._warned.add(warning)
         return contract
 
     @functools.cached_property
-    def _said(self) -> set[str]:
+    def _warned(self) -> set[str]:
         return set()
 
     def fingerprint(self) -> Mapping[str, Any]:
@@ -147,8 +150,9 @@ def read_contract(folder: Path, stated: EncoderSpec) -> Contract:
     """The contract of the checkpoint in `folder`; what is stated wins over what the checkpoint says, and of that what its
     dr_validate.json says (see `integrations/publish.py`) over the rest.
 
-    Raises CheckpointError where the folder cannot be used, NotStated where pooling, normalisation, a length, a prefix or a
-    base model are said nowhere: the message names the `encoder.` keys that state them.
+    Raises CheckpointError where the folder cannot be used, NotStated where pooling, normalisation, a length or a base
+    model are said nowhere, and where it is not clear which of several prompts is a prefix: the message names the `encoder.`
+    keys that state them.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")

@@ -81,7 +81,7 @@ def release_heap() -> None:
         library.malloc_trim(0)
 
 
-class PackedLinear(nn.Module):
+class PrepackedLinear(nn.Module):
     """A frozen nn.Linear for the CPU; holds only the re-ordered weight."""
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -108,7 +108,7 @@ def linear_of(weight: Tensor, bias: Tensor) -> nn.Linear:
     return linear
 
 
-def pack_linears(model: nn.Module) -> int:
+def prepack_linears(model: nn.Module) -> int:
     """Replace the linear layers of `model` in place where that pays on this processor; how many.
 
     One layer at a time, so that there are never two copies of all weights. A layer whose output changes stays as it is; that
@@ -120,7 +120,7 @@ def pack_linears(model: nn.Module) -> int:
     places = list(_linears(model))
     if not places or not packing_pays(*_most_common([linear for _, _, linear in places])):
         return 0
-    done: dict[int, PackedLinear] = {}  # a shared layer stays shared
+    done: dict[int, PrepackedLinear] = {}  # a shared layer stays shared
     replaced = 0
     while places:
         parent, name, linear = places.pop()
@@ -132,9 +132,9 @@ def pack_linears(model: nn.Module) -> int:
     return replaced
 
 
-def _packed(linear: nn.Linear) -> PackedLinear | None:
+def _packed(linear: nn.Linear) -> PrepackedLinear | None:
     try:
-        packed = PackedLinear(linear)
+        packed = PrepackedLinear(linear)
         inputs = _like_hidden_states(CHECK_TOKENS, linear.in_features, linear.weight.dtype)
         with torch.inference_mode():
             before, after = linear(inputs), packed(inputs)
@@ -166,7 +166,7 @@ def packing_pays(in_features: int, out_features: int, dtype: torch.dtype) -> boo
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        runners = {"plain": linear, "packed": PackedLinear(linear)}
+        runners = {"plain": linear, "packed": PrepackedLinear(linear)}
         best = dict.fromkeys(runners, float("inf"))
         with torch.inference_mode():
             for _ in range(PROBE_ROUNDS):

@@ -1,4 +1,5 @@
-"""Texts in batches, and each batch through the transformer: packed into one row where the architecture allows it, else padded.
+"""Texts in batches, and each batch through the transformer: packed into one row where architecture, type and device allow it,
+else padded. `choose_forward` tries each way against the plain one, and falls back; `choose_static`: tables of word vectors.
 
 Imports torch: only imported when a model is loaded.
 """
@@ -15,7 +16,7 @@ from torch import Tensor
 from dr_validate.devices import is_out_of_memory, to_device
 from dr_validate.encoder.attention import PACKED_ATTENTION, Packing, fuses, packing, register
 from dr_validate.encoder.backbone import PADDING_OFFSET_MODELS, positions
-from dr_validate.encoder.cpu import pack_linears
+from dr_validate.encoder.cpu import prepack_linears
 from dr_validate.errors import CheckpointError
 from dr_validate.values import Int64, TokenBlock
 
@@ -26,7 +27,7 @@ SMALLEST_SHARE = 256  # tokens; below it the matrix products lose more than the 
 # and its memory, up to 1024 of them (measured: 0.3 GiB in 300 batches).
 ROUND_TO = 64
 CUTS = 4  # a batch ends at that one of its last so many texts where least has to be filled up: 0.6% of the tokens, not 1.8%
-UNLIKE = 0.9  # padded texts of one batch are at least so long, as parts of the longest ...
+ALIKE = 0.9  # padded texts of one batch are at least so long, as parts of the longest ...
 TOO_FEW = 8  # ... unless the batch would have fewer tokens than one in so many of the budget
 # Largest difference of hidden states, relative to the largest of them, between two ways of computing the same.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
@@ -92,7 +93,7 @@ def _least_filling(ends: Int64, start: int, stop: int) -> int:
 def _similar(lengths: Int64, budget: int) -> int:
     """How many of the first texts are padded together."""
     longest = int(lengths[0])
-    alike = int(np.searchsorted(-lengths, -UNLIKE * longest, side="right"))
+    alike = int(np.searchsorted(-lengths, -ALIKE * longest, side="right"))
     return min(len(lengths), budget // longest, max(alike, budget // TOO_FEW // longest))
 
 
@@ -186,15 +187,15 @@ class Packed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """A transformer and the fastest way through it that changes nothing."""
+    """A transformer and the fastest way through it whose hidden states agree with the plain one's within TOLERANCES."""
 
     forward: Forward
     vocabulary_size: int
-    packed_linears: int  # how many of its layers run through oneDNN
+    prepacked_linears: int  # how many of its layers run through oneDNN
 
     def describe(self) -> dict[str, str]:
         """For the Report: what was computed how."""
-        return {"batches": self.forward.name, "linear_layers": "oneDNN" if self.packed_linears else "torch"}
+        return {"batches": self.forward.name, "linear_layers": "oneDNN" if self.prepacked_linears else "torch"}
 
 
 def choose_static(weights: Mapping[str, Tensor], dtype: torch.dtype, device: str) -> Chosen:
@@ -206,7 +207,7 @@ def choose_static(weights: Mapping[str, Tensor], dtype: torch.dtype, device: str
     if "embedding.weight" not in weights:
         table = table[weights["mapping"].long()] if "mapping" in weights else table
         table = table * weights["weights"].float()[:, None] if "weights" in weights else table
-    return Chosen(forward=Static(table.to(dtype), device), vocabulary_size=len(table), packed_linears=0)
+    return Chosen(forward=Static(table.to(dtype), device), vocabulary_size=len(table), prepacked_linears=0)
 
 
 def choose_forward(load: Callable[[], Any], dtype: torch.dtype, device: str) -> Chosen:
@@ -217,12 +218,12 @@ def choose_forward(load: Callable[[], Any], dtype: torch.dtype, device: str) -> 
     with torch.inference_mode():
         expected = padded(batch)
         if not bool(expected.isfinite().all()):  # nothing to compare with; encoding says what is wrong
-            return Chosen(forward=padded, vocabulary_size=_vocabulary_size(model), packed_linears=0)
-        packs = pack_linears(model) if device == "cpu" else 0
-        if packs and not _same(padded, batch, expected):
+            return Chosen(forward=padded, vocabulary_size=_vocabulary_size(model), prepacked_linears=0)
+        num_prepacked = prepack_linears(model) if device == "cpu" else 0
+        if num_prepacked and not _same(padded, batch, expected):
             log.info("%s computes with the weights of its linear layers: they stay as they are", type(model).__name__)
             del model, padded  # never two at a time
-            model, packs = load(), 0
+            model, num_prepacked = load(), 0
             padded = Padded(model, device)
         packed = _packed(model, dtype, device)
         if packed is not None and not _same(packed, batch, expected):
@@ -232,7 +233,7 @@ def choose_forward(load: Callable[[], Any], dtype: torch.dtype, device: str) -> 
         is_wide = fuses(device) and dtype == torch.float32
         faster = "; encoder.dtype=bfloat16 needs no padding, and is several times as fast" if is_wide else ""
         log.info("%s in %s on %s: no packed batches, they are padded%s", type(model).__name__, dtype, device, faster)
-    return Chosen(forward=packed or padded, vocabulary_size=_vocabulary_size(model), packed_linears=packs)
+    return Chosen(forward=packed or padded, vocabulary_size=_vocabulary_size(model), prepacked_linears=num_prepacked)
 
 
 def takes_packed(dtype: torch.dtype, device: str) -> bool:

@@ -75,7 +75,7 @@ class LocalEngine:
         size = slice_size(self.slice_documents, workload, index, device)
         slices = cut(workload.documents, size)
         progress = Progress(workload, index, slices)
-        with contextlib.closing(Share(model, workload, index, device)) as share:
+        with contextlib.closing(DeviceShare(model, workload, index, device)) as share:
             queries = []
             for piece in cut(workload.queries, size):
                 control.check()
@@ -85,7 +85,7 @@ class LocalEngine:
             done, num_saved, saved_at = set(finished), len(finished), time.monotonic()
             todo, count = [piece for piece in slices if piece.start not in done], progress.count(done)
             try:
-                for piece, following in zip(todo, [*todo[1:], None], strict=False):  # killed at the very end, nothing is to do
+                for piece, following in zip(todo, [*todo[1:], None], strict=False):  # none left after a kill at the end
                     control.check()
                     share.add(piece, following)
                     done.add(piece.start)
@@ -140,7 +140,7 @@ def cut(blocks: TextBlocks, size: int) -> list[Slice]:
     return slices
 
 
-class Share:
+class DeviceShare:
     """What one device encodes and searches of a ranking. Documents may be added before the search is open: they are searched as
     soon as it is. To be closed."""
 
@@ -149,8 +149,8 @@ class Share:
         every_query = np.arange(len(workload.own_documents))
         self._finite = _Finite(model)
         options = workload.vectors, model, device, self._finite
-        self.queries = Texts("query", workload.queries, every_query, *options)
-        self.documents = Texts("document", workload.documents, workload.ordinals, *options)
+        self.queries = SideEncoder("query", workload.queries, every_query, *options)
+        self.documents = SideEncoder("document", workload.documents, workload.ordinals, *options)
         self._search: Search | None = None
         self._unsearched: list[tuple[Tensor, Slice]] = []
         self._search_s = 0.0
@@ -223,7 +223,7 @@ class _Finite:
                 )
 
 
-class Texts:
+class SideEncoder:
     """The texts of one side of a workload; counts what had to be encoded and adds up the seconds of each phase. Neither the
     model nor the tokens are touched for a slice whose vectors are all kept."""
 
@@ -317,11 +317,11 @@ def searched_k(workload: Workload) -> int:
 
 
 class Progress:
-    """The file of one workload, whose documents are cut into `slices`. On how many devices the work began plays no part."""
+    """The file that says what is done of one workload, whose documents are cut into `slices`, on any number of devices."""
 
     def __init__(self, workload: Workload, index: Index, slices: Sequence[Slice]) -> None:
         self._path, self._slices = workload.progress_file, slices
-        # Which weights and texts these are is in the file's name: the vectors' bits depend on the batches they were in.
+        # Which weights and texts these are is in the file's name. The slices count: the bits of a vector depend on its batch.
         key = {
             "digest": hashlib.sha256(workload.ordinals.tobytes() + workload.own_documents.tobytes()).hexdigest(),
             "top_k": searched_k(workload),

@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from dr_validate.engine.local import Share, Slice
+from dr_validate.engine.local import DeviceShare, Slice
 from dr_validate.errors import DeviceFailure
 from dr_validate.files import atomic_folder, locked, sha256_of_file
 from dr_validate.process import set_up_logging
@@ -249,7 +249,7 @@ class RayWorker:
         self._device = device
         self._stack = contextlib.ExitStack()
         self._number = -1
-        self._share: Share | None = None
+        self._share: DeviceShare | None = None
         self._is_open = False
         self._done: list[Slice] = []
 
@@ -296,14 +296,14 @@ class RayWorker:
         self._number, self._share = -1, None
         self._stack.close()
 
-    def _begin(self, job: RankingJob, queries: Float32 | None = None) -> Share:
+    def _begin(self, job: RankingJob, queries: Float32 | None = None) -> DeviceShare:
         """What this device does of the job, its search open once the vectors of the queries are known."""
         if self._share is None or self._number != job.number:
             self.end()
             folder = self._stack.enter_context(_folder(job))
             opened = job.elsewhere.open(folder, self._device, keep=machine() == job.machine)
             self._opened: Opened = self._stack.enter_context(opened)
-            self._share = Share(self._opened.model, self._opened.workload, job.index, self._device)
+            self._share = DeviceShare(self._opened.model, self._opened.workload, job.index, self._device)
             self._stack.enter_context(contextlib.closing(self._share))
             self._number, self._is_open = job.number, False
             self._done = []

@@ -1,7 +1,7 @@
 """The checkpoints of a training: which wait for their validation, which of those with a result is the best, which go.
 
-One that waits lies where the watcher looks, under hard links of its files: whatever the trainer deletes, they stay until the
-result is there.
+One that waits lies where the watcher looks, as hard links to its files (on another disk, copies): whatever the trainer deletes,
+they stay until the result is there. What a link leads to could be written again: the watcher copies it and checks its digest.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ class Waiting:
     snapshot: Snapshot | None = None
 
 
-class Announced:
+class WaitingSteps:
     """Steps that wait, in `folder`; identities of all steps so far are in `record`, for a training that resumes."""
 
     def __init__(self, folder: Path, record: Path) -> None:
@@ -66,7 +66,7 @@ class Announced:
             lines = self._record.read_text(encoding="utf-8").splitlines()
             known = [Identity(**json.loads(line)) for line in lines if line.endswith("}")]
             self.identities = {one.step: one for one in known if one.step <= step}
-        self._write()
+        self._rewrite_record()
         for place in sorted(self.folder.glob("checkpoint-*")):
             if int(place.name.rpartition("-")[2]) > step:
                 shutil.rmtree(place, ignore_errors=True)
@@ -133,24 +133,24 @@ class Announced:
             digests = {name: sha256_of_file(path) for name, path in wanted_files(place).items()}
         except FileNotFoundError:  # replaced, or overtaken, meanwhile
             return None
-        one = Identity(step=step, epoch=epoch, digest=sha256_of_files(digests), weights_sha256=weights_sha256(digests))
+        one = Identity(step=step, epoch=epoch, digest=sha256_of_files(digests), weights_sha256=digest_of_weights(digests))
         self.identities[step] = one
         with self._record.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(asdict(one)) + "\n")
         return one
 
-    def _write(self) -> None:
+    def _rewrite_record(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self._record, "".join(json.dumps(asdict(one)) + "\n" for one in self.identities.values()))
 
 
-def weights_sha256(digests: Mapping[str, str]) -> str:
+def digest_of_weights(digests: Mapping[str, str]) -> str:
     """Of the weights among files and their hex digests, as `Checkpoint.weights_sha256` has it."""
     weights = {name: value for name, value in digests.items() if name.endswith(".safetensors")}
     return next(iter(weights.values())) if len(weights) == 1 else sha256_of_files(weights).removeprefix("sha256:")
 
 
-def complete(checkpoint: Path, tokenizer: Any, contract: Mapping[str, Any]) -> None:
+def add_what_is_missing(checkpoint: Path, tokenizer: Any, contract: Mapping[str, Any]) -> None:
     """Add to a checkpoint what its trainer leaves out: the tokenizer (Tevatron), and the encoder contract. Only to be called
     when it has just been saved: a trainer takes the folder that was written to last for the newest."""
     if tokenizer is not None and not any((checkpoint / name).is_file() for name in ("modules.json", *TOKENIZER_FILES)):
@@ -221,8 +221,8 @@ def place_of(out: Path, step: int) -> Path | None:
 
 
 def is_better(report: Report, best: Report, metric: str, state_dir: Path, min_confidence: float | None) -> bool:
-    """Whether `report` has the greater value, and with `min_confidence` whether that is as sure as that for other queries like
-    these: by the difference of each query, and on a sample by what the estimator says of the two together."""
+    """Whether `report` has the greater value; with `min_confidence` only if a one-sided test over the queries' differences, on
+    a sample with what the estimator knows of the two together, is at least that sure."""
     if not report.metrics[metric].value > best.metrics[metric].value:
         return False
     if min_confidence is None:

@@ -29,11 +29,11 @@ from dr_validate.config import Run
 from dr_validate.encoder.spec import CONTRACT_KEYS
 from dr_validate.errors import SetupError
 from dr_validate.integrations.checkpoints import (
-    Announced,
     BestSoFar,
+    WaitingSteps,
+    add_what_is_missing,
     check_loaded,
     checkpoints_in,
-    complete,
     place_of,
     to_delete,
 )
@@ -158,10 +158,10 @@ class AsyncValidation(transformers.TrainerCallback):
             return
         with self._blocks():
             self._best = BestSoFar(Path(args.output_dir), self._metric, self._state_dir, self._settings.min_confidence)
-            self._announced = Announced(self._folder, Path(args.output_dir) / ".dr_validate" / "trainer.jsonl")
+            self._waiting = WaitingSteps(self._folder, Path(args.output_dir) / ".dr_validate" / "trainer.jsonl")
             found = checkpoints_in(Path(args.output_dir)) if state.global_step else {}
             self._state_dir.mkdir(parents=True, exist_ok=True)
-            self._announced.resume(state.global_step, found, state.epoch or 0.0)
+            self._waiting.resume(state.global_step, found, state.epoch or 0.0)
             self._mine = {step for step in found if step <= state.global_step}
             visible = visible_device(self._settings.device)[1]
             self._child = WatcherChild(self._command, self._run, [Path(args.output_dir), self._folder], visible)
@@ -188,11 +188,12 @@ class AsyncValidation(transformers.TrainerCallback):
         with self._blocks():
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             self._mine.add(state.global_step)
+            # Nothing that the command line states: another watcher may look now.
             said = {key: one for key, one in self._contract.items() if getattr(self._run.encoder, key, None) is None}
-            complete(checkpoint, self._tokenizer, said)  # nothing that the command line states: another watcher may look now
+            add_what_is_missing(checkpoint, self._tokenizer, said)
             if not self._settings.every:
                 self._wait_for_results()
-                self._announced.add(state.global_step, checkpoint, state.epoch)
+                self._waiting.add(state.global_step, checkpoint, state.epoch)
             self._rotate(args)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **parts: Any) -> None:
@@ -275,18 +276,16 @@ class AsyncValidation(transformers.TrainerCallback):
             self._next_look = 0.0
             self._deliver(args, state, control, parts)
             late = time.monotonic() - began > self._settings.exit_timeout_s
-            is_over = self._shared(
-                args, state.is_world_process_zero and (not self._announced.waiting or late or self._is_dead())
-            )
+            is_over = self._shared(args, state.is_world_process_zero and (not self._waiting.waiting or late or self._is_dead()))
             if not is_over:
                 time.sleep(WAIT_S / 4)
         self._waited_s += time.monotonic() - began
-        if state.is_world_process_zero and self._announced.waiting:
-            steps = ", ".join(map(str, self._announced.waiting))
+        if state.is_world_process_zero and self._waiting.waiting:
+            steps = ", ".join(map(str, self._waiting.waiting))
             log.warning("validation: no result of steps %s within exit_timeout_s; the ledger keeps what is done", steps)
         best = None
         if self._best is not None and self._child is not None:  # rank 0
-            best = self._best.final(self._child.revised, self._announced.identities.values())
+            best = self._best.final(self._child.revised, self._waiting.identities.values())
         best = self._shared(args, best)
         if best is not None:
             self._set_best(args, state, *best)
@@ -301,8 +300,8 @@ class AsyncValidation(transformers.TrainerCallback):
         self._next_look = time.monotonic() + LOOK_EVERY_S
         self._is_dead()
         results, overtaken = [], []
-        for identity, report in self._announced.settled(self._child.latest):
-            step, snapshot = identity.step, self._announced.waiting[identity.step].snapshot
+        for identity, report in self._waiting.settled(self._child.latest):
+            step, snapshot = identity.step, self._waiting.waiting[identity.step].snapshot
             if report.status != "done":
                 if is_expected(report):
                     overtaken.append(str(step))
@@ -313,7 +312,7 @@ class AsyncValidation(transformers.TrainerCallback):
                 results.append(self._result(args, report, step, identity.epoch))
                 if results[-1].is_best and snapshot is not None:
                     self._best.keep(snapshot.folder)
-            self._announced.remove(step)
+            self._waiting.remove(step)
         if overtaken:
             log.info("validation: overtaken by a newer checkpoint, and skipped: step %s", ", ".join(overtaken))
         if results:
@@ -339,15 +338,15 @@ class AsyncValidation(transformers.TrainerCallback):
     def _snapshot(self, state: Any, *, wait: bool) -> None:
         assert self._snapshots is not None
         self._wait_for_results()
-        if state.global_step in self._announced.waiting:
+        if state.global_step in self._waiting.waiting:
             return
         snapshot = self._snapshots.take(state.global_step, wait=wait or self._settings.backpressure != "newest")
         if snapshot is None:
             log.info("validation: no snapshot of step %d, the one before is still being written", state.global_step)
             return
-        self._announced.add_snapshot(snapshot, state.epoch or 0.0)
+        self._waiting.add_snapshot(snapshot, state.epoch or 0.0)
         if self._settings.backpressure == "newest":  # the oldest may be in work, the newest will be: the others are overtaken
-            for waiting in list(self._announced.waiting.values())[1:-1]:
+            for waiting in list(self._waiting.waiting.values())[1:-1]:
                 if waiting.snapshot is not None and waiting.snapshot.written.is_set():
                     self._snapshots.remove(waiting.snapshot)
 
@@ -356,7 +355,7 @@ class AsyncValidation(transformers.TrainerCallback):
         began = time.monotonic()
         while self._settings.backpressure == "wait" and not self._is_dead():
             assert self._child is not None
-            if len(self._announced.settled(self._child.latest)) == len(self._announced.waiting):
+            if len(self._waiting.settled(self._child.latest)) == len(self._waiting.waiting):
                 break
             time.sleep(WAIT_S / 4)
         self._waited_s += time.monotonic() - began
@@ -373,7 +372,7 @@ class AsyncValidation(transformers.TrainerCallback):
 
     def _rotate(self, args: Any) -> None:
         steps = sorted(step for step in self._mine if (Path(args.output_dir) / f"checkpoint-{step}").is_dir())
-        kept = [*self._announced.waiting, *([] if self._best is None else [self._best.step])]
+        kept = [*self._waiting.waiting, *([] if self._best is None else [self._best.step])]
         self._delete(args, to_delete(steps, self._limit, kept))
 
     def _delete(self, args: Any, steps: Sequence[int]) -> None:
@@ -382,7 +381,7 @@ class AsyncValidation(transformers.TrainerCallback):
             self._mine.discard(step)
 
     def _check_loaded(self, state: Any, model: Any) -> None:
-        known, place = self._announced.identities.get(state.best_global_step), Path(state.best_model_checkpoint)
+        known, place = self._waiting.identities.get(state.best_global_step), Path(state.best_model_checkpoint)
         is_same_file = known is not None and (self._settings.every is None or place.name.startswith("best-"))
         check_loaded(unwrapped(model), place, known.weights_sha256 if known is not None and is_same_file else "")
 

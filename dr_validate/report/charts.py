@@ -25,7 +25,7 @@ def steps_charts(section: Section, strategy: Strategy) -> Markup:
     """A metric over training steps, a chart each, under one legend."""
     full = section.full.done if section.full and strategy is not section.full else ()
     figures = [_steps_chart(section, strategy, full, m) for m in section.metrics if _with(strategy.done, m)]
-    return join(markup.legend(_steps_legend(section, strategy)), markup.charts(*figures)) if figures else Markup("")
+    return join(markup.legend(_steps_legend(section, strategy)), markup.side_by_side(*figures)) if figures else Markup("")
 
 
 def _steps_chart(section: Section, strategy: Strategy, full: Sequence[Report], metric: str) -> Markup:
@@ -169,7 +169,7 @@ def scatter_charts(section: Section, strategy: Strategy) -> Markup:
     ]
     if any(report.metrics[metric].has_interval for metric, found in pairs.items() for report, _ in found):
         entries.insert(1, (interval_name(strategy.done), el("g", markup.upright(14, 1, 13), class_="sampled")))
-    return join(markup.legend(entries), markup.charts(*figures))
+    return join(markup.legend(entries), markup.side_by_side(*figures))
 
 
 def _scatter(pairs: Sequence[tuple[Report, Report]], metric: str) -> Markup:
@@ -220,7 +220,7 @@ def cost_charts(section: Section) -> Markup:
         _cost_chart(found, markup.Labels(title="Order by documents", x=documents, y="Kendall tau"), is_tau=True),
     ]
     entries = [(one.strategy.name, el("g", markup.marker(one.look[0], (14, 7)), class_=one.look[1])) for one in found]
-    return join(markup.legend(entries), markup.charts(*figures))
+    return join(markup.legend(entries), markup.side_by_side(*figures))
 
 
 def _cost_chart(found: Sequence[_Costed], labels: markup.Labels, *, is_tau: bool) -> Markup:

@@ -1,7 +1,7 @@
 """HTML and SVG that cannot be broken by what is written into it: everything is escaped that is not `Markup` already.
 
-Of it a table that can be sorted, from typed cells; and a chart: its frame with ticks and labels, and the marks that are drawn
-in it. Colours come from page.css.
+Four parts: elements and escaping; a table that the reader can sort, from typed cells; a chart, which is a frame with ticks and
+labels and the marks drawn in it; and the scales and ticks. Colours come from page.css.
 """
 
 import html
@@ -258,7 +258,7 @@ def legend(entries: Sequence[tuple[str, Markup]]) -> Markup:
     return el("ul", *items, class_="legend")
 
 
-def charts(*figures: Markup) -> Markup:
+def side_by_side(*figures: Markup) -> Markup:
     """Side by side as far as there is room."""
     return el("div", *figures, class_="charts")
 

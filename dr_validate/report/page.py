@@ -17,7 +17,7 @@ from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import EstimateDetails
 from dr_validate.report.charts import change_chart, cost_charts, scatter_charts, steps_charts
 from dr_validate.report.gather import Movement, Section, Strategy, Top, document_texts, gather, kept_tops, movement, query_texts
-from dr_validate.report.markup import Markup, charts, el, join
+from dr_validate.report.markup import Markup, el, join, side_by_side
 from dr_validate.report.tables import (
     checkpoints_table,
     collections_table,
@@ -264,7 +264,7 @@ def _queries(part: PagePart) -> Markup | None:
     return join(
         el("h3", f"Queries that moved from step {before:,} to {after:,}"),
         el("p", f"{moved.metric}, {moved.strategy.name}. {change_in_words(moved)}"),
-        charts(change_chart(moved)),
+        side_by_side(change_chart(moved)),
         el("div", *tables, class_="moved"),
     )
 

@@ -158,7 +158,9 @@ def _sentence(training: str, first: str, metric: str, found: Sequence[TrainingDi
 
 def overlay_charts(overlay: Overlay) -> Markup:
     """Each metric over the steps and its difference beside it, under one legend."""
-    rows = [markup.charts(_steps_chart(overlay, metric), _differences_chart(overlay, metric)) for metric in overlay.metrics]
+    rows = [
+        markup.side_by_side(_steps_chart(overlay, metric), _differences_chart(overlay, metric)) for metric in overlay.metrics
+    ]
     entries = [
         (name, join(markup.line([(1, 7), (27, 7)], f"line {_class(place)}"), _mark(place, (14, 7))))
         for place, name in enumerate(overlay.trainings)

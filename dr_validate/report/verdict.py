@@ -20,7 +20,8 @@ from dr_validate.values import MAX_ROWS, CellValue, Findings, Report, Table
 SAME, MOSTLY, ROUGHLY = 0.9, 0.7, 0.4
 LEAST_OUTRANKING = 3  # below this a corrected value is extrapolation, not evidence
 DIGITS = 3
-ENDS = ("failed", "skipped", "with the same weights as another", "overtaken by newer ones")
+SAME_AS_ANOTHER, OVERTAKEN = "with the same weights as another", "overtaken by newer ones"
+ENDS = ("failed", "skipped", SAME_AS_ANOTHER, OVERTAKEN)
 EQUAL_COST = 0.02  # strategies cost the same where their numbers of documents differ by no more than this share
 PAIRS = ("step", "checkpoint", "metric", "sampled", "low", "high", "naive", "full", "difference", "inside")
 STRATEGIES = (
@@ -223,7 +224,7 @@ def _cost(section: Section) -> list[str]:
 def _end(report: Report) -> str:
     if not is_expected(report):
         return report.status
-    return ENDS[2] if (report.error or "").startswith(SAME_WEIGHTS) else ENDS[3]
+    return SAME_AS_ANOTHER if (report.error or "").startswith(SAME_WEIGHTS) else OVERTAKEN
 
 
 def _troubles(section: Section) -> list[str]:
@@ -280,7 +281,7 @@ def _smallest_error(group: Sequence[Candidate]) -> str:
 
 
 def findings(ledger: Ledger, names: Mapping[str, Any], training_run: str) -> Findings:
-    """Of the checkpoints of `training_run` under the spec of `names`, whose own `training_run` has those that do not say."""
+    """Of the checkpoints of `training_run` under the spec of `names`; those that name no training belong to that of `names`."""
     section = _with_own_first(gather(ledger, names["full_spec"]), names, training_run)
     if section is None:
         return Findings()
@@ -328,7 +329,7 @@ def pairs_table(section: Section, strategies: Sequence[Strategy]) -> Table:
 def error_and_cost_table(section: Section) -> Table:
     """A row per metric and strategy in the state_dir, the full corpus last: what it costs, and how far its values are off.
 
-    No rows before a sampled checkpoint is done. The columns are those of the page, bounds of intervals and counts apart.
+    No rows before a sampled checkpoint is done. The numbers are those of the page; `checkpoints`: how many are compared.
     """
     if not any(strategy.done for strategy in section.sampled):
         return Table(columns=STRATEGIES, rows=[])

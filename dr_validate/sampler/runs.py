@@ -115,7 +115,7 @@ class NamedRun:
         return match_run(read_ranxhub(self.name.removeprefix(RANXHUB)), test_set, self.name)
 
     def find(self) -> Path | None:
-        """The file, where it is one. Raises SetupError if there is none."""
+        """The file; None for a run with a name of ours or ranx's. Raises SetupError for a path that is no file."""
         if self.name in (BM25, SHIPPED, BASELINE) or self.name.startswith(RANXHUB):
             return None
         path = Path(self.name)

@@ -1,4 +1,4 @@
-"""Checkpoints in a folder: each sub-folder one, as the Hugging Face Trainer and sentence-transformers leave them."""
+"""Checkpoints in a folder, as the Hugging Face Trainer and sentence-transformers leave them."""
 
 import functools
 import logging
@@ -45,7 +45,8 @@ log = logging.getLogger(__name__)
 
 @component
 class FolderSource:
-    """Each sub-folder of `path` is a checkpoint, and `path` itself where it is one; hidden and temporary ones are not.
+    """Sub-folders of `path` whose name has a step (`checkpoint-500`) or that hold files of a model; where `path` itself is one,
+    it and its `checkpoint-*`. Hidden and temporary folders are none, nor links to others of them (`latest`).
 
     `name` is the training run's, by default the folder's. Checkpoints carry it where it is set: several trainings that share a
     state_dir are told apart by it. Symbolic links that lead out of a checkpoint make it unusable, unless `follow_links` (a
@@ -92,7 +93,8 @@ class FolderSource:
         )
 
     def fetch(self, checkpoint: Checkpoint, into: Path) -> None:
-        """Copy what encoding needs. Raises CheckpointDeleted if it was deleted, OSError if it changed or the disk is full."""
+        """Copy what encoding needs. Raises CheckpointDeleted if it was deleted, OSError if it changed or the disk is full,
+        CheckpointError for a link that leaves it."""
         folder = Path(checkpoint.uri)
         try:
             if leaves := self._leaving_link(folder):
@@ -150,7 +152,7 @@ class FolderSource:
         try:
             lacks = self._leaving_link(folder) or what_is_missing(folder, siblings_have_state, self.needs_config)
             if lacks is None:
-                return self._complete(place, digests, siblings_have_state)
+                return self._read(place, digests, siblings_have_state)
         except (FileNotFoundError, ChangedMeanwhile) as error:
             if not folder.is_dir():
                 return None  # rotated away while we looked
@@ -165,7 +167,7 @@ class FolderSource:
             return place.incomplete(what_it_did(error), final=True)
         return place.incomplete(lacks)
 
-    def _complete(self, place: "_Place", digests: Digests, siblings_have_state: bool) -> Checkpoint | Incomplete:
+    def _read(self, place: "_Place", digests: Digests, siblings_have_state: bool) -> Checkpoint | Incomplete:
         """Raises ChangedMeanwhile or Unreadable where a trainer wrote or deleted while we looked."""
         files = wanted_files(place.folder)
         if wrong := [name for name in files if shown(name) != name]:
@@ -178,7 +180,7 @@ class FolderSource:
             return place.incomplete(f"its files for encoding have {gib}: raise that if you want", final=True)
         if hollow := _hollow(files):
             raise Unreadable(hollow)
-        digest, created_at = sha256_of_files(digests.of(files)), _newest(files)
+        digest, created_at = sha256_of_files(digests.of(files)), _written_at(files)
         # Complete before and after, with the same files: then it was complete in between.
         lacks = what_is_missing(place.folder, siblings_have_state, self.needs_config)
         if lacks or wanted_files(place.folder).keys() != files.keys():
@@ -235,7 +237,7 @@ def _hollow(files: Mapping[str, Path]) -> str | None:
     return None
 
 
-def _newest(files: Mapping[str, Path]) -> str:
+def _written_at(files: Mapping[str, Path]) -> str:
     """When the weights were written."""
     written = max((path.stat().st_mtime for name, path in files.items() if name.endswith(".safetensors")), default=0.0)
     return datetime.fromtimestamp(written, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -93,7 +93,7 @@ class _Rows(LocalRun):
         )
 
 
-class JsonlTracker(LocalRun):
+class JsonlFile(LocalRun):
     """Appends under a lock on the file itself, so jobs of several specs can share it."""
 
     def __init__(self, *, path: Path) -> None:

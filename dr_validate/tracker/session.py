@@ -1,5 +1,5 @@
-"""The SDK of W&B: the plan that all runs of a watcher follow, the key, the settings, the SDK's own process, which may die or
-hang, and how a validation run is opened and read back."""
+"""The SDK of W&B: `Plan`, which all runs of a watcher follow; the key, the settings, the SDK's own process, which may die or
+hang; and `RunTarget`: how the validation run of one training is opened and read back."""
 
 import contextlib
 import json
@@ -209,7 +209,7 @@ class RunTarget:
             timeout_s=plan.timeout_s,
         )
         if plan.offline:
-            run.log({}, step=self._num_starts() * ROWS_PER_START, commit=False)  # from there on the SDK counts
+            run.log({}, step=self._count_opening() * ROWS_PER_START, commit=False)  # from there on the SDK counts
         run.define_metric(STEP)
         for prefix in PREFIXES:
             # W&B drops rows whose step goes backwards, and late checkpoints do: so we bring our own axis.
@@ -244,7 +244,7 @@ class RunTarget:
             raise Outage(f"W&B has rows up to {expected - 1} of {run.path}, but shows them up to {last_step} only so far")
         return found
 
-    def _num_starts(self) -> int:
+    def _count_opening(self) -> int:
         """Offline folders that came before this one. Each counts its rows from 0, and of two rows with one number the server
         keeps one: so each gets numbers of its own."""
         path = self._plan.about.state_dir / "offline" / f"{self._plan.run_id(self._training_run)}.json"

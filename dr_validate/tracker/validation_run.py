@@ -1,7 +1,8 @@
 """The rows, tables and lineage of the checkpoints of one training run under one spec, in one W&B run.
 
-Which of the rows that were logged the server is known to have is asked now and then, for the SDK says nothing of it: after an
-answer that it takes for final (401, 403, 404) it sends no more rows, and nobody hears.
+The SDK does not say what has arrived (after an answer that it takes for final, 401, 403 or 404, it sends no more rows, and
+nobody hears): so the rows are read back now and then, see `Arrivals`. `Lineage`: what a Report was
+made of, as edges of artifacts.
 """
 
 import json
@@ -90,8 +91,7 @@ class ValidationRun:
         key = report_id(report)
         if key not in self._rows:
             return False
-        is_open = self._lineage is not None
-        if self._run is not None and is_open and not self._is_told:  # once for all that came together
+        if self._run is not None and self._lineage is not None and not self._is_told:  # once for all that came together
             self.find()
             self._tell(self._run)
         if self._lineage is not None and key not in self._linked:

@@ -1,6 +1,6 @@
 """The process that polls, chooses, records and delivers; no torch and no faiss in it.
 
-`loop`: the only loop and the only clock; `polling`: what exists, and copies of it; `schedule`: what is next, and what was
+`loop`: the loop that decides; `polling`: what exists, and copies of it; `schedule`: what is next, and what was
 deleted before anybody had a copy; `attempts`: one attempt and its books; `worker_process`, `worker_pool`: the worker, or
 several, seen from here; `delivery`: Reports to trackers, and what is done for each new best; `lock`: one watcher for each spec,
 and what `task=status` shows of it.

@@ -23,7 +23,7 @@ from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import report_to_json
 from dr_validate.process import how_it_ended
 from dr_validate.stages import Tracked, TrackerRun
-from dr_validate.tracker.local import JsonlTracker, LocalRun
+from dr_validate.tracker.local import JsonlFile, LocalRun
 from dr_validate.tracker.rows import is_best
 from dr_validate.values import Findings, Report
 from dr_validate.watcher.polling import source_key
@@ -51,7 +51,7 @@ class Delivery:
         settings = self.run.settings
         whole = (self.names, *self.collections)
         self._specs = list(dict.fromkeys(names[key] for names in whole for key in ("spec", "full_spec")))
-        self._file = Round("jsonl", file := JsonlTracker(path=settings.state_dir / "reports.jsonl"), self)
+        self._file = TrackerQueue("jsonl", file := JsonlFile(path=settings.state_dir / "reports.jsonl"), self)
         with contextlib.suppress(OSError):  # a full disk: `deliver` says so
             file.restore(self.ledger.delivered_to(self._address("jsonl"), self._specs))
         suite = {"collections": [_told(names) for names in self.collections]} if self.collections else {}
@@ -66,13 +66,13 @@ class Delivery:
         )
         tracker = self.run.tracker.start(about)
         name = type(self.run.tracker).__module__.rpartition(".")[2]
-        self._threads = [DeliveryThread(Round(name, tracker, self))]
+        self._threads = [DeliveryThread(TrackerQueue(name, tracker, self))]
         watch, spec = self.run.watch, self.names["spec"]
         if watch.on_best:
             act = functools.partial(run_command, watch.on_best, watch.on_best_timeout_s)
-            self._threads.append(DeliveryThread(Round("on_best", ForBest(spec, act), self)))
+            self._threads.append(DeliveryThread(TrackerQueue("on_best", ForBest(spec, act), self)))
         if getattr(self.run.store, "keep_best", None) is not None:
-            self._threads.append(DeliveryThread(Round("keep_best", ForBest(spec, self._keep_best), self)))
+            self._threads.append(DeliveryThread(TrackerQueue("keep_best", ForBest(spec, self._keep_best), self)))
         for thread in self._threads:
             thread.start()
         return self
@@ -83,8 +83,8 @@ class Delivery:
             thread.close(self.run.watch.exit_timeout_s)
 
     def deliver(self) -> None:
-        """Append what the JSONL file lacks, and wake the thread that serves the tracker. Never waits for a server."""
-        self._file.go()
+        """Append what the JSONL file lacks, and wake the threads that serve the others. Never waits for a server."""
+        self._file.offer_all()
         for thread in self._threads:
             thread.wake()
 
@@ -152,16 +152,17 @@ def run_command(command: str, timeout_s: float, report: Report, history: Sequenc
         log.warning("watch.on_best for %s: %s %s", report.checkpoint.label, how_it_ended(process.returncode), words)
 
 
-class Round:
+class TrackerQueue:
     """One tracker, offered all that it is not known to have: first every Report, then what each still needs."""
 
     def __init__(self, name: str, tracker: TrackerRun, delivery: Delivery) -> None:
         self.name, self.tracker, self.delivery = name, tracker, delivery
+        self._label = {"on_best": "watch.on_best", "keep_best": "store.keep_best"}.get(name, f"tracker {name}")
         self._said: set[str] = set()
         self._num_tries: Counter[int] = Counter()
         self._is_closed = False
 
-    def go(self, is_urgent: Callable[[], bool] = lambda: False) -> bool:
+    def offer_all(self, is_urgent: Callable[[], bool] = lambda: False) -> bool:
         """Whether nothing went wrong. `is_urgent` ends the round early: there is something better to do."""
         try:
             waiting = self.delivery.undelivered(self.name)
@@ -177,7 +178,7 @@ class Round:
             self._warn(str(error) or type(error).__name__)
             return False
         if self._said:
-            log.info("tracker %s: it works again", self.name)
+            log.info("%s: it works again", self._label)
             self._said.clear()
         return True
 
@@ -192,7 +193,7 @@ class Round:
                     say, state = log.warning, "known to have arrived"
                 else:
                     say, state = log.info, "written yet"  # nothing was to arrive anywhere
-                say("tracker %s: %d reports are not %s; the next start sees to them", self.name, late, state)
+                say("%s: %d reports are not %s; the next start sees to them", self._label, late, state)
         except LedgerLost:
             return
         except Exception as error:  # as above: this is the end of a run whose results are safe
@@ -210,18 +211,18 @@ class Round:
     def _warn(self, message: str) -> None:
         message = " ".join(message.split())
         level = logging.DEBUG if message in self._said else logging.WARNING  # one line per outage, not one per try
-        log.log(level, "tracker %s: %s; the reports are kept and delivered later", self.name, message)
+        log.log(level, "%s: %s; the reports are kept and delivered later", self._label, message)
         self._said.add(message)
 
 
 class DeliveryThread:
     """Runs rounds when woken, and again after growing pauses while they fail."""
 
-    def __init__(self, round: Round) -> None:
-        self._round = round
+    def __init__(self, queue: TrackerQueue) -> None:
+        self._queue = queue
         self._woken, self._closing = threading.Event(), threading.Event()
         self._end = float("inf")
-        self._thread = threading.Thread(target=self._run, name=f"deliver-{round.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"deliver-{queue.name}", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -237,7 +238,7 @@ class DeliveryThread:
         self._closing.set()
         self._woken.set()
         self._thread.join(timeout_s / 2)
-        self._round.close(max(0.0, end - time.monotonic()))
+        self._queue.close(max(0.0, end - time.monotonic()))
 
     def _run(self) -> None:
         failures = 0
@@ -249,7 +250,7 @@ class DeliveryThread:
                 self._woken.wait()
             self._woken.clear()
             is_last = self._closing.is_set()
-            failures = 0 if self._round.go(self._is_urgent) else failures + 1
+            failures = 0 if self._queue.offer_all(self._is_urgent) else failures + 1
 
     def _is_urgent(self) -> bool:
         # New rows go before the lineage of old ones; at the end, finishing goes before it.

@@ -1,4 +1,4 @@
-"""The only loop and the only clock: look for checkpoints, choose one, have it validated, deliver its Report, again.
+"""The loop that decides: what exists, which checkpoint is next, have it validated, deliver its Report, again.
 
 What is done is in the ledger before anything else happens to it, so this process may die at any moment.
 """

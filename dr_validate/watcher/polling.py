@@ -1,4 +1,5 @@
-"""A thread that asks the source what exists, and takes every complete checkpoint into the store the moment it is seen.
+"""A thread that asks the source what exists, and copies into the store what waits for its validation, the next one first, as
+far as `store.max_gib` has room.
 
 Neither waits for a validation: a trainer that keeps its last two checkpoints deletes what nobody has taken by then. A
 question that failed is asked again after a while, longer with each failure in a row, with one line per outage.

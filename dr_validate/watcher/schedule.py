@@ -1,5 +1,5 @@
-"""Which checkpoint is next: pure decisions on what exists and what the ledger says; then the queue that asks the ledger, and
-what was deleted before anybody had a copy."""
+"""Which checkpoint is next. First the rules, pure functions of what exists and what is settled; then `WorkQueue`, which asks
+the ledger and the store and applies them; then `Deleted`: what was deleted before anybody had a copy, remembered in a file."""
 
 import json
 import logging
@@ -117,13 +117,13 @@ def waiting(listing: Listing, settled: Mapping[str, Status], order: str) -> list
     return left[::-1] if order == "newest_first" else left
 
 
-def stale(listing: Listing, settled: Mapping[str, Status]) -> list[tuple[Checkpoint, Checkpoint]]:
+def overtaken(listing: Listing, settled: Mapping[str, Status]) -> list[tuple[Checkpoint, Checkpoint]]:
     """Pairs (checkpoint, newest) of waiting checkpoints that a newer one has overtaken."""
     known = unique(listing)
     return [(c, known[-1]) for c in known if c.digest not in settled and c.step < known[-1].step]
 
 
-def missing_baselines(
+def without_baseline(
     listing: Listing, settled: Mapping[str, Status], full: Mapping[str, Status], wanted: Collection[int], order: str
 ) -> list[Checkpoint]:
     """Validated checkpoints without a full-corpus value, those at the `wanted` places of all validated ones."""
@@ -201,14 +201,14 @@ class WorkQueue:
             if target != target.baseline:
                 settled, full = self._ledger.settled(target.spec), self._ledger.settled(target.full_spec)
                 wanted = [place for place in range(len(settled)) if self._run.fidelity.wants_baseline(place)]
-                missing = missing_baselines(listing, settled, full, wanted, self._run.watch.order)
+                missing = without_baseline(listing, settled, full, wanted, self._run.watch.order)
                 found += [(c, target.baseline) for c in missing]
         return together(found, listing, self._run.watch.order, "")
 
     def stale(self, listing: Listing) -> list[tuple[Checkpoint, Checkpoint]]:
-        """As `stale`; what has begun is not overtaken on its other collections."""
+        """As the function `overtaken`; what has begun is not overtaken on its other collections."""
         assert self._main is not None
-        pairs = stale(listing, self._ledger.settled(self._main.spec))
+        pairs = overtaken(listing, self._ledger.settled(self._main.spec))
         return [(old, newest) for old, newest in pairs if old.digest != self.begun]
 
     def skipped_as_stale(self) -> set[str]:
@@ -256,8 +256,8 @@ class Deleted:
         self._written = dict(self._waiting)
 
     def since_last_poll(self, listing: Listing, settled: Iterable[str]) -> list[tuple[Checkpoint, str]]:
-        """Those that waited, do not exist any more (`listing` holds what there are copies of), and that the source does not
-        have though it does not list them; with the reason. None of the digests in `settled`."""
+        """Those that waited, are not in `listing` any more (which holds what there are copies of), and that the source, asked
+        for each, no longer has; with the reason. None of the digests in `settled`."""
         for digest in settled:
             self._waiting.pop(digest, None)
         exist = {checkpoint.digest for checkpoint in listing.checkpoints}

@@ -1,6 +1,7 @@
-"""One checkpoint, from its folder to its Report: the whole story. The worker process keeps it between checkpoints.
+"""One checkpoint, from its folder to its Report: the whole story, in `Pipeline.validate`.
 
-`Suite`: the collections of a run, a pipeline each. They take turns with a checkpoint, whose weights are loaded once for all.
+`Suite` is what the worker process keeps between checkpoints: the collections of a run, a pipeline each, which take turns with a
+checkpoint; `HeldModel`: its weights, loaded once for all. `PipelineElsewhere`: the same on another device, for engine=ray.
 """
 
 import contextlib
@@ -68,17 +69,17 @@ class Pipeline:
         self.samples = Samples(self.run, self.test_set)
         self.encoding = Encoding(self.run, self.device, self.test_set, self._load)
 
-    def rank(self, checkpoint: Checkpoint, folder: Path, *, full: bool, control: Control) -> "RankedAhead":
+    def rank(self, checkpoint: Checkpoint, folder: Path, *, full: bool, control: Control) -> "RankedCheckpoint":
         """Encode and search. `full` encodes the whole corpus whatever the sampler says (a baseline)."""
         clock, sample = _Clock(), self.sample(full=full)
         with self.encoding.open(checkpoint.digest, folder, sample, self._begin_warm_up) as encoded:
             ranked = self._rank(encoded, checkpoint.digest, folder, sample, control)
             clock.lap("rank", ranked.seconds)
             clock.spent({"load": encoded.model.load_s})
-        return RankedAhead(ranked=ranked, clock=clock)
+        return RankedCheckpoint(ranked=ranked, clock=clock)
 
     def validate(
-        self, checkpoint: Checkpoint, folder: Path, *, full: bool, control: Control, ahead: "RankedAhead | None" = None
+        self, checkpoint: Checkpoint, folder: Path, *, full: bool, control: Control, ahead: "RankedCheckpoint | None" = None
     ) -> Report:
         """Encode, search (unless `ahead` has what comes of it), score, report."""
         sample = self.sample(full=full)
@@ -140,7 +141,7 @@ class Pipeline:
         }
 
     def _begin_warm_up(self) -> None:
-        """Beside the first encoding, which needs little of Python; the start, all of it Python, would take longer by it."""
+        """Compile the metrics (numba) beside the first encoding, which needs little Python; the start would be slower by it."""
         if self._warm_up.ident is None:
             self._warm_up.start()
 
@@ -182,7 +183,7 @@ class Pipeline:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RankedAhead:
+class RankedCheckpoint:
     """What `Pipeline.rank` has found, and how long it took."""
 
     ranked: Ranked
@@ -293,7 +294,7 @@ class Suite:
         load = self._held.load if self._held else None
         self._pipelines = [Pipeline(one, device, load) for one in run.collections]
         self._run, self._device = run, device
-        self._ranked: dict[RankingKey, RankedAhead] = {}
+        self._ranked: dict[RankingKey, RankedCheckpoint] = {}
         self._engine = contextlib.ExitStack()
 
     def open(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dr_validate.encoder import attention, cpu
 from dr_validate.encoder.auto import AutoEncoder
-from dr_validate.encoder.cpu import PackedLinear, pack_linears
+from dr_validate.encoder.cpu import PrepackedLinear, prepack_linears
 from dr_validate.encoder.forward import Batch, Forward, choose_forward
 from dr_validate.encoder.model import LoadedTower, TransformerModel
 from dr_validate.errors import CheckpointError
@@ -43,7 +43,7 @@ def _packing_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether oneDNN has such layers on this processor: those of bfloat16 need AVX-512 or better."""
     try:
-        PackedLinear(nn.Linear(8, 8, dtype=dtype).requires_grad_(False))(torch.ones(2, 8, dtype=dtype))
+        PrepackedLinear(nn.Linear(8, 8, dtype=dtype).requires_grad_(False))(torch.ones(2, 8, dtype=dtype))
     except (RuntimeError, AttributeError):
         return False
     return True
@@ -56,15 +56,15 @@ def test_packed_linear_layers_give_the_same_and_hold_no_second_copy(bert: Path, 
     ids = torch.arange(2, 34).reshape(2, 16)
     with torch.inference_mode():
         before = model(input_ids=ids).last_hidden_state.float()
-        packed = pack_linears(model)
+        packed = prepack_linears(model)
         after = model(input_ids=ids).last_hidden_state.float()
     assert packed == (13 if can_pack(dtype) else 0)  # six in each layer, one in the pooler
     assert sum(type(module) is nn.Linear for module in model.modules()) == 13 - packed
-    assert all(module.weight.numel() == 0 for module in model.modules() if isinstance(module, PackedLinear))
+    assert all(module.weight.numel() == 0 for module in model.modules() if isinstance(module, PrepackedLinear))
     assert (after - before).abs().max() <= (1e-5 if dtype == torch.float32 else 0.1) * before.abs().max()
 
 
-def no_such_layer(linear: nn.Linear) -> PackedLinear:
+def no_such_layer(linear: nn.Linear) -> PrepackedLinear:
     raise RuntimeError("mkldnn_linear: bf16 path needs the cpu support avx512bw, avx512vl and avx512dq")
 
 
@@ -74,12 +74,12 @@ def test_layers_that_the_processor_has_no_instructions_for_stay_as_they_are(
 ) -> None:
     model = load_transformers(bert)
     ids = torch.arange(2, 34).reshape(2, 16)
-    monkeypatch.setattr(cpu, "PackedLinear", no_such_layer)
+    monkeypatch.setattr(cpu, "PrepackedLinear", no_such_layer)
     pays = cpu.packing_pays.__wrapped__ if measured else lambda *shape: True  # without what it remembers of other models
     monkeypatch.setattr(cpu, "packing_pays", pays)
     with torch.inference_mode():
         before = model(input_ids=ids).last_hidden_state
-        assert pack_linears(model) == 0
+        assert prepack_linears(model) == 0
         assert torch.equal(model(input_ids=ids).last_hidden_state, before)
 
 
@@ -87,7 +87,7 @@ def test_layers_that_the_processor_has_no_instructions_for_stay_as_they_are(
 def test_a_shared_linear_layer_stays_shared() -> None:
     shared = nn.Linear(8, 8).requires_grad_(False)
     model = nn.Sequential(shared, nn.ReLU(), shared)
-    assert pack_linears(model) == (2 if can_pack(torch.float32) else 0)
+    assert prepack_linears(model) == (2 if can_pack(torch.float32) else 0)
     assert model[0] is model[2]
 
 

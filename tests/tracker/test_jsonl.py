@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dr_validate.ledger.reports import report_from_json, report_to_json
-from dr_validate.tracker.local import JsonlTracker
+from dr_validate.tracker.local import JsonlFile
 from dr_validate.values import Report
 from tests import warm
 from tests.factories import told as report
@@ -26,7 +26,7 @@ def lines(path: Path) -> list[Report]:
 
 
 def test_reports_are_appended_and_read_back(path: Path) -> None:
-    tracker = JsonlTracker(path=path)
+    tracker = JsonlFile(path=path)
     for step in (500, 100):
         tracker.deliver(report(step), [])
     tracker.close(1)
@@ -44,13 +44,13 @@ def test_the_same_report_is_written_once_and_another_of_its_kind_is_not_lost(pat
     ]
     for _ in range(2):
         for one in different:
-            JsonlTracker(path=path).deliver(one, [])
+            JsonlFile(path=path).deliver(one, [])
     assert lines(path) == different
 
 
 @pytest.mark.parametrize("kept_bytes", [1, 40, -2])
 def test_a_torn_last_line_is_cut_off(path: Path, kept_bytes: int) -> None:
-    tracker = JsonlTracker(path=path)
+    tracker = JsonlFile(path=path)
     tracker.deliver(report(100), [])
     whole = path.stat().st_size
     tracker.deliver(report(200), [])
@@ -61,7 +61,7 @@ def test_a_torn_last_line_is_cut_off(path: Path, kept_bytes: int) -> None:
 
 
 def test_a_whole_line_without_its_end_is_kept(path: Path) -> None:
-    tracker = JsonlTracker(path=path)
+    tracker = JsonlFile(path=path)
     path.parent.mkdir()
     path.write_text(json.dumps(report_to_json(report(100))))
     tracker.deliver(report(200), [])
@@ -72,7 +72,7 @@ def test_a_whole_line_without_its_end_is_kept(path: Path) -> None:
 def test_lines_that_others_wrote_are_left_alone(path: Path) -> None:
     path.parent.mkdir()
     path.write_text('not json\n["sha256:01f4"]\n{"checkpoint": {"digest": "sha256:01f4"}, "mood": 1}\n')
-    JsonlTracker(path=path).deliver(report(), [])
+    JsonlFile(path=path).deliver(report(), [])
     assert len(path.read_text().splitlines()) == 4
 
 
@@ -100,7 +100,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
     if mounted.returncode:
         pytest.skip("a small file system cannot be mounted here (needs root)")
     try:
-        tracker = JsonlTracker(path=disk / "reports.jsonl")
+        tracker = JsonlFile(path=disk / "reports.jsonl")
         with pytest.raises(OSError, match="No space"):
             for step in range(1000):
                 tracker.deliver(report(step), [])
@@ -117,16 +117,16 @@ def test_what_somebody_cut_out_is_there_again_at_the_next_start(
 ) -> None:
     reports = [report(step) for step in (100, 200, 300)]
     for one in reports:
-        JsonlTracker(path=path).deliver(one, [])
+        JsonlFile(path=path).deliver(one, [])
     whole = path.read_text().splitlines(keepends=True)
     path.write_text("".join(whole[place] for place in kept))
-    JsonlTracker(path=path).restore(reports)
+    JsonlFile(path=path).restore(reports)
     assert sorted(path.read_text().splitlines(keepends=True)) == sorted(whole)
     assert (f"lacked {3 - len(kept)} of the 3 Reports" in caplog.text) is (len(kept) < 3)
 
 
 def test_a_file_that_was_removed_is_written_again(path: Path) -> None:
-    JsonlTracker(path=path).restore([report(100), report(200)])
+    JsonlFile(path=path).restore([report(100), report(200)])
     assert lines(path) == [report(100), report(200)]
 
 
@@ -138,25 +138,25 @@ def test_what_is_no_report_is_moved_beside_the_file_at_the_next_start(
 ) -> None:
     reports = [report(step) for step in (100, 200, 300)]
     for one in [*reports, report(100, spec="another")]:
-        JsonlTracker(path=path).deliver(one, [])
+        JsonlFile(path=path).deliver(one, [])
     whole = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(whole[0] + garbage + garbage + whole[2] + whole[3] + garbage)  # in the place of a Report, too
     for _ in range(2):
-        JsonlTracker(path=path).restore(reports)
+        JsonlFile(path=path).restore(reports)
         assert path.read_bytes() == whole[0] + whole[2] + whole[3] + whole[1]
     assert (path.parent / "reports.removed").read_bytes() == garbage * 3
     assert caplog.text.count("moved 3 lines that are no Report") == 1 and "the first was line 2" in caplog.text
 
 
 def test_a_start_without_reports_makes_no_file(path: Path) -> None:
-    JsonlTracker(path=path).restore([])
+    JsonlFile(path=path).restore([])
     assert not path.exists()
 
 
 def test_a_report_costs_what_came_since_the_last_one_and_not_the_whole_file(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = JsonlTracker(path=path), JsonlTracker(path=path)  # two watchers of one state_dir
+    first, second = JsonlFile(path=path), JsonlFile(path=path)  # two watchers of one state_dir
     parsed: list[bytes] = []
     loads = json.loads
 

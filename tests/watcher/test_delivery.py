@@ -13,7 +13,7 @@ from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.tracker.none import NoTracker
 from dr_validate.tracker.wandb import WandbTracker
 from dr_validate.values import Checkpoint
-from dr_validate.watcher.delivery import Delivery, Round
+from dr_validate.watcher.delivery import Delivery, TrackerQueue
 from tests.factories import report
 from tests.processes import LIMIT_S
 
@@ -43,7 +43,7 @@ class Ledger:
 def test_only_what_can_arrive_is_missed(is_remote: bool, level: int, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dr_validate")
     ledger: Any = Ledger()
-    Round("wandb", Tracker(is_remote=is_remote), ledger).close(1.0)
+    TrackerQueue("wandb", Tracker(is_remote=is_remote), ledger).close(1.0)
     (record,) = caplog.records
     assert record.levelno == level
     assert ("known to have arrived" in record.message) is is_remote

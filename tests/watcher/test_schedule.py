@@ -48,7 +48,7 @@ def test_the_incomplete_is_waited_for_until_a_later_one_is_complete() -> None:
 
 
 def test_stale_are_those_that_wait_behind_a_newer_one() -> None:
-    pairs = schedule.stale(LISTING, {"sha256:200": "done"})
+    pairs = schedule.overtaken(LISTING, {"sha256:200": "done"})
     assert [(old.step, newest.step) for old, newest in pairs] == [(100, 400), (300, 400)]
 
 
@@ -62,5 +62,5 @@ def test_a_failed_attempt_comes_after_the_fresh_ones_and_not_before_its_time() -
 def test_baselines_go_to_validated_checkpoints_that_lack_one() -> None:
     settled: dict[str, Status] = {"sha256:100": "done", "sha256:200": "failed", "sha256:300": "done", "sha256:400": "done"}
     full: dict[str, Status] = {"sha256:300": "done"}
-    assert [c.step for c in schedule.missing_baselines(LISTING, settled, full, range(4), "newest_first")] == [400, 100]
-    assert [c.step for c in schedule.missing_baselines(LISTING, settled, full, [0], "newest_first")] == [100]
+    assert [c.step for c in schedule.without_baseline(LISTING, settled, full, range(4), "newest_first")] == [400, 100]
+    assert [c.step for c in schedule.without_baseline(LISTING, settled, full, [0], "newest_first")] == [100]
