@@ -1,6 +1,7 @@
 """The shape of the code is a test: who may import whom, how long things may get, what must not be imported early."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -40,9 +41,14 @@ HEAVY = {
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path, *, top_level: bool = False) -> set[str]:
     """Dotted names that a file imports: anywhere, or where importing the file imports them."""
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     nodes = tree.body if top_level else list(ast.walk(tree))
     found: set[str] = set()
     for node in nodes:
@@ -106,7 +112,7 @@ def test_files_and_functions_stay_small() -> None:
     for path in FILES:
         text = path.read_text()
         assert text.count("\n") <= 400, f"{path.name} is longer than 400 lines"
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
                 assert node.end_lineno - node.lineno < 50, f"{path.name}: {node.name} is longer than 50 lines"
                 arguments = [a for a in node.args.args + node.args.kwonlyargs if a.arg not in ("self", "cls")]
@@ -129,7 +135,7 @@ def test_importing_the_command_line_imports_nothing_heavy() -> None:
 
 def test_nothing_in_the_package_prints() -> None:
     for path in FILES:
-        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        calls = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
         names = {call.func.id for call in calls if isinstance(call.func, ast.Name)}
         assert "print" not in names, path.name
 
@@ -170,7 +176,7 @@ def test_the_map_of_a_folder_names_its_modules_and_no_others(folder: Path) -> No
 def test_no_two_modules_give_one_name_to_two_things() -> None:
     places: dict[str, list[str]] = {}
     for path in FILES:
-        for node in ast.parse(path.read_text()).body:
+        for node in tree_of(path).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
     twice = {name: where for name, where in places.items() if len(where) > 1 and name != "main"}
