@@ -141,9 +141,14 @@ class _Channel:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send(self, message: Mapping[str, Any]) -> None:
+        """Tell the watcher. Where it is gone nothing is left to do, and nobody to tell: this process ends, as the kernel would
+        have it end a moment later (`live_and_die_with_parent`)."""
         with self.lock:
-            self.stream.write(json.dumps(message) + "\n")
-            self.stream.flush()
+            try:
+                self.stream.write(json.dumps(message) + "\n")
+                self.stream.flush()
+            except BrokenPipeError:
+                os._exit(1)
 
 
 class _WorkerControl:

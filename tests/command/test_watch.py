@@ -275,6 +275,17 @@ def test_a_worker_whose_watcher_was_killed_before_it_said_a_word_ends_without_on
     assert process.returncode == 0
 
 
+def test_a_worker_whose_watcher_is_gone_when_it_answers_ends_without_a_word() -> None:
+    command = [sys.executable, "-m", "dr_validate.worker.main"]
+    with warm.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdout.close()  # before there is anything to say: that the configuration is wrong
+        process.stdin.write("{}\n")
+        process.stdin.close()
+        assert process.stderr.read() == ""
+        process.wait(LIMIT_S)
+
+
 def test_a_worker_that_is_killed_costs_one_attempt(dr_validate: Any, arguments: list[str]) -> None:
     with following(dr_validate, [*arguments, "watch.mode=follow", "watch.poll_s=0.3", "block_documents=1"]) as process:
         wait_for(lambda: len(dr_validate.reports()) >= 1)

@@ -82,10 +82,10 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from tests.factories import told as report
-from dr_validate.tracker.local import JsonlTracker
+from dr_validate.tracker.local import JsonlFile
 for step in range(30):
-    JsonlTracker(path=Path(sys.argv[1])).deliver(report(step, spec=sys.argv[2]), [])
-    JsonlTracker(path=Path(sys.argv[1])).deliver(report(step, spec="both"), [])
+    JsonlFile(path=Path(sys.argv[1])).deliver(report(step, spec=sys.argv[2]), [])
+    JsonlFile(path=Path(sys.argv[1])).deliver(report(step, spec="both"), [])
 """
     both = [warm.popen([sys.executable, "-c", code, str(path), spec]) for spec in ("s1", "s2")]
     assert [process.wait(LIMIT_S) for process in both] == [0, 0]
