@@ -17,13 +17,14 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from dr_validate.cli.doctor import sample_problems, with_other_problems
 from dr_validate.config import STAGES, Settings, build, conf_dir, is_secret, keys_of, not_chosen
 from dr_validate.errors import ConfigError
 
 Compose = Callable[[tuple[str, ...]], Mapping[str, Any]]  # from overrides to the plain configuration
-NOT_COMPOSED = (HydraException, OmegaConfBaseException)
+NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError)  # the last of a file that is no YAML
 SETTINGS = {field.name for field in dataclasses.fields(Settings)}
 OPEN_KEYS = ("dataset.members", "engine.resources", "source.metadata")  # mappings whose names are in no YAML file
 MOST_COMPOSED = 12  # jobs of a sweep: what comes after is left to Hydra

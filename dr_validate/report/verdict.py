@@ -140,7 +140,10 @@ def _moved(moved: Movement | None, section: Section) -> list[str]:
     span = f"From step {before:,} to {after:,} the mean change of a query{where} is {change}"
     if low <= 0 <= high:
         return [f"{span}: with other queries it could have gone the other way."]
-    return [f"{span}, more than the choice of these {len(moved.query_ids):,} queries explains."]
+    if moved.strategy is not section.full and _extrapolated(moved.strategy, moved.metric):
+        return [f"{span}, by extrapolation alone: that is no evidence of a change."]
+    sampled = "" if moved.strategy is section.full else "; what the sample itself is off is not in that interval"
+    return [f"{span}, more than the choice of these {len(moved.query_ids):,} queries explains{sampled}."]
 
 
 def _fidelity(section: Section, metric: str) -> list[str]:

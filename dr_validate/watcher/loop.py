@@ -29,7 +29,7 @@ from dr_validate.watcher.lock import Claimed, claim, note_activity
 from dr_validate.watcher.polling import SourcePoller
 from dr_validate.watcher.schedule import Deleted, Target, Work, WorkQueue
 from dr_validate.watcher.worker_pool import WorkerPool
-from dr_validate.watcher.worker_process import StallLimit, WorkerClient, WorkerFailure
+from dr_validate.watcher.worker_process import StallLimit, WorkerClient, WorkerDied, WorkerFailure
 
 STOP_FILE_EVERY_S = 1.0
 LOOK_AHEAD_EVERY_S = 0.5
@@ -61,7 +61,7 @@ def watch(run: Run) -> Outcome:
             stack.callback(lambda: [end() for end in (worker.close, run.engine.clean_up)])
             watcher = _Watcher(run, ledger, worker, stop)
             stack.enter_context(watcher.poller)  # copies are taken while the worker makes ready, which may take an hour
-            told = worker.start(watcher.tick_of_start)
+            told = watcher.start_worker()
             collections = told.get("collections", [told])
             names = mean_names(collections, settings_of(run)) if run.members else told
             for spec in dict.fromkeys(one["spec"] for one in (names, *collections)):
@@ -129,6 +129,16 @@ class _Watcher:
         self.stall.look(progress)
         if self._at and isinstance(self.worker, WorkerPool) and time.monotonic() > self._next_look_ahead:
             self._look_ahead(self._at, self.worker)
+
+    def start_worker(self) -> Mapping[str, Any]:
+        """What the worker says of itself when it is ready; one that dies on the way is started again, up to max_attempts."""
+        for number in range(2, self.run.watch.max_attempts + 1):
+            try:
+                return self.worker.start(self.tick_of_start)
+            except WorkerDied as error:
+                self._check_stop()
+                log.warning("the worker did not get ready: %s; start %d of %d", error, number, self.run.watch.max_attempts)
+        return self.worker.start(self.tick_of_start)
 
     def tick_of_start(self, progress: Mapping[str, Any] | None) -> None:
         """The same, while the worker starts: a source that is set up wrongly ends that."""

@@ -24,6 +24,7 @@ from dr_validate.watcher.schedule import Needs
 
 log = logging.getLogger(__name__)
 MAX_FETCHES = 4
+NO_ROOM, NO_ROOM_S = "the disk of state_dir has no room for another copy", 2.0
 MAX_NAMES = 5
 MAX_PAUSE_S = 3600.0
 CLOSE_S = 2.0  # what has not stopped by then ends with the process
@@ -56,6 +57,7 @@ class SourcePoller:
         self._seconds: dict[str, float] = {}  # by digest: how long the fetch took
         self._reasons: dict[str, str] = {}  # by digest: why there will be none, if the source deletes it
         self._error: BaseException | None = None
+        self._no_room_until = 0.0
         self._absent: frozenset[str] | None = None  # names of what was missing at the first poll of this source, ever
         self.listing = schedule.union(Listing(), run.store.taken(self.source_key, self._state_dir))
         self.changes = self.polls = 0
@@ -208,8 +210,10 @@ class SourcePoller:
             self._wish.clear()
 
     def _pause_s(self) -> float:
+        now = time.monotonic()
         moments = [self._next_poll, *(b.until for b in self._fetch_backoffs.copy().values() if b.is_waiting)]
-        return max(0.0, min(min(moments) - time.monotonic(), ANOTHER_AFTER_S if self._fetching else MAX_PAUSE_S))
+        moments += [self._no_room_until] if self._no_room_until > now else []
+        return max(0.0, min(min(moments) - now, ANOTHER_AFTER_S if self._fetching else MAX_PAUSE_S))
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:
@@ -264,6 +268,8 @@ class SourcePoller:
     def _begin_fetches(self) -> None:
         """In the order of work: the next one, and another beside what takes long."""
         listed = {checkpoint.digest for checkpoint in self._listed.checkpoints}
+        if time.monotonic() < self._no_room_until:
+            return
         needs = self._needs(self.listing)
         for place, checkpoint in enumerate(needs.order):
             digest, moment = checkpoint.digest, time.monotonic()
@@ -314,6 +320,9 @@ class SourcePoller:
         except Stopped:
             pass
         except Exception as error:  # met by its attempt, and judged there
+            if is_disk_full(error) and any(self.has_copy(one) for one in self._needs(self.listing).order):
+                self._wait_for_room(checkpoint, error)
+                return
             self._tried.add(digest)
             if isinstance(error, CheckpointDeleted):
                 self._reasons[digest] = str(error)
@@ -327,6 +336,14 @@ class SourcePoller:
                 self._fetching.pop(digest, None)
         self._publish()
         self._wish.set()
+
+    def _wait_for_room(self, checkpoint: Checkpoint, error: Exception) -> None:
+        """Fetch nothing for a while: copies that wait to be validated make room when they have been."""
+        self._no_room_until = time.monotonic() + NO_ROOM_S
+        self._reasons[checkpoint.digest] = f"no room for its copy before its source deleted it ({error})"
+        if NO_ROOM not in self._said:
+            log.warning("%s (%s); it is copied when what waits has been validated", NO_ROOM, error)
+            self._said.add(NO_ROOM)
 
     def _put_off(self, checkpoint: Checkpoint, error: Outage) -> None:
         backoff = self._fetch_backoffs.setdefault(checkpoint.digest, Backoff(self._run.watch, self._said))

@@ -38,6 +38,10 @@ class WorkerFailure(RuntimeError):
     """The worker failed in a way that may pass: it died, or met an unexpected error."""
 
 
+class WorkerDied(WorkerFailure):
+    """Its process ended by itself, or was killed."""
+
+
 class DiskFull(OSError):
     """The worker ran out of disk space, or files, or a quota: `errno` says of what."""
 
@@ -238,7 +242,7 @@ class WorkerClient:
     def _death(self) -> WorkerFailure:
         code = self._process.wait() if self._process is not None else 0
         self.kill()
-        return WorkerFailure(f"the worker process {how_it_ended(code)}")
+        return WorkerDied(f"the worker process {how_it_ended(code)}")
 
     def _send(self, message: Mapping[str, Any]) -> None:
         assert self._process is not None and self._process.stdin is not None

@@ -128,6 +128,13 @@ def test_own_configurations_get_suggestions_too(tmp_path: Path) -> None:
     assert explain_sweep(["-m", *arguments, "seed=3,4"]) is None
 
 
+def test_a_file_of_ones_own_that_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.yaml").write_text("# @package _global_\ntracker: none\n  foo: 1\n")
+    said = str(explain_sweep(["-m", "--config-dir", str(tmp_path), "+run=mine", "seed=3,4"]))
+    assert "mapping values are not allowed here" in said and f'{tmp_path}/run/mine.yaml", line 3' in said
+
+
 def test_a_sweep_that_would_follow_is_refused_and_one_that_says_nothing_is_not() -> None:
     sweep = ["-m", "source.path=x", "dataset=pydoc", "sampler=full,run_pool", "task=doctor"]
     assert explain_sweep(sweep) is None

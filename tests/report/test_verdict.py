@@ -277,6 +277,25 @@ def test_three_documents_above_a_relevant_one_are_evidence(training: Training, o
     assert ("extrapolation, not evidence" in said(training)) == extrapolated
 
 
+@pytest.mark.parametrize(
+    ("outranking", "words"),
+    [
+        (2.99, "by extrapolation alone: that is no evidence of a change."),
+        (3.0, "more than the choice of these 12 queries explains; what the sample itself is off is not in that interval."),
+    ],
+)
+def test_what_queries_lose_by_their_correction_alone_is_no_evidence(training: Training, outranking: float, words: str) -> None:
+    training.strategy()
+    notes = {"estimate": {"outranking": {"mrr@10": outranking}, "population": {}, "checkpoints": 2}}
+    for step, value in ((100, 0.5), (200, 0.4)):
+        training.queries(
+            training.done(step, within(value, 0.1), notes=notes), {"mrr@10": [value + n / 1000 for n in range(12)]}
+        )
+    assert f"From step 100 to 200 the mean change of a query is \u22120.100 [\u22120.100, \u22120.100], {words}" in said(
+        training
+    )
+
+
 @pytest.mark.parametrize(("reach", "overlap"), [(0.125, True), (0.1249, False)])
 def test_intervals_overlap_from_a_common_end_on(training: Training, reach: float, overlap: bool) -> None:
     training.sample(within(0.25, reach), within(0.5, 0.125))  # the second from 0.375 on

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from dr_validate.config import Run
+from dr_validate.config import Run, Watch
 from dr_validate.dataset.hub import HubDataset
 from dr_validate.dataset.msmarco import MsmarcoDataset
 from dr_validate.errors import (
@@ -45,7 +45,7 @@ from dr_validate.watcher.loop import watch
 from dr_validate.watcher.polling import SourcePoller
 from dr_validate.watcher.schedule import Needs, Target
 from dr_validate.watcher.worker_pool import WorkerPool
-from dr_validate.watcher.worker_process import DiskFull, StallLimit, Tick, WorkerClient, WorkerFailure, activity_of
+from dr_validate.watcher.worker_process import DiskFull, StallLimit, Tick, WorkerClient, WorkerDied, WorkerFailure, activity_of
 from dr_validate.worker.main import errors_to
 from tests.processes import LIMIT_S, wait_for
 from tests.watcher.by_hand import AT, Behaviour, FakeWorker, checkpoint, run_of
@@ -283,12 +283,28 @@ def test_a_worker_that_dies_at_the_start_is_said_in_words_unless_the_same_signal
     def start(worker: FakeWorker, tick: Any) -> Any:
         if stopped:
             signal.raise_signal(signal.SIGTERM)
-        raise WorkerFailure("the worker process was ended by SIGKILL (out of memory?)")
+        started.append(worker)
+        raise WorkerDied("the worker process was ended by SIGKILL (out of memory?)")
 
+    started: list[FakeWorker] = []
     monkeypatch.setattr(FakeWorker, "start", start)
     words = pytest.raises(SetupError, match=r"the worker did not get ready: the worker process was ended by SIGKILL")
     with contextlib.nullcontext() if stopped else words:
         assert watch_with(monkeypatch, run_of(tmp_path, [100]), lambda wanted, tick: None) == 0
+    assert len(started) == (1 if stopped else Watch().max_attempts)
+
+
+def test_a_worker_that_dies_once_at_the_start_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(worker: FakeWorker, tick: Any) -> Any:
+        monkeypatch.setattr(FakeWorker, "start", ready)
+        raise WorkerDied("the worker process was ended by SIGKILL (out of memory?)")
+
+    ready = FakeWorker.start
+    monkeypatch.setattr(FakeWorker, "start", start)
+    assert watch_with(monkeypatch, run_of(tmp_path, [100]), lambda wanted, tick: None) == 0
+    assert "the worker did not get ready: the worker process was ended by SIGKILL (out of memory?); start 2 of 3" in caplog.text
 
 
 @pytest.mark.slow

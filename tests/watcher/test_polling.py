@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dr_validate.errors import CheckpointDeleted, CheckpointError, Outage, SetupError, TimedOut
+from dr_validate.watcher import polling
 from tests.processes import LIMIT_S, wait_for
 from tests.watcher.polled import KIB, Source, checkpoint, polled
 
@@ -170,6 +171,28 @@ def test_what_the_thread_cannot_mend_is_raised_by_the_watcher(tmp_path: Path, er
         source.list_trouble = None
         made.poll()
         made.until(lambda: made.copies() == [100])
+
+
+def test_a_disk_that_is_full_of_waiting_copies_is_waited_for_and_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(polling, "NO_ROOM_S", 0.01)
+    source = Source(100, 200, 300)
+    source.trouble = dict.fromkeys((100, 200), OSError(errno.ENOSPC, "no space"))
+    with polled(tmp_path, source) as made:
+        made.until(lambda: source.fetched.count(200) > 2)  # newest first: there is a copy of 300
+        assert made.copies() == [300] and not made.poller.has_failed
+        source.trouble.clear()
+        made.validated.add("sha256:012c")
+        made.until(lambda: made.copies() == [100, 200, 300])
+        assert caplog.text.count("no room for another copy") == 1
+        source.there.append(checkpoint(400))
+        source.trouble[400] = OSError(errno.ENOSPC, "no space")
+        made.validated |= {one.digest for one in source.there[:3]}
+        made.poll()
+        made.until(lambda: made.poller.has_failed)  # nothing waits that would make room
+        with pytest.raises(OSError, match="no space"):
+            made.poller.check()
 
 
 def test_what_was_missing_at_the_first_poll_is_one_line_and_what_is_missing_later_is_told(
