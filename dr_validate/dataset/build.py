@@ -81,11 +81,12 @@ def open_test_set(collection: Collection, cache: Path) -> TestSet:
         queries, qrels = resolve(judged, corpus, collection.missing_judged, problems)
     check_texts(queries, corpus.tokenized, problems)
     log.info("%s: %d documents, %d queries, %d judgements", collection.name, len(corpus), len(queries), len(qrels.gains))
+    texts: Any = tuple(entry.text for entry in queries)  # of one kind: check_texts
     return TestSet(
         name=collection.name,
         corpus=corpus,
         query_ids=tuple(entry.id for entry in queries),
-        query_texts=tuple(entry.text for entry in queries),  # type: ignore[arg-type]  # of one kind: check_texts
+        query_texts=texts,
         qrels=qrels,
         own_documents=_own_documents(collection, corpus, queries, qrels),
         fingerprint=key,
