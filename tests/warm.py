@@ -63,6 +63,7 @@ NUMBER = struct.Struct("i")
 Popen = subprocess.Popen
 
 
+# What is ignored below: methods of CPython's own class that typeshed leaves out.
 class Forked(subprocess.Popen[str]):
     """`subprocess.Popen` of a process that `forker` forks and waits for. What it replaces of Popen has no types."""
 

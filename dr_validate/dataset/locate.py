@@ -71,7 +71,7 @@ class OwnFiles(Common):
 
     def collection(self) -> Collection:
         """Where its parts are. Raises DatasetError for those that are not there."""
-        raise NotImplementedError
+        raise NotImplementedError  # each data set of files has its own
 
     def collect(self, name: str, places: Mapping[str, Sequence[Path]]) -> Collection:
         """The parts from own files, else from the first of `places` that exists. Raises DatasetError for all gaps."""

@@ -248,7 +248,7 @@ def weight_shapes(folder: Path, name: str | None = None) -> dict[str, tuple[int,
     for path in weight_files(folder) if name is None else [folder / name]:
         try:
             with safe_open(path, "np") as file:
-                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path}: safetensors cannot load it: {error}") from error
     return found

@@ -237,7 +237,7 @@ def _load_head(head: Head, device: str) -> Step:
 def _read(file: Path, prefix: str) -> dict[str, Tensor]:
     """The tensors of a file whose names begin with `prefix`."""
     with safe_open(file, "pt") as stream:
-        return {key: stream.get_tensor(key) for key in stream.keys() if key.startswith(prefix)}  # noqa: SIM118
+        return {key: stream.get_tensor(key) for key in stream.keys() if key.startswith(prefix)}  # noqa: SIM118  # no mapping
 
 
 class _Dense(nn.Module):

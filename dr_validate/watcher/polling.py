@@ -322,15 +322,15 @@ class SourcePoller:
         except Exception as error:  # met by its attempt, and judged there
             if is_disk_full(error) and any(self.has_copy(one) for one in self._needs(self.listing).order):
                 self._wait_for_room(checkpoint, error)
-                return
-            self._tried.add(digest)
-            if isinstance(error, CheckpointDeleted):
-                self._reasons[digest] = str(error)
-            with self._changed:
-                if is_disk_full(error):
-                    self._error = error
-                else:
-                    self._failures[digest] = error
+            else:
+                self._tried.add(digest)
+                if isinstance(error, CheckpointDeleted):
+                    self._reasons[digest] = str(error)
+                with self._changed:
+                    if is_disk_full(error):
+                        self._error = error
+                    else:
+                        self._failures[digest] = error
         finally:
             with self._changed:
                 self._fetching.pop(digest, None)

@@ -77,7 +77,7 @@ class Letters:
         return self.ids(ordinals)
 
     def find(self, ids: object) -> np.ndarray:
-        raise NotImplementedError
+        raise NotImplementedError  # nothing here looks ids up
 
 
 def collection(texts: tuple[str, ...] | tuple[list[int], ...] = ("first", "second")) -> TestSet:
