@@ -15,6 +15,7 @@ from dr_validate.files import atomic_file, name_of_digest
 from dr_validate.ledger.reports import EstimateDetails
 from dr_validate.values import Z_95, Float64, Int64, Ranking, Report, Sample, TestSet
 
+LEAST_QUERIES = 10  # for a normal interval over them
 TOP = 3  # documents of a query that are kept with its values
 LINES_AT_ONCE = 1 << 16  # of a run file
 
@@ -130,33 +131,40 @@ def read_query_values(state_dir: Path, report: Report, metric: str) -> dict[str,
     return {query: each for query, each in zip(ids, value.tolist(), strict=True) if each == each}
 
 
-def paired_change(state_dir: Path, report: Report, other: Report, metric: str) -> tuple[float, float, int] | None:
-    """The mean change of a query from `other` to `report`, its standard error, and the number of queries; of two means of a
-    suite within each collection, which counts the same. None where one has fewer than two queries. Raises as
-    `read_query_values`."""
+def paired_difference(state_dir: Path, report: Report, other: Report, metric: str) -> tuple[float, float] | None:
+    """`report` minus `other`, both of one sample, as they are known now, and its standard error for other queries like these.
+
+    By what the estimator says of the two together, where it does; else by the differences of single queries, as if the errors
+    of the two corrections had nothing in common, which is too much. None where fewer than LEAST_QUERIES are known. Raises
+    OSError.
+    """
+    value = report.metrics[metric].value - other.metrics[metric].value
+    for one, another in sorted(((report, other), (other, report)), key=lambda pair: pair[0].at, reverse=True):
+        details = EstimateDetails.of(one)
+        between = details.differences.get(another.checkpoint.digest) if details.metric == metric else None
+        if between is not None:
+            low, high = between["population"]
+            return value, (high - low) / 2 / Z_95
+    if (error := _error_over_queries(state_dir, report, other, metric)) is None:
+        return None
+    corrected = (
+        [] if report.is_mean else [one.metrics[metric] for one in (report, other)]
+    )  # a mean's interval has the queries in it
+    return value, math.hypot(error, *((estimate.high - estimate.low) / 2 / Z_95 for estimate in corrected))
+
+
+def _error_over_queries(state_dir: Path, report: Report, other: Report, metric: str) -> float | None:
+    """Of the mean difference, query by query; for two means of a suite within each collection, which counts the same."""
     specs = list(dict(report.notes.get("collections") or {}).values())
     pairs = [[replace(one, spec=spec, notes={}) for one in (report, other)] for spec in specs] or [[report, other]]
-    means, errors, number = [], [], 0
+    errors = []
     for pair in pairs:
         mine, theirs = (read_query_values(state_dir, one, metric) for one in pair)
         changes = [mine[query] - theirs[query] for query in mine.keys() & theirs.keys()]
-        if len(changes) < 2:
+        if len(changes) < LEAST_QUERIES:
             return None
-        means.append(statistics.fmean(changes))
         errors.append(statistics.stdev(changes) / math.sqrt(len(changes)))
-        number += len(changes)
-    return statistics.fmean(means), math.hypot(*errors) / len(errors), number
-
-
-def paired_difference(state_dir: Path, report: Report, other: Report, metric: str) -> tuple[float, float] | None:
-    """`report` minus `other` for other queries like these, query by query, with its standard error: what the estimator says of
-    the two together, else from the values of each query. None where two queries at least are not known. Raises OSError."""
-    between = EstimateDetails.of(report).differences.get(other.checkpoint.digest)
-    if metric == next(iter(report.metrics)) and between:
-        low, high = between["population"]
-        return float(between["value"]), (high - low) / 2 / Z_95
-    found = paired_change(state_dir, report, other, metric)
-    return None if found is None else found[:2]
+    return math.hypot(*errors) / len(errors)
 
 
 def read_top(state_dir: Path, report: Report, queries: Collection[str]) -> dict[str, list[Retrieved]]:

@@ -4,7 +4,6 @@ Of it, from the values per query beside the ledger, which queries moved between 
 """
 
 import logging
-import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,14 @@ from dr_validate.dataset.corpus import ArrowCorpus, is_usable
 from dr_validate.fidelity.comparison import Comparison, compare
 from dr_validate.ledger.database import State
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.per_query import Retrieved, read_query_texts, read_query_values, read_top
+from dr_validate.ledger.per_query import (
+    LEAST_QUERIES,
+    Retrieved,
+    paired_difference,
+    read_query_texts,
+    read_query_values,
+    read_top,
+)
 from dr_validate.ledger.reports import best_of, latest_of
 from dr_validate.report.words import percent
 from dr_validate.values import Z_95, Float64, Report
@@ -242,6 +248,7 @@ class Movement:
     query_ids: tuple[str, ...]
     values_before: Float64  # (num_queries,)
     values_after: Float64  # (num_queries,)
+    interval: tuple[float, float] | None  # 95% of the mean change for other queries like these; None where it is not known
 
     @property
     def changes(self) -> Float64:
@@ -251,14 +258,6 @@ class Movement:
     @property
     def mean(self) -> float:
         return float(self.changes.mean())
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """95% for the mean change over other queries like these (paired, normal); None from fewer than ten queries."""
-        if len(self.query_ids) < 10:
-            return None
-        reach = Z_95 * float(self.changes.std(ddof=1)) / math.sqrt(len(self.query_ids))
-        return self.mean - reach, self.mean + reach
 
     def largest(self, sign: int) -> list[int]:
         """Places of the queries that gained (`sign` 1) or lost (-1) most, the largest first, ties by id."""
@@ -283,16 +282,29 @@ def movement(section: Section, state_dir: Path) -> Movement | None:
             before, after = (found[report.checkpoint.digest] for report in pair)
             old, new = (_values(report, metric, state_dir) for report in (before, after))
             if shared := [query for query in old if query in new]:
+                found_before, found_after = (np.array([values[query] for query in shared]) for values in (old, new))
+                mean = float((found_after - found_before).mean())
+                reach = _reach_of_change(before, after, metric, state_dir) if len(shared) >= LEAST_QUERIES else None
                 return Movement(
                     metric=metric,
                     strategy=strategy,
                     before=before,
                     after=after,
                     query_ids=tuple(shared),
-                    values_before=np.array([old[query] for query in shared]),
-                    values_after=np.array([new[query] for query in shared]),
+                    values_before=found_before,
+                    values_after=found_after,
+                    interval=None if reach is None else (mean - reach, mean + reach),
                 )
     return None
+
+
+def _reach_of_change(before: Report, after: Report, metric: str, state_dir: Path) -> float | None:
+    """Half the 95% interval of the mean change; None where it is not known."""
+    try:
+        found = paired_difference(state_dir, after, before, metric)
+    except OSError:  # said when the values were read
+        return None
+    return None if found is None else Z_95 * found[1]
 
 
 def _values(report: Report, metric: str, state_dir: Path) -> Mapping[str, float]:

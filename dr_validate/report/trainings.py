@@ -1,13 +1,11 @@
 """The trainings of a state_dir over one another: their curves, and how far they are apart at the same steps, query by query."""
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dr_validate.ledger.per_query import paired_change
-from dr_validate.ledger.reports import EstimateDetails
+from dr_validate.ledger.per_query import paired_difference
 from dr_validate.report import markup
 from dr_validate.report.charts import COLOURS, MANY_POINTS, SHAPES, unit_range
 from dr_validate.report.gather import Section
@@ -16,7 +14,6 @@ from dr_validate.report.words import count, interval, interval_name, number, sig
 from dr_validate.values import Z_95, Report
 
 WORDS = {1: "higher", -1: "lower", 0: "not told apart"}  # by the sign of a difference
-LEAST_QUERIES = 10  # for an interval, as for queries that moved
 UNNAMED = "the training without a name"
 log = logging.getLogger(__name__)
 
@@ -113,36 +110,13 @@ def _difference(training: str, report: Report, first: Report, metric: str, state
     if report.metrics[metric].is_bound or first.metrics[metric].is_bound:
         return None
     value = report.metrics[metric].value - first.metrics[metric].value
-    reach = _as_estimated(report, first, metric)
-    if reach is None:
-        reach = _query_by_query(report, first, metric, state_dir)
-    ends = None if reach is None else (value - reach, value + reach)
-    return TrainingDifference(training=training, metric=metric, report=report, first=first, value=value, interval=ends)
-
-
-def _as_estimated(report: Report, first: Report, metric: str) -> float | None:
-    """Half the 95% interval by the estimate of both together, whose errors are mostly the same; by the later of the two."""
-    for one, other in sorted(((report, first), (first, report)), key=lambda pair: pair[0].at, reverse=True):
-        details = EstimateDetails.of(one)
-        found = details.differences.get(other.checkpoint.digest) if details.metric == metric else None
-        if isinstance(found, dict) and "population" in found:
-            low, high = found["population"]
-            return float(high - low) / 2
-    return None
-
-
-def _query_by_query(report: Report, first: Report, metric: str, state_dir: Path) -> float | None:
-    """The same from the values of each query, and as if the errors of two samples had nothing in common, which is too much."""
     try:
-        found = paired_change(state_dir, report, first, metric)
+        found = paired_difference(state_dir, report, first, metric)
     except OSError as error:
         log.warning("%s; the page compares the trainings without it", error)
-        return None
-    if found is None or found[2] < LEAST_QUERIES:
-        return None
-    known = [] if report.is_mean else [one.metrics[metric] for one in (report, first)]
-    of_samples = sum(((estimate.high - estimate.low) / 2) ** 2 for estimate in known)
-    return math.sqrt(of_samples + (Z_95 * found[1]) ** 2)
+        found = None
+    ends = None if found is None else (value - Z_95 * found[1], value + Z_95 * found[1])
+    return TrainingDifference(training=training, metric=metric, report=report, first=first, value=value, interval=ends)
 
 
 def _sentence(training: str, first: str, metric: str, found: Sequence[TrainingDifference]) -> str:

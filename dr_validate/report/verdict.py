@@ -142,8 +142,9 @@ def _moved(moved: Movement | None, section: Section) -> list[str]:
         return [f"{span}: with other queries it could have gone the other way."]
     if moved.strategy is not section.full and _extrapolated(moved.strategy, moved.metric):
         return [f"{span}, by extrapolation alone: that is no evidence of a change."]
-    sampled = "" if moved.strategy is section.full else "; what the sample itself is off is not in that interval"
-    return [f"{span}, more than the choice of these {len(moved.query_ids):,} queries explains{sampled}."]
+    queries = f"the choice of these {len(moved.query_ids):,} queries"
+    reason = f"{queries} explains" if moved.strategy is section.full else f"{queries} and the error of the sample explain"
+    return [f"{span}, more than {reason}."]
 
 
 def _fidelity(section: Section, metric: str) -> list[str]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import pytest
 
 from dr_validate.fidelity.comparison import Comparison
-from dr_validate.report.gather import Movement, Section, Strategy, movement
+from dr_validate.report.gather import Section, Strategy, movement
 from dr_validate.report.verdict import verdict
-from tests.report.training import FULL, Training, bound, exact, within
+from tests.report.training import FULL, SAMPLE, Training, bound, exact, within
 
 
 def said(training: Training) -> str:
@@ -135,7 +135,7 @@ def test_a_training_that_falls_is_said_to_overfit(training: Training) -> None:
     text = fall(training, 0.1)
     assert "The last checkpoint (step 400) is 0.100 lower: the training seems to overfit since step 200." in text
     assert "From step 200 to 400 the mean change of a query is \u22120.098" in text
-    assert "more than the choice of these 40 queries explains" in text
+    assert "more than the choice of these 40 queries and the error of the sample explain" in text
 
 
 def test_a_fall_within_the_intervals_is_no_overfitting(training: Training) -> None:
@@ -281,19 +281,27 @@ def test_three_documents_above_a_relevant_one_are_evidence(training: Training, o
     ("outranking", "words"),
     [
         (2.99, "by extrapolation alone: that is no evidence of a change."),
-        (3.0, "more than the choice of these 12 queries explains; what the sample itself is off is not in that interval."),
+        (3.0, "more than the choice of these 12 queries and the error of the sample explain."),
     ],
 )
 def test_what_queries_lose_by_their_correction_alone_is_no_evidence(training: Training, outranking: float, words: str) -> None:
     training.strategy()
-    notes = {"estimate": {"outranking": {"mrr@10": outranking}, "population": {}, "checkpoints": 2}}
-    for step, value in ((100, 0.5), (200, 0.4)):
-        training.queries(
-            training.done(step, within(value, 0.1), notes=notes), {"mrr@10": [value + n / 1000 for n in range(12)]}
-        )
-    assert f"From step 100 to 200 the mean change of a query is \u22120.100 [\u22120.100, \u22120.100], {words}" in said(
+    details = {"metric": "mrr@10", "outranking": {"mrr@10": outranking}, "checkpoints": 2}
+    first = training.done(100, within(0.5, 0.1), notes={"estimate": details})
+    together = {first.checkpoint.digest: {"population": [-0.12, -0.08]}}  # the errors of the two are mostly the same
+    second = training.done(200, within(0.4, 0.1), notes={"estimate": {**details, "differences": together}})
+    for report, value in ((first, 0.5), (second, 0.4)):
+        training.queries(report, {"mrr@10": [value + n / 1000 for n in range(12)]})
+    assert f"From step 100 to 200 the mean change of a query is \u22120.100 [\u22120.120, \u22120.080], {words}" in said(
         training
     )
+
+
+def test_without_the_estimate_of_both_together_a_change_on_a_sample_has_the_errors_of_both(training: Training) -> None:
+    training.sample(within(0.5, 0.06), within(0.4, 0.08))
+    for report in training.ledger.reports(SAMPLE):
+        training.queries(report, {"mrr@10": [report.metrics["mrr@10"].value] * 12})
+    assert "is \u22120.100 [\u22120.200, 0.000]: with other queries it could have gone the other way." in said(training)
 
 
 @pytest.mark.parametrize(("reach", "overlap"), [(0.125, True), (0.1249, False)])
@@ -316,26 +324,14 @@ def test_a_fall_is_a_number_from_half_a_digit_on(training: Training, lost: float
     assert f"The last checkpoint (step 200) {words}" in said(training)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moved(Movement):
-    """A movement whose mean change has a given interval."""
-
-    ends: tuple[float, float]
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return self.ends
-
-
 def said_with(training: Training, interval: tuple[float, float]) -> str:
-    """With twelve queries."""
+    """With twelve queries, and this for the interval of their mean change."""
     for report in training.ledger.reports(FULL):
         training.queries(report, {"mrr@10": [report.metrics["mrr@10"].value] * 12})
     section = training.section()
     moved = movement(section, training.state_dir)
     assert moved
-    fields = {field.name: getattr(moved, field.name) for field in dataclasses.fields(Movement)}
-    return verdict(section, Moved(**fields, ends=interval)).text
+    return verdict(section, dataclasses.replace(moved, interval=interval)).text
 
 
 @pytest.mark.parametrize(
