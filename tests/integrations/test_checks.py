@@ -147,7 +147,7 @@ def test_an_estimate_comes_with_the_ends_of_its_interval() -> None:
 def test_better_may_be_asked_to_be_sure(tmp_path: Path) -> None:
     best = report(0.50, digest="sha256:b")
     sure, unsure = (
-        report(0.55, estimate={"differences": {"sha256:b": {"value": 0.05, "population": [0.05 - wide, 0.05 + wide]}}})
+        report(0.55, estimate={"metric": "mrr@10", "differences": {"sha256:b": {"population": [0.05 - wide, 0.05 + wide]}}})
         for wide in (0.04, 0.08)
     )
     assert [is_better(one, best, "mrr@10", tmp_path, 0.95) for one in (sure, unsure)] == [True, False]
@@ -157,16 +157,16 @@ def test_better_may_be_asked_to_be_sure(tmp_path: Path) -> None:
 
 def test_of_a_mean_the_queries_of_each_collection_are_held_against_their_own(tmp_path: Path) -> None:
     notes: Any = {"collections": {"a": "a-f", "b": "b-f"}}
-    best, better = report(0.5, digest="sha256:b", **notes), report(0.55, digest="sha256:c", **notes)
-    values = {"a-f": [[0.25, 0.5, 0.75], [0.375, 0.5, 0.875]], "b-f": [[0.5, 0.5], [0.5, 0.5625]]}
+    best, better = report(0.5, digest="sha256:b", **notes), report(0.53125, digest="sha256:c", **notes)
+    values = {"a-f": [[0.5] * 10, [0.625, 0.4375] * 5], "b-f": [[0.5] * 10, [0.59375, 0.46875] * 5]}
     for spec, columns in values.items():
         for one, column in zip((best, better), columns, strict=True):
             path = tmp_path / "queries" / spec / f"{one.checkpoint.digest.replace(':', '-')}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             table = {"query_id": [str(n) for n in range(len(column))], "metric": ["mrr@10"] * len(column), "value": column}
             pyarrow.parquet.write_table(pyarrow.table(table), path)
-    # Mean changes 1/12 and 1/32, standard errors 1/24 and 1/32: together 0.0573 with 0.0260, which is 2.2 of them.
-    assert [is_better(better, best, "mrr@10", tmp_path, sure) for sure in (0.95, 0.98, 0.99)] == [True, True, False]
+    # Mean changes 1/32, standard errors 1/32 and 1/48: together 0.0313 with 0.0188, which is 1.66 of them.
+    assert [is_better(better, best, "mrr@10", tmp_path, sure) for sure in (0.9, 0.95, 0.98)] == [True, True, False]
 
 
 def test_the_watcher_takes_no_part_in_the_training() -> None:
@@ -191,7 +191,7 @@ def test_what_is_not_surely_better_does_not_take_the_place_of_the_best(tmp_path:
     so_far = BestSoFar(tmp_path, "mrr@10", tmp_path, 0.95)
     assert so_far.offer(report(0.50, digest="sha256:b"), 10)
     for step, wide, takes_it in ((20, 0.08, False), (30, 0.04, True)):
-        between = {"value": 0.05, "population": [0.05 - wide, 0.05 + wide]}
-        better = report(0.55, digest=f"sha256:{step}", estimate={"differences": {"sha256:b": between}})
+        between = {"population": [0.05 - wide, 0.05 + wide]}
+        better = report(0.55, digest=f"sha256:{step}", estimate={"metric": "mrr@10", "differences": {"sha256:b": between}})
         assert so_far.offer(better, step) is takes_it
     assert so_far.step == 30
