@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.metadata
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -361,6 +362,19 @@ def not_chosen(stage: str, why: str = REQUIRED) -> str:
 def state_dir_of(config: Mapping[str, Any]) -> Path:
     """Where a configuration keeps everything, whatever else may be wrong with it. Raises ConfigError."""
     return _checked(Settings, "", {"state_dir": str(config.get("state_dir"))}).state_dir
+
+
+def state_dir_to_read(config: Mapping[str, Any]) -> Path:
+    """The state_dir of a task that only reads it. Raises ConfigError where there is no folder that this user may look into."""
+    state_dir = state_dir_of(config)
+    way_out = "set it to the folder that task=validate wrote to"
+    if not state_dir.is_dir():
+        what = "which is no folder" if state_dir.exists() else f"but there is no folder {state_dir.absolute()}"
+        raise ConfigError([f"state_dir: got {str(state_dir)!r}, {what}; {way_out}"])
+    if not os.access(state_dir, os.X_OK):
+        refused = f"which user {os.getuid()} may not look into; run as its owner, have its permissions changed, or {way_out}"
+        raise ConfigError([f"state_dir: got {str(state_dir)!r}, {refused}"])
+    return state_dir
 
 
 def report_settings(config: Mapping[str, Any]) -> ReportSettings:
