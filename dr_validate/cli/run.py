@@ -29,9 +29,10 @@ from dr_validate.cli.overrides import (
     for_every_job,
     for_open_keys,
 )
-from dr_validate.config import Run, build, conf_dir, report_settings, state_dir_of, tracker_of
+from dr_validate.config import Run, build, conf_dir, report_settings, state_dir_to_read, tracker_of
 from dr_validate.errors import ConfigError, DrValidateError, SetupError
 from dr_validate.files import read_note
+from dr_validate.ledger.database import is_made
 from dr_validate.process import SETUP_IS_WRONG, printable, say_error, set_up_logging, standard_output, stop_on_signals
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def _answer(config: Mapping[str, Any]) -> int | None:
     if task == "dashboard":
         from dr_validate.tracker.dashboard import save_dashboard
 
-        save_dashboard(state_dir_of(config), tracker_of(config))
+        save_dashboard(state_dir_to_read(config), tracker_of(config))
         return 0
     return None
 
@@ -192,7 +193,10 @@ def show_report(config: Mapping[str, Any]) -> int:
     """Write the page once, or until no watcher works in the state_dir, or a signal ends it."""
     from dr_validate.report.page import write_report
 
-    state_dir, wanted, wish_to_stop = state_dir_of(config), report_settings(config), threading.Event()
+    state_dir, wanted, wish_to_stop = state_dir_to_read(config), report_settings(config), threading.Event()
+    if not is_made(state_dir / "ledger.db"):
+        log.info("nothing has been validated in %s yet (no ledger.db), so there is no page", state_dir)
+        return 0
     with stop_on_signals(wish_to_stop):
         while wanted.every_s and _is_at_work(state_dir) and not wish_to_stop.is_set():
             write_report(state_dir, wanted, refresh=True)
@@ -206,10 +210,7 @@ def _is_at_work(state_dir: Path) -> bool:
     from dr_validate.ledger.ledger import Ledger
     from dr_validate.watcher.lock import holder
 
-    path = state_dir / "ledger.db"
-    if not path.is_file():
-        return False
-    with Ledger(path, read_only=True) as ledger:
+    with Ledger(state_dir / "ledger.db", read_only=True) as ledger:
         return any(holder(state_dir, spec) is not None for spec in ledger.specs())
 
 

@@ -5,6 +5,7 @@ import errno
 import importlib
 import os
 import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from omegaconf import open_dict
 from pydantic import TypeAdapter
 
 from dr_validate.cli.overrides import explain, explain_grammar, explain_sweep, for_open_keys
-from dr_validate.cli.run import run_job
+from dr_validate.cli.run import run_job, show_report
+from dr_validate.cli.status import show_status
 from dr_validate.cli.sweep import SweepStart
 from dr_validate.config import ReportSettings, Settings, Watch, build, conf_dir, state_dir_of
 from dr_validate.errors import ConfigError, SetupError
@@ -184,6 +186,36 @@ def test_the_state_dir_is_the_same_for_every_task(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HOME", str(tmp_path))
     config = composed('state_dir="~/state"', 'source.path="~/x"', "dataset=pydoc")
     assert state_dir_of(config) == build(config).settings.state_dir == tmp_path / "state"
+
+
+@pytest.mark.parametrize("task", [show_status, show_report])
+def test_a_task_that_only_reads_names_a_state_dir_that_is_not_there_and_makes_none(
+    task: Callable[[Mapping[str, Any]], int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (file := tmp_path / "file").touch()
+    with pytest.raises(
+        ConfigError, match=r"state_dir: got 'nowhere', but there is no folder /.*/nowhere; set it to the folder"
+    ):
+        task({"state_dir": "nowhere"})
+    with pytest.raises(ConfigError, match="file', which is no folder; set it to the folder that task=validate wrote to"):
+        task({"state_dir": str(file)})
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ConfigError, match=r"which user \d+ may not look into; run as its owner"):
+        task({"state_dir": str(tmp_path)})
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_state_dir_without_a_ledger_yet_is_no_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for files in ([], ["ledger.db"]):  # whoever made that one was killed before its first table
+        for name in files:
+            (tmp_path / name).touch()
+        with caplog.at_level("INFO"):
+            assert show_report({"state_dir": str(tmp_path)}) == show_status({"state_dir": str(tmp_path)}) == 0
+        assert f"nothing has been validated in {tmp_path} yet" in caplog.text
+        assert "Nothing has been validated in" in capsys.readouterr().out
+        assert [path.name for path in tmp_path.iterdir()] == files
 
 
 def test_a_home_that_nobody_knows_is_said() -> None:
