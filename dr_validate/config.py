@@ -1,10 +1,10 @@
 """From a composed configuration to a `Run`: every component built, every problem collected into one ConfigError."""
 
 import dataclasses
+import difflib
 import functools
 import importlib
 import importlib.metadata
-import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -310,13 +310,13 @@ def _construct(cls: type[T], place: str, values: Mapping[str, Any], problems: li
     try:
         return cls(**{key: value for key, value in values.items() if key not in missing})
     except ValidationError as error:
-        problems.extend(_describe(problem, place) for problem in error.errors(include_url=False))
+        problems.extend(_describe(problem, place, cls) for problem in error.errors(include_url=False))
     except DrValidateError as error:
         problems.append(f"{place}: {error}" if place else str(error))
     return None
 
 
-def _describe(problem: Mapping[str, Any], place: str) -> str:
+def _describe(problem: Mapping[str, Any], place: str, cls: Any) -> str:
     path = ".".join([part for part in (place, *map(str, problem["loc"])) if part])
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "missing":
@@ -327,7 +327,10 @@ def _describe(problem: Mapping[str, Any], place: str) -> str:
     if problem["type"] == "tuple_type":
         return f"{path}: expected a list, e.g. {path}=[{shown}] (got {shown!r})"
     if problem["type"] == "unexpected_keyword_argument":
-        return f"{path}: the chosen {place} has no such key; leave it out (~{path} takes away what a file says)"
+        names = [field.name for field in dataclasses.fields(cls)]
+        close = "".join(f"did you mean {one}? Or " for one in difflib.get_close_matches(str(problem["loc"][-1]), names, n=1))
+        owner = f"the chosen {place} has" if place else "there is"
+        return f"{path}: {owner} no such key; {close}leave it out (~{path} takes away what a file says)"
     plain = isinstance(shown, (str, int, float, list, tuple)) or shown is None  # not the whole component
     return f"{path}: {message} (got {shown!r})" if plain else f"{path}: {message}"
 
@@ -362,19 +365,6 @@ def not_chosen(stage: str, why: str = REQUIRED) -> str:
 def state_dir_of(config: Mapping[str, Any]) -> Path:
     """Where a configuration keeps everything, whatever else may be wrong with it. Raises ConfigError."""
     return _checked(Settings, "", {"state_dir": str(config.get("state_dir"))}).state_dir
-
-
-def state_dir_to_read(config: Mapping[str, Any]) -> Path:
-    """The state_dir of a task that only reads it. Raises ConfigError where there is no folder that this user may look into."""
-    state_dir = state_dir_of(config)
-    way_out = "set it to the folder that task=validate wrote to"
-    if not state_dir.is_dir():
-        what = "which is no folder" if state_dir.exists() else f"but there is no folder {state_dir.absolute()}"
-        raise ConfigError([f"state_dir: got {str(state_dir)!r}, {what}; {way_out}"])
-    if not os.access(state_dir, os.X_OK):
-        refused = f"which user {os.getuid()} may not look into; run as its owner, have its permissions changed, or {way_out}"
-        raise ConfigError([f"state_dir: got {str(state_dir)!r}, {refused}"])
-    return state_dir
 
 
 def report_settings(config: Mapping[str, Any]) -> ReportSettings:

@@ -18,18 +18,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dr_validate.cli import sweep
-from dr_validate.cli.doctor import check_start, with_other_problems
+from dr_validate.cli.doctor import check_start, state_dir_to_read, with_other_problems
+from dr_validate.cli.grammar import NOT_COMPOSED, explain_grammar, with_overrides_last
 from dr_validate.cli.overrides import (
     NEVER_ENDS,
-    NOT_COMPOSED,
     as_chosen,
     explain,
-    explain_grammar,
     explain_sweep,
     for_every_job,
     for_open_keys,
 )
-from dr_validate.config import Run, build, conf_dir, report_settings, state_dir_to_read, tracker_of
+from dr_validate.cli.own_files import explain_own_files
+from dr_validate.config import Run, build, conf_dir, report_settings, tracker_of
 from dr_validate.errors import ConfigError, DrValidateError, SetupError
 from dr_validate.files import read_note
 from dr_validate.ledger.database import is_made
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 INTERRUPTED = 130  # what a shell makes of SIGINT
+MISTAKES = (explain_grammar, explain_own_files, explain_sweep)  # each asked where those before it found nothing
 RAISE = "HYDRA_FULL_ERROR"  # environment: has Hydra raise what does not compose, which it would print itself
 LOOK_AT_CLAIM_EVERY_S = 1.0
 RESOLVER = "documented_keys"  # in hydra.help.template of conf/config.yaml
@@ -65,8 +66,8 @@ def main() -> None:
         sys.stdout.write(f"dr_validate {_version()}\n")
         return
     set_up_logging()
-    sys.argv[1:] = for_open_keys(sys.argv[1:])
-    if mistake := explain_grammar(sys.argv[1:]) or explain_sweep(sys.argv[1:]):
+    sys.argv[1:] = for_open_keys(with_overrides_last(sys.argv[1:]))
+    if mistake := next(filter(None, (check(sys.argv[1:]) for check in MISTAKES)), None):
         say_error(mistake)
         sys.exit(SETUP_IS_WRONG)
     sys.argv[1:] = for_every_job(sys.argv[1:])

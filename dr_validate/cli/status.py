@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dr_validate.config import Run, parts_that_build, state_dir_to_read
+from dr_validate.cli.doctor import state_dir_to_read
+from dr_validate.config import Run, parts_that_build
 from dr_validate.errors import DrValidateError
 from dr_validate.ledger.database import State, is_made
 from dr_validate.ledger.ledger import Ledger
