@@ -10,7 +10,7 @@ from dr_validate.config import Run, parts_that_build
 from dr_validate.errors import DrValidateError
 from dr_validate.ledger.database import State, is_made
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.reports import best_of, latest_of, of_training
+from dr_validate.ledger.reports import best_of, latest_of, named_folder, of_training
 from dr_validate.process import new_console
 from dr_validate.report.gather import newest_and_best
 from dr_validate.values import Checkpoint, Listing, Report
@@ -141,7 +141,8 @@ def _title(spec: str, description: Mapping[str, Any]) -> str:
 def agreements(run: Run, sampled: Sequence[Report], full: Sequence[Report]) -> list[str]:
     """How far the sample was off, for each training in a sentence: as its Reports and the page have it."""
     metric = run.settings.metrics[0]
-    trainings = dict(of_training(report, sampled, run.source.training_run) for report in sampled)
+    own = run.source.training_run, named_folder(run.source)
+    trainings = dict(of_training(report, sampled, *own) for report in sampled)
     found = []
     for training, mine in sorted(trainings.items()):
         if agreement := run.fidelity.compare(mine, full, metric):
