@@ -305,7 +305,11 @@ def _installed_plugins() -> frozenset[str]:
     return frozenset(entry.value.split(".")[0] for entry in importlib.metadata.entry_points(group=PLUGINS))
 
 
-def _construct(cls: type[T], place: str, values: Mapping[str, Any], problems: list[str]) -> T | None:
+def _construct(cls: type[T], place: str, values: Any, problems: list[str]) -> T | None:
+    if not isinstance(values, Mapping):
+        name = dataclasses.fields(cls)[0].name  # type: ignore[arg-type]  # every one that is constructed is a @component
+        problems.append(f"{place}: got {values!r}, expected keys of its own, such as {place}.{name}=VALUE")
+        return None
     missing = [key for key, value in values.items() if isinstance(value, str) and value == "???"]
     try:
         return cls(**{key: value for key, value in values.items() if key not in missing})
@@ -325,7 +329,7 @@ def _describe(problem: Mapping[str, Any], place: str, cls: Any) -> str:
         return f"{path}: {message} (value not shown; keys belong in the environment)"
     shown = problem["input"]
     if problem["type"] == "tuple_type":
-        return f"{path}: expected a list, e.g. {path}=[{shown}] (got {shown!r})"
+        return f"{path}: expected a list, e.g. {path}=[{'A,B' if shown is None else shown}] (got {shown!r})"
     if problem["type"] == "unexpected_keyword_argument":
         names = [field.name for field in dataclasses.fields(cls)]
         close = "".join(f"did you mean {one}? Or " for one in difflib.get_close_matches(str(problem["loc"][-1]), names, n=1))

@@ -30,21 +30,32 @@ def explain_own_files(arguments: Sequence[str]) -> str | None:
             keys = OmegaConf.to_container(OmegaConf.load(path))
         except NOT_COMPOSED:
             continue  # Hydra names the line
+        except UnicodeDecodeError as error:
+            problems.append(f"{path}: not text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8")
+            continue
+        keys = keys if isinstance(keys, Mapping) else {}
+        if not isinstance(listed := keys.get("defaults") or [], list):
+            problems.append(f"{path}: got `defaults: {listed}`, expected a list, `defaults: [{listed}]`")
+            continue
         if group in STAGES:
             problems += _of_choice(path, group, keys)
             continue
         problems += _of_experiment(path, group)
-        for entry, other in _defaults(keys):
+        problems += [
+            f"{path}: got `{stage}: {keys[stage]}`, expected `- override /{stage}: {keys[stage]}` in its defaults"
+            for stage in STAGES
+            if isinstance(keys.get(stage), str)
+        ]
+        for entry, other in (item for one in listed if isinstance(one, Mapping) for item in one.items()):
             stage = entry.removeprefix("override ").rpartition("/")[2]
-            files.append((stage, str(other)))
+            files += [] if (stage, str(other)) in files else [(stage, str(other))]
             if stage in STAGES and entry != f"override /{stage}":
                 problems.append(f"{path}: got `- {entry}: {other}` in its defaults, expected `- override /{stage}: {other}`")
     return str(ConfigError(problems)) if problems else None
 
 
-def _of_choice(path: Path, stage: str, keys: Any) -> Iterator[str]:
+def _of_choice(path: Path, stage: str, keys: Mapping[Any, Any]) -> Iterator[str]:
     """A choice names its class, or builds on one that does; the example is the one that has most keys in common with it."""
-    keys = keys if isinstance(keys, Mapping) else {}
     if keys.get("_target_") or keys.get("defaults"):
         return
     ours: dict[str, Any] = {file.stem: OmegaConf.load(file) for file in sorted((conf_dir() / stage).glob("*.yaml"))}
@@ -59,10 +70,3 @@ def _of_experiment(path: Path, group: str) -> Iterator[str]:
     """A whole experiment says that its keys are those of the configuration, not of its group."""
     if not re.search(r"^\s*#\s*@package\s", path.read_text(encoding="utf-8", errors="replace"), re.M):
         yield f"{path}: no `# @package _global_`, so its keys would be those of {group}; make that its first line"
-
-
-def _defaults(keys: Any) -> Iterator[tuple[str, Any]]:
-    """Entries of its defaults list that choose something."""
-    listed = keys.get("defaults") if isinstance(keys, Mapping) else None
-    for entry in listed if isinstance(listed, list) else ():
-        yield from entry.items() if isinstance(entry, Mapping) else ()

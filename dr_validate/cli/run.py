@@ -16,6 +16,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dr_validate.cli import sweep
 from dr_validate.cli.doctor import check_start, state_dir_to_read, with_other_problems
@@ -136,7 +137,10 @@ def _refusals_in_words() -> Iterator[None]:
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
-    OmegaConf.resolve(config)
+    try:
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:  # ${...} in a file of the user's own, or on the command line
+        raise ConfigError([f"a value with ${{...}} cannot be filled in: {' '.join(str(error).split())}"]) from error
     plain = OmegaConf.to_container(config, throw_on_missing=False)
     assert isinstance(plain, dict)
     job = HydraConfig.get()

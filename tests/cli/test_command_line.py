@@ -122,6 +122,19 @@ OWN = "# @package _global_\n"
             "got `- dataset: beir` in its defaults, expected `- override",
         ),
         ("+run=own", "run/own", f"{OWN}defaults: [override dataset: beir]", "expected `- override /dataset: beir`"),
+        (
+            "+run=own",
+            "run/own",
+            f"{OWN}dataset: beir",
+            "got `dataset: beir`, expected `- override /dataset: beir` in its defaults",
+        ),
+        ("+run=own", "run/own", f"{OWN}defaults: beir", "got `defaults: beir`, expected a list, `defaults: [beir]`"),
+        (
+            "sampler=own",
+            "sampler/own",
+            "# gr\udcf6\udcdfe",
+            "not text in UTF-8 (invalid start byte at byte 4); save it as UTF-8",
+        ),
     ],
 )
 def test_a_file_of_ones_own_that_lacks_a_line_is_named_with_the_line(
@@ -129,7 +142,7 @@ def test_a_file_of_ones_own_that_lacks_a_line_is_named_with_the_line(
 ) -> None:
     path = tmp_path / f"{name}.yaml"
     path.parent.mkdir()
-    path.write_text(text)
+    path.write_bytes(text.encode(errors="surrogateescape"))
     message = explain_own_files(["--config-dir", str(tmp_path), typed, "seed=3"])
     assert message is not None and message.startswith(f"1 problem in the configuration:\n  {path}: ") and said in message
 
@@ -158,6 +171,15 @@ def test_a_key_that_was_added_by_mistake_gets_a_suggestion() -> None:
         build(composed("source.path=x", "dataset=pydoc", "+watch.mod=once", "+foo=3"))
     assert "watch.mod: the chosen watch has no such key; did you mean mode? Or leave it out" in str(caught.value)
     assert "foo: there is no such key; leave it out" in str(caught.value)
+
+
+def test_a_word_in_place_of_a_section_is_named(tmp_path: Path) -> None:
+    config = {**composed("source.path=x", "dataset=pydoc"), "watch": "once", "report": "page.html", "metrics": None}
+    with pytest.raises(ConfigError) as caught:
+        build(config)
+    assert "watch: got 'once', expected keys of its own, such as watch.mode=VALUE" in str(caught.value)
+    assert "report: got 'page.html', expected keys of its own, such as report.out=VALUE" in str(caught.value)
+    assert "metrics: expected a list, e.g. metrics=[A,B] (got None)" in str(caught.value)
 
 
 def test_a_sweep_on_slurm_without_slurm_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -345,6 +367,24 @@ def test_a_sweep_makes_no_folder_named_like_the_sign(monkeypatch: pytest.MonkeyP
     assert config.hydra.callbacks.sweep._target_ == f"{SweepStart.__module__}.SweepStart"  # whose module every job imports
 
 
+def run_composed(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code of the job that the command line would run."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        config = compose("config", overrides, return_hydra_config=True)
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+        HydraConfig.instance().set_config(config)
+        with open_dict(config):
+            del config["hydra"]
+        return run_job(config)
+
+
+def test_a_variable_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("NOWHERE", raising=False)
+    assert run_composed(["dataset=beir", "dataset.path=${oc.env:NOWHERE}"], monkeypatch) == SETUP_IS_WRONG
+    said = capfd.readouterr().err
+    assert "a value with ${...} cannot be filled in" in said and "variable 'NOWHERE' not found" in said
+
+
 def test_a_file_of_another_user_is_named_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -355,13 +395,7 @@ def test_a_file_of_another_user_is_named_with_the_way_out(
     monkeypatch.setattr("dr_validate.cli.run.check_start", lambda run: None)
     overrides = ["dataset=beir", f"dataset.path={tmp_path}", f"source.path={tmp_path}", "tracker=none"]
     overrides += [f"state_dir={tmp_path}/state"]
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        config = compose("config", overrides, return_hydra_config=True)
-        monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
-        HydraConfig.instance().set_config(config)
-        with open_dict(config):
-            del config["hydra"]
-        assert run_job(config) == SETUP_IS_WRONG
+    assert run_composed(overrides, monkeypatch) == SETUP_IS_WRONG
     assert "/x/state/ledger.lock: Permission denied, for user" in (said := capfd.readouterr().err)
     assert "set another one" in said
 
