@@ -1,6 +1,7 @@
 """From a composed configuration to a `Run`: every component built, every problem collected into one ConfigError."""
 
 import dataclasses
+import difflib
 import functools
 import importlib
 import importlib.metadata
@@ -304,18 +305,22 @@ def _installed_plugins() -> frozenset[str]:
     return frozenset(entry.value.split(".")[0] for entry in importlib.metadata.entry_points(group=PLUGINS))
 
 
-def _construct(cls: type[T], place: str, values: Mapping[str, Any], problems: list[str]) -> T | None:
+def _construct(cls: type[T], place: str, values: Any, problems: list[str]) -> T | None:
+    if not isinstance(values, Mapping):
+        name = dataclasses.fields(cls)[0].name  # type: ignore[arg-type]  # every one that is constructed is a @component
+        problems.append(f"{place}: got {values!r}, expected keys of its own, such as {place}.{name}=VALUE")
+        return None
     missing = [key for key, value in values.items() if isinstance(value, str) and value == "???"]
     try:
         return cls(**{key: value for key, value in values.items() if key not in missing})
     except ValidationError as error:
-        problems.extend(_describe(problem, place) for problem in error.errors(include_url=False))
+        problems.extend(_describe(problem, place, cls) for problem in error.errors(include_url=False))
     except DrValidateError as error:
         problems.append(f"{place}: {error}" if place else str(error))
     return None
 
 
-def _describe(problem: Mapping[str, Any], place: str) -> str:
+def _describe(problem: Mapping[str, Any], place: str, cls: Any) -> str:
     path = ".".join([part for part in (place, *map(str, problem["loc"])) if part])
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "missing":
@@ -324,9 +329,12 @@ def _describe(problem: Mapping[str, Any], place: str) -> str:
         return f"{path}: {message} (value not shown; keys belong in the environment)"
     shown = problem["input"]
     if problem["type"] == "tuple_type":
-        return f"{path}: expected a list, e.g. {path}=[{shown}] (got {shown!r})"
+        return f"{path}: expected a list, e.g. {path}=[{'A,B' if shown is None else shown}] (got {shown!r})"
     if problem["type"] == "unexpected_keyword_argument":
-        return f"{path}: the chosen {place} has no such key; leave it out (~{path} takes away what a file says)"
+        names = [field.name for field in dataclasses.fields(cls)]
+        close = "".join(f"did you mean {one}? Or " for one in difflib.get_close_matches(str(problem["loc"][-1]), names, n=1))
+        owner = f"the chosen {place} has" if place else "there is"
+        return f"{path}: {owner} no such key; {close}leave it out (~{path} takes away what a file says)"
     plain = isinstance(shown, (str, int, float, list, tuple)) or shown is None  # not the whole component
     return f"{path}: {message} (got {shown!r})" if plain else f"{path}: {message}"
 

@@ -326,6 +326,7 @@ class Tracked:
     dataset: str
     sampler: str
     config: Mapping[str, Any]  # what may leave this machine
+    folder: str = ""  # outside which those that name none are of another training (`named_folder`); "": anywhere
     find: Find = find_nothing
 
     @property

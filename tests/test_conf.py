@@ -112,13 +112,14 @@ def test_several_processes_with_ray_share_a_cluster_and_say_how_much_of_it_each_
     assert built("dataset=pydoc", "source.path=x", "watch.at_once=2").watch.at_once == 2
 
 
-def test_a_sweep_on_slurm_has_a_launcher_of_its_own() -> None:
+def test_a_sweep_on_slurm_has_a_launcher_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         config = compose("config", ["dataset=pydoc", "hydra/launcher=slurm"], return_hydra_config=True)
     launcher = config.hydra.launcher
     assert launcher._target_.endswith(".SlurmLauncher")
     assert (launcher.nodes, launcher.tasks_per_node, launcher.timeout_min) == (1, 1, 240)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     assert explain_sweep(["-m", "+run=msmarco", "source.project=x", "seed=1,2", "hydra/launcher=slurm"]) is None
 
 

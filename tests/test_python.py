@@ -25,7 +25,7 @@ def recorded(state_dir: Path, made: list[Report]) -> Path:
     state_dir.mkdir(parents=True)
     with Ledger(state_dir / "ledger.db") as ledger:
         for spec in ("s0", "s1"):
-            ledger.register_spec(spec, {"full_spec": "s0"}, AT)
+            ledger.register_spec(spec, {"dataset": "vaswani", "sampler": "random", "full_spec": "s0"}, AT)
         for one in made:
             if one.status == "done":
                 ledger.begin(one.checkpoint, one.spec, AT)

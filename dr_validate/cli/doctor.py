@@ -6,13 +6,14 @@ Each line of the doctor: what was found, or the way out.
 import importlib.metadata
 import logging
 import operator
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dr_validate.config import NotGiven, Run, build, check_datasets, parts_that_build
+from dr_validate.config import NotGiven, Run, build, check_datasets, parts_that_build, state_dir_of
 from dr_validate.errors import ConfigError, DatasetError, DrValidateError, SetupError
 from dr_validate.files import give_home, network_disk
 from dr_validate.metrics.ranx import RanxMetrics
@@ -77,6 +78,19 @@ def check_start(run: Run) -> None:
         log.info("%s", remark)
     if remark := _network_disk(run.settings.state_dir):
         log.warning("%s", remark)
+
+
+def state_dir_to_read(config: Mapping[str, Any]) -> Path:
+    """The state_dir of a task that only reads it. Raises ConfigError where there is no folder that this user may look into."""
+    state_dir = state_dir_of(config)
+    way_out = "set it to the folder that task=validate wrote to"
+    if not state_dir.is_dir():
+        what = "which is no folder" if state_dir.exists() else f"but there is no folder {state_dir.absolute()}"
+        raise ConfigError([f"state_dir: got {str(state_dir)!r}, {what}; {way_out}"])
+    if not os.access(state_dir, os.X_OK):
+        refused = f"which user {os.getuid()} may not look into; run as its owner, have its permissions changed, or {way_out}"
+        raise ConfigError([f"state_dir: got {str(state_dir)!r}, {refused}"])
+    return state_dir
 
 
 def with_other_problems(error: ConfigError, config: Mapping[str, Any]) -> ConfigError:

@@ -1,11 +1,10 @@
 """What is wrong with a command line that does not compose: every problem at once, in the words of this package, not Hydra's."""
 
-import dataclasses
 import difflib
 import functools
 import itertools
 import re
-import shlex
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,74 +13,18 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from dr_validate.cli.doctor import sample_problems, with_other_problems
-from dr_validate.config import STAGES, Settings, build, conf_dir, is_secret, keys_of, not_chosen
+from dr_validate.cli.grammar import NOT_COMPOSED, SETTINGS
+from dr_validate.config import STAGES, build, conf_dir, keys_of, not_chosen
 from dr_validate.errors import ConfigError
 
 Compose = Callable[[tuple[str, ...]], Mapping[str, Any]]  # from overrides to the plain configuration
-NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError)  # the last of a file that is no YAML
-SETTINGS = {field.name for field in dataclasses.fields(Settings)}
 OPEN_KEYS = ("dataset.members", "engine.resources", "source.metadata")  # mappings whose names are in no YAML file
 MOST_COMPOSED = 12  # jobs of a sweep: what comes after is left to Hydra
 NEVER_ENDS = "watch.mode: got 'follow', which never ends, in a multirun (-m), which implies watch.mode=once; leave it out"
-
-
-def explain_grammar(arguments: Sequence[str]) -> str | None:
-    """What Hydra's grammar makes of paths with = { } [ ] ( ) # ' and the like, and of commas outside a sweep; None if nothing.
-
-    Each message names the key and gives the override as a shell takes it, in the quotes that make its value one text.
-    """
-    asked = get_args_parser().parse_known_args(list(arguments))[0]
-    problems = []
-    for override in asked.overrides:
-        found = re.fullmatch(r"([+~]*)([^=]+)=(.*)", override, re.S)
-        if found is None:
-            continue  # Hydra says it
-        try:
-            parsed = OverridesParser.create().parse_override(override)
-        except NOT_COMPOSED:
-            is_key = _is_key(found[1], found[2])
-            problems.append(_unreadable(*found.groups(), is_several=False) if is_key else _unreadable_key(found[2], found[3]))
-            continue
-        if parsed.is_sweep_override() and not asked.multirun:
-            problems.append(_unreadable(*found.groups(), is_several=True))
-    return str(ConfigError(problems)) if problems else None
-
-
-def _is_key(prefix: str, key: str) -> bool:
-    try:
-        OverridesParser.create().parse_override(f"{prefix}{key}=1")
-    except NOT_COMPOSED:
-        return False
-    return True
-
-
-def _unreadable_key(key: str, value: str) -> str:
-    """A key whose own name Hydra's grammar has no room for."""
-    name = key.removeprefix("source.metadata.")
-    if name != key and re.fullmatch(r"[\w/.+-]+", name, re.ASCII) and not is_secret(key):  # W&B's names: train/loss
-        return f"{key}: {name!r} is written as {shlex.quote(f'source.metadata={{{name}: {value}}}')}"
-    typed = key.removesuffix(".path") if key.startswith("dataset.members.") else key
-    return f"{typed}: no key may have such a name; give one of letters, digits, _ and - alone"
-
-
-def _unreadable(prefix: str, key: str, value: str, *, is_several: bool) -> str:
-    """A value that does not mean what it says: several values outside a sweep, or nothing that Hydra can read."""
-    why = "is several values, for a sweep (-m)" if is_several else "holds characters that have a meaning in Hydra's grammar"
-    if is_secret(key):
-        return f"{key}: a value that {why} (not shown; keys belong in the environment)"
-    if value[:1] in "[{" or value[:1] in "'\"":
-        return f"{key}: got {value}, which {why}; is a bracket or a quote missing, or one too many?"
-    # Within quotes a backslash has a meaning only before a quote.
-    text = re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + (match[2] and f"\\{match[2]}"), value)
-    a_text = shlex.quote(f'{prefix}{key}="{text}"')
-    a_list = f", a list in brackets: {shlex.quote(f'{prefix}{key}=[{value}]')}" if is_several else ""
-    return f"{key}: got {value}, which {why}; one text goes in quotes: {a_text}{a_list}"
 
 
 def explain(error: Exception, arguments: Sequence[str], *, values: bool = True) -> str:
@@ -126,6 +69,9 @@ def explain_sweep(arguments: Sequence[str]) -> str | None:
     Each value is composed once, beside the first of every other key, as `jobs_as_run` has it.
     """
     asked = get_args_parser().parse_known_args(list(arguments))[0]
+    launchers = [name for name in ("slurm", "submitit_slurm") if f"hydra/launcher={name}" in asked.overrides]
+    if asked.multirun and launchers and shutil.which("srun") is None:
+        return f"hydra/launcher: got {launchers[0]!r}, but no srun is on the PATH; start it where Slurm is, or leave it out"
     jobs = _jobs(asked)
     if not jobs:
         return None
@@ -370,7 +316,10 @@ def _unknown_key(key: str, config: Mapping[str, Any]) -> str:
         return f"{key}: takes names with a value each; set {key}.NAME=VALUE"
     if close := difflib.get_close_matches(name, names, n=1):
         return f"{key}: {owner} no such key; did you mean {prefix}{close[0]}?"
-    ours = f"; it has {', '.join(names)}" if names and place else ""
+    files = sorted((conf_dir() / place).glob("*.yaml")) if place in STAGES else ()
+    having = ",".join(file.stem for file in files if name in OmegaConf.load(file))
+    ours = f"; it has {', '.join(names)}" if names else f"; it is one of {place}={having}" if having else ""
+    ours = ours if place else "; --help lists them"
     return f"{key}: {owner} no such key{ours}"
 
 

@@ -16,22 +16,24 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dr_validate.cli import sweep
-from dr_validate.cli.doctor import check_start, with_other_problems
+from dr_validate.cli.doctor import check_start, state_dir_to_read, with_other_problems
+from dr_validate.cli.grammar import NOT_COMPOSED, explain_grammar, with_overrides_last
 from dr_validate.cli.overrides import (
     NEVER_ENDS,
-    NOT_COMPOSED,
     as_chosen,
     explain,
-    explain_grammar,
     explain_sweep,
     for_every_job,
     for_open_keys,
 )
-from dr_validate.config import Run, build, conf_dir, report_settings, state_dir_of, tracker_of
+from dr_validate.cli.own_files import explain_own_files
+from dr_validate.config import Run, build, conf_dir, report_settings, tracker_of
 from dr_validate.errors import ConfigError, DrValidateError, SetupError
 from dr_validate.files import read_note
+from dr_validate.ledger.database import is_made
 from dr_validate.process import SETUP_IS_WRONG, printable, say_error, set_up_logging, standard_output, stop_on_signals
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 INTERRUPTED = 130  # what a shell makes of SIGINT
+MISTAKES = (explain_grammar, explain_own_files, explain_sweep)  # each asked where those before it found nothing
 RAISE = "HYDRA_FULL_ERROR"  # environment: has Hydra raise what does not compose, which it would print itself
 LOOK_AT_CLAIM_EVERY_S = 1.0
 RESOLVER = "documented_keys"  # in hydra.help.template of conf/config.yaml
@@ -64,8 +67,8 @@ def main() -> None:
         sys.stdout.write(f"dr_validate {_version()}\n")
         return
     set_up_logging()
-    sys.argv[1:] = for_open_keys(sys.argv[1:])
-    if mistake := explain_grammar(sys.argv[1:]) or explain_sweep(sys.argv[1:]):
+    sys.argv[1:] = for_open_keys(with_overrides_last(sys.argv[1:]))
+    if mistake := next(filter(None, (check(sys.argv[1:]) for check in MISTAKES)), None):
         say_error(mistake)
         sys.exit(SETUP_IS_WRONG)
     sys.argv[1:] = for_every_job(sys.argv[1:])
@@ -134,7 +137,10 @@ def _refusals_in_words() -> Iterator[None]:
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
-    OmegaConf.resolve(config)
+    try:
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:  # ${...} in a file of the user's own, or on the command line
+        raise ConfigError([f"a value with ${{...}} cannot be filled in: {' '.join(str(error).split())}"]) from error
     plain = OmegaConf.to_container(config, throw_on_missing=False)
     assert isinstance(plain, dict)
     job = HydraConfig.get()
@@ -183,7 +189,7 @@ def _answer(config: Mapping[str, Any]) -> int | None:
     if task == "dashboard":
         from dr_validate.tracker.dashboard import save_dashboard
 
-        save_dashboard(state_dir_of(config), tracker_of(config))
+        save_dashboard(state_dir_to_read(config), tracker_of(config))
         return 0
     return None
 
@@ -192,7 +198,10 @@ def show_report(config: Mapping[str, Any]) -> int:
     """Write the page once, or until no watcher works in the state_dir, or a signal ends it."""
     from dr_validate.report.page import write_report
 
-    state_dir, wanted, wish_to_stop = state_dir_of(config), report_settings(config), threading.Event()
+    state_dir, wanted, wish_to_stop = state_dir_to_read(config), report_settings(config), threading.Event()
+    if not is_made(state_dir / "ledger.db"):
+        log.info("nothing has been validated in %s yet (no ledger.db), so there is no page", state_dir)
+        return 0
     with stop_on_signals(wish_to_stop):
         while wanted.every_s and _is_at_work(state_dir) and not wish_to_stop.is_set():
             write_report(state_dir, wanted, refresh=True)
@@ -206,10 +215,7 @@ def _is_at_work(state_dir: Path) -> bool:
     from dr_validate.ledger.ledger import Ledger
     from dr_validate.watcher.lock import holder
 
-    path = state_dir / "ledger.db"
-    if not path.is_file():
-        return False
-    with Ledger(path, read_only=True) as ledger:
+    with Ledger(state_dir / "ledger.db", read_only=True) as ledger:
         return any(holder(state_dir, spec) is not None for spec in ledger.specs())
 
 

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dr_validate.config import Run, parts_that_build, state_dir_of
+from dr_validate.cli.doctor import state_dir_to_read
+from dr_validate.config import Run, parts_that_build
 from dr_validate.errors import DrValidateError
-from dr_validate.ledger.database import State, refuse_lost
+from dr_validate.ledger.database import State, is_made
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.reports import best_of, latest_of, of_training
+from dr_validate.ledger.reports import best_of, latest_of, named_folder, of_training
 from dr_validate.process import new_console
 from dr_validate.report.gather import newest_and_best
 from dr_validate.values import Checkpoint, Listing, Report
@@ -24,24 +25,26 @@ MOST_STEPS = 5  # of a table with a column for each
 
 def show_status(config: Mapping[str, Any]) -> int:
     """Print a table per spec. Returns the exit code: 0."""
-    state_dir = state_dir_of(config)
+    state_dir = state_dir_to_read(config)
     console = new_console()
     path = state_dir / "ledger.db"
     parts = parts_that_build(config, ("source", "store"))
     listing = _what_exists(parts, state_dir, console)
-    if not path.exists():
-        refuse_lost(path)
+    if not is_made(path):
         _say_nothing_is_done(console, f"{state_dir} yet (no ledger.db)", listing)
         return 0
     with Ledger(path, read_only=True) as ledger:
         if not ledger.specs():  # a run may be getting ready: a large corpus is read for an hour
             _say_nothing_is_done(console, f"{state_dir} yet (no test set has been opened, or one is being read now)", listing)
         for spec, description in ledger.specs().items():
-            watcher = holder(state_dir, spec)
+            watcher, states, is_baseline = holder(state_dir, spec), ledger.states(spec), description.get("baseline", False)
             title = _title(spec, description)
-            pending = () if description["baseline"] else listing.checkpoints
-            console.print(_table(title, ledger.states(spec), _trainings(ledger, spec, listing), pending, watcher is not None))
-            console.print(_watcher_words(watcher, description["baseline"]), highlight=False, soft_wrap=True)
+            if is_baseline and not states and watcher is None:
+                console.print(f"{title}: no baseline yet (fidelity.baseline says when one is computed)\n", soft_wrap=True)
+                continue
+            pending = () if is_baseline else listing.checkpoints
+            console.print(_table(title, states, _trainings(ledger, spec, listing), pending, watcher is not None))
+            console.print(_watcher_words(watcher, is_baseline), highlight=False, soft_wrap=True)
             console.print()
     for part in listing.incomplete:
         console.print(f"incomplete: {part.name}: {part.lacks}", soft_wrap=True)
@@ -138,7 +141,8 @@ def _title(spec: str, description: Mapping[str, Any]) -> str:
 def agreements(run: Run, sampled: Sequence[Report], full: Sequence[Report]) -> list[str]:
     """How far the sample was off, for each training in a sentence: as its Reports and the page have it."""
     metric = run.settings.metrics[0]
-    trainings = dict(of_training(report, sampled, run.source.training_run) for report in sampled)
+    own = run.source.training_run, named_folder(run.source)
+    trainings = dict(of_training(report, sampled, *own) for report in sampled)
     found = []
     for training, mine in sorted(trainings.items()):
         if agreement := run.fidelity.compare(mine, full, metric):

@@ -21,7 +21,7 @@ from dr_validate.errors import Outage, SetupError
 from dr_validate.fidelity.comparison import Comparison, compare
 from dr_validate.files import write_atomically
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.reports import best_of, latest_of, of_training
+from dr_validate.ledger.reports import best_of, latest_of, named_folder, of_training
 from dr_validate.process import new_console
 from dr_validate.report.verdict import Candidate, smallest_errors
 from dr_validate.values import Agreement, Report, Sweep, SweepRow
@@ -162,7 +162,7 @@ def _rows(
         return [JobRow(job=job, overrides=overrides)]
     reports, metric, own = _reports(run, target.spec), run.settings.metrics[0], run.source.training_run
     baselines = full[target.full_spec] if target.spec != target.full_spec else []
-    trainings = dict(of_training(report, reports, own) for report in reports)
+    trainings = dict(of_training(report, reports, own, named_folder(run.source)) for report in reports)
     mine = {own: trainings.get(own, [])}  # a state_dir may hold those of other jobs and days
     if run.source.brings_several and own not in trainings:
         mine = {name: of for name, of in trainings.items() if name not in named} or mine

@@ -22,10 +22,11 @@ class AgainstFull:
 
     baseline: str = "idle"
 
-    @field_validator("baseline")
+    @field_validator("baseline", mode="before")
     @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in ("idle", "always", "off") and not _EVERY.fullmatch(value):
+    def _known(cls, value: object) -> object:
+        value = "off" if value is False else value  # what a YAML file makes of the word
+        if value not in ("idle", "always", "off") and not _EVERY.fullmatch(str(value)):
             raise ValueError("expected idle, always, every:N (N from 1 on, e.g. every:5) or off")
         return value
 

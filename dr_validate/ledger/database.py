@@ -25,6 +25,13 @@ Files = tuple[tuple[int, int] | None, ...]
 OURS = ("checkpoints", "estimates", "queries", "samples", "top")  # folders beside it that nobody makes before it
 StateName = Literal["running", "waiting", "done", "failed", "skipped"]
 SETTLED = ("done", "failed")
+NAMES = ("dataset", "sampler", "full_spec")  # without which nothing right can be said of a spec
+DESCRIBED: Mapping[str, type] = {  # what is read of its description
+    **dict.fromkeys((*NAMES, "command"), str),
+    **dict.fromkeys(("documents", "queries", "encoded"), int),
+    **dict.fromkeys(("members", "made"), dict),
+    "baseline": bool,
+}
 MIGRATIONS = (
     """
     CREATE TABLE specs (spec TEXT PRIMARY KEY, description TEXT NOT NULL, at TEXT NOT NULL);
@@ -77,6 +84,12 @@ def open_read_only(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def is_made(path: Path) -> bool:
+    """Whether there is a ledger: a file of 0 bytes is none yet. Raises SetupError where there was one."""
+    refuse_lost(path)
+    return path.exists() and path.stat().st_size > 0
 
 
 def refuse_lost(path: Path) -> None:
@@ -151,15 +164,17 @@ def damage_in_words(path: Path, read_only: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def content_in_words(path: Path, row: str) -> Iterator[None]:
-    """SetupError for a row that the database holds well, but nobody of us wrote: bits of it are others, or it was edited."""
+def content_in_words(path: Path, row: str, way_out: str = "") -> Iterator[None]:
+    """SetupError for a row that the database holds well, but nobody of us wrote: bits of it are others, or it was edited.
+    `way_out`: one that loses nothing, where there is one."""
     try:
         yield
     except DrValidateError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError, RecursionError) as error:
         said = f"{type(error).__name__}: {str(error)[:200]}"
-        raise SetupError(f"{path}: the ledger is damaged ({row} is not as it was written: {said}); {WAY_OUT}") from error
+        ways = f"{way_out}; or {WAY_OUT}" if way_out else WAY_OUT
+        raise SetupError(f"{path}: the ledger is damaged ({row} is not as it was written: {said}); {ways}") from error
 
 
 @contextlib.contextmanager
@@ -272,6 +287,22 @@ class State:
             return ", ".join(f"{name} {estimate.value:.4f}" for name, estimate in self.metrics.items())
         died = f"; interrupted {self.interruptions} times" if self.interruptions else ""
         return (self.error or (f"since {self.at}" if self.state == "running" else "")) + died
+
+
+def description_of(text: str, *, lenient: bool = False) -> dict[str, Any]:
+    """What a spec was registered as; `lenient`: what is left of it. Raises ValueError, TypeError or AttributeError for what
+    nobody of us wrote."""
+    try:
+        found = dict(json.loads(text).items())
+    except (ValueError, AttributeError):
+        if lenient:
+            return {}
+        raise
+    for key, kind in DESCRIBED.items():
+        value = found.get(key)
+        if not (lenient or isinstance(value, kind) or (value is None and key not in NAMES)):
+            raise TypeError(f"its {key} is {json.dumps(value)}")
+    return found
 
 
 def state_of(row: Mapping[str, Any], metrics: Mapping[str, Estimate]) -> State:

@@ -23,6 +23,7 @@ from dr_validate.ledger.database import (
     check_whole,
     content_in_words,
     damage_in_words,
+    description_of,
     is_locked,
     ledger_files,
     open_database,
@@ -202,11 +203,13 @@ class Ledger:
             connection.execute(insert, (spec, text, at))
 
     def specs(self) -> dict[str, Mapping[str, Any]]:
-        """Spec -> description, in the order in which they came."""
+        """Spec -> description, in the order in which they came. Only a reader refuses one that is damaged: the next start of
+        its run writes it anew."""
         found: dict[str, Mapping[str, Any]] = {}
         for row in self._rows("SELECT * FROM specs ORDER BY at, rowid"):
-            with content_in_words(self.path, f"the description of spec {row['spec']}"):
-                found[str(row["spec"])] = dict(json.loads(row["description"]).items())
+            mended, spec = "start its run again, which writes it anew", str(row["spec"])
+            with content_in_words(self.path, f"the description of spec {spec}", mended):
+                found[spec] = description_of(row["description"], lenient=not self.read_only)
         return found
 
     def revised(self, spec: str) -> list[Report]:

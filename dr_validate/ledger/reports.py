@@ -5,10 +5,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from dr_validate.stages import Source
 from dr_validate.values import Agreement, Checkpoint, Estimate, Report
 
 # A number that JSON cannot say (NaN, infinity) is written as null. Where null stands for a number, this is what is read.
@@ -142,10 +144,23 @@ def is_expected(report: Report) -> bool:
     return report.status == "skipped" and (report.error or "").startswith((SAME_WEIGHTS, STALE))
 
 
-def of_training(report: Report, history: Sequence[Report], otherwise: str) -> tuple[str, list[Report]]:
-    """The training run of a Report, `otherwise` where its checkpoint names none, and what `history` has of the same one."""
-    mine = report.checkpoint.training_run or otherwise
-    return mine, [other for other in history if (other.checkpoint.training_run or otherwise) == mine]
+def of_training(report: Report, history: Sequence[Report], otherwise: str, folder: str = "") -> tuple[str, list[Report]]:
+    """The training run of a Report, and what `history` has of the same one. Where its checkpoint names none it is `otherwise`;
+    but it is called as its folder is where it lies outside `folder` (of a source that was given its name: `named_folder`)."""
+
+    def training_of(one: Checkpoint) -> str:
+        is_elsewhere = folder and one.uri.startswith("/") and not Path(one.uri).resolve().is_relative_to(folder)
+        return one.training_run or (Path(one.uri).parent.name if is_elsewhere else otherwise)
+
+    mine = training_of(report.checkpoint)
+    return mine, [other for other in history if training_of(other.checkpoint) == mine]
+
+
+def named_folder(source: Source) -> str:
+    """Where the checkpoints of a folder are to which `source.name` gave a name; "" of other sources, whose checkpoints without
+    a name may come from anywhere."""
+    path = getattr(source, "path", None)
+    return str(path.resolve()) if isinstance(path, Path) and getattr(source, "name", None) else ""
 
 
 def best_of(reports: Iterable[Report], metric: str) -> Report | None:

@@ -30,6 +30,7 @@ from dr_validate.values import Z_95, Float64, Report
 
 log = logging.getLogger(__name__)
 MOST = 0.8  # of the documents: a baseline after its sample has the sample's vectors, and still tells what a baseline costs
+UNFINISHED = ("running", "waiting")
 MOST_SHOWN = 10  # queries that gained most, and as many that lost most
 Top = Mapping[str, Sequence[Retrieved]]  # query -> its first documents
 
@@ -157,22 +158,31 @@ def _sections(
     # Not the values of `run_of`: versions of one artifact may come from several runs.
     runs = list(dict.fromkeys(report.checkpoint.training_run for report in reports if report.checkpoint.training_run))
     only = runs[0] if len(runs) == 1 else ""  # what does not say whose it is (incomplete ones) belongs to the only run
+    folders = {_folder_of(report): report.checkpoint.training_run for report in reports if report.checkpoint.training_run}
 
     def belongs(name: str) -> str:
         return run_of.get(name, run_of.get(name.partition(":")[0], only))
 
-    names = [report.checkpoint.name for report in reports] + [s.name for _, states in contents.values() for s in states]
+    def training_of(report: Report) -> str:
+        """A training in a folder may have got its name later; another folder is another training."""
+        nameless = folders.get(folder, "") if (folder := _folder_of(report)) else belongs(report.checkpoint.name)
+        return report.checkpoint.training_run or nameless
+
+    waiting = [state.name for _, states in contents.values() for state in states if state.state in UNFINISHED]
     found = []
-    for run in dict.fromkeys([*runs, *map(belongs, names)]) or [""]:
+    for run in dict.fromkeys([*runs, *map(training_of, reports), *map(belongs, waiting)]) or [""]:
         strategies = []
         for spec, (all_reports, states) in contents.items():
-            mine = [
-                report for report in all_reports if (report.checkpoint.training_run or belongs(report.checkpoint.name)) == run
-            ]
-            unfinished = [state for state in states if state.state in ("running", "waiting") and belongs(state.name) == run]
+            mine = [report for report in all_reports if training_of(report) == run]
+            unfinished = [state for state in states if state.state in UNFINISHED and belongs(state.name) == run]
             strategies.append(_strategy(spec, described[spec], mine, unfinished))
         found.append(_section(full_spec, run, described, [s for s in strategies if s.reports or s.unfinished]))
     return found
+
+
+def _folder_of(report: Report) -> Path | None:
+    """That which holds the checkpoint; None where it is no folder of this machine."""
+    return Path(report.checkpoint.uri).parent if report.checkpoint.uri.startswith("/") else None
 
 
 def _strategy(spec: str, description: Mapping[str, Any], reports: Sequence[Report], unfinished: Sequence[State]) -> Strategy:

@@ -79,7 +79,7 @@ class _Rows(LocalRun):
     def deliver(self, report: Report, history: Sequence[Report]) -> None:
         """Write one row at the checkpoint's training step, unless it is there."""
         about = self._about
-        training_run, known = of_training(report, history, about.training_run)
+        training_run, known = of_training(report, history, about.training_run, about.folder)
         numbers = row(report, known, is_baseline=report.spec not in about.sampled, whole=about.whole)
         self._write(
             TrackedRow(

@@ -125,7 +125,7 @@ class WandbRuns:
             log.warning("wandb: its process has died; opening the runs again to see what has arrived")
             abandon()
             self._runs.clear()
-        training_run, known = of_training(report, history, self._plan.about.training_run)
+        training_run, known = self._of_training(report, history)
         run = self._runs.get(training_run)
         if run is None:
             run = self._runs[training_run] = ValidationRun(self._plan, training_run, report.checkpoint.group)
@@ -140,7 +140,7 @@ class WandbRuns:
 
     def settle(self, report: Report) -> bool:
         """Record its lineage, and say whether the server is known to have all of it."""
-        training_run, _ = of_training(report, (), self._plan.about.training_run)
+        training_run, _ = self._of_training(report, ())
         run = self._runs.get(training_run)
         try:
             return run is not None and run.settle(report)
@@ -166,6 +166,10 @@ class WandbRuns:
             abandon()
         for place in sorted({folder.parent for run in runs if (folder := run.offline_folder)}):
             log.info("wandb: to upload what was logged offline, now or before: wandb sync %s/offline-run-*", quote(str(place)))
+
+    def _of_training(self, report: Report, history: Sequence[Report]) -> tuple[str, list[Report]]:
+        about = self._plan.about
+        return of_training(report, history, about.training_run, about.folder)
 
     def run_id(self, training_run: str = "") -> str:
         """Of the W&B run for a training run; empty means that of the source."""

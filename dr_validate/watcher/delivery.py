@@ -20,7 +20,7 @@ from typing import Any
 from dr_validate.config import Run
 from dr_validate.errors import CheckpointDeleted, LedgerLost
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.reports import report_to_json
+from dr_validate.ledger.reports import named_folder, report_to_json
 from dr_validate.process import how_it_ended
 from dr_validate.stages import Tracked, TrackerRun
 from dr_validate.tracker.local import JsonlFile, LocalRun
@@ -62,6 +62,7 @@ class Delivery:
             dataset=self.names["dataset"],
             sampler=self.names["sampler"],
             config={**_uploadable(self.run, self.names), **suite},
+            folder=named_folder(self.run.source),
             find=self._find,
         )
         tracker = self.run.tracker.start(about)

@@ -5,6 +5,7 @@ import errno
 import importlib
 import os
 import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import open_dict
 from pydantic import TypeAdapter
 
-from dr_validate.cli.overrides import explain, explain_grammar, explain_sweep, for_open_keys
-from dr_validate.cli.run import run_job
+from dr_validate.cli.grammar import explain_grammar, with_overrides_last
+from dr_validate.cli.overrides import explain, explain_sweep, for_open_keys
+from dr_validate.cli.own_files import explain_own_files
+from dr_validate.cli.run import run_job, show_report
+from dr_validate.cli.status import show_status
 from dr_validate.cli.sweep import SweepStart
 from dr_validate.config import ReportSettings, Settings, Watch, build, conf_dir, state_dir_of
 from dr_validate.errors import ConfigError, SetupError
@@ -53,6 +57,135 @@ def test_a_path_that_means_something_to_hydra_comes_back_in_quotes_that_work(pat
     assert len(arguments) == len(keys)
     found: Any = composed(*arguments, "sampler=full", "dataset=pydoc")
     assert found["source"]["path"] == found["state_dir"] == found["sampler"]["run"] == path
+
+
+@pytest.mark.parametrize(
+    ("typed", "options", "overrides"),
+    [
+        ("+run=demo -m sampler=random,full", "-m", "+run=demo sampler=random,full"),
+        ("a=b --config-dir own c=d --cfg job ~e", "--config-dir own --cfg job", "a=b c=d ~e"),
+        ("a=b --foo=c", "--foo=c", "a=b"),
+        ("", "", ""),
+    ],
+)
+def test_options_may_stand_anywhere(typed: str, options: str, overrides: str) -> None:
+    assert with_overrides_last(typed.split()) == [*options.split(), *overrides.split()]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("--state_dir=x", "--state_dir: no such option (--hydra-help lists them); a key is given without dashes: state_dir=x"),
+        ("--api_key=planted", "a key is given without dashes: api_key=VALUE"),
+        ("status", "status: expected KEY=VALUE; did you mean task=status?"),
+        ("sampler", "sampler: expected KEY=VALUE; did you mean sampler=VALUE?"),
+        ("words", "words: expected KEY=VALUE, GROUP=CHOICE or +run=NAME; a value with spaces goes in quotes"),
+        ("task=stauts", "got 'stauts', expected one of validate, status, doctor, report, dashboard; did you mean status?"),
+        ("task=", "task: got '', expected one of validate"),
+        ("sampler=null", "sampler: got null, expected one of full, random, run_pool, stratified"),
+        ("index={a:1}", "index: got {a:1}, expected one of factory, flat, torch"),
+        ("sampler=[random,full]", "stratified; several are a sweep: -m sampler=random,full"),
+    ],
+)
+def test_what_is_no_option_no_key_and_no_choice_is_told_with_what_was_meant(typed: str, said: str) -> None:
+    message = explain_grammar([typed, "seed=3"])
+    assert message is not None and message.startswith("1 problem in the configuration:") and said in message
+    assert "planted" not in message
+
+
+OWN = "# @package _global_\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "text", "said"),
+    [
+        (
+            "dataset=own",
+            "dataset/own",
+            "path: nq",
+            "no `_target_`, so it names no class; add a line such as `_target_: dr_validate",
+        ),
+        ("dataset=own", "dataset/own", "", "or one that builds on a choice: `defaults: [beir]`"),
+        ("sampler=own,full", "sampler/own", "pool_share: 0.5", "`_target_: dr_validate.sampler.stratified.StratifiedSampler`"),
+        ("dataset=beir", "dataset/beir", "path: nq", "is never read, for dataset=beir is a choice of dr_validate"),
+        (
+            "+run=own",
+            "run/own",
+            "dataset: {path: nq}",
+            "no `# @package _global_`, so its keys would be those of run; make that",
+        ),
+        ("+exp=own", "exp/own", "words", "no `# @package _global_`, so its keys would be those of exp"),
+        (
+            "+run=own",
+            "run/own",
+            f"{OWN}defaults: [dataset: beir]",
+            "got `- dataset: beir` in its defaults, expected `- override",
+        ),
+        ("+run=own", "run/own", f"{OWN}defaults: [override dataset: beir]", "expected `- override /dataset: beir`"),
+        (
+            "+run=own",
+            "run/own",
+            f"{OWN}dataset: beir",
+            "got `dataset: beir`, expected `- override /dataset: beir` in its defaults",
+        ),
+        ("+run=own", "run/own", f"{OWN}defaults: beir", "got `defaults: beir`, expected a list, `defaults: [beir]`"),
+        (
+            "sampler=own",
+            "sampler/own",
+            "# gr\udcf6\udcdfe",
+            "not text in UTF-8 (invalid start byte at byte 4); save it as UTF-8",
+        ),
+    ],
+)
+def test_a_file_of_ones_own_that_lacks_a_line_is_named_with_the_line(
+    tmp_path: Path, typed: str, name: str, text: str, said: str
+) -> None:
+    path = tmp_path / f"{name}.yaml"
+    path.parent.mkdir()
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    message = explain_own_files(["--config-dir", str(tmp_path), typed, "seed=3"])
+    assert message is not None and message.startswith(f"1 problem in the configuration:\n  {path}: ") and said in message
+
+
+def test_files_of_ones_own_that_lack_nothing_are_let_through_and_those_that_they_choose_are_looked_at(tmp_path: Path) -> None:
+    for group in ("run", "dataset"):
+        (tmp_path / group).mkdir()
+    (tmp_path / "run" / "own.yaml").write_text(f"# mine\n{OWN}defaults:\n  - override /dataset: own\n  - _self_\n")
+    (tmp_path / "dataset" / "own.yaml").write_text("defaults: [beir]\npath: nq\n")
+    typed = ["--config-dir", str(tmp_path), "+run=own"]
+    assert explain_own_files(typed) is None
+    (tmp_path / "dataset" / "own.yaml").write_text("path: nq\n")
+    assert "dataset/own.yaml: no `_target_`" in str(explain_own_files(typed))
+    assert explain_own_files(typed[2:]) is None
+
+
+def test_a_key_of_another_choice_says_which_have_it() -> None:
+    with pytest.raises(ConfigCompositionException) as caught:
+        composed("sampler.fraction=0.5")
+    said = explain(caught.value, ["sampler.fraction=0.5", "source.path=x", "dataset=pydoc", "tracker=none"])
+    assert "sampler.fraction: sampler=full has no such key; it is one of sampler=random,run_pool,stratified" in said
+
+
+def test_a_key_that_was_added_by_mistake_gets_a_suggestion() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(composed("source.path=x", "dataset=pydoc", "+watch.mod=once", "+foo=3"))
+    assert "watch.mod: the chosen watch has no such key; did you mean mode? Or leave it out" in str(caught.value)
+    assert "foo: there is no such key; leave it out" in str(caught.value)
+
+
+def test_a_word_in_place_of_a_section_is_named(tmp_path: Path) -> None:
+    config = {**composed("source.path=x", "dataset=pydoc"), "watch": "once", "report": "page.html", "metrics": None}
+    with pytest.raises(ConfigError) as caught:
+        build(config)
+    assert "watch: got 'once', expected keys of its own, such as watch.mode=VALUE" in str(caught.value)
+    assert "report: got 'page.html', expected keys of its own, such as report.out=VALUE" in str(caught.value)
+    assert "metrics: expected a list, e.g. metrics=[A,B] (got None)" in str(caught.value)
+
+
+def test_a_sweep_on_slurm_without_slurm_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = explain_sweep(["-m", "hydra/launcher=slurm", "dataset=pydoc", "seed=1,2"])
+    assert said == "hydra/launcher: got 'slurm', but no srun is on the PATH; start it where Slurm is, or leave it out"
 
 
 def test_values_that_hydra_reads_are_let_through() -> None:
@@ -186,6 +319,36 @@ def test_the_state_dir_is_the_same_for_every_task(monkeypatch: pytest.MonkeyPatc
     assert state_dir_of(config) == build(config).settings.state_dir == tmp_path / "state"
 
 
+@pytest.mark.parametrize("task", [show_status, show_report])
+def test_a_task_that_only_reads_names_a_state_dir_that_is_not_there_and_makes_none(
+    task: Callable[[Mapping[str, Any]], int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (file := tmp_path / "file").touch()
+    with pytest.raises(
+        ConfigError, match=r"state_dir: got 'nowhere', but there is no folder /.*/nowhere; set it to the folder"
+    ):
+        task({"state_dir": "nowhere"})
+    with pytest.raises(ConfigError, match="file', which is no folder; set it to the folder that task=validate wrote to"):
+        task({"state_dir": str(file)})
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ConfigError, match=r"which user \d+ may not look into; run as its owner"):
+        task({"state_dir": str(tmp_path)})
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_state_dir_without_a_ledger_yet_is_no_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for files in ([], ["ledger.db"]):  # whoever made that one was killed before its first table
+        for name in files:
+            (tmp_path / name).touch()
+        with caplog.at_level("INFO"):
+            assert show_report({"state_dir": str(tmp_path)}) == show_status({"state_dir": str(tmp_path)}) == 0
+        assert f"nothing has been validated in {tmp_path} yet" in caplog.text
+        assert "Nothing has been validated in" in capsys.readouterr().out
+        assert [path.name for path in tmp_path.iterdir()] == files
+
+
 def test_a_home_that_nobody_knows_is_said() -> None:
     with pytest.raises(SetupError, match="got '~nobody-of-this-name/x', but the home that ~ stands for is not known"):
         expanded("~nobody-of-this-name/x")
@@ -204,6 +367,24 @@ def test_a_sweep_makes_no_folder_named_like_the_sign(monkeypatch: pytest.MonkeyP
     assert config.hydra.callbacks.sweep._target_ == f"{SweepStart.__module__}.SweepStart"  # whose module every job imports
 
 
+def run_composed(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code of the job that the command line would run."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        config = compose("config", overrides, return_hydra_config=True)
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+        HydraConfig.instance().set_config(config)
+        with open_dict(config):
+            del config["hydra"]
+        return run_job(config)
+
+
+def test_a_variable_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("NOWHERE", raising=False)
+    assert run_composed(["dataset=beir", "dataset.path=${oc.env:NOWHERE}"], monkeypatch) == SETUP_IS_WRONG
+    said = capfd.readouterr().err
+    assert "a value with ${...} cannot be filled in" in said and "variable 'NOWHERE' not found" in said
+
+
 def test_a_file_of_another_user_is_named_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,13 +395,7 @@ def test_a_file_of_another_user_is_named_with_the_way_out(
     monkeypatch.setattr("dr_validate.cli.run.check_start", lambda run: None)
     overrides = ["dataset=beir", f"dataset.path={tmp_path}", f"source.path={tmp_path}", "tracker=none"]
     overrides += [f"state_dir={tmp_path}/state"]
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        config = compose("config", overrides, return_hydra_config=True)
-        monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
-        HydraConfig.instance().set_config(config)
-        with open_dict(config):
-            del config["hydra"]
-        assert run_job(config) == SETUP_IS_WRONG
+    assert run_composed(overrides, monkeypatch) == SETUP_IS_WRONG
     assert "/x/state/ledger.lock: Permission denied, for user" in (said := capfd.readouterr().err)
     assert "set another one" in said
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from dr_validate.cli.doctor import check_start, examine, with_other_problems
-from dr_validate.cli.overrides import NOT_COMPOSED, explain
+from dr_validate.cli.grammar import NOT_COMPOSED
+from dr_validate.cli.overrides import explain
 from dr_validate.config import build
 from dr_validate.errors import ConfigError, SetupError
 from dr_validate.index.flat import FlatIndex

@@ -86,6 +86,7 @@ def test_a_narrow_terminal_gets_a_table_too(width: int, capsys: pytest.CaptureFi
 @pytest.mark.parametrize("arguments", [["--help"], ["task=status"], ["--version"]], ids=" ".join)
 @pytest.mark.parametrize("stream", ["nobody reads", "full", "ascii"])
 def test_the_exit_code_is_that_of_the_work(arguments: list[str], stream: str, tmp_path: Path) -> None:
+    (tmp_path / ".dr_validate").mkdir()
     reader, writer = os.pipe()
     os.close(reader)
     target = os.open("/dev/full", os.O_WRONLY) if stream == "full" else writer if stream == "nobody reads" else subprocess.PIPE

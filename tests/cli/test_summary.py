@@ -73,6 +73,23 @@ def test_each_training_has_its_own_sentence_on_how_far_the_sample_was_off() -> N
     assert alone.startswith("Sampled against full corpus over 2 checkpoints, mrr@10: bias +0.2500")
 
 
+def test_a_training_without_a_name_in_another_folder_has_a_sentence_of_its_own() -> None:
+    run = built("dataset=pydoc", "source=folder", "source.path=/x/cold", "source.name=cold")
+    sampled, full = (
+        [
+            replace(one, checkpoint=replace(one.checkpoint, uri=f"/x/{folder}/{step}", digest=f"sha256:{folder}{step}"))
+            for folder, error in (("cold", 0.25 * is_sample), ("output", 0.5 * is_sample))
+            for step in (100, 200)
+            for one in [report(step, "s" if is_sample else "f", exactly(step / 1000 + error))]
+        ]
+        for is_sample in (True, False)
+    )
+    assert [sentence.partition(", RMSE")[0] for sentence in agreements(run, sampled, full)] == [
+        "Sampled against full corpus over 2 checkpoints of cold, mrr@10: bias +0.2500",
+        "Sampled against full corpus over 2 checkpoints of output, mrr@10: bias +0.5000",
+    ]
+
+
 def test_a_mean_has_an_interval_and_each_collection_a_row() -> None:
     wide = Estimate(value=0.25, low=0.125, high=0.375, naive=0.25)
     means = [replace(report(100 * n, "m", wide if n != 3 else exactly(0.5)), notes={"collections": {}}) for n in range(1, 9)]

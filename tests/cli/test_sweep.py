@@ -353,6 +353,22 @@ def test_each_training_has_a_row_of_its_own_in_the_job_that_brings_it(tmp_path: 
     assert (empty.training, empty.status) == ("c", "nothing to validate")
 
 
+def test_a_training_without_a_name_in_another_folder_is_not_in_the_row_of_a_named_one(tmp_path: Path) -> None:
+    training = Training(tmp_path)
+    with training.ledger:
+        training.strategy(SAMPLE)
+        training.strategy(FULL, "full")
+        for run, folder, off in (("a", "/x/a", 0.1), ("", "/x/output", 0.3)):
+            for step, value in ((100, 0.2), (200, 0.4)):
+                training.done(step, bound(value + off), run=run, folder=folder)
+                training.done(step, exact(value), FULL, run=run, folder=folder)
+    target = {"dataset": "d", "sampler": "random", "spec": SAMPLE, "sampled_spec": SAMPLE, "full_spec": FULL}
+    stated = ["dataset=beir", "dataset.path=unused", f"state_dir={tmp_path}", "tracker=none"]
+    config = composed(*stated, "source.path=/x/a", "source.name=a")
+    (row,) = sweep_rows([record(1, exit_code=0, target=target, config=config)])
+    assert row.agreement and (row.training, row.agreement.checkpoints, round(row.agreement.bias, 6)) == ("a", 2, 0.1)
+
+
 def test_what_looks_like_markup_is_shown_as_it_is_and_a_narrow_terminal_hides_no_digit() -> None:
     from rich.console import Console
 

@@ -193,6 +193,8 @@ def delete_when_copied(state_dir: Path, checkpoints: Path, stop: threading.Event
 def test_status_tells_what_is_done_failed_and_pending(
     dr_validate: Any, arguments: list[str], checkpoints: Path, write_checkpoint: WriteCheckpoint
 ) -> None:
+    assert dr_validate("task=status").returncode == 2  # there is no state_dir
+    (dr_validate.folder / ".dr_validate").mkdir()
     assert dr_validate("task=status").stdout.startswith("Nothing has been validated")
     assert "pending: checkpoint-500 (step 500)" in dr_validate("task=status", f"source.path={checkpoints}").stdout
     write_checkpoint(checkpoints / "checkpoint-50", seed=1, step=50, tokenizer=False)

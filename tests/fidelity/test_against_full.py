@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 
 import pytest
+from omegaconf import OmegaConf
 
 from dr_validate.fidelity.against_full import AgainstFull
 from dr_validate.values import Checkpoint, Estimate, Report
@@ -98,3 +99,8 @@ def test_a_run_that_ends_by_itself_makes_no_idle_baselines(baseline: str, modes:
 def test_another_baseline_is_an_error_that_names_the_choices(baseline: str) -> None:
     with pytest.raises(ValueError, match="expected idle, always, every:N"):
         AgainstFull(baseline=baseline)
+
+
+def test_a_yaml_file_may_say_off_which_it_reads_as_false() -> None:
+    written = dict(OmegaConf.create("baseline: off").items())
+    assert written == {"baseline": False} and AgainstFull(**written).baseline == "off"

@@ -195,16 +195,20 @@ def test_a_failed_checkpoint_can_be_given_another_chance(ledger: Ledger) -> None
 
 
 def test_status_can_be_read_while_it_is_written(ledger: Ledger) -> None:
-    ledger.register_spec("s1", {"dataset": "vaswani", "encoded": 1}, AT)
-    ledger.register_spec("s0", {"dataset": "nq"}, "2026-11-22T00:00:00Z")
-    ledger.register_spec("s1", {"dataset": "vaswani", "encoded": 2}, "2026-11-23T00:00:00Z")
+    vaswani, nq = (
+        {"dataset": "vaswani", "sampler": "random", "full_spec": "s0"},
+        {"dataset": "nq", "sampler": "full", "full_spec": "s0"},
+    )
+    ledger.register_spec("s1", {**vaswani, "encoded": 1}, AT)
+    ledger.register_spec("s0", nq, "2026-11-22T00:00:00Z")
+    ledger.register_spec("s1", {**vaswani, "encoded": 2}, "2026-11-23T00:00:00Z")
     ledger.begin(checkpoint(100), "s1", AT)
     ledger.finish(report(100))
     ledger.begin(checkpoint(200), "s1", AT)
     ledger.retry_later(checkpoint(200).digest, "s1", "no route to host", AT)
     ledger.begin(checkpoint(300), "s1", AT)
     with Ledger(ledger.path, read_only=True) as reader:
-        assert list(reader.specs().items()) == [("s1", {"dataset": "vaswani", "encoded": 2}), ("s0", {"dataset": "nq"})]
+        assert list(reader.specs().items()) == [("s1", {**vaswani, "encoded": 2}), ("s0", nq)]
         rows = [(state.step, state.state, state.attempts, state.detail) for state in reader.states("s1")]
     assert rows == [
         (100, "done", 1, "mrr@10 0.1000"),
@@ -282,13 +286,15 @@ def test_a_damaged_ledger_is_refused(tmp_path: Path) -> None:
         ("UPDATE reports SET report = json_set(report, '$.checkpoint.step', 'x')", "Report 1 is"),
         ("UPDATE specs SET description = 'null'", "the description of spec s1 is"),
         ("UPDATE specs SET description = '{'", "the description of spec s1 is"),
+        ("UPDATE specs SET description = json_remove(description, '$.full_spec')", "TypeError: its full_spec is null"),
+        ("UPDATE specs SET description = json_set(description, '$.encoded', 'few')", 'TypeError: its encoded is "few"'),
         ("DROP TABLE reports", "no such table"),
     ],
 )
 def test_a_row_that_nobody_of_us_wrote_is_named_with_the_way_out(tmp_path: Path, change: str, row: str) -> None:
     path = tmp_path / "ledger.db"
     with Ledger(path) as ledger:
-        ledger.register_spec("s1", {"dataset": "d"}, "at")
+        ledger.register_spec("s1", {"dataset": "d", "sampler": "full", "full_spec": "s1"}, "at")
         ledger.finish(report())
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(change)
@@ -508,7 +514,7 @@ def test_what_is_in_the_file_is_public_json(ledger: Ledger) -> None:
 
 
 def test_status_tells_the_trainings_of_one_state_dir_apart(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
-    ledger.register_spec("s1", {"dataset": "vaswani", "sampler": "random", "baseline": False}, AT)
+    ledger.register_spec("s1", {"dataset": "vaswani", "sampler": "random", "full_spec": "s0", "baseline": False}, AT)
     for step, training in ((100, "warm"), (200, "cold")):
         found = report(step)
         ledger.finish(dataclasses.replace(found, checkpoint=dataclasses.replace(found.checkpoint, training_run=training)))
@@ -516,6 +522,36 @@ def test_status_tells_the_trainings_of_one_state_dir_apart(ledger: Ledger, capsy
     lines = capsys.readouterr().out.splitlines()
     assert "training" in lines[1]
     assert [line.split()[0] for line in lines[3:5]] == ["warm", "cold"]
+
+
+def test_a_description_that_is_damaged_is_written_anew_by_the_next_start_of_its_run(ledger: Ledger) -> None:
+    described = {"dataset": "vaswani", "sampler": "random", "full_spec": "s0", "baseline": False}
+    for damaged in ("{", "[]", "{}", '{"dataset": 3}'):
+        with contextlib.closing(sqlite3.connect(ledger.path)) as connection:
+            connection.execute("REPLACE INTO specs VALUES ('s1', ?, 'at')", (damaged,))
+            connection.commit()
+        with (
+            Ledger(ledger.path, read_only=True) as reader,
+            pytest.raises(SetupError, match="start its run again, which writes"),
+        ):
+            reader.specs()
+        assert ledger.specs().keys() == {"s1"}
+        ledger.register_spec("s1", described, AT)
+        assert ledger.specs() == {"s1": described}
+
+
+def test_status_says_in_a_line_that_there_is_no_baseline_yet(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    described = {"dataset": "vaswani", "full_spec": "s0"}
+    for spec, sampler in (("s1", "random"), ("s0", "full")):
+        ledger.register_spec(spec, {**described, "sampler": sampler, "baseline": spec == "s0"}, AT)
+    ledger.finish(report())
+    assert show_status({"state_dir": str(ledger.path.parent)}) == 0
+    table, said = capsys.readouterr().out.split("vaswani, sampler full (spec s0)")
+    assert "checkpoint-500" in table
+    assert said.startswith(": no baseline yet") and "attempts" not in said
+    ledger.finish(report(spec="s0"))
+    assert show_status({"state_dir": str(ledger.path.parent)}) == 0
+    assert capsys.readouterr().out.count("attempts") == 2
 
 
 def test_a_skip_is_recorded_without_looking_through_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

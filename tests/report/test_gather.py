@@ -40,6 +40,19 @@ def test_each_training_run_has_a_section_and_what_names_none_is_of_the_only_one(
     assert titles == ["vaswani, first", "vaswani, second", "vaswani"]  # whose the skipped one is, is not known any more
 
 
+def test_a_training_without_a_name_is_of_the_named_one_only_where_both_are_in_one_folder(training: Training) -> None:
+    training.strategy()
+    training.done(100, bound(0.3), folder="/x/cold")  # before it got its name
+    training.done(200, bound(0.4), run="cold", folder="/x/cold")
+    assert [len(strategy.reports) for strategy in training.section().sampled] == [2]
+    training.done(100, bound(0.6), folder="/x/output")
+    training.done(200, bound(0.5), folder="/x/output")
+    found = {
+        section.title: [report.metrics["mrr@10"].value for report in section.sampled[0].done] for section in training.sections()
+    }
+    assert found == {"vaswani, cold": [0.3, 0.4], "vaswani": [0.6, 0.5]}
+
+
 def test_two_samples_of_one_kind_are_told_apart_and_the_full_corpus_is_its_own(training: Training) -> None:
     for spec in (SAMPLE, OTHER):
         training.strategy(spec)

@@ -87,15 +87,15 @@ class Training:
         return only
 
     def _finish(self, step: int, status: Status, spec: str, run: str, **known: Any) -> Report:
-        name = known.pop("name", f"checkpoint-{step}")
+        name, folder = known.pop("name", f"checkpoint-{step}"), known.pop("folder", f"runs/{run}")
         checkpoint = Checkpoint(
             name=name,
             version=name,
-            digest=f"sha256:{step:04x}{run.encode().hex()}",
+            digest=f"sha256:{step:04x}{run.encode().hex()}{folder.encode().hex() if folder.startswith('/') else ''}",
             step=step,
             step_from="folder name",
             created_at="2026-11-21T03:12:00Z",
-            uri=f"runs/{run}/{step}",
+            uri=f"{folder}/{step}",
             training_run=run,
         )
         at = known.pop("at", "2026-11-21T03:15:00Z")

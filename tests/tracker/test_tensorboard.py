@@ -28,9 +28,9 @@ from tests.processes import LIMIT_S, wait_for
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def started(state_dir: Path) -> TrackerRun:
+def started(state_dir: Path, folder: str = "") -> TrackerRun:
     names: dict[str, Any] = {"training_run": "ours/run 1", "spec": "s1", "dataset": "vaswani", "sampler": "random"}
-    return TensorboardTracker().start(Tracked(state_dir=state_dir, config={}, **names))
+    return TensorboardTracker().start(Tracked(state_dir=state_dir, config={}, folder=folder, **names))
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -102,6 +102,16 @@ def test_checkpoints_of_another_training_have_a_run_of_their_own(tmp_path: Path)
     other = dataclasses.replace(one, checkpoint=dataclasses.replace(one.checkpoint, training_run="theirs"))
     started(tmp_path).deliver(other, [other])
     assert [path.name for path in (tmp_path / "tensorboard").iterdir()] == ["theirs"]
+
+
+def test_checkpoints_without_a_name_from_another_folder_are_no_rows_of_a_training_that_was_given_a_name(tmp_path: Path) -> None:
+    for folder in ("named", "other"):
+        one = report(500)
+        one = dataclasses.replace(
+            one, checkpoint=dataclasses.replace(one.checkpoint, uri=f"{tmp_path}/{folder}/checkpoint-500")
+        )
+        started(tmp_path / "state", f"{tmp_path}/named").deliver(one, [one])
+    assert sorted(path.name for path in (tmp_path / "state" / "tensorboard").iterdir()) == ["other", "ours-run-1"]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,42 @@ def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "state"
 
 
-def start(state_dir: Path, spec: str = "s1", **options: Any) -> WandbRuns:
+def start(state_dir: Path, spec: str = "s1", folder: str = "", **options: Any) -> WandbRuns:
     tracker = WandbTracker(mode="offline", project="retrieval", **options)
     config = {"dataset": "vaswani", "top_k": 100, "metrics": ["mrr@10"], "api_key": SECRET, "source": {"path": "/home"}}
     names: dict[str, Any] = {"training_run": "tas-b", "spec": spec, "dataset": "vaswani", "sampler": "random"}
-    return tracker.start(Tracked(state_dir=state_dir, config=config, **names))
+    return tracker.start(Tracked(state_dir=state_dir, config=config, folder=folder, **names))
+
+
+def test_checkpoints_without_a_name_from_another_folder_are_no_rows_of_a_training_that_was_given_a_name(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str, int]] = []
+
+    class Rows:
+        def __init__(self, plan: Any, training_run: str, group: str) -> None:
+            self.training_run = training_run
+
+        def deliver(self, report: Report, known: Sequence[Report]) -> None:
+            told.append(("row", self.training_run, len(known)))
+
+        def settle(self, report: Report) -> bool:
+            told.append(("settled", self.training_run, 0))
+            return True
+
+    monkeypatch.setattr("dr_validate.tracker.wandb.ValidationRun", Rows)
+    monkeypatch.setattr("dr_validate.tracker.wandb.has_died", lambda: False)
+    places = {"/x/named": 100, "/x/other": 200}
+    reports = [report(step, 0.5) for step in places.values()]
+    reports = [
+        replace(one, checkpoint=replace(one.checkpoint, uri=f"{folder}/checkpoint"))
+        for folder, one in zip(places, reports, strict=True)
+    ]
+    runs = start(state_dir, folder="/x/named")
+    for one in reports:
+        runs.deliver(one, reports)
+        assert runs.settle(one)
+    assert told == [("row", "tas-b", 1), ("settled", "tas-b", 0), ("row", "other", 1), ("settled", "other", 0)]
 
 
 def close(run: WandbRuns) -> None:

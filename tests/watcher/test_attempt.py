@@ -38,6 +38,7 @@ from dr_validate.errors import (
 from dr_validate.files import disk_words, is_disk_full
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.process import TIME_IS_UP
+from dr_validate.source.folder import FolderSource
 from dr_validate.values import Checkpoint, Estimate, Report
 from dr_validate.watcher import schedule
 from dr_validate.watcher.attempts import Attempts
@@ -67,7 +68,7 @@ class Books:
     """Attempts on one checkpoint, and what is in the ledger of them."""
 
     def __init__(self, state_dir: Path, ledger: Ledger, behave: Behaviour, **watch_settings: Any) -> None:
-        run = run_of(state_dir, [100], **watch_settings)
+        self.run = run = run_of(state_dir, [100], **watch_settings)
         self.worker, self.ledger, self.listing = FakeWorker(behave), ledger, run.source.list(state_dir)
         worker: Any = self.worker
         run.store.take(checkpoint(100), run.source.fetch, state_dir)
@@ -114,6 +115,27 @@ def test_the_agreement_of_a_report_is_that_of_its_own_training(tmp_path: Path, l
         assert last.agreement is not None
         found[training] = (last.agreement.checkpoints, round(last.agreement.bias, 9))
     assert found == {"t": (2, 0.25), "other": (2, 0.5), "": (4, 0.25)}
+
+
+def test_a_training_without_a_name_in_another_folder_is_not_agreed_with_by_one_that_was_given_a_name(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    sampled = dataclasses.replace(TARGET, sampled_spec="s1", full_spec="f1")
+    books = Books(tmp_path, ledger, fails(Stopped()))
+    object.__setattr__(books.run, "source", FolderSource(path=tmp_path / "cold", name="cold"))  # a Run is frozen
+    found = {}
+    for folder, training, error in (("output", "", 0.5), ("cold", "", 0.25), ("cold", "cold", 0.25)):
+        for step in (100, 200):
+            one = dataclasses.replace(checkpoint(step), training_run=training, digest=f"sha256:{folder}{training}{step}")
+            one = dataclasses.replace(one, uri=str(tmp_path / folder / one.name))
+            for target in (sampled, dataclasses.replace(sampled, spec="f1")):
+                value = step / 1000 + (0 if target.is_baseline else error)
+                estimate = Estimate(value=value, low=value, high=value, naive=value)
+                report = dataclasses.replace(FakeWorker(fails(Stopped())).done(one), metrics={"mrr@10": estimate})
+                last = books.finish(dataclasses.replace(report, spec=target.spec), target)
+        assert last.agreement is not None
+        found[folder, training] = (last.agreement.checkpoints, round(last.agreement.bias, 9))
+    assert found == {("output", ""): (2, 0.5), ("cold", ""): (2, 0.25), ("cold", "cold"): (4, 0.25)}
 
 
 @pytest.mark.parametrize("max_attempts", [1, 3])

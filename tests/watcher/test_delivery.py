@@ -8,7 +8,8 @@ import pytest
 
 from dr_validate.config import Run, Settings, Watch
 from dr_validate.ledger.ledger import Ledger as LedgerFile
-from dr_validate.stages import Tracked
+from dr_validate.source.folder import FolderSource
+from dr_validate.stages import Tracked, TrackerRun
 from dr_validate.store.checkpoints import CheckpointStore
 from dr_validate.tracker.none import NoTracker
 from dr_validate.tracker.wandb import WandbTracker
@@ -68,21 +69,43 @@ class Place:
         (into / "weights").write_text(one.digest)
 
 
-def test_the_best_is_kept_though_another_has_taken_the_place_of_its_copy(tmp_path: Path) -> None:
-    names = {"training_run": "t", "spec": "s1", "full_spec": "f", "dataset": "vaswani", "sampler": "random", "device": "cpu"}
-    store: Any = CheckpointStore(keep_best=tmp_path / "kept")
-    source: Any = Place()
+NAMES = {"training_run": "t", "spec": "s1", "full_spec": "f", "dataset": "vaswani", "sampler": "random", "device": "cpu"}
+
+
+def run_of(state_dir: Path, source: Any, store: Any) -> Run:
     rest: Any = dict.fromkeys(("dataset", "encoder", "sampler", "engine", "index", "fidelity"))
-    run = Run(
-        settings=Settings(state_dir=tmp_path),
+    return Run(
+        settings=Settings(state_dir=state_dir),
         watch=Watch(exit_timeout_s=LIMIT_S),
         source=source,
         raw={},
         **{"store": store, "tracker": NoTracker(), **rest},
     )
+
+
+@pytest.mark.parametrize("name", ["cold", None])
+def test_trackers_are_told_where_the_checkpoints_of_a_named_training_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | None
+) -> None:
+    told: list[Tracked] = []
+    really = NoTracker.start
+
+    def start(tracker: NoTracker, about: Tracked) -> TrackerRun:
+        told.append(about)
+        return really(tracker, about)
+
+    monkeypatch.setattr(NoTracker, "start", start)
+    run = run_of(tmp_path, FolderSource(path=tmp_path / "cold", name=name), CheckpointStore())
+    with LedgerFile(tmp_path / "ledger.db") as ledger, Delivery(run, ledger, NAMES, lambda: "2026-11-21T03:15:10Z"):
+        pass
+    assert [about.folder for about in told] == [str(tmp_path / "cold") if name else ""]
+
+
+def test_the_best_is_kept_though_another_has_taken_the_place_of_its_copy(tmp_path: Path) -> None:
+    run = run_of(tmp_path, Place(), CheckpointStore(keep_best=tmp_path / "kept"))
     with LedgerFile(tmp_path / "ledger.db") as ledger:
-        ledger.register_spec("s1", names, "2026-11-21T03:00:00Z")
-        with Delivery(run, ledger, names, lambda: "2026-11-21T03:15:10Z") as delivery:
+        ledger.register_spec("s1", NAMES, "2026-11-21T03:00:00Z")
+        with Delivery(run, ledger, NAMES, lambda: "2026-11-21T03:15:10Z") as delivery:
             for step in (300, 200, 100, 400):  # the value is the step's
                 ledger.finish(report(step))
                 delivery.deliver()

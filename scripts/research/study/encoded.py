@@ -83,7 +83,8 @@ def configured(state_dir: Path, overrides: Sequence[str]) -> Run:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from dr_validate.cli.overrides import NOT_COMPOSED, explain, explain_grammar
+    from dr_validate.cli.grammar import NOT_COMPOSED, explain_grammar
+    from dr_validate.cli.overrides import explain
 
     needed = [f"state_dir={state_dir}", "source=folder", "source.path=.", "tracker=none"]
     if mistake := explain_grammar(overrides):

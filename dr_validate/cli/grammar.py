@@ -1,0 +1,109 @@
+"""How a command line is written, before Hydra reads it: options, keys, quotes; every mistake at once, with what was meant."""
+
+import dataclasses
+import difflib
+import re
+import shlex
+from collections.abc import Sequence
+from typing import get_args, get_type_hints
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dr_validate.config import STAGES, Settings, conf_dir, is_secret
+from dr_validate.errors import ConfigError
+
+NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError)  # the last of a file that is no YAML
+TASKS = get_args(get_type_hints(Settings)["task"])
+SETTINGS = {field.name for field in dataclasses.fields(Settings)}
+
+
+def with_overrides_last(arguments: Sequence[str]) -> list[str]:
+    """The same with the options first: Hydra takes none between two overrides (`+run=demo -m sampler=random,full`)."""
+    overrides = get_args_parser().parse_known_intermixed_args(list(arguments))[0].overrides
+    return [*(one for one in arguments if one not in overrides), *overrides]
+
+
+def explain_grammar(arguments: Sequence[str]) -> str | None:
+    """What is no option, no key and no choice, and what Hydra's grammar makes of paths with = { } [ ] ( ) # ' and the like, and
+    of commas outside a sweep; None if nothing.
+
+    Each message names the key and gives the override as a shell takes it, in the quotes that make its value one text.
+    """
+    asked, unknown = get_args_parser().parse_known_args(list(arguments))
+    problems = [_no_option(one) for one in unknown if one.startswith("-")]
+    for override in asked.overrides:
+        found = re.fullmatch(r"([+~]*)([^=]+)=(.*)", override, re.S)
+        if found is None:
+            problems += [] if override.startswith("~") else [_no_override(override)]
+            continue
+        try:
+            parsed = OverridesParser.create().parse_override(override)
+        except NOT_COMPOSED:
+            is_key = _is_key(found[1], found[2])
+            problems.append(_unreadable(*found.groups(), is_several=False) if is_key else _unreadable_key(found[2], found[3]))
+            continue
+        if parsed.is_sweep_override():
+            problems += [] if asked.multirun else [_unreadable(*found.groups(), is_several=True)]
+        elif found[2] in STAGES and not isinstance(parsed.value(), str):
+            problems.append(_no_choice(found[2], found[3]))
+        elif found[2] == "task" and parsed.value() not in TASKS:
+            problems.append(_no_task(found[3]))
+    return str(ConfigError(problems)) if problems else None
+
+
+def _no_option(option: str) -> str:
+    name, _, value = option.lstrip("-").partition("=")
+    shown = f"{name}={'VALUE' if is_secret(name) else value or 'VALUE'}"
+    return f"{option.partition('=')[0]}: no such option (--hydra-help lists them); a key is given without dashes: {shown}"
+
+
+def _no_override(word: str) -> str:
+    if word in (*TASKS, *STAGES, *SETTINGS):
+        return f"{word}: expected KEY=VALUE; did you mean {f'task={word}' if word in TASKS else f'{word}=VALUE'}?"
+    return f"{word}: expected KEY=VALUE, GROUP=CHOICE or +run=NAME; a value with spaces goes in quotes"
+
+
+def _no_task(task: str) -> str:
+    close = "".join(f"; did you mean {one}?" for one in difflib.get_close_matches(task, TASKS, n=1))
+    return f"task: got {task!r}, expected one of {', '.join(TASKS)}{close}"
+
+
+def _no_choice(stage: str, value: str) -> str:
+    choices = ", ".join(sorted(file.stem for file in (conf_dir() / stage).glob("*.yaml")))
+    several = f"; several are a sweep: -m {stage}={re.sub(r'[^-.,0-9A-Za-z_]', '', value)}" if value.startswith("[") else ""
+    return f"{stage}: got {value}, expected one of {choices}{several}"
+
+
+def _is_key(prefix: str, key: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(f"{prefix}{key}=1")
+    except NOT_COMPOSED:
+        return False
+    return True
+
+
+def _unreadable_key(key: str, value: str) -> str:
+    """A key whose own name Hydra's grammar has no room for."""
+    name = key.removeprefix("source.metadata.")
+    if name != key and re.fullmatch(r"[\w/.+-]+", name, re.ASCII) and not is_secret(key):  # W&B's names: train/loss
+        return f"{key}: {name!r} is written as {shlex.quote(f'source.metadata={{{name}: {value}}}')}"
+    typed = key.removesuffix(".path") if key.startswith("dataset.members.") else key
+    return f"{typed}: no key may have such a name; give one of letters, digits, _ and - alone"
+
+
+def _unreadable(prefix: str, key: str, value: str, *, is_several: bool) -> str:
+    """A value that does not mean what it says: several values outside a sweep, or nothing that Hydra can read."""
+    why = "is several values, for a sweep (-m)" if is_several else "holds characters that have a meaning in Hydra's grammar"
+    if is_secret(key):
+        return f"{key}: a value that {why} (not shown; keys belong in the environment)"
+    if value[:1] in "[{" or value[:1] in "'\"":
+        return f"{key}: got {value}, which {why}; is a bracket or a quote missing, or one too many?"
+    # Within quotes a backslash has a meaning only before a quote.
+    text = re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + (match[2] and f"\\{match[2]}"), value)
+    a_text = shlex.quote(f'{prefix}{key}="{text}"')
+    a_list = f", a list in brackets: {shlex.quote(f'{prefix}{key}=[{value}]')}" if is_several else ""
+    return f"{key}: got {value}, which {why}; one text goes in quotes: {a_text}{a_list}"
