@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dr_validate.cli import sweep
 from dr_validate.cli.doctor import check_start, state_dir_to_read, with_other_problems
-from dr_validate.cli.grammar import NOT_COMPOSED, explain_grammar, with_overrides_last
+from dr_validate.cli.grammar import NOT_COMPOSED, explain_grammar, explain_own_files, with_overrides_last
 from dr_validate.cli.overrides import (
     NEVER_ENDS,
     as_chosen,
@@ -29,7 +29,6 @@ from dr_validate.cli.overrides import (
     for_every_job,
     for_open_keys,
 )
-from dr_validate.cli.own_files import explain_own_files
 from dr_validate.config import Run, build, conf_dir, report_settings, tracker_of
 from dr_validate.errors import ConfigError, DrValidateError, SetupError
 from dr_validate.files import read_note

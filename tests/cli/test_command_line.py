@@ -16,9 +16,8 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import open_dict
 from pydantic import TypeAdapter
 
-from dr_validate.cli.grammar import explain_grammar, with_overrides_last
+from dr_validate.cli.grammar import explain_grammar, explain_own_files, with_overrides_last
 from dr_validate.cli.overrides import explain, explain_sweep, for_open_keys
-from dr_validate.cli.own_files import explain_own_files
 from dr_validate.cli.run import run_job, show_report
 from dr_validate.cli.status import show_status
 from dr_validate.cli.sweep import SweepStart
