@@ -166,18 +166,28 @@ class Difference:
 
 def differences(one: Estimated, others: Sequence[Estimated]) -> list[Difference]:
     """`one` minus each of the others, all of one sample: what two errors share cancels, and copies differ by exactly 0."""
-    found, least = list[Difference](), 0.0
+    found = []
     for other in others:
         value, variances = one.value - other.value, one.error**2 + other.error**2
         variance = variances - 2 * float(one.covariance[other.place])
         error = math.sqrt(variance) if variance > ROUNDING * variances else 0.0
-        p = math.erfc(abs(value) / error / math.sqrt(2)) if error else float(value == 0)
+        p = two_sided(value, error)
         half, wide = Z_95 * error, Z_95 * math.sqrt(error**2 + _variance_over_queries(one.per_query - other.per_query))
         ends = {"low": value - half, "high": value + half, "population_low": value - wide, "population_high": value + wide}
         found.append(Difference(value=value, p=p, **ends))
-    for place, number in enumerate(sorted(range(len(found)), key=lambda number: found[number].p)):
-        least = max(least, min(1.0, found[number].p * (len(found) - place)))  # times those not smaller, never falling
-        found[number] = replace(found[number], p=least)
+    return [replace(one, p=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
+
+
+def two_sided(value: float, error: float) -> float:
+    """The chance of a value as far from 0, by its standard deviation; 0 or 1 where that is 0."""
+    return math.erfc(abs(value) / error / math.sqrt(2)) if error else float(value == 0)
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """p-values for as many comparisons (Holm, 1979): each times those not smaller, never falling."""
+    found, least = list(chances), 0.0
+    for place, number in enumerate(sorted(range(len(found)), key=lambda number: chances[number])):
+        least = found[number] = max(least, min(1.0, chances[number] * (len(found) - place)))
     return found
 
 

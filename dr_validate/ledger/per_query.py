@@ -12,7 +12,7 @@ import numpy as np
 
 from dr_validate.estimator.estimate import moved
 from dr_validate.files import atomic_file, name_of_digest
-from dr_validate.ledger.reports import EstimateDetails
+from dr_validate.ledger.reports import EstimateDetails, compared
 from dr_validate.values import Z_95, Float64, Int64, Ranking, Report, Sample, TestSet
 
 LEAST_QUERIES = 10  # for a normal interval over them
@@ -139,12 +139,9 @@ def paired_difference(state_dir: Path, report: Report, other: Report, metric: st
     OSError.
     """
     value = report.metrics[metric].value - other.metrics[metric].value
-    for one, another in sorted(((report, other), (other, report)), key=lambda pair: pair[0].at, reverse=True):
-        details = EstimateDetails.of(one)
-        between = details.differences.get(another.checkpoint.digest) if details.metric == metric else None
-        if between is not None:
-            low, high = between["population"]
-            return value, (high - low) / 2 / Z_95
+    if (found := compared(report, other, metric)) is not None:
+        low, high = found["population"]
+        return value, (high - low) / 2 / Z_95
     if (error := _error_over_queries(state_dir, report, other, metric)) is None:
         return None
     corrected = (

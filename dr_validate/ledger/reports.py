@@ -139,6 +139,17 @@ class EstimateDetails:
         )
 
 
+def compared(report: Report, other: Report, metric: str) -> Mapping[str, Any] | None:
+    """What the estimator says of the difference of the two (a `Difference`, either way round), by the later of them; None where
+    it says nothing: of another metric than the first, without evidence, of different samples."""
+    for one, another in sorted(((report, other), (other, report)), key=lambda pair: pair[0].at, reverse=True):
+        details = EstimateDetails.of(one)
+        found = details.differences.get(another.checkpoint.digest) if details.metric == metric else None
+        if isinstance(found, Mapping) and {"low", "high", "population"} <= found.keys():
+            return found
+    return None
+
+
 def is_expected(report: Report) -> bool:
     """Whether it was skipped for a reason that is nobody's concern; other skips leave a hole, failures are to be looked at."""
     return report.status == "skipped" and (report.error or "").startswith((SAME_WEIGHTS, STALE))

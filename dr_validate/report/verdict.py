@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dr_validate.estimator.estimate import holm, two_sided
 from dr_validate.fidelity.comparison import Comparison, holds, paired
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.reports import SAME_WEIGHTS, EstimateDetails, is_expected, warnings_of
+from dr_validate.ledger.reports import SAME_WEIGHTS, EstimateDetails, compared, is_expected, warnings_of
 from dr_validate.report.gather import Movement, Section, Strategy, gather, movement
 from dr_validate.report.words import count, interval, listed, number, percent, signed, steps_in_words, with_interval
-from dr_validate.values import MAX_ROWS, CellValue, Findings, Report, Table
+from dr_validate.values import MAX_ROWS, Z_95, CellValue, Findings, Report, Table
 
 # Kendall's tau from which an order is called the same, mostly the same, or roughly so.
 SAME, MOSTLY, ROUGHLY = 0.9, 0.7, 0.4
@@ -22,6 +23,7 @@ LEAST_OUTRANKING = 3  # below this a corrected value is extrapolation, not evide
 DIGITS = 3
 SAME_AS_ANOTHER, OVERTAKEN = "with the same weights as another", "overtaken by newer ones"
 ENDS = ("failed", "skipped", SAME_AS_ANOTHER, OVERTAKEN)
+SURE = 0.05  # p-value, over all that are held against the best
 EQUAL_COST = 0.02  # strategies cost the same where their numbers of documents differ by no more than this share
 PAIRS = ("step", "checkpoint", "metric", "sampled", "low", "high", "naive", "full", "difference", "inside")
 STRATEGIES = (
@@ -49,7 +51,8 @@ def verdict(section: Section, moved: Movement | None = None) -> Verdict:
     if deciding is None or metric is None or best is None:
         return Verdict(headline="No checkpoint is validated yet.", sentences=tuple(_troubles(section)))
     done = [report for report in deciding.done if metric in report.metrics]
-    parts = [*_rivals(done, best, metric), *_course(done, best, metric, moved), *_moved(moved, section)]
+    apart = {} if _extrapolated(deciding, metric) else _told_apart(done, best, metric)
+    parts = [*_rivals(done, best, metric, apart), *_course(done, best, metric, moved, apart), *_moved(moved, section)]
     sentences = (
         *_mean(deciding, best, metric),
         *parts,
@@ -90,7 +93,21 @@ def _mean(deciding: Strategy, best: Report, metric: str) -> list[str]:
     return [f"{told}{reach}."]
 
 
-def _rivals(done: list[Report], best: Report, metric: str) -> list[str]:
+def _told_apart(done: list[Report], best: Report, metric: str) -> dict[str, bool]:
+    """By digest, whether the sample tells it from the best, by the differences from that, in which errors that both share
+    cancel; empty where the estimator does not say it of all."""
+    others = [report for report in done if report is not best]
+    known = [compared(best, report, metric) for report in others]
+    told = [one for one in known if one is not None]
+    if len(told) < len(known) or not best.metrics[metric].has_interval:
+        return {}
+    values = [best.metrics[metric].value - report.metrics[metric].value for report in others]  # as they are known now
+    errors = [(one["high"] - one["low"]) / 2 / Z_95 for one in told]
+    chances = holm([two_sided(value, error) for value, error in zip(values, errors, strict=True)])
+    return {report.checkpoint.digest: p < SURE for report, p in zip(others, chances, strict=True)}
+
+
+def _rivals(done: list[Report], best: Report, metric: str, apart: Mapping[str, bool]) -> list[str]:
     """Checkpoints that the values do not tell from the best."""
     top = best.metrics[metric]
     others = [report for report in done if report is not best]
@@ -100,15 +117,24 @@ def _rivals(done: list[Report], best: Report, metric: str) -> list[str]:
         return [f"{steps_in_words(same).capitalize()} {'has' if len(same) == 1 else 'have'} the very same value."]
     if top.is_bound:
         return []
-    near = [r for r in others if r.metrics[metric].has_interval and r.metrics[metric].high >= top.low]
+    if apart:
+        near = [report for report in others if not apart[report.checkpoint.digest]]
+        if not near:
+            return ["All others are lower, by the differences from it (95%, over all of them)."]
+    else:
+        near = [r for r in others if r.metrics[metric].has_interval and r.metrics[metric].high >= top.low]
     if not near:
         return ["No other interval reaches into its own."] if top.has_interval else []
     near.sort(key=lambda report: -report.metrics[metric].value)
-    theirs = f"{'that' if len(near) == 1 else 'those'} of {steps_in_words([report.checkpoint.step for report in near])}"
+    steps = steps_in_words([report.checkpoint.step for report in near])
+    if apart:
+        rest = "" if len(near) == len(others) else "; all others are lower"
+        return [f"The sample does not tell it from {steps}{rest} (95%, by the differences from it)."]
+    theirs = f"{'that' if len(near) == 1 else 'those'} of {steps}"
     return [f"Its interval overlaps with {theirs}: these intervals cannot tell them apart."]
 
 
-def _course(done: list[Report], best: Report, metric: str, moved: Movement | None) -> list[str]:
+def _course(done: list[Report], best: Report, metric: str, moved: Movement | None, apart: Mapping[str, bool]) -> list[str]:
     """Whether the training has gone past its best: only if neither the sample nor the choice of queries explains it."""
     last = done[-1]
     if last is best or last.checkpoint.step <= best.checkpoint.step:
@@ -122,7 +148,9 @@ def _course(done: list[Report], best: Report, metric: str, moved: Movement | Non
         return []
     if end.is_bound or top.is_bound:
         return [f"{begin} on the sample."]
-    if end.high >= top.low:
+    if apart and not apart[last.checkpoint.digest]:
+        return [f"{begin}, which the sample does not tell apart."]
+    if not apart and end.high >= top.low:
         return [f"{begin}, within the intervals."]
     later = sum(report.checkpoint.step > best.checkpoint.step for report in done)
     if later < 2 or moved is None or moved.interval is None or moved.interval[1] >= 0:

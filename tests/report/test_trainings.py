@@ -33,7 +33,7 @@ def on_full_corpus(training: Training) -> None:
 
 def sampled(training: Training, run: str, step: int, value: float, other: Report | None = None) -> Report:
     """With the estimate of its difference from `other`, if any: 0.1 wide on each side."""
-    told = {other.checkpoint.digest: {"value": 0.3, "population": [0.2, 0.4]}} if other else {}
+    told = {other.checkpoint.digest: {"low": 0.25, "high": 0.35, "population": [0.2, 0.4]}} if other else {}
     notes = {"estimate": {"metric": "mrr@10", "differences": told}}
     return training.done(step, within(value, 0.2), SAMPLE, run, name=f"{run}-{step}", notes=notes)
 

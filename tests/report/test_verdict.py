@@ -8,6 +8,7 @@ import pytest
 from dr_validate.fidelity.comparison import Comparison
 from dr_validate.report.gather import Section, Strategy, movement
 from dr_validate.report.verdict import verdict
+from dr_validate.values import Report
 from tests.report.training import FULL, SAMPLE, Training, bound, exact, within
 
 
@@ -36,6 +37,48 @@ def test_one_checkpoint_is_not_called_best(training: Training) -> None:
 def test_checkpoints_whose_intervals_overlap_are_named(training: Training) -> None:
     training.sample(within(0.20, 0.01), within(0.31, 0.01), within(0.30, 0.01), within(0.295, 0.01))
     assert "Its interval overlaps with those of steps 300 and 400: these intervals cannot tell them apart." in said(training)
+
+
+def together(training: Training, *values: float, reach: float) -> str:
+    """Steps 100, 200 ... on a sample, each with an interval of 0.1 to both sides, and with every earlier one in a difference
+    that is known to `reach`."""
+    training.strategy()
+    earlier: list[Report] = []
+    for number, value in enumerate(values, 1):
+        differences = {
+            one.checkpoint.digest: {
+                "low": (gap := value - one.metrics["mrr@10"].value) - reach,
+                "high": gap + reach,
+                "population": [gap - 2 * reach, gap + 2 * reach],
+            }
+            for one in earlier
+        }
+        notes = {"estimate": {"metric": "mrr@10", "differences": differences}}
+        earlier.append(training.done(100 * number, within(value, 0.1), notes=notes, at=f"2026-11-21T03:{number:02}:00Z"))
+    return said(training)
+
+
+def test_what_the_best_is_told_from_goes_by_differences_where_they_are_known(training: Training) -> None:
+    text = together(training, 0.20, 0.31, 0.30, 0.22, reach=0.02)
+    assert "The sample does not tell it from step 300; all others are lower (95%, by the differences from it)." in text
+    assert "overlap" not in text and "The last checkpoint (step 400) is 0.090 lower." in text
+
+
+def test_no_other_may_be_as_good(training: Training) -> None:
+    text = together(training, 0.31, 0.20, 0.22, reach=0.02)
+    assert "All others are lower, by the differences from it (95%, over all of them)." in text
+
+
+def test_a_last_one_that_is_not_told_from_the_best_is_no_fall(training: Training) -> None:
+    text = together(training, 0.2, 0.31, 0.30, reach=0.02)
+    assert "The last checkpoint (step 300) is 0.010 lower, which the sample does not tell apart." in text
+
+
+@pytest.mark.parametrize(("others", "told"), [(1, True), (9, False)])
+def test_the_more_are_held_against_the_best_the_more_it_takes(training: Training, others: int, told: bool) -> None:
+    reach = 0.1 * 1.96 / 2.5  # 2.5 standard deviations: p = 0.0124, and 9 times that
+    text = together(training, 0.31, *[0.21] * others, reach=reach)
+    assert ("All others are lower" in text) == told
 
 
 def test_equal_values_are_named(training: Training) -> None:
@@ -288,7 +331,9 @@ def test_what_queries_lose_by_their_correction_alone_is_no_evidence(training: Tr
     training.strategy()
     details = {"metric": "mrr@10", "outranking": {"mrr@10": outranking}, "checkpoints": 2}
     first = training.done(100, within(0.5, 0.1), notes={"estimate": details})
-    together = {first.checkpoint.digest: {"population": [-0.12, -0.08]}}  # the errors of the two are mostly the same
+    together = {
+        first.checkpoint.digest: {"low": -0.11, "high": -0.09, "population": [-0.12, -0.08]}
+    }  # the errors of the two are mostly the same
     second = training.done(200, within(0.4, 0.1), notes={"estimate": {**details, "differences": together}})
     for report, value in ((first, 0.5), (second, 0.4)):
         training.queries(report, {"mrr@10": [value + n / 1000 for n in range(12)]})

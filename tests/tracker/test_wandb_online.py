@@ -286,7 +286,7 @@ def test_a_new_best_and_a_clear_fall_are_told_once_though_a_restart_brings_them_
 ) -> None:
     def against(step: int, value: float, second: int, half: float) -> Report:
         made, best = report(step, value, second=second), report(1000)
-        told = {"population": [value - 0.5 - half, value - 0.5 + half]}
+        told = {"low": -1.0, "high": 1.0, "population": [value - 0.5 - half, value - 0.5 + half]}
         return replace(made, notes={"estimate": {"metric": "mrr@10", "differences": {best.checkpoint.digest: told}}})
 
     watcher = start(alert=True)
