@@ -135,14 +135,16 @@ def paired_difference(state_dir: Path, report: Report, other: Report, metric: st
     """`report` minus `other`, both of one sample, as they are known now, and its standard error for other queries like these.
 
     By what the estimator says of the two together, where it does; else by the differences of single queries, as if the errors
-    of the two corrections had nothing in common, which is too much. None where fewer than LEAST_QUERIES are known. Raises
-    OSError.
+    of the two corrections had nothing in common, which is too much. None of upper bounds, which say nothing of a difference,
+    and where fewer than LEAST_QUERIES are known. Raises OSError.
     """
+    if any(one.metrics[metric].is_bound for one in (report, other)):
+        return None
     value = report.metrics[metric].value - other.metrics[metric].value
     for one, another in sorted(((report, other), (other, report)), key=lambda pair: pair[0].at, reverse=True):
         details = EstimateDetails.of(one)
         between = details.differences.get(another.checkpoint.digest) if details.metric == metric else None
-        if between is not None:
+        if isinstance(between, dict) and "population" in between:
             low, high = between["population"]
             return value, (high - low) / 2 / Z_95
     if (error := _error_over_queries(state_dir, report, other, metric)) is None:
