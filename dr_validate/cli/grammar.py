@@ -22,6 +22,7 @@ from dr_validate.errors import ConfigError
 NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError)  # the last of a file that is no YAML
 TASKS = get_args(get_type_hints(Settings)["task"])
 PACKAGE = re.compile(r"\s*(#\s*@[^\n]*\n\s*)*#\s*@package\s")  # where Hydra sees it: before any other line or comment
+MODES = ("run", "multirun", "cfg", "info", "shell_completion")  # of which Hydra takes one
 SETTINGS = {field.name for field in dataclasses.fields(Settings)}
 
 
@@ -47,6 +48,9 @@ def explain_grammar(arguments: Sequence[str]) -> str | None:
     """
     asked, unknown = get_args_parser().parse_known_args(list(arguments))
     problems = [_no_option(one) for one in unknown if one.startswith("-")]
+    modes = [f"--{mode.replace('_', '-')}" for mode in MODES if getattr(asked, mode)]
+    if len(modes) > 1 and not (asked.help or asked.hydra_help):
+        problems.append(f"{' and '.join(modes)}: expected one of them at a time")
     for override in asked.overrides:
         found = re.fullmatch(r"([+~]*)([^=]+)=(.*)", override, re.S)
         if found is None:
@@ -60,7 +64,7 @@ def explain_grammar(arguments: Sequence[str]) -> str | None:
             continue
         if parsed.is_sweep_override():
             problems += [] if asked.multirun else [_unreadable(*found.groups(), is_several=True)]
-        elif found[2] in STAGES and not isinstance(parsed.value(), str):
+        elif found[2] in (*STAGES, "run") and not isinstance(parsed.value(), (str, list) if found[2] == "run" else str):
             problems.append(_no_choice(found[2], found[3]))
         elif found[2] == "task" and parsed.value() not in TASKS and "${" not in found[3]:
             problems.append(_no_task(found[3]))

@@ -90,6 +90,7 @@ def test_options_may_stand_anywhere_and_overrides_keep_their_order(typed: str, o
         ("task=stauts", "got 'stauts', expected one of validate, status, doctor, report, dashboard; did you mean status?"),
         ("task=", "task: got '', expected one of validate"),
         ("sampler=null", "sampler: got null, expected one of full, random, run_pool, stratified"),
+        ("+run=5", "run: got 5, expected one of beir, beir_suite"),
         ("index={a:1}", "index: got {a:1}, expected one of factory, flat, torch"),
         ("sampler=[random,full]", "stratified; several are a sweep: -m sampler=random,full"),
     ],
@@ -194,6 +195,12 @@ def test_what_hydra_composes_of_ones_own_files_is_let_through(
     config, error = compose_with(["dataset=pydoc", typed], str(tmp_path))
     assert error is None
     assert OmegaConf.select(OmegaConf.create(config), key) == value
+
+
+def test_two_questions_at_a_time_are_refused_as_hydra_would_with_a_traceback() -> None:
+    message = str(explain_grammar(["-m", "--cfg", "job", "seed=1,2"]))
+    assert message.endswith("--multirun and --cfg: expected one of them at a time")
+    assert explain_grammar(["--cfg", "job", "--resolve", "-p", "watch", "+run=[demo,own]"]) is None
 
 
 def test_a_task_from_the_environment_is_let_through() -> None:
