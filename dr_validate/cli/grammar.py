@@ -21,13 +21,23 @@ from dr_validate.errors import ConfigError
 
 NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError)  # the last of a file that is no YAML
 TASKS = get_args(get_type_hints(Settings)["task"])
+PACKAGE = re.compile(r"\s*(#\s*@[^\n]*\n\s*)*#\s*@package\s")  # where Hydra sees it: before any other line or comment
+MODES = ("run", "multirun", "cfg", "info", "shell_completion")  # of which Hydra takes one
 SETTINGS = {field.name for field in dataclasses.fields(Settings)}
 
 
-def with_overrides_last(arguments: Sequence[str]) -> list[str]:
-    """The same with the options first: Hydra takes none between two overrides (`+run=demo -m sampler=random,full`)."""
-    overrides = get_args_parser().parse_known_intermixed_args(list(arguments))[0].overrides
-    return [*(one for one in arguments if one not in overrides), *overrides]
+class _Word(str):
+    """An argument that is known by its place: two may have one text."""
+
+
+def with_overrides_first(arguments: Sequence[str]) -> list[str]:
+    """The same with the options last: Hydra takes none between two overrides (`+run=demo -m sampler=random,full`), and an
+    override after `--info` for what is to be shown."""
+    words = [_Word(one) for one in arguments]
+    overrides = get_args_parser().parse_known_intermixed_args(words)[0].overrides
+    places = {id(one) for one in overrides}
+    options = [word for word in words if id(word) not in places and word != "--"]
+    return [str(one) for one in (*overrides, *options)]
 
 
 def explain_grammar(arguments: Sequence[str]) -> str | None:
@@ -38,6 +48,9 @@ def explain_grammar(arguments: Sequence[str]) -> str | None:
     """
     asked, unknown = get_args_parser().parse_known_args(list(arguments))
     problems = [_no_option(one) for one in unknown if one.startswith("-")]
+    modes = [f"--{mode.replace('_', '-')}" for mode in MODES if getattr(asked, mode)]
+    if len(modes) > 1 and not (asked.help or asked.hydra_help):
+        problems.append(f"{' and '.join(modes)}: expected one of them at a time")
     for override in asked.overrides:
         found = re.fullmatch(r"([+~]*)([^=]+)=(.*)", override, re.S)
         if found is None:
@@ -51,9 +64,9 @@ def explain_grammar(arguments: Sequence[str]) -> str | None:
             continue
         if parsed.is_sweep_override():
             problems += [] if asked.multirun else [_unreadable(*found.groups(), is_several=True)]
-        elif found[2] in STAGES and not isinstance(parsed.value(), str):
+        elif found[2] in (*STAGES, "run") and not isinstance(parsed.value(), (str, list) if found[2] == "run" else str):
             problems.append(_no_choice(found[2], found[3]))
-        elif found[2] == "task" and parsed.value() not in TASKS:
+        elif found[2] == "task" and parsed.value() not in TASKS and "${" not in found[3]:
             problems.append(_no_task(found[3]))
     return str(ConfigError(problems)) if problems else None
 
@@ -115,15 +128,19 @@ def _unreadable(prefix: str, key: str, value: str, *, is_several: bool) -> str:
 def explain_own_files(arguments: Sequence[str]) -> str | None:
     """What is wrong with the files that `arguments` choose, and with those that these choose; None if nothing."""
     asked = get_args_parser().parse_known_args(list(arguments))[0]
+    if not asked.config_dir:
+        return None
     chosen = [found.groups() for one in asked.overrides if (found := re.fullmatch(r"\+*([\w/]+)=\[?([\w/, -]+)\]?", one))]
     files = [(group, choice.strip()) for group, choices in chosen for choice in choices.split(",")]
+    sections = OmegaConf.load(conf_dir() / "config.yaml")  # `watch`, whose keys a file in watch/ has, too
     problems = []
-    for group, choice in files if asked.config_dir else ():  # which grows: a file chooses others
+    for group, choice in files:  # which grows: a file chooses others
         path = Path(asked.config_dir) / group / f"{choice}.yaml"
         if not path.is_file() or group.startswith("hydra"):
             continue
-        if (conf_dir() / group / path.name).is_file():
-            problems.append(f"{path}: is never read, for {group}={choice} is a choice of dr_validate; give it another name")
+        if (ours := conf_dir() / group / f"{choice}.yaml").is_file():
+            if path.read_bytes() != ours.read_bytes():
+                problems.append(f"{path}: is never read, for {group}={choice} is a choice of dr_validate; give it another name")
             continue
         try:
             keys = OmegaConf.to_container(OmegaConf.load(path))
@@ -136,19 +153,25 @@ def explain_own_files(arguments: Sequence[str]) -> str | None:
         if not isinstance(listed := keys.get("defaults") or [], list):
             problems.append(f"{path}: got `defaults: {listed}`, expected a list, `defaults: [{listed}]`")
             continue
+        has_package = bool(PACKAGE.match(path.read_text(encoding="utf-8")))
         if group in STAGES:
-            problems += _of_choice(path, group, keys)
+            problems += () if has_package else _of_choice(path, group, keys)
             continue
-        problems += _of_experiment(path, group)
+        if not has_package and group not in sections:
+            problems.append(
+                f"{path}: no `# @package _global_`, so its keys would be those of {group}; make that its first line"
+            )
         problems += [
             f"{path}: got `{stage}: {keys[stage]}`, expected `- override /{stage}: {keys[stage]}` in its defaults"
             for stage in STAGES
             if isinstance(keys.get(stage), str)
         ]
         for entry, other in (item for one in listed if isinstance(one, Mapping) for item in one.items()):
-            stage = entry.removeprefix("override ").rpartition("/")[2]
-            files += [] if (stage, str(other)) in files else [(stage, str(other))]
-            if stage in STAGES and entry != f"override /{stage}":
+            named = entry.removeprefix("optional ").removeprefix("override ")
+            stage, place = named.removeprefix("/"), named[1:] if named.startswith("/") else f"{group}/{named}"
+            files += [] if (place, str(other)) in files else [(place, str(other))]
+            is_own_group = place != stage and (Path(asked.config_dir) / place / f"{other}.yaml").is_file()
+            if stage in STAGES and entry != f"override /{stage}" and not is_own_group:
                 problems.append(f"{path}: got `- {entry}: {other}` in its defaults, expected `- override /{stage}: {other}`")
     return str(ConfigError(problems)) if problems else None
 
@@ -163,9 +186,3 @@ def _of_choice(path: Path, stage: str, keys: Mapping[Any, Any]) -> Iterator[str]
         f"{path}: no `_target_`, so it names no class; add a line such as `_target_: {ours[like]['_target_']}`, or one that "
         f"builds on a choice: `defaults: [{like}]`"
     )
-
-
-def _of_experiment(path: Path, group: str) -> Iterator[str]:
-    """A whole experiment says that its keys are those of the configuration, not of its group."""
-    if not re.search(r"^\s*#\s*@package\s", path.read_text(encoding="utf-8", errors="replace"), re.M):
-        yield f"{path}: no `# @package _global_`, so its keys would be those of {group}; make that its first line"

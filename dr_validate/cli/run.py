@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dr_validate.cli import sweep
 from dr_validate.cli.doctor import check_start, state_dir_to_read, with_other_problems
-from dr_validate.cli.grammar import NOT_COMPOSED, explain_grammar, explain_own_files, with_overrides_last
+from dr_validate.cli.grammar import NOT_COMPOSED, explain_grammar, explain_own_files, with_overrides_first
 from dr_validate.cli.overrides import (
     NEVER_ENDS,
     as_chosen,
@@ -66,7 +66,7 @@ def main() -> None:
         sys.stdout.write(f"dr_validate {_version()}\n")
         return
     set_up_logging()
-    sys.argv[1:] = for_open_keys(with_overrides_last(sys.argv[1:]))
+    sys.argv[1:] = for_open_keys(with_overrides_first(sys.argv[1:]))
     if mistake := next(filter(None, (check(sys.argv[1:]) for check in MISTAKES)), None):
         say_error(mistake)
         sys.exit(SETUP_IS_WRONG)

@@ -23,7 +23,7 @@ from dr_validate.errors import SetupError
 from dr_validate.files import sha256_of_file, sha256_of_files, write_atomically
 from dr_validate.integrations.publish import STATE_FILE, Snapshot, write_contract
 from dr_validate.ledger.per_query import paired_difference
-from dr_validate.ledger.reports import best_of
+from dr_validate.ledger.reports import best_of, revised
 from dr_validate.source.folder import wanted_files
 from dr_validate.values import Report
 
@@ -223,14 +223,20 @@ def place_of(out: Path, step: int) -> Path | None:
 def is_better(report: Report, best: Report, metric: str, state_dir: Path, min_confidence: float | None) -> bool:
     """Whether `report` has the greater value; with `min_confidence` only if a one-sided test over the queries' differences, on
     a sample with what the estimator knows of the two together, is at least that sure."""
-    if not report.metrics[metric].value > best.metrics[metric].value:
-        return False
     if min_confidence is None:
-        return True
-    if (found := paired_difference(state_dir, report, best, metric)) is None:
+        return report.metrics[metric].value > best.metrics[metric].value
+    report, best = revised([report, best])  # by what was known when the later one came
+    try:
+        found = paired_difference(state_dir, report, best, metric)
+    except OSError as error:
+        log.warning("min_confidence: %s; the best stays", error)
         return False
-    gain, error = found
-    return gain > statistics.NormalDist().inv_cdf(min_confidence) * error and gain > 0
+    if found is None:
+        why = "it is an upper bound, or of fewer than ten queries"
+        log.warning("min_confidence: how sure a difference in %s is, is not known (%s); the best stays", metric, why)
+        return False
+    gain, spread = found
+    return gain > statistics.NormalDist().inv_cdf(min_confidence) * spread and gain > 0
 
 
 def check_loaded(model: Any, folder: Path, weights_sha256: str) -> None:

@@ -135,9 +135,11 @@ def paired_difference(state_dir: Path, report: Report, other: Report, metric: st
     """`report` minus `other`, both of one sample, as they are known now, and its standard error for other queries like these.
 
     By what the estimator says of the two together, where it does; else by the differences of single queries, as if the errors
-    of the two corrections had nothing in common, which is too much. None where fewer than LEAST_QUERIES are known. Raises
-    OSError.
+    of the two corrections had nothing in common, which is too much. None of upper bounds, which say nothing of a difference,
+    and where fewer than LEAST_QUERIES are known. Raises OSError.
     """
+    if any(one.metrics[metric].is_bound for one in (report, other)):
+        return None
     value = report.metrics[metric].value - other.metrics[metric].value
     if (found := compared(report, other, metric)) is not None:
         low, high = found["population"]

@@ -160,8 +160,9 @@ def of_training(report: Report, history: Sequence[Report], otherwise: str, folde
     but it is called as its folder is where it lies outside `folder` (of a source that was given its name: `named_folder`)."""
 
     def training_of(one: Checkpoint) -> str:
-        is_elsewhere = folder and one.uri.startswith("/") and not Path(one.uri).resolve().is_relative_to(folder)
-        return one.training_run or (Path(one.uri).parent.name if is_elsewhere else otherwise)
+        place = Path(one.uri)  # which may be a link, to another disk, and `folder` itself where that is a model
+        is_elsewhere = folder and place.is_absolute() and Path(folder) not in (place.parent.resolve(), place.resolve())
+        return one.training_run or (place.parent.name if is_elsewhere else otherwise)
 
     mine = training_of(report.checkpoint)
     return mine, [other for other in history if training_of(other.checkpoint) == mine]

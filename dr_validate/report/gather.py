@@ -158,14 +158,21 @@ def _sections(
     # Not the values of `run_of`: versions of one artifact may come from several runs.
     runs = list(dict.fromkeys(report.checkpoint.training_run for report in reports if report.checkpoint.training_run))
     only = runs[0] if len(runs) == 1 else ""  # what does not say whose it is (incomplete ones) belongs to the only run
-    folders = {_folder_of(report): report.checkpoint.training_run for report in reports if report.checkpoint.training_run}
+    holders = {place.parent for report in reports if (place := _place_of(report))}
+
+    def folder_of(report: Report) -> Path | None:
+        """That of the training: what holds the checkpoint, or the model itself where others lie in it (a final model)."""
+        place = _place_of(report)
+        return place.parent if place and place not in holders else place
+
+    folders = {folder_of(report): report.checkpoint.training_run for report in reports if report.checkpoint.training_run}
 
     def belongs(name: str) -> str:
         return run_of.get(name, run_of.get(name.partition(":")[0], only))
 
     def training_of(report: Report) -> str:
         """A training in a folder may have got its name later; another folder is another training."""
-        nameless = folders.get(folder, "") if (folder := _folder_of(report)) else belongs(report.checkpoint.name)
+        nameless = folders.get(folder, "") if (folder := folder_of(report)) else belongs(report.checkpoint.name)
         return report.checkpoint.training_run or nameless
 
     waiting = [state.name for _, states in contents.values() for state in states if state.state in UNFINISHED]
@@ -180,9 +187,10 @@ def _sections(
     return found
 
 
-def _folder_of(report: Report) -> Path | None:
-    """That which holds the checkpoint; None where it is no folder of this machine."""
-    return Path(report.checkpoint.uri).parent if report.checkpoint.uri.startswith("/") else None
+def _place_of(report: Report) -> Path | None:
+    """Where the checkpoint is, by whatever path it was named; None where that is no folder of this machine."""
+    place = Path(report.checkpoint.uri)
+    return place.parent.resolve() / place.name if place.is_absolute() else None
 
 
 def _strategy(spec: str, description: Mapping[str, Any], reports: Sequence[Report], unfinished: Sequence[State]) -> Strategy:

@@ -163,7 +163,8 @@ def alert_of(report: Report, history: Sequence[Report], state_dir: Path) -> tupl
     if best is None or report.checkpoint.step <= best.checkpoint.step:
         return None  # it came before the best: that is no fall
     try:
-        found = paired_difference(state_dir, report, best, metric)
+        mine = next(one for one in known if one.checkpoint.digest == report.checkpoint.digest)  # revised as the best is
+        found = paired_difference(state_dir, mine, best, metric)
     except OSError as error:
         log.warning("tracker.alert: %s", error)
         return None

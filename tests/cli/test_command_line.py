@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 from pydantic import TypeAdapter
 
-from dr_validate.cli.grammar import explain_grammar, explain_own_files, with_overrides_last
+from dr_validate.cli.grammar import explain_grammar, explain_own_files, with_overrides_first
+from dr_validate.cli.overrides import composed as compose_with
 from dr_validate.cli.overrides import explain, explain_sweep, for_open_keys
 from dr_validate.cli.run import run_job, show_report
 from dr_validate.cli.status import show_status
@@ -64,11 +66,17 @@ def test_a_path_that_means_something_to_hydra_comes_back_in_quotes_that_work(pat
         ("+run=demo -m sampler=random,full", "-m", "+run=demo sampler=random,full"),
         ("a=b --config-dir own c=d --cfg job ~e", "--config-dir own --cfg job", "a=b c=d ~e"),
         ("a=b --foo=c", "--foo=c", "a=b"),
+        ("a=1 --info", "--info", "a=1"),
+        ("--info defaults a=1 -m a=2 a=1", "--info defaults -m", "a=1 a=2 a=1"),
+        ("--config-dir a=b a=b", "--config-dir a=b", "a=b"),
+        ("-m -- a=1", "-m", "a=1"),
         ("", "", ""),
     ],
 )
-def test_options_may_stand_anywhere(typed: str, options: str, overrides: str) -> None:
-    assert with_overrides_last(typed.split()) == [*options.split(), *overrides.split()]
+def test_options_may_stand_anywhere_and_overrides_keep_their_order(typed: str, options: str, overrides: str) -> None:
+    ordered = with_overrides_first(typed.split())
+    assert ordered == [*overrides.split(), *options.split()]
+    assert get_args_parser().parse_known_args(ordered)[0].overrides == overrides.split()  # as Hydra reads them
 
 
 @pytest.mark.parametrize(
@@ -82,6 +90,7 @@ def test_options_may_stand_anywhere(typed: str, options: str, overrides: str) ->
         ("task=stauts", "got 'stauts', expected one of validate, status, doctor, report, dashboard; did you mean status?"),
         ("task=", "task: got '', expected one of validate"),
         ("sampler=null", "sampler: got null, expected one of full, random, run_pool, stratified"),
+        ("+run=5", "run: got 5, expected one of beir, beir_suite"),
         ("index={a:1}", "index: got {a:1}, expected one of factory, flat, torch"),
         ("sampler=[random,full]", "stratified; several are a sweep: -m sampler=random,full"),
     ],
@@ -113,6 +122,7 @@ OWN = "# @package _global_\n"
             "dataset: {path: nq}",
             "no `# @package _global_`, so its keys would be those of run; make that",
         ),
+        ("+run=own", "run/own", f"# mine\n{OWN}seed: 3", "no `# @package _global_`"),
         ("+exp=own", "exp/own", "words", "no `# @package _global_`, so its keys would be those of exp"),
         (
             "+run=own",
@@ -146,10 +156,61 @@ def test_a_file_of_ones_own_that_lacks_a_line_is_named_with_the_line(
     assert message is not None and message.startswith(f"1 problem in the configuration:\n  {path}: ") and said in message
 
 
+@pytest.mark.parametrize(
+    ("typed", "files", "key", "value"),
+    [
+        ("+watch=own", {"watch/own": "poll_s: 5"}, "watch.poll_s", 5),  # a section, not an experiment
+        ("+run=mine/beir", {"run/mine/beir": f"{OWN}seed: 3"}, "seed", 3),
+        ("sampler=random", {"sampler/random": (conf_dir() / "sampler" / "random.yaml").read_text()}, "seed", 13),
+        (
+            "sampler=own",
+            {"sampler/own": f"{OWN}sampler: {{_target_: my_package.Own}}"},
+            "sampler._target_",
+            "my_package.Own",
+        ),
+        (
+            "+run=own",
+            {"run/own": f"{OWN}defaults: [encoder: e5]", "run/encoder/e5": f"{OWN}encoder: {{pooling: cls}}"},
+            "encoder.pooling",
+            "cls",
+        ),
+        (
+            "+run=own",
+            {"run/own": f"{OWN}defaults: [/my/encoder: e5]", "my/encoder/e5": f"{OWN}encoder: {{pooling: cls}}"},
+            "encoder.pooling",
+            "cls",
+        ),
+        ("+run=own", {"run/own": f"{OWN}defaults: [/a@encoder: e5]", "a/e5": "pooling: cls"}, "encoder.pooling", "cls"),
+        ("+run=own", {"run/own": f"{OWN}defaults: [optional /a: none, override /index: torch]\nseed: 3"}, "seed", 3),
+    ],
+)
+def test_what_hydra_composes_of_ones_own_files_is_let_through(
+    tmp_path: Path, typed: str, files: Mapping[str, str], key: str, value: Any
+) -> None:
+    for name, text in files.items():
+        path = tmp_path / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert explain_own_files(["--config-dir", str(tmp_path), typed]) is None
+    config, error = compose_with(["dataset=pydoc", typed], str(tmp_path))
+    assert error is None
+    assert OmegaConf.select(OmegaConf.create(config), key) == value
+
+
+def test_two_questions_at_a_time_are_refused_as_hydra_would_with_a_traceback() -> None:
+    message = str(explain_grammar(["-m", "--cfg", "job", "seed=1,2"]))
+    assert message.endswith("--multirun and --cfg: expected one of them at a time")
+    assert explain_grammar(["--cfg", "job", "--resolve", "-p", "watch", "+run=[demo,own]"]) is None
+
+
+def test_a_task_from_the_environment_is_let_through() -> None:
+    assert explain_grammar(["task=${oc.env:TASK,status}"]) is None
+
+
 def test_files_of_ones_own_that_lack_nothing_are_let_through_and_those_that_they_choose_are_looked_at(tmp_path: Path) -> None:
     for group in ("run", "dataset"):
         (tmp_path / group).mkdir()
-    (tmp_path / "run" / "own.yaml").write_text(f"# mine\n{OWN}defaults:\n  - override /dataset: own\n  - _self_\n")
+    (tmp_path / "run" / "own.yaml").write_text(f"{OWN}# mine\ndefaults:\n  - override /dataset: own\n  - _self_\n")
     (tmp_path / "dataset" / "own.yaml").write_text("defaults: [beir]\npath: nq\n")
     typed = ["--config-dir", str(tmp_path), "+run=own"]
     assert explain_own_files(typed) is None

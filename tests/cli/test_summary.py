@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 
 from dr_validate.cli.status import agreements, outcome_table, suite_table
+from dr_validate.ledger.reports import of_training
 from dr_validate.values import Estimate, Report
 from tests.factories import built
 from tests.factories import valued_report as report
@@ -88,6 +90,17 @@ def test_a_training_without_a_name_in_another_folder_has_a_sentence_of_its_own()
         "Sampled against full corpus over 2 checkpoints of cold, mrr@10: bias +0.2500",
         "Sampled against full corpus over 2 checkpoints of output, mrr@10: bias +0.5000",
     ]
+
+
+def test_a_checkpoint_that_is_a_link_is_of_the_folder_that_holds_the_link_and_one_further_down_is_not(tmp_path: Path) -> None:
+    for name in ("cold/nested", "disk"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "cold" / "100").symlink_to(tmp_path / "disk")
+    places = [tmp_path / "cold" / "100", tmp_path / "cold" / "200", tmp_path / "cold", tmp_path / "cold" / "nested" / "100"]
+    one = report(100, "s", exactly(0.5))
+    history = [replace(one, checkpoint=replace(one.checkpoint, uri=str(place), training_run="")) for place in places]
+    names = [of_training(each, history, "cold", str(tmp_path / "cold"))[0] for each in history]
+    assert names == ["cold", "cold", "cold", "nested"]
 
 
 def test_a_mean_has_an_interval_and_each_collection_a_row() -> None:

@@ -1,5 +1,6 @@
 """What is refused before a training begins, and how its results are called and compared."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -200,3 +201,34 @@ def test_what_is_not_surely_better_does_not_take_the_place_of_the_best(tmp_path:
         better = report(0.55, digest=f"sha256:{step}", estimate=estimate)
         assert so_far.offer(better, step) is takes_it
     assert so_far.step == 30
+
+
+def test_values_are_held_against_each_other_as_the_later_report_sees_both(tmp_path: Path) -> None:
+    best, seen = report(0.50, digest="sha256:b", estimate={"sample": "s"}), {"sha256:b": {"mrr@10": [0.54, 0.5, 0.6]}}
+    told = {"metric": "mrr@10", "sample": "s", "as_of": 1.0, "earlier": {"s": seen}}
+    later = report(0.55, estimate={**told, "differences": {"sha256:b": {"population": [-0.02, 0.04]}}})
+    assert not is_better(later, best, "mrr@10", tmp_path, 0.95)  # 0.01, and not 0.05, with 0.0153
+
+
+def test_that_nothing_can_be_surely_better_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    worse, better = (report(value, low=0.0, high=value, digest=f"sha256:{value}") for value in (0.1, 0.9))
+    bounds = [
+        replace(one, metrics={"mrr@10": replace(one.metrics["mrr@10"], naive=one.metrics["mrr@10"].value)})
+        for one in (worse, better)
+    ]
+    for one in bounds:
+        path = tmp_path / "queries" / "s" / f"{one.checkpoint.digest.replace(':', '-')}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = {
+            "query_id": [str(n) for n in range(10)],
+            "metric": ["mrr@10"] * 10,
+            "value": [one.metrics["mrr@10"].value] * 10,
+        }
+        pyarrow.parquet.write_table(pyarrow.table(table), path)
+    assert not is_better(bounds[1], bounds[0], "mrr@10", tmp_path, 0.95)
+    assert "is not known (it is an upper bound" in caplog.text
+    exact = [report(value, digest=one.checkpoint.digest) for value, one in zip((0.1, 0.9), bounds, strict=True)]
+    assert is_better(exact[1], exact[0], "mrr@10", tmp_path, 0.95)
+    path.write_bytes(b"PAR1 and no more")
+    assert not is_better(exact[1], exact[0], "mrr@10", tmp_path, 0.95)  # and the training goes on
+    assert "cannot be read" in caplog.text

@@ -1,6 +1,7 @@
 """From the ledger to sections: which Report counts, what belongs together, what is told apart; and which queries moved."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +52,26 @@ def test_a_training_without_a_name_is_of_the_named_one_only_where_both_are_in_on
         section.title: [report.metrics["mrr@10"].value for report in section.sampled[0].done] for section in training.sections()
     }
     assert found == {"vaswani, cold": [0.3, 0.4], "vaswani": [0.6, 0.5]}
+
+
+def test_one_folder_under_two_paths_is_one_training(training: Training, tmp_path: Path) -> None:
+    (tmp_path / "output").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "output")
+    training.strategy()
+    training.done(100, bound(0.3), folder=f"{tmp_path}/link")
+    training.done(150, bound(0.3), folder=f"{tmp_path}/elsewhere/../output")
+    training.done(200, bound(0.4), run="cold", folder=f"{tmp_path}/output")
+    assert [len(strategy.reports) for strategy in training.section().sampled] == [3]
+
+
+@pytest.mark.parametrize("runs", [("", "cold"), ("cold", "")])
+def test_a_final_model_is_of_the_training_whose_checkpoints_lie_in_it(training: Training, runs: tuple[str, str]) -> None:
+    training.strategy()
+    training.done(300, bound(0.3), folder="/x", run=runs[0])  # /x/300
+    training.done(200, bound(0.4), folder="/x/300", run=runs[1])
+    assert [len(strategy.reports) for strategy in training.section().sampled] == [2]
+    training.done(400, bound(0.5), folder="/x")  # a neighbour
+    assert [section.run for section in training.sections()] == ["cold", ""]
 
 
 def test_two_samples_of_one_kind_are_told_apart_and_the_full_corpus_is_its_own(training: Training) -> None:
@@ -126,6 +147,14 @@ def test_the_interval_of_the_mean_change_is_that_of_a_hand_calculation_from_ten_
         found = movement(training.section(), training.state_dir)
         assert found
         assert found.interval == (expected and pytest.approx(expected, abs=1e-6))
+
+
+def test_a_change_of_upper_bounds_has_no_interval(training: Training) -> None:
+    training.sample(bound(0.2), bound(0.3))
+    for report in training.ledger.reports(SAMPLE):
+        training.queries(report, {"mrr@10": [report.checkpoint.step / 1000 + n / 100 for n in range(20)]})
+    found = movement(training.section(), training.state_dir)
+    assert found and found.mean == pytest.approx(0.1) and found.interval is None
 
 
 def test_where_the_last_is_the_best_the_change_is_from_the_one_before_and_full_values_come_first(training: Training) -> None:
