@@ -40,7 +40,7 @@ def test_a_fall_is_told_by_values_that_one_report_sees(tmp_path: Path) -> None:
 
     best = made(100, 0.6)
     digest = best.checkpoint.digest
-    fallen = made(200, 0.5, as_of=1.0, differences={digest: {"population": [-0.13, -0.07]}})
+    fallen = made(200, 0.5, as_of=1.0, differences={digest: {"low": -0.1, "high": -0.1, "population": [-0.13, -0.07]}})
     seen = {digest: {"mrr@10": [0.6, 0.5, 0.7]}, fallen.checkpoint.digest: {"mrr@10": [0.59, 0.5, 0.7]}}
     latest = made(300, 0.4, as_of=2.0, earlier={"s": seen})  # came before the alert could be told
     assert "minus the best, step 100: -0.1000 [-0.1300, -0.0700]" in str(alert_of(fallen, [best, fallen], tmp_path))
