@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from dr_validate.component import fingerprint
 from dr_validate.config import MEAN
+from dr_validate.estimator.estimate import two_sided
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.per_query import read_query_values
 from dr_validate.ledger.reports import EstimateDetails
@@ -181,9 +182,8 @@ def _difference(reports: Sequence[Report], other: str) -> dict[str, Any] | None:
     value = statistics.fmean(one["value"] for one in told)
     own = math.hypot(*((one["high"] - one["low"]) / 2 for one in told)) / len(told)
     population = math.hypot(*((one["population"][1] - one["population"][0]) / 2 for one in told)) / len(told)
-    p = math.erfc(abs(value) / (population / Z_95) / math.sqrt(2)) if population else float(value == 0)
     ends = {"low": value - own, "high": value + own, "population": [value - population, value + population]}
-    return {"value": value, **ends, "p": p}
+    return {"value": value, **ends, "p": two_sided(value, population / Z_95)}
 
 
 def _why(failed: Sequence[Report]) -> str | None:

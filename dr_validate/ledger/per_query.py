@@ -135,8 +135,8 @@ def paired_difference(state_dir: Path, report: Report, other: Report, metric: st
     """`report` minus `other`, both of one sample, as they are known now, and its standard error for other queries like these.
 
     By what the estimator says of the two together, where it does; else by the differences of single queries, as if the errors
-    of the two corrections had nothing in common, which is too much. None of upper bounds, which say nothing of a difference,
-    and where fewer than LEAST_QUERIES are known. Raises OSError.
+    of the two corrections had nothing in common, which is too much; None where these are fewer than LEAST_QUERIES. None of
+    upper bounds, too, which say nothing of a difference. Raises OSError.
     """
     if any(one.metrics[metric].is_bound for one in (report, other)):
         return None
@@ -146,9 +146,8 @@ def paired_difference(state_dir: Path, report: Report, other: Report, metric: st
         return value, (high - low) / 2 / Z_95
     if (error := _error_over_queries(state_dir, report, other, metric)) is None:
         return None
-    corrected = (
-        [] if report.is_mean else [one.metrics[metric] for one in (report, other)]
-    )  # a mean's interval has the queries in it
+    # The interval of a mean has the queries in it already.
+    corrected = [] if report.is_mean else [one.metrics[metric] for one in (report, other)]
     return value, math.hypot(error, *((estimate.high - estimate.low) / 2 / Z_95 for estimate in corrected))
 
 

@@ -94,15 +94,16 @@ def _mean(deciding: Strategy, best: Report, metric: str) -> list[str]:
 
 
 def _told_apart(done: list[Report], best: Report, metric: str) -> dict[str, bool]:
-    """By digest, whether the sample tells it from the best, by the differences from that, in which errors that both share
-    cancel; empty where the estimator does not say it of all."""
+    """By digest, whether it can be told from the best, by the differences from that, in which errors that both share
+    cancel; empty where the estimator does not say it of all. For these queries; of a mean, as its interval is, for others."""
     others = [report for report in done if report is not best]
     known = [compared(best, report, metric) for report in others]
     told = [one for one in known if one is not None]
     if len(told) < len(known) or not best.metrics[metric].has_interval:
         return {}
     values = [best.metrics[metric].value - report.metrics[metric].value for report in others]  # as they are known now
-    errors = [(one["high"] - one["low"]) / 2 / Z_95 for one in told]
+    ends = [one["population"] if best.is_mean else (one["low"], one["high"]) for one in told]
+    errors = [(high - low) / 2 / Z_95 for low, high in ends]
     chances = holm([two_sided(value, error) for value, error in zip(values, errors, strict=True)])
     return {report.checkpoint.digest: p < SURE for report, p in zip(others, chances, strict=True)}
 
@@ -129,7 +130,7 @@ def _rivals(done: list[Report], best: Report, metric: str, apart: Mapping[str, b
     steps = steps_in_words([report.checkpoint.step for report in near])
     if apart:
         rest = "" if len(near) == len(others) else "; all others are lower"
-        return [f"The sample does not tell it from {steps}{rest} (95%, by the differences from it)."]
+        return [f"It cannot be told from {steps}{rest} (95%, by the differences from it)."]
     theirs = f"{'that' if len(near) == 1 else 'those'} of {steps}"
     return [f"Its interval overlaps with {theirs}: these intervals cannot tell them apart."]
 
@@ -149,7 +150,7 @@ def _course(done: list[Report], best: Report, metric: str, moved: Movement | Non
     if end.is_bound or top.is_bound:
         return [f"{begin} on the sample."]
     if apart and not apart[last.checkpoint.digest]:
-        return [f"{begin}, which the sample does not tell apart."]
+        return [f"{begin}, too little to tell the two apart."]
     if not apart and end.high >= top.low:
         return [f"{begin}, within the intervals."]
     later = sum(report.checkpoint.step > best.checkpoint.step for report in done)

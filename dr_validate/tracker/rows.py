@@ -155,7 +155,8 @@ def alert_of(report: Report, history: Sequence[Report], state_dir: Path) -> tupl
     if report.status != "done":
         return None
     known = [one for one in revised(history) if one.status == "done"]
-    metric, estimate = next(iter(report.metrics.items()))
+    mine = next(one for one in known if one.checkpoint.digest == report.checkpoint.digest)  # revised, as the others are
+    metric, estimate = next(iter(mine.metrics.items()))
     which = f"{report.checkpoint.label} (step {report.checkpoint.step:,}): {report.dataset} {metric} {estimate.value:.4f}"
     if is_best(report, history):
         return f"New best {metric}", f"{which}, the best of {len(known)}"
@@ -163,7 +164,6 @@ def alert_of(report: Report, history: Sequence[Report], state_dir: Path) -> tupl
     if best is None or report.checkpoint.step <= best.checkpoint.step:
         return None  # it came before the best: that is no fall
     try:
-        mine = next(one for one in known if one.checkpoint.digest == report.checkpoint.digest)  # revised as the best is
         found = paired_difference(state_dir, mine, best, metric)
     except OSError as error:
         log.warning("tracker.alert: %s", error)

@@ -39,7 +39,7 @@ def test_checkpoints_whose_intervals_overlap_are_named(training: Training) -> No
     assert "Its interval overlaps with those of steps 300 and 400: these intervals cannot tell them apart." in said(training)
 
 
-def together(training: Training, *values: float, reach: float) -> str:
+def together(training: Training, *values: float, reach: float, **notes: object) -> str:
     """Steps 100, 200 ... on a sample, each with an interval of 0.1 to both sides, and with every earlier one in a difference
     that is known to `reach`."""
     training.strategy()
@@ -53,15 +53,20 @@ def together(training: Training, *values: float, reach: float) -> str:
             }
             for one in earlier
         }
-        notes = {"estimate": {"metric": "mrr@10", "differences": differences}}
+        notes = {**notes, "estimate": {"metric": "mrr@10", "differences": differences}}
         earlier.append(training.done(100 * number, within(value, 0.1), notes=notes, at=f"2026-11-21T03:{number:02}:00Z"))
     return said(training)
 
 
 def test_what_the_best_is_told_from_goes_by_differences_where_they_are_known(training: Training) -> None:
     text = together(training, 0.20, 0.31, 0.30, 0.22, reach=0.02)
-    assert "The sample does not tell it from step 300; all others are lower (95%, by the differences from it)." in text
+    assert "It cannot be told from step 300; all others are lower (95%, by the differences from it)." in text
     assert "overlap" not in text and "The last checkpoint (step 400) is 0.090 lower." in text
+
+
+def test_means_are_told_apart_for_other_queries_as_their_intervals_are(training: Training) -> None:
+    text = together(training, 0.31, 0.28, reach=0.02, collections={"nq": "s1", "fiqa": "s2"})  # twice that for others
+    assert "It cannot be told from step 200 (95%, by the differences from it)." in text
 
 
 def test_no_other_may_be_as_good(training: Training) -> None:
@@ -71,7 +76,7 @@ def test_no_other_may_be_as_good(training: Training) -> None:
 
 def test_a_last_one_that_is_not_told_from_the_best_is_no_fall(training: Training) -> None:
     text = together(training, 0.2, 0.31, 0.30, reach=0.02)
-    assert "The last checkpoint (step 300) is 0.010 lower, which the sample does not tell apart." in text
+    assert "The last checkpoint (step 300) is 0.010 lower, too little to tell the two apart." in text
 
 
 @pytest.mark.parametrize(("others", "told"), [(1, True), (9, False)])

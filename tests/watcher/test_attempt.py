@@ -100,6 +100,17 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
         yield opened
 
 
+def agreement_after(books: Books, sampled: Target, one: Checkpoint, error: float) -> tuple[int, float] | None:
+    """Checkpoints and bias, when `one` has been done on the sample, where it is so far off, and then on the full corpus; None
+    of a single one."""
+    for target in (sampled, dataclasses.replace(sampled, spec=sampled.full_spec)):
+        value = one.step / 1000 + (0 if target.is_baseline else error)
+        estimate = Estimate(value=value, low=value, high=value, naive=value)
+        report = dataclasses.replace(FakeWorker(fails(Stopped())).done(one), metrics={"mrr@10": estimate})
+        last = books.finish(dataclasses.replace(report, spec=target.spec), target)
+    return last.agreement and (last.agreement.checkpoints, round(last.agreement.bias, 9))
+
+
 def test_the_agreement_of_a_report_is_that_of_its_own_training(tmp_path: Path, ledger: Ledger) -> None:
     sampled = dataclasses.replace(TARGET, sampled_spec="s1", full_spec="f1")
     books = Books(tmp_path, ledger, fails(Stopped()))
@@ -107,13 +118,7 @@ def test_the_agreement_of_a_report_is_that_of_its_own_training(tmp_path: Path, l
     for training, error in (("t", 0.25), ("other", 0.5), ("", 0.25)):  # without a name: of the source's own
         for step in (100, 200):
             one = dataclasses.replace(checkpoint(step), training_run=training, digest=f"sha256:{training}{step}")
-            for target in (sampled, dataclasses.replace(sampled, spec="f1")):
-                value = step / 1000 + (0 if target.is_baseline else error)
-                estimate = Estimate(value=value, low=value, high=value, naive=value)
-                report = dataclasses.replace(FakeWorker(fails(Stopped())).done(one), metrics={"mrr@10": estimate})
-                last = books.finish(dataclasses.replace(report, spec=target.spec), target)
-        assert last.agreement is not None
-        found[training] = (last.agreement.checkpoints, round(last.agreement.bias, 9))
+            found[training] = agreement_after(books, sampled, one, error)
     assert found == {"t": (2, 0.25), "other": (2, 0.5), "": (4, 0.25)}
 
 
@@ -128,13 +133,7 @@ def test_a_training_without_a_name_in_another_folder_is_not_agreed_with_by_one_t
         for step in (100, 200):
             one = dataclasses.replace(checkpoint(step), training_run=training, digest=f"sha256:{folder}{training}{step}")
             one = dataclasses.replace(one, uri=str(tmp_path / folder / one.name))
-            for target in (sampled, dataclasses.replace(sampled, spec="f1")):
-                value = step / 1000 + (0 if target.is_baseline else error)
-                estimate = Estimate(value=value, low=value, high=value, naive=value)
-                report = dataclasses.replace(FakeWorker(fails(Stopped())).done(one), metrics={"mrr@10": estimate})
-                last = books.finish(dataclasses.replace(report, spec=target.spec), target)
-        assert last.agreement is not None
-        found[folder, training] = (last.agreement.checkpoints, round(last.agreement.bias, 9))
+            found[folder, training] = agreement_after(books, sampled, one, error)
     assert found == {("output", ""): (2, 0.5), ("cold", ""): (2, 0.25), ("cold", "cold"): (4, 0.25)}
 
 
