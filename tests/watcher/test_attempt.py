@@ -108,7 +108,7 @@ def agreement_after(books: Books, sampled: Target, one: Checkpoint, error: float
         estimate = Estimate(value=value, low=value, high=value, naive=value)
         report = dataclasses.replace(FakeWorker(fails(Stopped())).done(one), metrics={"mrr@10": estimate})
         last = books.finish(dataclasses.replace(report, spec=target.spec), target)
-    return last.agreement and (last.agreement.checkpoints, round(last.agreement.bias, 9))
+    return (last.agreement.checkpoints, round(last.agreement.bias, 9)) if last.agreement else None
 
 
 def test_the_agreement_of_a_report_is_that_of_its_own_training(tmp_path: Path, ledger: Ledger) -> None:
