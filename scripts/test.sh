@@ -24,7 +24,7 @@ wait
 "${tests[@]}" --basetemp .venv/tmp/fast -n 1 -m "not slow" > .venv/tmp/fast.log 2>&1 &
 trap 'kill %% 2> /dev/null || true' EXIT
 code=0
-"${tests[@]}" --basetemp .venv/tmp/slow -n 4 -m slow || code=$?
+"${tests[@]}" --basetemp .venv/tmp/slow -n 3 -m slow || code=$?
 wait %% || code=$?
 cat .venv/tmp/fast.log
 exit $code
