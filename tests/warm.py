@@ -53,7 +53,14 @@ LIBRARIES = [
 ]
 # First letters of variables that are read when Python starts, or when something is imported.
 AT_IMPORT = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "OPENBLAS_", "MKL_", "ATEN_", "ONEDNN_", "TORCH", "CUDA", "NUMBA_", "HF_")
-SET_LATER = {"HF_HUB_OFFLINE", "HF_TOKEN", "OPENBLAS_NUM_THREADS", "PYTHONWARNINGS", "TORCHINDUCTOR_CACHE_DIR"}
+SET_LATER = {
+    "CUDA_VISIBLE_DEVICES",
+    "HF_HUB_OFFLINE",
+    "HF_TOKEN",
+    "OPENBLAS_NUM_THREADS",
+    "PYTHONWARNINGS",
+    "TORCHINDUCTOR_CACHE_DIR",
+}
 FORKER = "DR_VALIDATE_FORKER"  # names the socket of the process that forks
 BELOW = "DR_VALIDATE_WARM_BELOW"  # set where what a warm process starts is warm, too
 ROOT = Path(__file__).resolve().parents[1]

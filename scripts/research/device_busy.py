@@ -167,7 +167,7 @@ def measure(folder: Path, state: Path, size: int, checkpoints: int) -> Iterator[
 def measure_many(folder: Path, state: Path, size: int, checkpoints: int, at_once: int) -> str:
     """What share of the time the device works where so many processes take turns."""
     context = multiprocessing.get_context("forkserver")  # which imports all this once
-    context.set_forkserver_preload([take_turns.__module__])
+    context.set_forkserver_preload([take_turns.__module__, "transformers.models.bert.modeling_bert", "ranx"])
     lock, turn, answers = context.Lock(), context.Value("i", 0), context.Queue()
     given = (folder, state, size, checkpoints, at_once, lock, turn, answers)
     processes = [context.Process(target=take_turns, args=(place, *given)) for place in range(at_once)]

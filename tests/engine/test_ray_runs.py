@@ -1,10 +1,12 @@
 """Whole pipelines and runs on a cluster of their own: real models, and kills of the processes that a user sees."""
 
+import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ from dr_validate.engine.ray import import_ray, remove_leftovers
 from dr_validate.errors import CheckpointError, Preempted
 from dr_validate.values import Checkpoint
 from dr_validate.worker.pipeline import Pipeline
-from tests import warm
 from tests.engine.controls import GivesWay, Unhurried, checkpoint_of
 from tests.processes import LIMIT_S, children, wait_for
 
@@ -99,79 +100,65 @@ def test_two_workers_rank_as_one_device_does_and_live_on_whatever_a_checkpoint_b
     assert not any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in started)
 
 
-def test_a_kill_of_a_worker_or_of_an_idle_driver_costs_no_attempt_and_nobody_outlives_the_watcher(
+def test_a_killed_worker_costs_no_attempt_and_after_a_kill_or_a_signal_to_the_group_nobody_and_nothing_is_left(
     dr_validate: Any, tmp_path: Path, wide_collection: Path, collection: Path, write_checkpoint: Callable[..., Path]
 ) -> None:
     source = tmp_path / "checkpoints"
     source.mkdir()
     for number in (1, 2, 3):
         write_checkpoint(tmp_path / "ready" / f"checkpoint-{number}", seed=number, step=number)
-    process = dr_validate.start(
+    overrides = [
         *(f"source.path={source}", "dataset=suite", f"dataset.members.wide={wide_collection}", "tracker=none", "index=torch"),
         *(f"dataset.members.small={collection}", "engine=ray", "engine.workers=1", "device=cpu", "watch.poll_s=0.05"),
         *("encoder.pooling=mean", "encoder.normalize=true"),
         *("sampler=random", "sampler.fraction=0.5", "engine.slice_documents=8", "fidelity.baseline=off"),
-    )
+    ]
 
-    def wait_for_reports(number: int) -> None:
-        wait_for(lambda: len(dr_validate.reports()) == number or process.poll() is not None)
+    def bring(number: int, process: "subprocess.Popen[str]") -> None:
+        shutil.move(tmp_path / "ready" / f"checkpoint-{number}", source / f"checkpoint-{number}")
+        wait_for(lambda: len(dr_validate.reports()) == 3 * number or process.poll() is not None)
         assert process.poll() is None, process.communicate()[1]
 
-    try:
-        shutil.move(tmp_path / "ready" / "checkpoint-1", source / "checkpoint-1")
-        wait_for_reports(3)
+    with ended(dr_validate.start(*overrides)) as process:
+        bring(1, process)
         os.kill(next(pid for pid, name in processes_under(process.pid).items() if "ray::RayWorker" in name), signal.SIGKILL)
-        shutil.move(tmp_path / "ready" / "checkpoint-2", source / "checkpoint-2")
-        wait_for_reports(6)
-        (driver,) = warm.workers(process)
-        os.kill(driver, signal.SIGKILL)
-        wait_for(lambda: driver not in warm.workers(process))
-        shutil.move(tmp_path / "ready" / "checkpoint-3", source / "checkpoint-3")
-        wait_for_reports(9)
-        everyone = list(processes_under(process.pid))
-        assert len(everyone) > 3
+        bring(2, process)
+        killed = list(processes_under(process.pid))
+        assert len(killed) > 3
         process.kill()
         _, err = process.communicate(timeout=LIMIT_S)
-        # For a minute Ray's own agents try to tell a server of the end that was its end, too.
-        wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in everyone), between_s=0.5)
-    finally:
-        process.kill()
-        process.communicate()
+    assert "was lost: " in err
+    assert "Traceback" not in err
+    with ended(dr_validate.start(*overrides, start_new_session=True)) as process:
+        bring(3, process)
+        signalled = list(processes_under(process.pid))
+        os.killpg(process.pid, signal.SIGTERM)  # as a batch system does, or a supervisor
+        _, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    # For a minute Ray's own agents try to tell a server of the end that was its end, too.
+    wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in killed + signalled), between_s=0.5)
+    assert not left_by(signalled)
+    remove_leftovers()  # as the next start does
+    assert not left_by(killed)
+
     reports = dr_validate.reports()
     assert all(report["status"] == "done" for report in reports)
     wide, small, mean = ([one for one in reports if one["dataset"] == name] for name in ("wide", "small", "mean"))
     assert [len(wide), len(small), len(mean)] == [3, 3, 3]
     assert [report["attempts"] for report in wide + small] == [1, 1, 1, 1, 1, 1]
     assert [report["corpus"]["encoded_now"] for report in wide + small] == [100] * 3 + [24] * 3
-    assert "was lost: " in err
-    assert "Traceback" not in err
-    remove_leftovers()
-    assert not [root for root in (tempfile.gettempdir(), "/dev/shm", "/tmp") for pid in everyone if left(root, pid)]
 
 
-def test_a_signal_to_the_whole_group_leaves_no_process_and_no_folder(
-    dr_validate: Any, tmp_path: Path, wide_collection: Path, write_checkpoint: Callable[..., Path]
-) -> None:
-    write_checkpoint(tmp_path / "checkpoints" / "checkpoint-1", step=1)
-    process = dr_validate.start(
-        *(f"source.path={tmp_path / 'checkpoints'}", "dataset=beir", f"dataset.path={wide_collection}", "tracker=none"),
-        *("engine=ray", "engine.workers=1", "index=torch", "encoder.pooling=mean", "encoder.normalize=true"),
-        *("watch.poll_s=0.05", "device=cpu", "sampler=full"),
-        start_new_session=True,
-    )
+@contextlib.contextmanager
+def ended(process: "subprocess.Popen[str]") -> Iterator["subprocess.Popen[str]"]:
     try:
-        wait_for(lambda: len(dr_validate.reports()) == 1 or process.poll() is not None)
-        everyone = list(processes_under(process.pid))
-        os.killpg(process.pid, signal.SIGTERM)  # as a batch system does, or a supervisor
-        _, err = process.communicate(timeout=LIMIT_S)
+        yield process
     finally:
         process.kill()
         process.communicate()
-    assert process.returncode == 0, err
-    assert "Traceback" not in err
-    wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in everyone))
-    assert not [root for root in (tempfile.gettempdir(), "/dev/shm", "/tmp") for pid in everyone if left(root, pid)]
 
 
-def left(root: str, pid: int) -> bool:
-    return Path(root, f"dr-ray-{pid}").exists()
+def left_by(processes: Sequence[int]) -> list[Path]:
+    folders = [Path(root, f"dr-ray-{pid}") for root in (tempfile.gettempdir(), "/dev/shm", "/tmp") for pid in processes]
+    return [folder for folder in folders if folder.exists()]
