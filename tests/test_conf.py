@@ -245,12 +245,13 @@ def test_questions_and_mistakes_are_answered_without_loading_anything(
     assert not list(tmp_path.rglob("*.log"))
 
 
-def test_an_interrupt_ends_with_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [[], ["-m", "source.path=x", "dataset=pydoc", "sampler=full,random"]])
+def test_an_interrupt_ends_with_one_line(tmp_path: Path, arguments: list[str]) -> None:
     interrupt = "event == 'open' and str(of[0]).endswith('config.yaml') and signal.raise_signal(signal.SIGINT)"
     handled = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell starts what is in its background without
     start = f"import signal, sys; from dr_validate.__main__ import main; {handled}"
     code = f"{start}; sys.addaudithook(lambda event, of: {interrupt}); main()"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert result.returncode == 130
     assert result.stderr == "interrupted: ended at once; the next start goes on from what is saved\n"
 

@@ -57,7 +57,7 @@ def examine(config: Mapping[str, Any]) -> int:
         try:
             found, mark, style = check(run), "ok", "green"
         except (DrValidateError, OSError) as error:
-            found, mark, style = str(error), "problem", "red"
+            found, mark, style = in_words(error), "problem", "red"
             wrong += 1
         console.print(f"{mark:9}", style=style, end=" ")
         console.print(f"{name:9} {found}", soft_wrap=True)
@@ -111,8 +111,16 @@ def _problems(part: Any, checks: Sequence[Callable[[Any], Any]]) -> list[str]:
         except LowOnSpace as error:
             log.warning("%s", error)
         except (DrValidateError, OSError) as error:
-            found.append(str(error))
+            found.append(in_words(error))
     return found
+
+
+def in_words(error: Exception) -> str:
+    """Its message; of a file that the system does not let us use, which is mostly another user's, with the way out."""
+    if not isinstance(error, PermissionError) or error.filename is None:
+        return str(error)
+    way_out = "run as its owner, have its permissions changed, or, if it is in state_dir, set another one"
+    return f"{error.filename}: {error.strerror}, for user {os.getuid()}; {way_out}"
 
 
 def sample_problems(configs: Sequence[Mapping[str, Any]]) -> list[str]:

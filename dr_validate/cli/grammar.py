@@ -22,6 +22,7 @@ from dr_validate.errors import ConfigError
 NOT_COMPOSED = (HydraException, OmegaConfBaseException, YAMLError)  # the last of a file that is no YAML
 TASKS = get_args(get_type_hints(Settings)["task"])
 PACKAGE = re.compile(r"\s*(#\s*@[^\n]*\n\s*)*#\s*@package\s")  # where Hydra sees it: before any other line or comment
+BYTE_ORDER_MARK = "\ufeff"
 MODES = ("run", "multirun", "cfg", "info", "shell_completion")  # of which Hydra takes one
 SETTINGS = {field.name for field in dataclasses.fields(Settings)}
 
@@ -142,16 +143,9 @@ def explain_own_files(arguments: Sequence[str]) -> str | None:
             if path.read_bytes() != ours.read_bytes():
                 problems.append(f"{path}: is never read, for {group}={choice} is a choice of dr_validate; give it another name")
             continue
-        try:
-            keys = OmegaConf.to_container(OmegaConf.load(path))
-        except NOT_COMPOSED:
-            continue  # Hydra names the line
-        except UnicodeDecodeError as error:
-            problems.append(f"{path}: not text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8")
-            continue
-        keys = keys if isinstance(keys, Mapping) else {}
-        if not isinstance(listed := keys.get("defaults") or [], list):
-            problems.append(f"{path}: got `defaults: {listed}`, expected a list, `defaults: [{listed}]`")
+        keys = _keys_in(path)
+        if not isinstance(keys, Mapping):
+            problems += [f"{path}: {keys}"] if keys else []
             continue
         has_package = bool(PACKAGE.match(path.read_text(encoding="utf-8")))
         if group in STAGES:
@@ -166,7 +160,7 @@ def explain_own_files(arguments: Sequence[str]) -> str | None:
             for stage in STAGES
             if isinstance(keys.get(stage), str)
         ]
-        for entry, other in (item for one in listed if isinstance(one, Mapping) for item in one.items()):
+        for entry, other in (item for one in keys.get("defaults") or [] if isinstance(one, Mapping) for item in one.items()):
             named = entry.removeprefix("optional ").removeprefix("override ")
             stage, place = named.removeprefix("/"), named[1:] if named.startswith("/") else f"{group}/{named}"
             files += [] if (place, str(other)) in files else [(place, str(other))]
@@ -174,6 +168,23 @@ def explain_own_files(arguments: Sequence[str]) -> str | None:
             if stage in STAGES and entry != f"override /{stage}" and not is_own_group:
                 problems.append(f"{path}: got `- {entry}: {other}` in its defaults, expected `- override /{stage}: {other}`")
     return str(ConfigError(problems)) if problems else None
+
+
+def _keys_in(path: Path) -> Mapping[Any, Any] | str | None:
+    """What the file sets; in words why it cannot be used, None where Hydra has the words (it names the line)."""
+    try:
+        keys = OmegaConf.to_container(OmegaConf.load(path))
+    except NOT_COMPOSED:
+        return None
+    except UnicodeDecodeError as error:
+        return f"not text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+    text = path.read_text(encoding="utf-8")
+    if text.startswith(BYTE_ORDER_MARK) and PACKAGE.match(text[1:]):
+        return "begins with a byte order mark, after which Hydra sees no `# @package`; save it without one"
+    keys = keys if isinstance(keys, Mapping) else {}
+    if not isinstance(listed := keys.get("defaults") or [], list):
+        return f"got `defaults: {listed}`, expected a list, `defaults: [{listed}]`"
+    return keys
 
 
 def _of_choice(path: Path, stage: str, keys: Mapping[Any, Any]) -> Iterator[str]:

@@ -14,7 +14,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import MissingConfigException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dr_validate.cli.doctor import sample_problems, with_other_problems
 from dr_validate.cli.grammar import NOT_COMPOSED, SETTINGS
@@ -83,6 +84,8 @@ def explain_sweep(arguments: Sequence[str]) -> str | None:
     for choices in dict.fromkeys(swept.choices):
         if error := one_of(choices)[1]:
             return explain(error, [*told, *choices], values=False)
+    if mistake := _state_dir_not_filled_in(jobs[0], own):
+        return mistake
     if problems := swept.unknown():
         return str(ConfigError(problems))
     configs = []
@@ -259,10 +262,8 @@ def composed(
     overrides: Sequence[str], own_dir: str | None = None, *, resolve: bool = True
 ) -> tuple[dict[str, Any], Exception | None]:
     """The plain configuration, empty where there is none, and why. `own_dir`: further YAML (--config-dir)."""
-    places = [f"hydra.searchpath=['file://{Path(own_dir).absolute()}']"] if own_dir else []
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-            config = compose("config", [*overrides, *places])
+        config = _compose(overrides, own_dir)
         if resolve:
             OmegaConf.resolve(config)
     except NOT_COMPOSED as error:
@@ -270,6 +271,30 @@ def composed(
     plain = OmegaConf.to_container(config, throw_on_missing=False)
     assert isinstance(plain, dict)
     return as_chosen({str(key): value for key, value in plain.items()}, overrides)[0], None
+
+
+def _compose(overrides: Sequence[str], own_dir: str | None) -> DictConfig:
+    places = [f"hydra.searchpath=['file://{Path(own_dir).absolute()}']"] if own_dir else []
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        return compose("config", [*overrides, *places])
+
+
+def _state_dir_not_filled_in(job: Sequence[str], own_dir: str | None) -> str | None:
+    """The folder of a sweep is in its state_dir, and Hydra makes it before there is a job that could say what is wrong."""
+    try:
+        config = _compose(job, own_dir)
+    except NOT_COMPOSED:
+        return None  # said of the job
+    try:
+        OmegaConf.select(config, "state_dir")
+    except OmegaConfBaseException as error:
+        return str(not_filled_in(error))
+    return None
+
+
+def not_filled_in(error: OmegaConfBaseException) -> ConfigError:
+    """Of ${...} in a file of the user's own, or on the command line."""
+    return ConfigError([f"a value with ${{...}} cannot be filled in: {' '.join(str(error).split())}"])
 
 
 def as_chosen(config: Mapping[str, Any], typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

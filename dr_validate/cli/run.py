@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dr_validate.cli import sweep
-from dr_validate.cli.doctor import check_start, state_dir_to_read, with_other_problems
+from dr_validate.cli.doctor import check_start, in_words, state_dir_to_read, with_other_problems
 from dr_validate.cli.grammar import NOT_COMPOSED, explain_grammar, explain_own_files, with_overrides_first
 from dr_validate.cli.overrides import (
     NEVER_ENDS,
@@ -28,6 +29,7 @@ from dr_validate.cli.overrides import (
     explain_sweep,
     for_every_job,
     for_open_keys,
+    not_filled_in,
 )
 from dr_validate.config import Run, build, conf_dir, report_settings, tracker_of
 from dr_validate.errors import ConfigError, DrValidateError, SetupError
@@ -66,17 +68,11 @@ def main() -> None:
         sys.stdout.write(f"dr_validate {_version()}\n")
         return
     set_up_logging()
-    sys.argv[1:] = for_open_keys(with_overrides_first(sys.argv[1:]))
-    if mistake := next(filter(None, (check(sys.argv[1:]) for check in MISTAKES)), None):
-        say_error(mistake)
-        sys.exit(SETUP_IS_WRONG)
-    sys.argv[1:] = for_every_job(sys.argv[1:])
     sweep.prepare(os.environ)
     offer_help()
     asked_for = RAISE in os.environ
-    if not {"-m", "--multirun"} & set(sys.argv):  # there a job may be what raises, in another process
-        os.environ.setdefault(RAISE, "1")
     try:
+        _check_command_line()
         job()
     except SystemExit as error:  # Hydra ends with 1 when a configuration does not compose, and when a job raises
         code = error.code if isinstance(error.code, int) else 1
@@ -93,6 +89,17 @@ def main() -> None:
 
             codes.append(show_sweep(folder))
     sys.exit(max(codes, default=0))
+
+
+def _check_command_line() -> None:
+    """Leave in sys.argv what Hydra is to read, or say what is wrong and exit."""
+    sys.argv[1:] = for_open_keys(with_overrides_first(sys.argv[1:]))
+    if mistake := next(filter(None, (check(sys.argv[1:]) for check in MISTAKES)), None):
+        say_error(mistake)
+        sys.exit(SETUP_IS_WRONG)
+    sys.argv[1:] = for_every_job(sys.argv[1:])
+    if not get_args_parser().parse_known_args(sys.argv[1:])[0].multirun:  # there a job may be what raises, in another process
+        os.environ.setdefault(RAISE, "1")
 
 
 def _version() -> str:
@@ -131,15 +138,14 @@ def _refusals_in_words() -> Iterator[None]:
     except PermissionError as error:
         if error.filename is None:
             raise
-        way_out = "run as its owner, have its permissions changed, or, if it is in state_dir, set another one"
-        raise SetupError(f"{error.filename}: {error.strerror}, for user {os.getuid()}; {way_out}") from error
+        raise SetupError(in_words(error)) from error
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:  # ${...} in a file of the user's own, or on the command line
-        raise ConfigError([f"a value with ${{...}} cannot be filled in: {' '.join(str(error).split())}"]) from error
+        raise not_filled_in(error) from error
     plain = OmegaConf.to_container(config, throw_on_missing=False)
     assert isinstance(plain, dict)
     job = HydraConfig.get()

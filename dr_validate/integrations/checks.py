@@ -97,6 +97,10 @@ def _wrong_settings(settings: ValidationSettings, typed: Mapping[str, str]) -> l
         problems.append(f"backpressure: got {settings.backpressure!r}, expected one of {', '.join(BACKPRESSURE)}")
     if settings.min_confidence is not None and not 0.5 <= settings.min_confidence < 1:
         problems.append(f"min_confidence: got {settings.min_confidence}, expected 0.5 to below 1, such as 0.95")
+    if settings.min_confidence is not None and typed.get("sampler") == "run_pool":
+        problems.append(
+            "min_confidence: how sure a difference is, sampler=run_pool never says; leave it out, or set sampler=stratified"
+        )
     if settings.exit_timeout_s < 0:
         problems.append(f"exit_timeout_s: got {settings.exit_timeout_s}, expected seconds")
     if settings.device is not None and "device" in typed:

@@ -32,6 +32,7 @@ ANOTHER_AFTER_S = 10.0  # one at a time, in the order of work; beside one that t
 JITTER = (0.9, 1.1)  # many watchers that started together do not ask together for ever
 MAX_BACKOFF_S = 600.0
 MAX_FAILURES = 5  # of a finite run
+_one_says_it = threading.Lock()
 
 
 class SourcePoller:
@@ -383,14 +384,16 @@ class Backoff:
             raise SetupError(f"source: {error} {again}") from error
         pause = min(MAX_BACKOFF_S, min(self._watch.poll_s, 2.0) * 2.0**self.failures)
         pause = max(pause, getattr(error, "retry_after_s", 0.0)) * random.uniform(*JITTER)
-        level = logging.WARNING if self.failures == 1 and str(error) not in self._said else logging.DEBUG
-        log.log(level, "source: %s; trying again in %.0f s, then less and less often", error, pause)
-        self._said.add(str(error))
+        with _one_says_it:  # whoever fetches meets the outage in the same moment as whoever polls
+            level = logging.WARNING if self.failures == 1 and str(error) not in self._said else logging.DEBUG
+            log.log(level, "source: %s; trying again in %.0f s, then less and less often", error, pause)
+            self._said.add(str(error))
         self.until = time.monotonic() + pause
 
     def answered(self) -> None:
         """The outage is over, if there was one."""
-        if self.failures and self._said:
-            log.info("source: in reach again, after %d failures", self.failures)
-            self._said.clear()
+        with _one_says_it:
+            if self.failures and self._said:
+                log.info("source: in reach again, after %d failures", self.failures)
+                self._said.clear()
         self.failures = 0

@@ -138,6 +138,7 @@ OWN = "# @package _global_\n"
             "got `dataset: beir`, expected `- override /dataset: beir` in its defaults",
         ),
         ("+run=own", "run/own", f"{OWN}defaults: beir", "got `defaults: beir`, expected a list, `defaults: [beir]`"),
+        ("+run=own", "run/own", f"\ufeff{OWN}seed: 3", "begins with a byte order mark, after which Hydra sees no `# @package`"),
         (
             "sampler=own",
             "sampler/own",
@@ -443,6 +444,14 @@ def test_a_variable_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, 
     assert run_composed(["dataset=beir", "dataset.path=${oc.env:NOWHERE}"], monkeypatch) == SETUP_IS_WRONG
     said = capfd.readouterr().err
     assert "a value with ${...} cannot be filled in" in said and "variable 'NOWHERE' not found" in said
+
+
+def test_a_state_dir_that_cannot_be_filled_in_is_named_before_a_sweep_makes_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = ["-m", "source.path=x", "dataset=beir", "dataset.path=y", "sampler=random", "sampler.fraction=0.1,0.2"]
+    monkeypatch.delenv("NOWHERE", raising=False)
+    message = explain_sweep([*sweep, "state_dir=${oc.env:NOWHERE}"])
+    assert message is not None and "cannot be filled in" in message and "variable 'NOWHERE' not found" in message
+    assert explain_sweep([*sweep, "state_dir=${dataset.path}/state"]) is None
 
 
 def test_a_file_of_another_user_is_named_with_the_way_out(

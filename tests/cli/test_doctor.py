@@ -118,6 +118,17 @@ def test_all_that_is_wrong_is_said_at_once(arguments: list[str], tmp_path: Path,
     assert len(message.splitlines()) == 6
 
 
+def test_a_file_of_another_user_is_named_with_the_way_out(
+    arguments: list[str], monkeypatch: Monkey, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", "/theirs/copies")
+
+    monkeypatch.setattr("dr_validate.source.folder.FolderSource.list", refuse)
+    assert examine(composed(*arguments)) == 2
+    assert "/theirs/copies: Permission denied, for user" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_key_is_asked_of_nobody_where_none_is_needed(arguments: list[str], monkeypatch: Monkey, tmp_path: Path) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

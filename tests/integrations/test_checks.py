@@ -50,6 +50,13 @@ def test_settings_that_would_not_work_are_refused_at_attach_with_the_way_out(
     assert caught.value.problems[0].startswith(named)
 
 
+def test_a_sampler_that_knows_no_differences_cannot_be_sure_of_one(bert: Any, harder: Path, tmp_path: Path) -> None:
+    overrides = [*STATED, f"dataset.path={harder}", "sampler=run_pool"]
+    with pytest.raises(ConfigError, match="min_confidence: .*sampler=run_pool never says") as caught:
+        AsyncValidation(overrides, min_confidence=0.95).attach(learner(bert, harder, tmp_path / "out"))
+    assert len(caught.value.problems) == 1
+
+
 def spread_over(*, fsdp: str = "", zero: dict[str, Any] | None = None, n_gpu: int = 1) -> Any:
     """What is asked of a trainer whose model is spread over devices."""
     args = SimpleNamespace(save_strategy="steps", metric_for_best_model=None, greater_is_better=None, n_gpu=n_gpu)

@@ -2,10 +2,12 @@
 
 import errno
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from dr_validate.config import Watch
 from dr_validate.errors import CheckpointDeleted, CheckpointError, Outage, SetupError, TimedOut
 from dr_validate.watcher import polling
 from tests.processes import LIMIT_S, wait_for
@@ -23,6 +25,22 @@ def test_everything_listed_is_taken_newest_first_and_outlives_its_source(tmp_pat
     with polled(tmp_path, Source()) as made:  # the next day
         assert made.exist() == [100, 200, 300, 400]
         assert all(made.poller.has_copy(c) for c in made.poller.listing.checkpoints)
+
+
+def test_an_outage_that_two_threads_meet_in_one_moment_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Slow(set[str]):
+        def __contains__(self, text: object) -> bool:
+            found = super().__contains__(text)
+            time.sleep(0.1)  # so that the other thread asks before this one has answered
+            return found
+
+    backoffs = [polling.Backoff(Watch(), said) for said in [Slow()] for _ in range(2)]
+    threads = [threading.Thread(target=backoff.failed, args=(Outage("it cannot be reached"),)) for backoff in backoffs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert caplog.text.count("it cannot be reached; trying again in") == 1
 
 
 def test_copies_of_another_source_are_not_its_own(tmp_path: Path) -> None:
