@@ -451,7 +451,8 @@ def test_a_state_dir_that_cannot_be_filled_in_is_named_before_a_sweep_makes_its_
     monkeypatch.delenv("NOWHERE", raising=False)
     message = explain_sweep([*sweep, "state_dir=${oc.env:NOWHERE}"])
     assert message is not None and "cannot be filled in" in message and "variable 'NOWHERE' not found" in message
-    assert explain_sweep([*sweep, "state_dir=${dataset.path}/state"]) is None
+    for known in ("${dataset.path}", "${hydra:runtime.cwd}"):
+        assert explain_sweep([*sweep, f"state_dir={known}/state"]) is None
 
 
 def test_a_file_of_another_user_is_named_with_the_way_out(
