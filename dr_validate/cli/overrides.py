@@ -25,6 +25,7 @@ from dr_validate.errors import ConfigError
 Compose = Callable[[tuple[str, ...]], Mapping[str, Any]]  # from overrides to the plain configuration
 OPEN_KEYS = ("dataset.members", "engine.resources", "source.metadata")  # mappings whose names are in no YAML file
 NO_HYDRA = "HydraConfig was not set"
+NO_HYDRA_YET = "state_dir: got ${hydra:...}, which is not known when a sweep (-m) makes its folder; give a path"
 MOST_COMPOSED = 12  # jobs of a sweep: what comes after is left to Hydra
 NEVER_ENDS = "watch.mode: got 'follow', which never ends, in a multirun (-m), which implies watch.mode=once; leave it out"
 
@@ -288,8 +289,8 @@ def _state_dir_not_filled_in(job: Sequence[str], own_dir: str | None) -> str | N
         return None  # said of the job
     try:
         OmegaConf.select(config, "state_dir")
-    except OmegaConfBaseException as error:  # ${hydra:...} is only known within Hydra
-        return None if NO_HYDRA in str(error) else str(not_filled_in(error))
+    except OmegaConfBaseException as error:
+        return str(ConfigError([NO_HYDRA_YET]) if NO_HYDRA in str(error) else not_filled_in(error))
     return None
 
 

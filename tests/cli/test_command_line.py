@@ -451,8 +451,9 @@ def test_a_state_dir_that_cannot_be_filled_in_is_named_before_a_sweep_makes_its_
     monkeypatch.delenv("NOWHERE", raising=False)
     message = explain_sweep([*sweep, "state_dir=${oc.env:NOWHERE}"])
     assert message is not None and "cannot be filled in" in message and "variable 'NOWHERE' not found" in message
-    for known in ("${dataset.path}", "${hydra:runtime.cwd}"):
-        assert explain_sweep([*sweep, f"state_dir={known}/state"]) is None
+    assert explain_sweep([*sweep, "state_dir=${dataset.path}/state"]) is None
+    message = explain_sweep([*sweep, "state_dir=${hydra:runtime.cwd}/state"])
+    assert message is not None and "state_dir: got ${hydra:...}, which is not known when a sweep (-m)" in message
 
 
 def test_a_file_of_another_user_is_named_with_the_way_out(
