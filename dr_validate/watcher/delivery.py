@@ -169,8 +169,10 @@ class TrackerQueue:
             waiting = self.delivery.undelivered(self.name)
             histories = {spec: self.delivery.ledger.reports(spec) for spec in {report.spec for _, report in waiting}}
             for _, report in waiting:
+                if self._is_closed:  # while it hung in the one before
+                    return False
                 self.tracker.deliver(report, histories[report.spec])
-            self._settle(waiting, is_urgent)
+            self._settle(waiting, lambda: self._is_closed or is_urgent())
         except LedgerLost:
             return False
         except Exception as error:  # an outage of a tracker costs a later delivery, never a result

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,6 +49,26 @@ def test_only_what_can_arrive_is_missed(is_remote: bool, level: int, caplog: pyt
     (record,) = caplog.records
     assert record.levelno == level
     assert ("known to have arrived" in record.message) is is_remote
+
+
+def test_a_round_that_hung_until_the_end_does_nothing_after_it() -> None:
+    class Hangs(Tracker):
+        def deliver(self, *args: Any) -> None:
+            done.append("deliver")
+            queue.close(0.0)
+            done.clear()  # with what the end itself has done
+
+        def settle(self, report: Any) -> bool:
+            done.append("settle")
+            return False
+
+    done: list[str] = []
+    delivery: Any = Ledger()
+    delivery.ledger = SimpleNamespace(reports=lambda spec: [])
+    delivery.undelivered = lambda name: [(number, report()) for number in (1, 2)]
+    queue = TrackerQueue("wandb", Hangs(is_remote=True), delivery)
+    assert not queue.offer_all()
+    assert done == []
 
 
 @pytest.mark.parametrize("mode", ["offline", "online"])
