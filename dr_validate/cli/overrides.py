@@ -283,6 +283,8 @@ def _compose(overrides: Sequence[str], own_dir: str | None) -> DictConfig:
 
 def _state_dir_not_filled_in(job: Sequence[str], own_dir: str | None) -> str | None:
     """The folder of a sweep is in its state_dir, and Hydra makes it before there is a job that could say what is wrong."""
+    if own_dir is None and not any("${" in one for one in job):
+        return None
     try:
         config = _compose(job, own_dir)
     except NOT_COMPOSED:
