@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -72,8 +74,9 @@ def main() -> None:
     offer_help()
     asked_for = RAISE in os.environ
     try:
-        _check_command_line()
-        job()
+        with _without_copies():
+            _check_command_line()
+            job()
     except SystemExit as error:  # Hydra ends with 1 when a configuration does not compose, and when a job raises
         code = error.code if isinstance(error.code, int) else 1
         codes.append(SETUP_IS_WRONG if code == 1 and not _jobs_folder() else code)
@@ -100,6 +103,23 @@ def _check_command_line() -> None:
     sys.argv[1:] = for_every_job(sys.argv[1:])
     if not get_args_parser().parse_known_args(sys.argv[1:])[0].multirun:  # there a job may be what raises, in another process
         os.environ.setdefault(RAISE, "1")
+
+
+@contextlib.contextmanager
+def _without_copies() -> Iterator[None]:
+    """Have Hydra leave out what takes it a second in `--help` and a quarter of one at each start: copies of a store that nobody
+    changes, and a whole composition to learn `hydra.mode`, where nothing can have set that."""
+    asked, _ = get_args_parser().parse_known_args()
+    get_mode: Any = Hydra.get_mode
+    store: Any = ConfigStore
+    store.__deepcopy__ = lambda self, _: self
+    if not (asked.config_dir or asked.config_name or asked.config_path or any("hydra." in one for one in asked.overrides)):
+        Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = get_mode  # type: ignore[method-assign]
+        del store.__deepcopy__
 
 
 def _version() -> str:

@@ -104,6 +104,14 @@ def limit_waits(folder: Path, timeout_s: float) -> None:
     edit_jobs(folder, lambda job: job["config"]["tracker"].update(timeout_s=timeout_s))
 
 
+def test_a_file_of_ones_own_may_make_a_sweep_of_every_start(sweeps: Sweeps, tmp_path: Path) -> None:
+    own = tmp_path / "own" / "run" / "both.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '1,2'}}}\n")
+    done = sweeps.command("--config-dir", str(tmp_path / "own"), "+run=both", *sweeps.arguments, "task=status")
+    assert [f"job {number} of 2: seed={number} " in done.stderr for number in (1, 2)] == [True, True], done.stderr
+
+
 def test_jobs_side_by_side_share_a_state_dir_a_spec_and_baselines_and_one_table(
     sweeps: Sweeps, server: ServerHandle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
