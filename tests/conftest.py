@@ -57,6 +57,11 @@ def pytest_configure(config: pytest.Config) -> None:
         if config.option.markexpr == "slow":  # to run anything else is to see what it imports
             vars(subprocess)["Popen"] = warm.Below
     sys.addaudithook(_keep_out)
+    gc.disable()  # until all is collected, and none of it is garbage
+
+
+def pytest_unconfigure() -> None:
+    gc.freeze()  # pytest looks for garbage five times at the end
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -70,6 +75,7 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
         return (yield)
     finally:
         _fast.clear()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -81,11 +87,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _is_slow(item: pytest.Item) -> bool:
-    if any(item.path.is_relative_to(path) for path in SLOW_PATHS):
+    if _is_under_slow_path(item.path):
         return True
     return isinstance(item, pytest.Function) and bool(
         SLOW_FIXTURES.intersection(item.fixturenames) or SLOW_NAMES & _names_in(item.function, set())
     )
+
+
+@functools.cache
+def _is_under_slow_path(path: Path) -> bool:
+    return any(path.is_relative_to(each) for each in SLOW_PATHS)
 
 
 def _names_in(function: Any, found: set[str]) -> set[str]:

@@ -6,6 +6,7 @@ files are read, and stated folders are hashed; torch is imported when a model is
 
 import contextlib
 import functools
+import importlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -30,6 +31,7 @@ from dr_validate.encoder.spec import (
 )
 from dr_validate.errors import CheckpointError, ConfigError, NotStated
 from dr_validate.files import sha256_of_file, sha256_of_files
+from dr_validate.process import what_stays
 from dr_validate.stages import Model
 from dr_validate.values import SIDES, Side
 
@@ -82,6 +84,7 @@ class AutoEncoder:
     def load(self, folder: Path, device: str, weights_of: Model | None = None) -> Iterator[Model]:
         """See `Encoder.load`. Raises CheckpointError or ConfigError before any weight is read."""
         contract = self._contract(folder)
+        _import_libraries()
         from dr_validate.encoder.model import TransformerModel
 
         budget = self.max_tokens_per_batch or (CPU_TOKENS if device == "cpu" else GPU_TOKENS)
@@ -299,6 +302,13 @@ def _file_digest(path: Path) -> str:
 @functools.lru_cache(maxsize=256)  # a base model of many GiB is read once, not for every fingerprint
 def _digest_of(path: Path, size: int, modified_ns: int) -> str:
     return sha256_of_file(path)
+
+
+@functools.cache
+def _import_libraries() -> None:
+    with what_stays():
+        for name in ("transformers.modeling_layers", "dr_validate.encoder.model"):  # and all that each model takes of theirs
+            importlib.import_module(name)
 
 
 @contextlib.contextmanager

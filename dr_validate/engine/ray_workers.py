@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dr_validate.engine.local import DeviceShare, Slice
 from dr_validate.errors import DeviceFailure
 from dr_validate.files import atomic_folder, locked, sha256_of_file
-from dr_validate.process import set_up_logging
+from dr_validate.process import set_up_logging, what_stays
 from dr_validate.stages import Index, Model, Workload
 from dr_validate.values import Float32, TopK
 
@@ -255,9 +255,10 @@ class RayWorker:
 
     def hello(self) -> Mapping[str, Any]:
         """Where this is, said when what takes long is imported and the device is there."""
-        import torch
+        with what_stays():
+            import torch
 
-        from dr_validate.devices import hold, resolve_device
+            from dr_validate.devices import hold, resolve_device
 
         self._device = resolve_device(self._device)
         hold(self._device)

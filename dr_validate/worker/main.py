@@ -10,7 +10,6 @@ crash of the device, the driver or a library ends this process and costs one att
 
 import contextlib
 import errno
-import gc
 import json
 import logging
 import os
@@ -26,7 +25,7 @@ from typing import IO, Any
 from dr_validate.devices import is_out_of_memory
 from dr_validate.errors import INTERRUPTS, KINDS, Interrupted, SetupError
 from dr_validate.files import is_disk_full, is_read_only
-from dr_validate.process import live_and_die_with_parent, set_up_logging
+from dr_validate.process import live_and_die_with_parent, set_up_logging, what_stays
 
 PROGRESS_EVERY_S = 0.5
 log = logging.getLogger(__name__)
@@ -169,17 +168,6 @@ class _WorkerControl:
         if now - self._last_progress >= PROGRESS_EVERY_S or done == total:
             self._last_progress = now
             self._channel.send({"progress": {"phase": phase, "done": done, "total": total}})
-
-
-@contextlib.contextmanager
-def what_stays() -> Iterator[None]:
-    """What is made in the block, imports above all, is never looked through for garbage, which took a tenth of the start."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def private_stdout() -> int:
