@@ -51,6 +51,7 @@ LIBRARIES = [
     ),
     *("safetensors.torch", "hydra.main", "hydra.compose", "rich.console", "rich.table", "ranx", "sentence_transformers"),
 ]
+GENERATED = ("wandb.sdk.artifacts._generated", "wandb.apis._generated")  # of which each run imports this and that
 # First letters of variables that are read when Python starts, or when something is imported.
 AT_IMPORT = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "OPENBLAS_", "MKL_", "ATEN_", "ONEDNN_", "TORCH", "CUDA", "NUMBA_", "HF_")
 SET_LATER = {
@@ -203,9 +204,10 @@ def main() -> None:
     for name in LIBRARIES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    for part in pkgutil.walk_packages(dr_validate.__path__, "dr_validate."):
-        if not part.name.endswith("main__"):
-            importlib.import_module(part.name)
+    for package in (dr_validate, *map(importlib.import_module, GENERATED)):
+        for part in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not part.name.endswith("main__"):
+                importlib.import_module(part.name)
     with contextlib.suppress(ImportError, AttributeError):  # a thousand regular expressions, made for the first model
         importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("bert")
     gc.collect()

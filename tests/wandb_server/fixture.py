@@ -111,6 +111,7 @@ class ServerHandle:
             "WANDB_CONSOLE": "off",
             "WANDB_X_DISABLE_STATS": "true",
             "WANDB_X_DISABLE_MACHINE_INFO": "true",
+            "WANDB_X_SAVE_REQUIREMENTS": "false",
             "WANDB_DISABLE_GIT": "true",
             "WANDB_DISABLE_CODE": "true",
             "NO_PROXY": "127.0.0.1,localhost",
