@@ -52,7 +52,7 @@ _fast: list[str] = []  # what runs now, if it belongs to the fast tier
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ["WANDB_X_SAVE_REQUIREMENTS"] = "false"  # for which each run would read the metadata of every package, half a second
+    os.environ["WANDB_X_SAVE_REQUIREMENTS"] = "false"  # each run would read all metadata, for half a second
     starts_others = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
     if starts_others and config.option.markexpr != "not slow":
         warm.share()
