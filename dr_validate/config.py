@@ -146,7 +146,7 @@ def build(config: Mapping[str, Any], optional: Collection[str] = ()) -> Run:
         problems.extend(built["engine"].problems_of_many())
     members = _members(config, built["dataset"], problems)
     if settings is not None:
-        problems.extend(_metric_problems(settings, _plugins(config)))
+        problems.extend(_metric_problems(settings, config))
     if problems or settings is None:
         raise ConfigError(problems)
     run = Run(settings=settings, raw=config, **built)
@@ -271,7 +271,7 @@ def _class_of(stage: str, config: Mapping[str, Any], problems: list[str]) -> Any
     target = str(chosen["_target_"])
     module_name, _, class_name = target.rpartition(".")
     package = module_name.partition(".")[0]
-    if package not in {"dr_validate", *_plugins(config)}:
+    if package != "dr_validate" and not _is_plugin(package, config):
         # Hydra would import and call anything; a configuration file must not be able to.
         problems.append(
             f"{stage}._target_: got {target!r}, expected a class of dr_validate.{stage}; for one of your own, name its "
@@ -294,10 +294,10 @@ def _class_of(stage: str, config: Mapping[str, Any], problems: list[str]) -> Any
     return found
 
 
-def _plugins(config: Mapping[str, Any]) -> set[str]:
-    """Top-level packages outside this one whose classes may be named: of `plugins`, and of installed packages that say so."""
+def _is_plugin(package: str, config: Mapping[str, Any]) -> bool:
+    """Whether classes of this top-level package may be named: it is one of `plugins`, or an installed one that says so."""
     named = config.get("plugins") or ()
-    return {str(name) for name in named if not isinstance(named, str)} | _installed_plugins()
+    return package in {str(name) for name in named if not isinstance(named, str)} or package in _installed_plugins()
 
 
 @functools.cache
@@ -344,12 +344,12 @@ def is_secret(name: str) -> bool:
     return any(word in name.lower() for word in SECRET_WORDS)
 
 
-def _metric_problems(settings: Settings, plugins: Collection[str]) -> list[str]:
+def _metric_problems(settings: Settings, config: Mapping[str, Any]) -> list[str]:
     problems = []
     for position, name in enumerate(settings.metrics):
         try:
             package = parse(name).package
-            if package is not None and package not in plugins:
+            if package is not None and not _is_plugin(package, config):
                 problems.append(f"metrics.{position}: got {name!r}; for one of your own, name its package: plugins=[{package}]")
         except DrValidateError as error:
             problems.append(f"metrics.{position}: {error}")

@@ -67,7 +67,7 @@ def examine(config: Mapping[str, Any]) -> int:
 def check_start(run: Run) -> None:
     """What the doctor looks at, as far as that takes no time, no server and no torch. Raises SetupError with all problems."""
     give_home(run.settings.state_dir)
-    checks: list[Check | Callable[[Run], None]] = [_packages, _search, _disk]
+    checks: list[Callable[[Run], object]] = [_distributions, _search, _disk]
     checks += [lambda run: run.tracker.check(), _source_is_there, check_datasets, _sampler_files]
     problems = _problems(run, checks)
     if problems and run.settings.device not in ("auto", "cpu"):
@@ -157,18 +157,23 @@ def _sample_problems(run: Run, test_sets: dict[str, TestSet | None]) -> list[str
 
 
 def _packages(run: Run) -> str:
+    return ", ".join(f"{name} {found.version}" for name, found in _distributions(run).items())
+
+
+def _distributions(run: Run) -> Mapping[str, importlib.metadata.Distribution]:
+    """Of the packages that are needed, by name. Their versions are read when asked for, which takes a while."""
     parts = (run.source, run.tracker, *(one.dataset for one in run.collections))
     places = {type(part).__module__.rpartition(".")[2] for part in parts}
     wanted = (*PACKAGES, *(package for package, choice in NEEDED_BY.items() if choice in places))
-    found, missing = [], []
+    found, missing = {}, []
     for name in wanted:
         try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            found[name] = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
             missing.append(name)
     if missing:
         raise SetupError(f"packages: missing {', '.join(missing)}; install with pip install {' '.join(missing)}")
-    return ", ".join(found)
+    return found
 
 
 def _device(run: Run) -> str:

@@ -152,14 +152,14 @@ def test_a_wandb_source_needs_a_project_and_a_key(
 def test_a_package_that_is_missing_is_named_if_this_run_needs_it(arguments: list[str], monkeypatch: Monkey) -> None:
     import importlib.metadata
 
-    known = importlib.metadata.version
+    known = importlib.metadata.distribution
 
-    def version(name: str) -> str:
+    def distribution(name: str) -> importlib.metadata.Distribution:
         if name in ("transformers", "wandb"):
             raise importlib.metadata.PackageNotFoundError
         return known(name)
 
-    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
     assert refusal(*arguments) == "packages: missing transformers; install with pip install transformers"
 
 
