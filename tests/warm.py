@@ -52,6 +52,10 @@ LIBRARIES = [
     *("safetensors.torch", "hydra.main", "hydra.compose", "rich.console", "rich.table", "ranx", "sentence_transformers"),
 ]
 GENERATED = ("wandb.sdk.artifacts._generated", "wandb.apis._generated")  # of which each run imports this and that
+TYPED = (
+    *("source.path=/x/a-1_b.c", "dataset=beir", "+run=demo", "tracker=none", "encoder.normalize=true", "top_k=10", "seed=-1"),
+    *("sampler.fraction=0.5", "metrics=[ndcg@10,mrr@10]", "++tracker.project='a b'", 'state_dir="x"'),
+)
 # First letters of variables that are read when Python starts, or when something is imported.
 AT_IMPORT = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "OPENBLAS_", "MKL_", "ATEN_", "ONEDNN_", "TORCH", "CUDA", "NUMBA_", "HF_")
 SET_LATER = {
@@ -210,6 +214,8 @@ def main() -> None:
                 importlib.import_module(part.name)
     with contextlib.suppress(ImportError, AttributeError):  # a thousand regular expressions, made for the first model
         importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("bert")
+    _, wrong = importlib.import_module("dr_validate.cli.overrides").composed(TYPED)
+    assert wrong is None, wrong  # ANTLR's parsers remember what they saw, and Hydra the plugins that it found
     gc.collect()
     _directories[:] = [each for each in gc.get_objects() if issubclass(type(each), tempfile.TemporaryDirectory)]
     gc.freeze()
