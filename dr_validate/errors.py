@@ -62,7 +62,7 @@ class CheckpointDeleted(CheckpointError):
 
 
 class NoMemory(CheckpointError):
-    """The device has no room: as little as there is now, there is at the next try, unless another checkpoint is on it too."""
+    """The device has no room now. What else runs there, a training or another checkpoint, may leave some at the next try."""
 
 
 class NotStated(CheckpointError):

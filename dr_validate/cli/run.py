@@ -48,6 +48,7 @@ MISTAKES = (explain_grammar, explain_own_files, explain_sweep)  # each asked whe
 RAISE = "HYDRA_FULL_ERROR"  # environment: has Hydra raise what does not compose, which it would print itself
 LOOK_AT_CLAIM_EVERY_S = 1.0
 RESOLVER = "documented_keys"  # in hydra.help.template of conf/config.yaml
+OWN_FILES = ("--config", "-cd", "-cn", "-cp")
 LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.+-]+):(?: (?P<value>[^#]*?))?(?:\s+#\s*(?P<comment>.*))?$")
 
 
@@ -109,11 +110,10 @@ def _check_command_line() -> None:
 def _without_copies() -> Iterator[None]:
     """Have Hydra leave out what takes it a second in `--help` and a quarter of one at each start: copies of a store that nobody
     changes, and a whole composition to learn `hydra.mode`, where nothing can have set that."""
-    asked, _ = get_args_parser().parse_known_args()
     get_mode: Any = Hydra.get_mode
     store: Any = ConfigStore
     store.__deepcopy__ = lambda self, _: self
-    if not (asked.config_dir or asked.config_name or asked.config_path or any("hydra." in one for one in asked.overrides)):
+    if not any("hydra" in one or one.startswith(OWN_FILES) for one in sys.argv[1:]):
         Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
     try:
         yield

@@ -8,12 +8,14 @@ from typing import Any
 from dr_validate.cli.doctor import state_dir_to_read
 from dr_validate.config import Run, parts_that_build
 from dr_validate.errors import DrValidateError
+from dr_validate.fidelity.comparison import tau_interval
 from dr_validate.ledger.database import State, is_made
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import best_of, latest_of, named_folder, of_training
 from dr_validate.process import new_console
 from dr_validate.report.gather import newest_and_best
-from dr_validate.values import Checkpoint, Listing, Report
+from dr_validate.report.verdict import extrapolation
+from dr_validate.values import Agreement, Checkpoint, Listing, Report
 from dr_validate.watcher import schedule
 from dr_validate.watcher.lock import holder
 from dr_validate.watcher.loop import Outcome
@@ -139,20 +141,28 @@ def _title(spec: str, description: Mapping[str, Any]) -> str:
 
 
 def agreements(run: Run, sampled: Sequence[Report], full: Sequence[Report]) -> list[str]:
-    """How far the sample was off, for each training in a sentence: as its Reports and the page have it."""
+    """How far the sample was off, and if it is too small to say, for each training: as its Reports and the page have it."""
     metric = run.settings.metrics[0]
     own = run.source.training_run, named_folder(run.source)
     trainings = dict(of_training(report, sampled, *own) for report in sampled)
     found = []
     for training, mine in sorted(trainings.items()):
         if agreement := run.fidelity.compare(mine, full, metric):
-            tau = "undefined" if agreement.kendall_tau is None else f"{agreement.kendall_tau:.2f}"
             checkpoints = f"{agreement.checkpoints} checkpoints" + f" of {training}" * (len(trainings) > 1)
             found.append(
                 f"Sampled against full corpus over {checkpoints}, {metric}: bias {agreement.bias:+.4f}, "
-                f"RMSE {agreement.rmse:.4f}, Kendall tau {tau}, regret {agreement.regret:.4f}."
+                f"RMSE {agreement.rmse:.4f}, Kendall tau {_tau(agreement)}, regret {agreement.regret:.4f}."
             )
+        found += extrapolation([report for report in mine if report.status == "done"], metric)
     return found
+
+
+def _tau(agreement: Agreement) -> str:
+    tau, checkpoints = agreement.kendall_tau, agreement.checkpoints
+    if tau is None:
+        return "undefined"
+    reach = tau_interval(tau, checkpoints)
+    return f"{tau:.2f} ({'too few checkpoints to say' if reach is None else '{:.2f} to {:.2f}'.format(*reach)})"
 
 
 def outcome_table(sampled: Sequence[Report], full: Sequence[Report], metric: str) -> Any:

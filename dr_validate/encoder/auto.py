@@ -31,7 +31,7 @@ from dr_validate.encoder.spec import (
 )
 from dr_validate.errors import CheckpointError, ConfigError, NotStated
 from dr_validate.files import sha256_of_file, sha256_of_files
-from dr_validate.process import what_stays
+from dr_validate.process import importing
 from dr_validate.stages import Model
 from dr_validate.values import SIDES, Side
 
@@ -306,7 +306,7 @@ def _digest_of(path: Path, size: int, modified_ns: int) -> str:
 
 @functools.cache
 def _import_libraries() -> None:
-    with what_stays():
+    with importing():
         for name in ("transformers.modeling_layers", "dr_validate.encoder.model"):  # and all that each model takes of theirs
             importlib.import_module(name)
 

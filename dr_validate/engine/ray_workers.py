@@ -4,6 +4,7 @@ A worker is a process with a device, the model on it and a running top-k. Import
 """
 
 import contextlib
+import gc
 import logging
 import os
 import shutil
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from dr_validate.engine.local import DeviceShare, Slice
 from dr_validate.errors import DeviceFailure
 from dr_validate.files import atomic_folder, locked, sha256_of_file
-from dr_validate.process import set_up_logging, what_stays
+from dr_validate.process import importing, set_up_logging
 from dr_validate.stages import Index, Model, Workload
 from dr_validate.values import Float32, TopK
 
@@ -255,7 +256,7 @@ class RayWorker:
 
     def hello(self) -> Mapping[str, Any]:
         """Where this is, said when what takes long is imported and the device is there."""
-        with what_stays():
+        with importing():
             import torch
 
             from dr_validate.devices import hold, resolve_device
@@ -294,8 +295,11 @@ class RayWorker:
 
     def end(self) -> None:
         """Let go of the model."""
+        was_loaded = self._share is not None
         self._number, self._share = -1, None
         self._stack.close()
+        if was_loaded and not gc.get_freeze_count():
+            gc.freeze()  # all libraries are imported now: as in worker/main
 
     def _begin(self, job: RankingJob, queries: Float32 | None = None) -> DeviceShare:
         """What this device does of the job, its search open once the vectors of the queries are known."""

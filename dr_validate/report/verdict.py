@@ -232,11 +232,17 @@ def _error(found: Comparison) -> str:
 
 
 def _extrapolated(strategy: Strategy, metric: str) -> list[str]:
-    outranking = EstimateDetails.of(strategy.done[-1]).outranking.get(metric) if strategy.done else None
+    return extrapolation(strategy.done, metric)
+
+
+def extrapolation(done: Sequence[Report], metric: str) -> list[str]:
+    """That the sample is too small to correct by, in a sentence, if the last of these Reports says so."""
+    outranking = EstimateDetails.of(done[-1]).outranking.get(metric) if done else None
     if outranking is None or outranking >= LEAST_OUTRANKING:
         return []
     return [
-        f"Only {outranking:.1f} sampled documents rank above a relevant one: corrected values are extrapolation, not evidence."
+        f"Sampled documents that rank above a relevant one: only {outranking:.4g}, in all queries together. Corrected values "
+        "are extrapolation, not evidence."
     ]
 
 

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.config import MEAN, Run
-from dr_validate.errors import CheckpointDeleted, CheckpointError, Interrupted, NotStated, Outage, SetupError, TimedOut
+from dr_validate.errors import (
+    CheckpointDeleted,
+    CheckpointError,
+    Interrupted,
+    NoMemory,
+    NotStated,
+    Outage,
+    SetupError,
+    TimedOut,
+)
 from dr_validate.files import interruptible, is_disk_full, is_read_only
 from dr_validate.ledger.ledger import Attempt, Ledger
 from dr_validate.ledger.made import command_line
@@ -62,10 +71,10 @@ class Attempts:
                 self.ledger.release(checkpoint.digest, target.spec)
                 raise SetupError(f"{checkpoint.label}: {error}") from error
             return self._end(checkpoint, target, "failed", str(error), attempt.attempts)
+        except (TimedOut, NoMemory) as error:
+            return self._retry(checkpoint, target, str(error), attempt)
         except CheckpointError as error:
             return self._end(checkpoint, target, "failed", str(error), attempt.attempts)
-        except TimedOut as error:
-            return self._retry(checkpoint, target, str(error), attempt)
         except (Interrupted, SetupError, KeyboardInterrupt, SystemExit):
             self.ledger.release(checkpoint.digest, target.spec)
             raise

@@ -73,6 +73,20 @@ def test_each_training_has_its_own_sentence_on_how_far_the_sample_was_off() -> N
     ]
     (alone,) = agreements(run, sampled[:2], full)
     assert alone.startswith("Sampled against full corpus over 2 checkpoints, mrr@10: bias +0.2500")
+    assert alone.endswith("Kendall tau 1.00 (too few checkpoints to say), regret 0.0000.")
+
+
+def test_a_sample_that_is_too_small_to_correct_by_is_said_at_the_end_of_a_run() -> None:
+    run, notes = built("dataset=pydoc", "source.path=x"), {"estimate": {"outranking": {"mrr@10": 2}}}
+    (only,) = agreements(run, [replace(report(100, "s", exactly(0.5)), notes=notes)], [])
+    assert only.endswith("only 2, in all queries together. Corrected values are extrapolation, not evidence.")
+
+
+def test_from_five_checkpoints_on_tau_has_an_interval() -> None:
+    run = built("dataset=pydoc", "source.path=x")
+    sampled, full = ([report(100 * n, spec, exactly(n / 10)) for n in range(1, 7)] for spec in ("s", "f"))
+    (only,) = agreements(run, sampled, full)
+    assert only.endswith("Kendall tau 1.00 (0.38 to 1.00), regret 0.0000.")
 
 
 def test_a_training_without_a_name_in_another_folder_has_a_sentence_of_its_own() -> None:

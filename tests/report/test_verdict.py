@@ -264,9 +264,7 @@ def test_an_extrapolated_value_is_called_one(training: Training) -> None:
     training.done(
         100, within(0.3, 0.1), notes={"estimate": {"outranking": {"mrr@10": 0.4}, "population": {}, "checkpoints": 1}}
     )
-    assert "Only 0.4 sampled documents rank above a relevant one: corrected values are extrapolation, not evidence." in said(
-        training
-    )
+    assert "only 0.4, in all queries together. Corrected values are extrapolation, not evidence." in said(training)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

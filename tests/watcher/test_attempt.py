@@ -28,6 +28,7 @@ from dr_validate.errors import (
     ConfigError,
     DeviceFailure,
     Interrupted,
+    NoMemory,
     NotStated,
     Outage,
     Preempted,
@@ -146,7 +147,11 @@ def test_what_will_fail_every_time_is_tried_once(tmp_path: Path, ledger: Ledger,
     assert not books.is_waiting and ledger.reports("s1") == [report]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("the worker died"), TimedOut("took too long")], ids=["died", "timed-out"])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("the worker died"), TimedOut("took too long"), NoMemory("no memory on cuda:0")],
+    ids=["died", "timed-out", "no-memory"],
+)
 @pytest.mark.parametrize("max_attempts", [1, 2, 3])
 def test_what_may_pass_is_tried_as_often_as_allowed(
     tmp_path: Path, ledger: Ledger, error: Exception, max_attempts: int
