@@ -265,7 +265,7 @@ class Estimate:
 
     @property
     def is_bound(self) -> bool:
-        """A sampled value without an estimator: the metric lies somewhere below it."""
+        """A value that nothing corrected: the metric lies somewhere below it."""
         lowest = not math.isfinite(self.low) or (self.low <= 0 and self.high == self.value == self.naive)
         return lowest and self.low < self.high
 

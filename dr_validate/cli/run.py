@@ -53,7 +53,7 @@ LINE = re.compile(r"^(?P<indent> *)(?P<key>[\w.+-]+):(?: (?P<value>[^#]*?))?(?:\
 
 
 def main() -> None:
-    """Console entry; exit codes as in the README: 0 done, 1 a checkpoint failed for good in `once`, 2 setup is wrong;
+    """Console entry; exit codes: 0 done, 1 a checkpoint failed for good in `once`, or none was complete, 2 setup is wrong;
     3 watch.max_hours is over; 130 after a second SIGINT.
 
     A sweep ends with the worst code of its jobs.

@@ -260,7 +260,7 @@ class SideEncoder:
         def encode(rows: Int64) -> "Tensor":
             nonlocal elsewhere
             asked = time.monotonic()
-            assert self._model.dim > 0  # it is loaded now, which is a phase of its own
+            _ = self._model.dim  # it is loaded now, which is a phase of its own
             loaded = time.monotonic()
             tokens = self._blocks.block(piece.block).take(rows + offset)
             began = time.monotonic()

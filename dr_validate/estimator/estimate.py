@@ -35,7 +35,7 @@ class Estimated:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95%, for these queries. The sampled value is a certain upper bound."""
+        """95%, for these queries. The uncorrected value is a certain upper bound."""
         return max(0.0, self.value - Z_95 * self.error), min(self.naive, self.value + Z_95 * self.error)
 
     @property
@@ -276,7 +276,7 @@ def negative_binomial(mean: Float64, form: Float64, number: int) -> Float64:
 
 
 def moved(per_query: Float64, naive: Float64, mean: float, new_mean: float, naive_mean: float) -> Float64:
-    """`per_query` with mean `new_mean` instead of `mean`; each stays between 0 and its sampled value. All (num_queries,)."""
+    """`per_query` with mean `new_mean` instead of `mean`; each stays between 0 and its uncorrected one. All (num_queries,)."""
     if new_mean >= naive_mean:
         return naive
     if new_mean > mean:

@@ -54,7 +54,7 @@ class RanxMetrics:
         _evaluate(one, one, self._of_ranx)
 
     def score(self, ranking: Ranking, qrels: Qrels) -> Scores:
-        """See `Metrics.score`. A name without a cutoff looks at the whole ranking."""
+        """(num_queries,) of each metric. A name without a cutoff looks at the whole ranking."""
         if not len(ranking.documents):
             return Scores(per_query={name: np.empty(0) for name in self.names})
         values = {name: np.empty(len(ranking.documents)) for name in self._of_ranx}

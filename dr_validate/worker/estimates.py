@@ -83,8 +83,8 @@ class Estimates:
         return mine
 
     def _uncorrected(self, scores: Scores) -> Corrected:
-        # Leaving documents out can only lift the judged ones: the sampled value is a certain upper bound, and where nothing is
-        # known of the documents left out, nothing but 0 is a certain lower one.
+        # Leaving documents out can only lift the judged ones: the uncorrected value is a certain upper bound, and where nothing
+        # is known of the documents left out, nothing but 0 is a certain lower one.
         full = self._sample.is_full
         means = {name: scores.mean(name) for name in scores.per_query}
         metrics = {name: Estimate(value=v, low=v if full else 0.0, high=v, naive=v) for name, v in means.items()}
