@@ -1,5 +1,6 @@
 """What notebooks use: the table of Reports, and one checkpoint evaluated in this process; the README's example is run."""
 
+import gc
 import math
 import re
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import dr_validate
 from dr_validate import evaluate, reports
 from dr_validate.errors import CheckpointError, ConfigError, SetupError
 from dr_validate.ledger.ledger import Ledger
+from dr_validate.process import importing
 from dr_validate.values import Estimate, Report
 from tests.factories import told as report
 
@@ -75,6 +77,19 @@ def test_the_example_of_the_readme_runs(
     full = evaluate("output/checkpoint-500", {"choice": "beir", "path": "nq"}, encoder=STATED).metrics["mrr@10"]
     assert full.low == full.value == full.high == full.naive
     assert not (tmp_path / ".dr_validate" / "reports.jsonl").exists()  # nothing is recorded
+
+
+def test_the_notebooks_garbage_is_collected_as_it_was_before_libraries_were_imported() -> None:
+    number = gc.get_freeze_count()
+    try:
+        for choose, is_on in ((gc.disable, False), (gc.enable, True)):
+            choose()
+            with importing():
+                assert not gc.isenabled()
+            assert gc.isenabled() == is_on
+    finally:
+        gc.enable()
+    assert gc.get_freeze_count() <= number
 
 
 @pytest.mark.slow
