@@ -75,7 +75,7 @@ def main() -> None:
     offer_help()
     asked_for = RAISE in os.environ
     try:
-        with _without_copies():
+        with _composing_once():
             _check_command_line()
             job()
     except SystemExit as error:  # Hydra ends with 1 when a configuration does not compose, and when a job raises
@@ -107,7 +107,7 @@ def _check_command_line() -> None:
 
 
 @contextlib.contextmanager
-def _without_copies() -> Iterator[None]:
+def _composing_once() -> Iterator[None]:
     """Have Hydra leave out what takes it a second in `--help` and a quarter of one at each start: copies of a store that nobody
     changes, and a whole composition to learn `hydra.mode`, where nothing can have set that."""
     get_mode: Any = Hydra.get_mode
