@@ -124,18 +124,14 @@ def in_words(error: Exception) -> str:
 
 
 def sample_problems(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is wrong with the size of the samples of several jobs, before any of them encodes anything.
+    """What is wrong with the size of the samples of several jobs that can be built, before any of them encodes anything.
 
     Data sets on this machine are opened for it, each once; what else is wrong with a job is left to the job.
     """
     test_sets: dict[str, TestSet | None] = {}
     found = []
     for config in configs:
-        try:
-            run = build(config)
-        except ConfigError:
-            continue
-        for one in run.collections:
+        for one in build(config).collections:
             found += _sample_problems(one, test_sets)
     return list(dict.fromkeys(found))
 
