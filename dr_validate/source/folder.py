@@ -244,8 +244,9 @@ def _written_at(files: Mapping[str, Path]) -> str:
 
 
 def _may_be_one(entry: Path) -> bool:
+    """Whether to look closer; an empty folder is one to come only where its name says a step: `runs` is empty at first, too."""
     try:
-        return looks_like_one(entry) or not any(entry.iterdir())
+        return looks_like_one(entry) or (_named_step(entry.name, False, False) is not None and not any(entry.iterdir()))
     except OSError:
         return entry.is_dir()  # unreadable, but there: the closer look says why
 
