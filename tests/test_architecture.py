@@ -144,6 +144,7 @@ def test_any_exception_is_caught_only_at_the_borders() -> None:
     borders = {
         "attempts.py": "one checkpoint, validated",
         "delivery.py": "one tracker",
+        "doctor.py": "one checkpoint, looked at before it is validated",
         "main.py": "what the other process hears of",
         "polling.py": "a thread, whose errors the watcher raises",
         "folder.py": "one checkpoint, listed: the others are",

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.config import NotGiven, Run, build, check_datasets, parts_that_build, state_dir_of
-from dr_validate.errors import ConfigError, DatasetError, DrValidateError, SetupError
+from dr_validate.errors import ConfigError, DatasetError, DrValidateError, NotStated, SetupError
 from dr_validate.files import give_home, network_disk
+from dr_validate.ledger.database import is_made
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.process import new_console
+from dr_validate.source.folder import FolderSource
 from dr_validate.values import TestSet
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy", "scipy", "ranx", "bm25s", "hydra-core")
@@ -68,7 +70,7 @@ def check_start(run: Run) -> None:
     """What the doctor looks at, as far as that takes no time, no server and no torch. Raises SetupError with all problems."""
     give_home(run.settings.state_dir)
     checks: list[Callable[[Run], object]] = [_distributions, _search, _disk]
-    checks += [lambda run: run.tracker.check(), _source_is_there, check_datasets, _sampler_files]
+    checks += [lambda run: run.tracker.check(), _source_is_there, _encoder_is_stated, check_datasets, _sampler_files]
     problems = _problems(run, checks)
     if problems and run.settings.device not in ("auto", "cpu"):
         problems = [*_problems(run, [_device]), *problems]  # takes torch, which without a problem the worker asks first
@@ -192,13 +194,36 @@ def _search(run: Run) -> str:
 
 def _source_is_there(run: Run) -> None:
     """Raise SetupError for a folder that would have to be there now: a finite run waits for none, and there are no copies."""
-    run.source.check()
-    path = getattr(run.source, "path", None)
-    is_gone = isinstance(path, Path) and not path.exists() and run.watch.mode == "once"
-    if is_gone and not run.store.digests(run.settings.state_dir):
+    source = run.source
+    source.check()
+    path = getattr(source, "path", None)
+    has_none = isinstance(path, Path) and (not path.exists() or (isinstance(source, FolderSource) and not source.folders()))
+    if has_none and run.watch.mode == "once" and not run.store.digests(run.settings.state_dir):
         raise SetupError(
             f"source: no checkpoint was found (source.path={path}), so nothing was validated; is it the right source?"
         )
+
+
+def _encoder_is_stated(run: Run) -> None:
+    """Raise SetupError where each checkpoint in a folder lacks what is to be stated: before data that may take long to read.
+    Not where there is a ledger: checkpoints that are not in the folder any more may have been validated."""
+    source = run.source
+    if not isinstance(source, FolderSource) or not source.path.is_dir() or is_made(run.settings.state_dir / "ledger.db"):
+        return
+    problem = ""
+    for folder in source.whole():
+        try:
+            for one in run.collections:
+                getattr(one.encoder, "check", lambda folder: None)(folder)
+            return
+        except NotStated as error:
+            problem = problem or f"{folder.name}: {error}"
+        except SetupError:
+            raise
+        except Exception:  # of that one alone, and the others may state it
+            return
+    if problem:
+        raise SetupError(problem)
 
 
 def _sampler_files(run: Run) -> None:
