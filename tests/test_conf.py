@@ -271,6 +271,7 @@ def test_an_interrupt_ends_with_one_line(tmp_path: Path, arguments: list[str]) -
         (["metrics=[mrr@10],[ndcg@10]", "watch.mod=once"], "watch.mod: there is no such key; did you mean watch.mode?"),
         (["seed=1,x"], "unable to parse string as an integer (got 'x'), with seed=x"),
         (["encoder.pooling=mean,men", "seed=1,2"], "(got 'men'), with encoder.pooling=men"),
+        ([f"state_dir={__file__}", "seed=1,2"], "test_conf.py', a file; set it to a folder"),
         (["sampler=random", "sampler.fraction=0.06,2"], "(got 2), with sampler.fraction=2"),
     ],
 )

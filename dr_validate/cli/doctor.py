@@ -3,6 +3,7 @@
 Each line of the doctor: what was found, or the way out.
 """
 
+import contextlib
 import importlib.metadata
 import logging
 import operator
@@ -245,6 +246,7 @@ def _disk(run: Run) -> str:
             if place is not None and kept.resolve().is_relative_to(Path(place).resolve()):
                 raise SetupError(f"store.keep_best: got {str(kept)!r}, which is {name} or in it; name a folder of its own")
         store.check()
+    refuse_file(state_dir)
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=state_dir) as probe:
@@ -258,6 +260,14 @@ def _disk(run: Run) -> str:
     if free < LOW_ON_SPACE_GIB:
         raise LowOnSpace(f"state_dir {state_dir}: {free:.1f} GiB free; checkpoints are copied there, free some space")
     return f"{state_dir}: writable, {free:.0f} GiB free; kept vectors: {run.store.describe_vectors(state_dir)}{remark}"
+
+
+def refuse_file(state_dir: Path) -> None:
+    """Raise SetupError where there is a file in place of the folder, or of one above it."""
+    with contextlib.suppress(PermissionError):  # which is said where the folder is made
+        if found := next((place for place in (state_dir, *state_dir.parents) if place.is_file()), None):
+            what = "a file" if found == state_dir else f"but {str(found)!r} is a file"
+            raise SetupError(f"state_dir: got {str(state_dir)!r}, {what}; set it to a folder")
 
 
 def _network_disk(state_dir: Path) -> str:

@@ -17,10 +17,10 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dr_validate.cli.doctor import sample_problems, with_other_problems
+from dr_validate.cli.doctor import refuse_file, sample_problems, with_other_problems
 from dr_validate.cli.grammar import NOT_COMPOSED, SETTINGS
 from dr_validate.config import STAGES, build, conf_dir, keys_of, not_chosen
-from dr_validate.errors import ConfigError
+from dr_validate.errors import ConfigError, SetupError
 
 Compose = Callable[[tuple[str, ...]], Mapping[str, Any]]  # from overrides to the plain configuration
 OPEN_KEYS = ("dataset.members", "engine.resources", "source.metadata")  # mappings whose names are in no YAML file
@@ -110,9 +110,9 @@ def _wrong_values(configs: Mapping[tuple[str, ...], Mapping[str, Any]]) -> str |
     others: list[str] = []
     for job, config in configs.items():
         try:
-            build(config)
-        except ConfigError as error:
-            for problem in error.problems:
+            refuse_file(build(config).settings.state_dir)  # where Hydra makes the folder of the sweep
+        except SetupError as error:
+            for problem in error.problems if isinstance(error, ConfigError) else [str(error)]:
                 jobs.setdefault(problem, []).append(job)
             others += with_other_problems(ConfigError([]), config).problems
     problems = []

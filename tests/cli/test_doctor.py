@@ -53,7 +53,9 @@ MISTAKES = {
     "sampler.pool=[nowhere]": "sampler.pool: got 'nowhere', which is no file",
     "device=cuda:93": "device: got 'cuda:93'",
     "index=factory": "index: index=factory needs faiss",
-    "state_dir=a-file/state": "state_dir a-file/state: cannot be written",
+    "state_dir=a-file": "state_dir: got 'a-file', a file; set it to a folder",
+    "state_dir=a-file/state": "state_dir: got 'a-file/state', but 'a-file' is a file; set it to a folder",
+    "metrics=[]": "metrics: got [], expected at least one",
 }
 
 
@@ -65,6 +67,8 @@ MISTAKES = {
         ["sampler.fraction=7", "dataset.path=nowhere"],
         ["encoder.pooling=men", "source.path=a-file", "dataset.path=nowhere"],
         ["metrics=[mrr@1000]", "sampler.pool=[nowhere]"],
+        ["metrics=[]", "sampler.pool=[nowhere]"],
+        ["state_dir=a-file", "source.path=nowhere"],
         ["source.path=nowhere", "sampler.pool=[nowhere]", "dataset.path=nowhere"],
         ["state_dir=a-file/state", "source.path=nowhere", "device=cuda:93", "index=factory", "index.spec=Flat"],
     ],
@@ -155,7 +159,7 @@ def test_all_that_is_wrong_is_said_at_once(arguments: list[str], tmp_path: Path,
         "device: got 'cuda:93'",
         "dataset.path: ",
         "source.path: got ",
-        "state_dir ",
+        "state_dir: ",
     ):
         assert part in message
     assert len(message.splitlines()) == 6
