@@ -71,7 +71,7 @@ def check_start(run: Run) -> None:
     """What the doctor looks at, as far as that takes no time, no server and no torch. Raises SetupError with all problems."""
     give_home(run.settings.state_dir)
     checks: list[Callable[[Run], object]] = [_distributions, _search, _disk]
-    checks += [lambda run: run.tracker.check(), _source_is_there, _encoder_is_stated, check_datasets, _sampler_files]
+    checks += [lambda run: run.tracker.check(), _source_is_there, refuse_not_stated, check_datasets, _sampler_files]
     problems = _problems(run, checks)
     if problems and run.settings.device not in ("auto", "cpu"):
         problems = [*_problems(run, [_device]), *problems]  # takes torch, which without a problem the worker asks first
@@ -205,7 +205,7 @@ def _source_is_there(run: Run) -> None:
         )
 
 
-def _encoder_is_stated(run: Run) -> None:
+def refuse_not_stated(run: Run) -> None:
     """Raise SetupError where each checkpoint in a folder lacks what is to be stated: before data that may take long to read.
     Not where there is a ledger: checkpoints that are not in the folder any more may have been validated."""
     source = run.source

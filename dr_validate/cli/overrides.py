@@ -17,7 +17,7 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dr_validate.cli.doctor import refuse_file, sample_problems, with_other_problems
+from dr_validate.cli.doctor import refuse_file, refuse_not_stated, sample_problems, with_other_problems
 from dr_validate.cli.grammar import NOT_COMPOSED, SETTINGS
 from dr_validate.config import STAGES, build, conf_dir, keys_of, not_chosen
 from dr_validate.errors import ConfigError, SetupError
@@ -105,12 +105,14 @@ def explain_sweep(arguments: Sequence[str]) -> str | None:
 
 
 def _wrong_values(configs: Mapping[tuple[str, ...], Mapping[str, Any]]) -> str | None:
-    """Why jobs cannot be built, each problem once, with what the jobs that have it have in common and others have not."""
+    """Why jobs cannot begin, each problem once, with what the jobs that have it have in common and others have not."""
     jobs: dict[str, list[tuple[str, ...]]] = {}
     others: list[str] = []
     for job, config in configs.items():
         try:
-            refuse_file(build(config).settings.state_dir)  # where Hydra makes the folder of the sweep
+            run = build(config)
+            refuse_file(run.settings.state_dir)  # where Hydra makes the folder of the sweep
+            refuse_not_stated(run)
         except SetupError as error:
             for problem in error.problems if isinstance(error, ConfigError) else [str(error)]:
                 jobs.setdefault(problem, []).append(job)

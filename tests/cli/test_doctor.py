@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from dr_validate.cli.doctor import check_start, examine, with_other_problems
 from dr_validate.cli.grammar import NOT_COMPOSED
-from dr_validate.cli.overrides import explain
+from dr_validate.cli.overrides import explain, explain_sweep
 from dr_validate.config import build
 from dr_validate.errors import ConfigError, SetupError
 from dr_validate.index.flat import FlatIndex
@@ -115,7 +115,11 @@ def test_what_no_checkpoint_in_a_folder_states_is_asked_for_at_once(arguments: l
     checkpoints = tmp_path / "checkpoints"
     folders = [plain_checkpoint(checkpoints / f"checkpoint-{step}") for step in (100, 200)]
     assert refusal(*arguments).startswith(f"checkpoint-200: {folders[1]}: a plain transformers folder does not say how token")
-    check_start(build(composed(*arguments, "encoder.pooling=mean", "encoder.normalize=true")))
+    stated = ["encoder.pooling=mean", "encoder.normalize=true"]
+    check_start(build(composed(*arguments, *stated)))
+    assert "checkpoint-200: " in str(explain_sweep(["-m", *arguments, "seed=1,2"]))
+    assert not (tmp_path / "state" / "datasets").exists()
+    assert explain_sweep(["-m", *arguments, *stated, "seed=1,2"]) is None
     weights = folders[0] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])  # which is told of that one, and the others may not lack it
     assert refusal(*arguments).startswith("checkpoint-200: ")
