@@ -330,6 +330,8 @@ def _describe(problem: Mapping[str, Any], place: str, cls: Any) -> str:
     shown = problem["input"]
     if problem["type"] == "tuple_type":
         return f"{path}: expected a list, e.g. {path}=[{'A,B' if shown is None else shown}] (got {shown!r})"
+    if problem["type"] == "too_short":
+        return f"{path}: got {shown!r}, expected at least one; leave it out for the default"
     if problem["type"] == "unexpected_keyword_argument":
         names = [field.name for field in dataclasses.fields(cls)]
         close = "".join(f"did you mean {one}? Or " for one in difflib.get_close_matches(str(problem["loc"][-1]), names, n=1))

@@ -269,6 +269,10 @@ def test_an_interrupt_ends_with_one_line(tmp_path: Path, arguments: list[str]) -
         (["sampler=full,stratifed", "sampler.fraction=0.1"], "sampler: got 'stratifed', expected one of full, random"),
         (["sampler=full,random", "sampler.fraction=0.1", "nonsense=1"], "  nonsense: there is no such key"),
         (["metrics=[mrr@10],[ndcg@10]", "watch.mod=once"], "watch.mod: there is no such key; did you mean watch.mode?"),
+        (["seed=1,x"], "unable to parse string as an integer (got 'x'), with seed=x"),
+        (["encoder.pooling=mean,men", "seed=1,2"], "(got 'men'), with encoder.pooling=men"),
+        ([f"state_dir={__file__}", "seed=1,2"], "test_conf.py', a file; set it to a folder"),
+        (["sampler=random", "sampler.fraction=0.06,2"], "(got 2), with sampler.fraction=2"),
     ],
 )
 def test_a_mistake_in_any_job_of_a_sweep_is_named_before_the_first_is_launched(overrides: list[str], said: str) -> None:
@@ -276,6 +280,14 @@ def test_a_mistake_in_any_job_of_a_sweep_is_named_before_the_first_is_launched(o
     assert message is not None
     assert said in message
     assert explain_sweep(["source.path=x", *overrides]) is None  # no sweep: Hydra composes at once
+
+
+def test_a_value_that_is_wrong_in_every_job_of_a_sweep_is_told_once() -> None:
+    message = explain_sweep(["-m", "source.path=x", "dataset=beir", "dataset.path=y", "top_k=0", "seed=1,2"])
+    assert message is not None
+    first, *others = message.splitlines()[1:]
+    assert first == "  top_k: Input should be greater than or equal to 1 (got 0)"
+    assert [one.split(";")[0] for one in others] == ["  dataset.path: y does not exist"]
 
 
 def test_sweeps_that_compose_are_let_through() -> None:
@@ -357,3 +369,9 @@ def test_what_sweeps_have_in_common_takes_no_composing() -> None:
 )
 def test_what_it_takes_hydra_to_know_is_left_to_hydra(overrides: list[str]) -> None:
     assert explain_sweep(["-m", "seed=1,2", *overrides]) is None
+
+
+def test_values_that_a_file_of_ones_own_has_for_jobs_are_left_to_hydra(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.yaml").write_text("# @package _global_\nhydra: {sweeper: {params: {dataset: 'pydoc,beir'}}}\n")
+    assert explain_sweep(["-m", "--config-dir", str(tmp_path), "+run=mine", "source.path=x", "seed=1,2"]) is None

@@ -3,6 +3,7 @@
 Each line of the doctor: what was found, or the way out.
 """
 
+import contextlib
 import importlib.metadata
 import logging
 import operator
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from dr_validate.config import NotGiven, Run, build, check_datasets, parts_that_build, state_dir_of
-from dr_validate.errors import ConfigError, DatasetError, DrValidateError, SetupError
+from dr_validate.errors import CheckpointError, ConfigError, DatasetError, DrValidateError, NotStated, SetupError
 from dr_validate.files import give_home, network_disk
+from dr_validate.ledger.database import is_made
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.process import new_console
+from dr_validate.source.folder import FolderSource
 from dr_validate.values import TestSet
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy", "scipy", "ranx", "bm25s", "hydra-core")
@@ -68,7 +71,7 @@ def check_start(run: Run) -> None:
     """What the doctor looks at, as far as that takes no time, no server and no torch. Raises SetupError with all problems."""
     give_home(run.settings.state_dir)
     checks: list[Callable[[Run], object]] = [_distributions, _search, _disk]
-    checks += [lambda run: run.tracker.check(), _source_is_there, check_datasets, _sampler_files]
+    checks += [lambda run: run.tracker.check(), _source_is_there, refuse_not_stated, check_datasets, _sampler_files]
     problems = _problems(run, checks)
     if problems and run.settings.device not in ("auto", "cpu"):
         problems = [*_problems(run, [_device]), *problems]  # takes torch, which without a problem the worker asks first
@@ -124,18 +127,14 @@ def in_words(error: Exception) -> str:
 
 
 def sample_problems(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is wrong with the size of the samples of several jobs, before any of them encodes anything.
+    """What is wrong with the size of the samples of several jobs that can be built, before any of them encodes anything.
 
     Data sets on this machine are opened for it, each once; what else is wrong with a job is left to the job.
     """
     test_sets: dict[str, TestSet | None] = {}
     found = []
     for config in configs:
-        try:
-            run = build(config)
-        except ConfigError:
-            continue
-        for one in run.collections:
+        for one in build(config).collections:
             found += _sample_problems(one, test_sets)
     return list(dict.fromkeys(found))
 
@@ -196,13 +195,34 @@ def _search(run: Run) -> str:
 
 def _source_is_there(run: Run) -> None:
     """Raise SetupError for a folder that would have to be there now: a finite run waits for none, and there are no copies."""
-    run.source.check()
-    path = getattr(run.source, "path", None)
-    is_gone = isinstance(path, Path) and not path.exists() and run.watch.mode == "once"
-    if is_gone and not run.store.digests(run.settings.state_dir):
+    source = run.source
+    source.check()
+    path = getattr(source, "path", None)
+    has_none = isinstance(path, Path) and (not path.exists() or (isinstance(source, FolderSource) and not source.folders()))
+    if has_none and run.watch.mode == "once" and not run.store.digests(run.settings.state_dir):
         raise SetupError(
             f"source: no checkpoint was found (source.path={path}), so nothing was validated; is it the right source?"
         )
+
+
+def refuse_not_stated(run: Run) -> None:
+    """Raise SetupError where each checkpoint in a folder lacks what is to be stated: before data that may take long to read.
+    Not where there is a ledger: checkpoints that are not in the folder any more may have been validated."""
+    source = run.source
+    if not isinstance(source, FolderSource) or not source.path.is_dir() or is_made(run.settings.state_dir / "ledger.db"):
+        return
+    problem = ""
+    for folder in source.whole():
+        try:
+            for one in run.collections:
+                getattr(one.encoder, "check", lambda folder: None)(folder)
+            return
+        except NotStated as error:
+            problem = problem or f"{folder.name}: {error}"
+        except (CheckpointError, OSError):  # of that one alone, and the others may state it
+            return
+    if problem:
+        raise SetupError(problem)
 
 
 def _sampler_files(run: Run) -> None:
@@ -224,6 +244,7 @@ def _disk(run: Run) -> str:
             if place is not None and kept.resolve().is_relative_to(Path(place).resolve()):
                 raise SetupError(f"store.keep_best: got {str(kept)!r}, which is {name} or in it; name a folder of its own")
         store.check()
+    refuse_file(state_dir)
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=state_dir) as probe:
@@ -237,6 +258,14 @@ def _disk(run: Run) -> str:
     if free < LOW_ON_SPACE_GIB:
         raise LowOnSpace(f"state_dir {state_dir}: {free:.1f} GiB free; checkpoints are copied there, free some space")
     return f"{state_dir}: writable, {free:.0f} GiB free; kept vectors: {run.store.describe_vectors(state_dir)}{remark}"
+
+
+def refuse_file(state_dir: Path) -> None:
+    """Raise SetupError where there is a file in place of the folder, or of one above it."""
+    with contextlib.suppress(PermissionError):  # which is said where the folder is made
+        if found := next((place for place in (state_dir, *state_dir.parents) if place.is_file()), None):
+            what = "a file" if found == state_dir else f"but {str(found)!r} is a file"
+            raise SetupError(f"state_dir: got {str(state_dir)!r}, {what}; set it to a folder")
 
 
 def _network_disk(state_dir: Path) -> str:

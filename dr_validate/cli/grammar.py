@@ -3,6 +3,7 @@ Hydra reads them: every mistake at once, with what was meant."""
 
 import dataclasses
 import difflib
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ TASKS = get_args(get_type_hints(Settings)["task"])
 PACKAGE = re.compile(r"\s*(#\s*@[^\n]*\n\s*)*#\s*@package\s")  # where Hydra sees it: before any other line or comment
 BYTE_ORDER_MARK = "\ufeff"
 MODES = ("run", "multirun", "cfg", "info", "shell_completion")  # of which Hydra takes one
+COMPLETION = ("install", "uninstall", "query")
+SHELLS = ("bash", "fish", "zsh")
 SETTINGS = {field.name for field in dataclasses.fields(Settings)}
 
 
@@ -52,6 +55,7 @@ def explain_grammar(arguments: Sequence[str]) -> str | None:
     modes = [f"--{mode.replace('_', '-')}" for mode in MODES if getattr(asked, mode)]
     if len(modes) > 1 and not (asked.help or asked.hydra_help):
         problems.append(f"{' and '.join(modes)}: expected one of them at a time")
+    problems += _of_options(asked)
     for override in asked.overrides:
         found = re.fullmatch(r"([+~]*)([^=]+)=(.*)", override, re.S)
         if found is None:
@@ -76,6 +80,21 @@ def _no_option(option: str) -> str:
     name, _, value = option.lstrip("-").partition("=")
     shown = f"{name}={'VALUE' if is_secret(name) else value or 'VALUE'}"
     return f"{option.partition('=')[0]}: no such option (--hydra-help lists them); a key is given without dashes: {shown}"
+
+
+def _of_options(asked: Any) -> Iterator[str]:
+    """What Hydra says of its own options in a traceback."""
+    if asked.resolve and not (asked.cfg or asked.help):
+        yield "--resolve: fills in what another option shows; give --cfg job (or --help) as well"
+    rerun = asked.experimental_rerun
+    if rerun is not None and not (rerun.endswith(".pickle") and Path(rerun).is_file()):
+        yield f"--experimental-rerun: got {rerun!r}, expected a file config.pickle, as Hydra's PickleJobInfoCallback writes it"
+    if asked.shell_completion:
+        commands = [one for one in asked.overrides if one.partition("=")[0] in COMPLETION]
+        if len(commands) != 1 or commands[0].partition("=")[2] not in SHELLS:
+            yield f"--shell-completion: expected one install=SHELL or uninstall=SHELL, with one of {', '.join(SHELLS)}"
+        elif commands[0].startswith("query=") and "COMP_LINE" not in os.environ:
+            yield f"--shell-completion: {commands[0]} is what a shell asks at the Tab key; give install={commands[0][6:]}"
 
 
 def _no_override(word: str) -> str:

@@ -17,10 +17,10 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dr_validate.cli.doctor import sample_problems, with_other_problems
+from dr_validate.cli.doctor import refuse_file, refuse_not_stated, sample_problems, with_other_problems
 from dr_validate.cli.grammar import NOT_COMPOSED, SETTINGS
-from dr_validate.config import STAGES, build, conf_dir, keys_of, not_chosen
-from dr_validate.errors import ConfigError
+from dr_validate.config import STAGES, build, conf_dir, is_secret, keys_of, not_chosen
+from dr_validate.errors import ConfigError, SetupError
 
 Compose = Callable[[tuple[str, ...]], Mapping[str, Any]]  # from overrides to the plain configuration
 OPEN_KEYS = ("dataset.members", "engine.resources", "source.metadata")  # mappings whose names are in no YAML file
@@ -90,7 +90,7 @@ def explain_sweep(arguments: Sequence[str]) -> str | None:
         return mistake
     if problems := swept.unknown():
         return str(ConfigError(problems))
-    configs = []
+    configs = {}
     for job in _each_value_once(swept.as_run())[:MOST_COMPOSED]:
         config, error = composed(job, own)
         if error is not None:  # perhaps because of values that only the job knows
@@ -98,14 +98,38 @@ def explain_sweep(arguments: Sequence[str]) -> str | None:
         if error is not None:
             return explain(error, [*told, *job])
         if config.get("task") == "validate":
-            configs.append(config)
-    return "\n".join(sample_problems(configs)) or None
+            configs[tuple(job)] = config
+    if own and _compose(jobs[0], own, return_hydra_config=True).hydra.sweeper.params:
+        return None  # values that a file of the user's own has for jobs, and these here are not all of theirs
+    return _wrong_values(configs) or "\n".join(sample_problems(list(configs.values()))) or None
+
+
+def _wrong_values(configs: Mapping[tuple[str, ...], Mapping[str, Any]]) -> str | None:
+    """Why jobs cannot begin, each problem once, with what the jobs that have it have in common and others have not."""
+    jobs: dict[str, list[tuple[str, ...]]] = {}
+    others: list[str] = []
+    for job, config in configs.items():
+        try:
+            run = build(config)
+            refuse_file(run.settings.state_dir)  # where Hydra makes the folder of the sweep
+            refuse_not_stated(run)
+        except SetupError as error:
+            for problem in error.problems if isinstance(error, ConfigError) else [str(error)]:
+                jobs.setdefault(problem, []).append(job)
+            others += with_other_problems(ConfigError([]), config).problems
+    problems = []
+    for problem, having in jobs.items():
+        lacking = [one for one in configs if one not in having]
+        mine = [text for text in having[0] if all(text in job for job in having) and not all(text in job for job in lacking)]
+        mine = [text for text in mine if not is_secret(text.partition("=")[0])]
+        problems.append(f"{problem}, with {' '.join(mine)}" if mine and lacking else problem)
+    return str(ConfigError(list(dict.fromkeys([*problems, *others])))) if problems else None
 
 
 def _jobs(asked: Any) -> Sequence[Sequence[str]]:
     """Overrides of the jobs of a sweep, as they were typed; none for other command lines, and where Hydra must say."""
     own = asked.config_path or asked.config_name or (asked.config_dir and not Path(asked.config_dir).is_dir())
-    if not asked.multirun or own or any("hydra.searchpath" in one for one in asked.overrides):
+    if not asked.multirun or own or any("hydra.searchpath" in one or "hydra.sweeper" in one for one in asked.overrides):
         return []
     overrides = [one for one in asked.overrides if not one.lstrip("+~").startswith("hydra")]
     try:
@@ -275,10 +299,10 @@ def composed(
     return as_chosen({str(key): value for key, value in plain.items()}, overrides)[0], None
 
 
-def _compose(overrides: Sequence[str], own_dir: str | None) -> DictConfig:
+def _compose(overrides: Sequence[str], own_dir: str | None, **options: bool) -> DictConfig:
     places = [f"hydra.searchpath=['file://{Path(own_dir).absolute()}']"] if own_dir else []
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        return compose("config", [*overrides, *places])
+        return compose("config", [*overrides, *places], **options)
 
 
 def _state_dir_not_filled_in(job: Sequence[str], own_dir: str | None) -> str | None:

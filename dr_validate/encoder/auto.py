@@ -103,6 +103,10 @@ class AutoEncoder:
             if weights_of is None:
                 _free(device)
 
+    def check(self, folder: Path) -> None:
+        """Raise what reading the contract does, and warn of nothing: that is for the process that encodes."""
+        read_contract(folder, self._stated())
+
     def read(self, folder: Path) -> Mapping[str, Any]:
         """See `Encoder.read`: of what is stated only its effect counts, and files by their content."""
         contract = self._contract(folder)

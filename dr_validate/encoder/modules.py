@@ -287,7 +287,7 @@ def _prompt(side: Side, library: Mapping[str, Any], stated: EncoderSpec, folder:
     if name is not None:
         prompt = str(prompts[name] or "")
         if prompt and name != PROMPT_NAMES[side][0]:
-            log.warning("%s: %ss get the prompt %r (%r), which sentence-transformers 6 skips", folder.name, side, name, prompt)
+            log.warning("prompts: %ss get %r (%r), which sentence-transformers 6 skips", side, name, prompt)
         return prompt
     default = library.get("default_prompt_name")
     if default and prompts.get(default):

@@ -1,6 +1,7 @@
 """Any index that faiss' factory can build, for those who want to see what their serving index would rank."""
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,9 @@ class _Factory:
             try:
                 index.train(vectors)
             except RuntimeError as error:  # faiss has no narrower one
-                log.info("index %s cannot be trained on %d documents (%s): searched exactly", self._spec, len(vectors), error)
+                log.info(
+                    "index %s cannot be trained on %d documents (%s): searched exactly", self._spec, len(vectors), _said(error)
+                )
                 index = self._placed(_make(self._faiss, block.shape[1], "Flat"))
         index.add(vectors)
         self._index, self._place = index, block.device
@@ -88,7 +91,7 @@ class _Factory:
             try:
                 return self._faiss.index_cpu_to_gpu(gpu_resources(self._faiss), torch.cuda.current_device(), index)
             except RuntimeError as error:
-                say_once(f"index {self._spec} is searched on the CPU: faiss has none on a GPU ({str(error).splitlines()[-1]})")
+                say_once(f"index {self._spec} is searched on the CPU: faiss has none on a GPU ({_said(error)})")
                 self._on_gpu = False
         return index
 
@@ -97,8 +100,12 @@ def _make(faiss: Any, dim: int, spec: str) -> Any:
     try:
         return faiss.index_factory(dim, spec, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
         raise SetupError(
-            f"index.spec: got {spec!r}, which faiss cannot build for {dim} dimensions ({reason}); "
+            f"index.spec: got {spec!r}, which faiss cannot build for {dim} dimensions ({_said(error)}); "
             "see https://github.com/facebookresearch/faiss/wiki/The-index-factory"
         ) from error
+
+
+def _said(error: RuntimeError) -> str:
+    """What faiss says, without the function and the line of its C++ that say it."""
+    return re.sub(r"^Error in .* at \S+:\d+: ", "", str(error).strip().splitlines()[-1])

@@ -1,5 +1,6 @@
 """Checkpoints in a folder, as the Hugging Face Trainer and sentence-transformers leave them."""
 
+import contextlib
 import functools
 import logging
 import os
@@ -33,7 +34,7 @@ from dr_validate.source.completeness import (
     what_is_missing,
     what_it_did,
 )
-from dr_validate.source.remembered import ChangedMeanwhile, Digests
+from dr_validate.source.remembered import ChangedMeanwhile, Digests, is_at_rest
 from dr_validate.values import Checkpoint, Incomplete, Listing
 
 LOOK_FOR_HOLES_FROM = 1 << 30  # bytes
@@ -70,7 +71,7 @@ class FolderSource:
 
     def list(self, state_dir: Path) -> Listing:
         """Complete checkpoints and incomplete ones, each by (step, name). Reads weights only where they have changed."""
-        folders = self._folders()
+        folders = self.folders()
         by_name = steps(folders, self.path.absolute())
         having_state = {name for name, (_, step_from) in by_name.items() if step_from == "trainer_state.json"}
         complete: set[str] = set()  # of those
@@ -120,6 +121,17 @@ class FolderSource:
         """Whether its folder is there."""
         return Path(checkpoint.uri).is_dir()
 
+    def whole(self) -> Iterator[Path]:
+        """Folders of complete checkpoints that nobody writes to, the latest first, as far as shows without their weights."""
+        folders = self.folders()
+        by_name = steps(folders, self.path.absolute())
+        for name in sorted(folders, key=by_name.__getitem__, reverse=True):
+            folder = folders[name]
+            with contextlib.suppress(Exception):  # said where it is listed
+                lacks = self._leaving_link(folder) or what_is_missing(folder, False, self.needs_config)
+                if not lacks and ((folder / "trainer_state.json").is_file() or is_at_rest(folder)):
+                    yield folder
+
     def check(self) -> None:
         """See `Source.check`; a folder that is not there yet may come."""
         if (path := shown(str(self.path.absolute()))) != str(self.path.absolute()):
@@ -127,7 +139,7 @@ class FolderSource:
         if self.path.exists() and not self.path.is_dir():
             raise SetupError(f"source.path: got {str(self.path)!r}, a file; expected the folder that holds the checkpoints")
 
-    def _folders(self) -> dict[str, Path]:
+    def folders(self) -> dict[str, Path]:
         """Candidates by name."""
         self.check()
         if not self.path.exists():
@@ -244,8 +256,9 @@ def _written_at(files: Mapping[str, Path]) -> str:
 
 
 def _may_be_one(entry: Path) -> bool:
+    """Whether to look closer; an empty folder is one to come only where its name says a step: `runs` is empty at first, too."""
     try:
-        return looks_like_one(entry) or not any(entry.iterdir())
+        return looks_like_one(entry) or (_named_step(entry.name, False, False) is not None and not any(entry.iterdir()))
     except OSError:
         return entry.is_dir()  # unreadable, but there: the closer look says why
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,8 @@ class Attempts:
             weights_sha256 = self.run.store.weights_sha256(checkpoint.digest, state_dir)
             checkpoint = dataclasses.replace(checkpoint, weights_sha256=weights_sha256)
             which: dict[str, Any] = {} if target.collection is None else {"collection": target.collection, "more": more}
-            report = self.worker.validate(checkpoint, Path(folder), full=target.is_baseline, tick=tick, **which)
+            with _named_as_in_source(checkpoint, Path(folder)):
+                report = self.worker.validate(checkpoint, Path(folder), full=target.is_baseline, tick=tick, **which)
         download = self.poller.fetch_seconds(checkpoint)
         total = report.seconds["total"] + download
         return dataclasses.replace(report, seconds={"download": download, **report.seconds, "total": total})
@@ -206,6 +207,18 @@ class Attempts:
         level = logging.ERROR if status == "failed" else level
         log.log(level, "%s %s: %s", status, target.label(checkpoint), error)
         return report
+
+
+@contextlib.contextmanager
+def _named_as_in_source(checkpoint: Checkpoint, copy: Path) -> Iterator[None]:
+    """Have errors name the folder that the user knows, or the version in W&B, where the worker names the copy of it."""
+    try:
+        yield
+    except Exception as error:
+        own = checkpoint.uri if checkpoint.uri.startswith("/") else checkpoint.label
+        for path in dict.fromkeys((str(copy.resolve()), str(copy.absolute()), str(copy))):  # the last may be the end of another
+            error.args = tuple(part.replace(path, own) if isinstance(part, str) else part for part in error.args)
+        raise
 
 
 def _revisions(before: Sequence[Report], now: Sequence[Report], metric: str) -> str:

@@ -345,6 +345,28 @@ def test_a_sample_that_is_too_small_is_named_before_the_first_job_of_a_sweep(col
     assert explain_sweep([*sweep, "sampler=random", "sampler.fraction=0.9,0.5"]) is None
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--resolve", "--resolve: fills in what another option shows; give --cfg job"),
+        ("--experimental-rerun foo.pickle", "--experimental-rerun: got 'foo.pickle', expected a file config.pickle"),
+        ("-sc query=bash", "--shell-completion: query=bash is what a shell asks at the Tab key; give install=bash"),
+        ("-sc", "--shell-completion: expected one install=SHELL or uninstall=SHELL, with one of bash"),
+        ("-sc install=tcsh", "--shell-completion: expected one install=SHELL"),
+    ],
+)
+def test_options_of_hydra_that_lack_something_are_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COMP_LINE", raising=False)
+    assert said in str(explain_grammar(options.split()))
+    monkeypatch.setenv("COMP_LINE", "dr_validate ta")
+    (tmp_path / "config.pickle").touch()
+    for good in ("--resolve --cfg job", "--experimental-rerun config.pickle", "-sc query=bash", "-sc install=bash"):
+        assert explain_grammar(good.split()) is None
+
+
 def fields() -> list[tuple[str, str, Any]]:
     """Choice, key and type of every value that may be a path."""
     classes = [choice(path)["_target_"].rpartition(".") for path in CHOICES]

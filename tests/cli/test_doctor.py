@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from dr_validate.cli.doctor import check_start, examine, with_other_problems
 from dr_validate.cli.grammar import NOT_COMPOSED
-from dr_validate.cli.overrides import explain
+from dr_validate.cli.overrides import explain, explain_sweep
 from dr_validate.config import build
 from dr_validate.errors import ConfigError, SetupError
 from dr_validate.index.flat import FlatIndex
@@ -52,7 +53,9 @@ MISTAKES = {
     "sampler.pool=[nowhere]": "sampler.pool: got 'nowhere', which is no file",
     "device=cuda:93": "device: got 'cuda:93'",
     "index=factory": "index: index=factory needs faiss",
-    "state_dir=a-file/state": "state_dir a-file/state: cannot be written",
+    "state_dir=a-file": "state_dir: got 'a-file', a file; set it to a folder",
+    "state_dir=a-file/state": "state_dir: got 'a-file/state', but 'a-file' is a file; set it to a folder",
+    "metrics=[]": "metrics: got [], expected at least one",
 }
 
 
@@ -64,6 +67,8 @@ MISTAKES = {
         ["sampler.fraction=7", "dataset.path=nowhere"],
         ["encoder.pooling=men", "source.path=a-file", "dataset.path=nowhere"],
         ["metrics=[mrr@1000]", "sampler.pool=[nowhere]"],
+        ["metrics=[]", "sampler.pool=[nowhere]"],
+        ["state_dir=a-file", "source.path=nowhere"],
         ["source.path=nowhere", "sampler.pool=[nowhere]", "dataset.path=nowhere"],
         ["state_dir=a-file/state", "source.path=nowhere", "device=cuda:93", "index=factory", "index.spec=Flat"],
     ],
@@ -97,6 +102,52 @@ def test_a_run_that_lacks_nothing_begins(arguments: list[str]) -> None:
     check_start(build(composed(*arguments)))
 
 
+def test_a_finite_run_on_a_folder_without_checkpoints_is_refused_at_once(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "runs").mkdir(parents=True)
+    check_start(build(composed(*arguments)))  # which may come
+    said = f"source: no checkpoint was found (source.path={tmp_path / 'checkpoints'}), so nothing was validated"
+    assert refusal(*arguments, "watch.mode=once").startswith(said)
+    (tmp_path / "checkpoints" / "checkpoint-5").mkdir()
+    check_start(build(composed(*arguments, "watch.mode=once")))  # it is told as incomplete
+
+
+def test_what_no_checkpoint_in_a_folder_states_is_asked_for_at_once(arguments: list[str], tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    folders = [plain_checkpoint(checkpoints / f"checkpoint-{step}") for step in (100, 200)]
+    assert refusal(*arguments).startswith(f"checkpoint-200: {folders[1]}: a plain transformers folder does not say how token")
+    stated = ["encoder.pooling=mean", "encoder.normalize=true"]
+    check_start(build(composed(*arguments, *stated)))
+    assert "checkpoint-200: " in str(explain_sweep(["-m", *arguments, "seed=1,2"]))
+    assert not (tmp_path / "state" / "datasets").exists()
+    assert explain_sweep(["-m", *arguments, *stated, "seed=1,2"]) is None
+    weights = folders[0] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])  # which is told of that one, and the others may not lack it
+    assert refusal(*arguments).startswith("checkpoint-200: ")
+    (folders[1] / "trainer_state.json").unlink()  # the trainer may be about to write modules.json
+    check_start(build(composed(*arguments)))
+
+
+def test_one_damaged_checkpoint_or_a_ledger_leaves_what_is_not_stated_to_the_run(arguments: list[str], tmp_path: Path) -> None:
+    plain_checkpoint(tmp_path / "checkpoints" / "checkpoint-100")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "ledger.db").write_text("x")
+    check_start(build(composed(*arguments)))
+    (tmp_path / "state" / "ledger.db").unlink()
+    assert "set encoder.pooling" in refusal(*arguments)
+    (plain_checkpoint(tmp_path / "checkpoints" / "checkpoint-200") / "config.json").write_text("{}")
+    check_start(build(composed(*arguments)))
+
+
+def plain_checkpoint(folder: Path) -> Path:
+    """A BERT of one weight that says nothing of pooling."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "bert", "max_position_embeddings": 64}')
+    (folder / "tokenizer.json").write_text("{}")
+    save_file({"embeddings.word_embeddings.weight": np.zeros((2, 2), np.float32)}, folder / "model.safetensors")
+    (folder / "trainer_state.json").write_text(f'{{"global_step": {folder.name.partition("-")[2]}}}')
+    return folder
+
+
 def test_all_that_is_wrong_is_said_at_once(arguments: list[str], tmp_path: Path, monkeypatch: Monkey, no_faiss: None) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
@@ -112,7 +163,7 @@ def test_all_that_is_wrong_is_said_at_once(arguments: list[str], tmp_path: Path,
         "device: got 'cuda:93'",
         "dataset.path: ",
         "source.path: got ",
-        "state_dir ",
+        "state_dir: ",
     ):
         assert part in message
     assert len(message.splitlines()) == 6

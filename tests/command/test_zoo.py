@@ -109,7 +109,7 @@ def test_each_broken_checkpoint_has_its_reason_and_the_good_ones_are_validated(
         spoil(write_checkpoint(checkpoints / spoil.__name__, seed=step, step=step))
     write_checkpoint(checkpoints / "good", seed=98, step=98)
     write_checkpoint(checkpoints / "good_too", seed=99, step=0)
-    (checkpoints / "empty").mkdir()
+    (checkpoints / "checkpoint-97").mkdir()
     result = dr_validate(*arguments(checkpoints, collection))
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr, result.stderr
@@ -118,7 +118,7 @@ def test_each_broken_checkpoint_has_its_reason_and_the_good_ones_are_validated(
         report = reports[spoil.__name__]
         assert (report["status"], report["metrics"]) == (status, {}), report
         assert reason in report["error"], report
-    assert reports["empty"]["status"] == "skipped"
+    assert reports["checkpoint-97"]["status"] == "skipped"
     assert {name for name, r in reports.items() if r["status"] == "done"} == {"good", "good_too"}
     assert len(reports) == len(dr_validate.reports()) == len(ZOO) + 3
 

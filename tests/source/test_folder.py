@@ -305,6 +305,14 @@ def test_empty_and_bare_folders_are_told(watched: Watched) -> None:
     assert watched.lacks() == "weights (*.safetensors) are not there"
 
 
+def test_an_empty_folder_is_a_checkpoint_to_come_only_where_its_name_says_a_step(watched: Watched) -> None:
+    write(watched.root / "checkpoint-100", 1)
+    for name in ("runs", "logs", "final", "checkpoint-200", "epoch-3", "300"):
+        (watched.root / name).mkdir()
+    found = [(one.name, one.step) for one in watched.list().incomplete]
+    assert found == [("epoch-3", 3), ("checkpoint-200", 200), ("300", 300)]
+
+
 def test_hidden_temporary_and_other_folders_are_no_checkpoints(watched: Watched) -> None:
     for name in (".cache", "tmp-checkpoint-5", "checkpoint-6.tmp"):
         write(watched.root / name)

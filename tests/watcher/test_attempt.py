@@ -36,7 +36,7 @@ from dr_validate.errors import (
     Stopped,
     TimedOut,
 )
-from dr_validate.files import disk_words, is_disk_full
+from dr_validate.files import disk_words, is_disk_full, name_of_digest
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.process import TIME_IS_UP
 from dr_validate.source.folder import FolderSource
@@ -76,8 +76,9 @@ class Books:
         poller = SourcePoller(run, lambda listing: Needs(order=()))  # not started: the copy is there
         self._attempts = Attempts(run, ledger, worker, poller, lambda: AT)
 
-    def attempt(self, tick: Tick = lambda progress: None) -> Report | None:
-        return self._attempts.validate(checkpoint(100), TARGET, tick)
+    def attempt(self, tick: Tick = lambda progress: None, **known: Any) -> Report | None:
+        """`known`: what its source says of the checkpoint."""
+        return self._attempts.validate(dataclasses.replace(checkpoint(100), **known), TARGET, tick)
 
     def finish(self, report: Report, target: Target) -> Report:
         return self._attempts.finish(report, target)
@@ -145,6 +146,21 @@ def test_what_will_fail_every_time_is_tried_once(tmp_path: Path, ledger: Ledger,
     assert report is not None
     assert (report.status, report.error, report.attempts) == ("failed", "vectors hold NaN or Inf", 1)
     assert not books.is_waiting and ledger.reports("s1") == [report]
+
+
+@pytest.mark.parametrize("uri", ["/data/out/checkpoint-100", "wandb-artifact://me/retriever/checkpoint-100"])
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_an_error_names_the_checkpoint_in_its_source_and_not_the_copy_of_it(
+    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, uri: str, is_relative: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state_dir = Path() if is_relative else tmp_path
+    copy = tmp_path / "checkpoints" / name_of_digest(checkpoint(100).digest)
+    said = f"{copy}/config.json: no model_type, nor in {copy.relative_to(tmp_path) if is_relative else copy}"
+    books = Books(state_dir, ledger, fails(CheckpointError(said)))
+    report = books.attempt(uri=uri)
+    place = uri if uri.startswith("/") else "checkpoint-100"
+    assert report is not None and report.error == f"{place}/config.json: no model_type, nor in {place}"
 
 
 @pytest.mark.parametrize(
