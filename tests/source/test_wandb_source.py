@@ -753,7 +753,7 @@ def test_a_source_outlives_the_process_of_the_sdk(watched: Callable[..., Watched
 def test_the_key_is_written_nowhere(
     watched: Callable[..., Watched], server: ServerHandle, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "dr_validate")
     made, checkpoint = one(watched)
     server.fault("status", route="file", status=403)
     server.fault("flip", route="file")
