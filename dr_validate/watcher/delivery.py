@@ -159,8 +159,10 @@ class TrackerQueue:
     def __init__(self, name: str, tracker: TrackerRun, delivery: Delivery) -> None:
         self.name, self.tracker, self.delivery = name, tracker, delivery
         self._label = {"on_best": "watch.on_best", "keep_best": "store.keep_best"}.get(name, f"tracker {name}")
+        self.is_local = isinstance(tracker, LocalRun)  # a delivery is over when it returns
         self._said: set[str] = set()
         self._num_tries: Counter[int] = Counter()
+        self._given: set[int] = set()  # ids of Reports that the tracker has taken: there is nothing to settle of others
         self._is_closed = False
 
     def offer_all(self, is_urgent: Callable[[], bool] = lambda: False) -> bool:
@@ -168,11 +170,15 @@ class TrackerQueue:
         try:
             waiting = self.delivery.undelivered(self.name)
             histories = {spec: self.delivery.ledger.reports(spec) for spec in {report.spec for _, report in waiting}}
-            for _, report in waiting:
+            for report_id, report in waiting:
                 if self._is_closed:  # while it hung in the one before
                     return False
                 self.tracker.deliver(report, histories[report.spec])
-            self._settle(waiting, lambda: self._is_closed or is_urgent())
+                self._given.add(report_id)
+                if self.is_local:  # now, or what is urgent would have it delivered again, and a command run twice
+                    self._settle([(report_id, report)], lambda: self._is_closed)
+            if not self.is_local:
+                self._settle(waiting, lambda: self._is_closed or is_urgent())
         except LedgerLost:
             return False
         except Exception as error:  # an outage of a tracker costs a later delivery, never a result
@@ -195,7 +201,7 @@ class TrackerQueue:
                 if self.tracker.is_remote:
                     say, state = log.warning, "known to have arrived"
                 else:
-                    say, state = log.info, "written yet"  # nothing was to arrive anywhere
+                    say, state = log.info, "delivered yet"  # nothing was to arrive anywhere
                 say("%s: %d reports are not %s; the next start sees to them", self._label, late, state)
         except LedgerLost:
             return
@@ -208,7 +214,7 @@ class TrackerQueue:
             if is_urgent():
                 return
             self._num_tries[report_id] += 1
-            if self.tracker.settle(report):
+            if report_id in self._given and self.tracker.settle(report):
                 self.delivery.delivered(report_id, self.name)
 
     def _warn(self, message: str) -> None:
