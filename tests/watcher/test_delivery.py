@@ -1,7 +1,10 @@
 """What is done, and said, at the end about reports that a tracker is not known to have, and at the next start."""
 
+import json
 import logging
+import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +17,7 @@ from dr_validate.ledger.ledger import Ledger as LedgerFile
 from dr_validate.source.folder import FolderSource
 from dr_validate.stages import Tracked, TrackerRun
 from dr_validate.store.checkpoints import CheckpointStore
-from dr_validate.tracker.local import TrackedRow
+from dr_validate.tracker.local import LocalRun, TrackedRow
 from dr_validate.tracker.none import NoTracker
 from dr_validate.tracker.rows import STEP
 from dr_validate.tracker.wandb import WandbTracker
@@ -221,3 +224,40 @@ def test_what_a_slow_local_tracker_had_not_written_at_the_end_is_written_at_the_
     deliver(run_of(tmp_path, Place(), CheckpointStore()))
     assert undelivered(tmp_path, "none") == []
     assert written == [100, 100, 200]
+
+
+def test_all_that_end_share_one_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits_s: list[float] = []
+
+    def close(run: LocalRun, timeout_s: float) -> None:
+        limits_s.append(timeout_s)
+        time.sleep(timeout_s)
+
+    monkeypatch.setattr(LocalRun, "close", close)
+    deliver(run_of(tmp_path, Place(), CheckpointStore(keep_best=tmp_path / "kept"), **SHORT))
+    assert limits_s[1:] == [0.0]
+
+
+@pytest.mark.slow
+def test_the_end_of_a_run_kills_the_command_of_on_best_and_the_next_start_runs_it_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def on_best(command: str, **watch: Any) -> Run:
+        return run_of(tmp_path, Place(), CheckpointStore(), on_best=command, **watch)
+
+    def is_over() -> bool:
+        try:
+            os.killpg(int((tmp_path / "began").read_text()), 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    hangs = f"echo $$ > '{tmp_path}/beginning'; mv '{tmp_path}/beginning' '{tmp_path}/began'; sleep 3600 & sleep 3600"
+    deliver(on_best(hangs, **SHORT), 100, until=(tmp_path / "began").exists)
+    assert undelivered(tmp_path, "on_best") == [100]
+    wait_for(is_over)
+    (warning,) = (one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING)
+    assert "watch.on_best: killed for checkpoint-100" in warning
+    deliver(on_best(f"cat > '{tmp_path}/told'"))
+    assert undelivered(tmp_path, "on_best") == []
+    assert json.loads((tmp_path / "told").read_text())["checkpoint"]["step"] == 100
