@@ -357,8 +357,8 @@ class TrackerRun(Protocol):
         What was delivered already is no error and changes nothing."""
 
     def settle(self, report: Report) -> bool:
-        """Do what a delivered Report still needs and may take long; whether it is known to have arrived for good. Asked until
-        it has, once more after `close`, and `deliver` comes first again after a restart."""
+        """Do what a delivered Report still needs and may take long; whether it is known to have arrived for good. Asked once
+        `deliver` has returned, until it has, once more after `close`, and `deliver` comes first again after a restart."""
 
     def close(self, timeout_s: float) -> None:
         """Flush and end within about `timeout_s`."""

@@ -5,7 +5,6 @@ The JSONL file is written at once. What may be far away is served by a thread of
 """
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -17,8 +16,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dr_validate.config import Run
-from dr_validate.errors import CheckpointDeleted, LedgerLost
+from dr_validate.config import Run, Watch
+from dr_validate.errors import CheckpointDeleted, LedgerLost, Outage
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import named_folder, report_to_json
 from dr_validate.process import how_it_ended
@@ -34,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Delivery:
-    """The trackers of one run and what they have not seen yet; `with` closes them within watch.exit_timeout_s."""
+    """The trackers of one run and what they have not seen yet; `with` closes all of them within watch.exit_timeout_s."""
 
     def __init__(
         self,
@@ -70,8 +69,7 @@ class Delivery:
         self._threads = [DeliveryThread(TrackerQueue(name, tracker, self))]
         watch, spec = self.run.watch, self.names["spec"]
         if watch.on_best:
-            act = functools.partial(run_command, watch.on_best, watch.on_best_timeout_s)
-            self._threads.append(DeliveryThread(TrackerQueue("on_best", ForBest(spec, act), self)))
+            self._threads.append(DeliveryThread(TrackerQueue("on_best", OnBest(spec, watch), self)))
         if getattr(self.run.store, "keep_best", None) is not None:
             self._threads.append(DeliveryThread(TrackerQueue("keep_best", ForBest(spec, self._keep_best), self)))
         for thread in self._threads:
@@ -80,8 +78,12 @@ class Delivery:
 
     def __exit__(self, *exc_info: object) -> None:
         self.deliver()
+        limit_s = self.run.watch.exit_timeout_s
+        end = time.monotonic() + limit_s
         for thread in self._threads:
-            thread.close(self.run.watch.exit_timeout_s)
+            thread.finish(end - limit_s / 2)
+        for thread in self._threads:
+            thread.close(end)
 
     def deliver(self) -> None:
         """Append what the JSONL file lacks, and wake the threads that serve the others. Never waits for a server."""
@@ -135,22 +137,52 @@ class ForBest(LocalRun):
             self._act(report, history)
 
 
-def run_command(command: str, timeout_s: float, report: Report, history: Sequence[Report] = ()) -> None:
-    """Run `command` (of a shell) with the Report as JSON on its standard input. One that fails, or takes longer than
-    `timeout_s`, is not run again."""
-    text = json.dumps(report_to_json(report), ensure_ascii=False, allow_nan=False)
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(["/bin/sh", "-c", command], start_new_session=True, text=True, **pipes) as process:
-        try:
-            _, said = process.communicate(text, timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # and what it has started
-            log.warning("watch.on_best: ended after watch.on_best_timeout_s=%g for %s", timeout_s, report.checkpoint.label)
-            return
-    if process.returncode:
-        words = (said.strip().splitlines() or [""])[-1]
-        log.warning("watch.on_best for %s: %s %s", report.checkpoint.label, how_it_ended(process.returncode), words)
+class OnBest(ForBest):
+    """Runs the command of `watch.on_best` (of a shell) with the Report as JSON on its standard input. One that fails, or takes
+    longer than `on_best_timeout_s`, is not run again; one that the end of the run kills is, at the next start."""
+
+    def __init__(self, spec: str, watch: Watch) -> None:
+        super().__init__(spec, self._run)
+        self._watch = watch
+        self._process: subprocess.Popen[str] | None = None
+        self._name = ""
+        self._is_closed = False
+
+    def close(self, timeout_s: float) -> None:
+        """Kill a command that still runs: nobody would be there to end it later."""
+        self._is_closed = True
+        if self._kill():
+            told = (self._name, self._watch.exit_timeout_s)
+            log.warning("watch.on_best: killed for %s after watch.exit_timeout_s=%g; the next start sees to it again", *told)
+
+    def _run(self, report: Report, history: Sequence[Report]) -> None:
+        self._name, limit_s = report.checkpoint.label, self._watch.on_best_timeout_s
+        text = json.dumps(report_to_json(report), ensure_ascii=False, allow_nan=False)
+        command = ["/bin/sh", "-c", str(self._watch.on_best)]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, start_new_session=True, text=True, **pipes) as process:
+            self._process = process
+            if self._is_closed:  # while it began
+                self._kill()
+            try:
+                _, said = process.communicate(text, timeout=limit_s)
+            except subprocess.TimeoutExpired:
+                self._kill()
+                log.warning("watch.on_best: ended after watch.on_best_timeout_s=%g for %s", limit_s, self._name)
+                return
+        if self._is_closed:
+            raise Outage("killed at the end of the run")
+        if process.returncode:
+            words = (said.strip().splitlines() or [""])[-1]
+            log.warning("watch.on_best for %s: %s %s", self._name, how_it_ended(process.returncode), words)
+
+    def _kill(self) -> bool:
+        """Kill the command and what it has started; whether it ran."""
+        if self._process is None or self._process.returncode is not None:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        return True
 
 
 class TrackerQueue:
@@ -159,24 +191,30 @@ class TrackerQueue:
     def __init__(self, name: str, tracker: TrackerRun, delivery: Delivery) -> None:
         self.name, self.tracker, self.delivery = name, tracker, delivery
         self._label = {"on_best": "watch.on_best", "keep_best": "store.keep_best"}.get(name, f"tracker {name}")
+        self.is_local = isinstance(tracker, LocalRun)  # a delivery is over when it returns
         self._said: set[str] = set()
         self._num_tries: Counter[int] = Counter()
-        self._is_closed = False
+        self._given: set[int] = set()  # ids of Reports that the tracker has taken: there is nothing to settle of others
+        self.ends_at = float("inf")  # monotonic seconds, after which a round that hangs has nothing more to say
 
     def offer_all(self, is_urgent: Callable[[], bool] = lambda: False) -> bool:
         """Whether nothing went wrong. `is_urgent` ends the round early: there is something better to do."""
         try:
             waiting = self.delivery.undelivered(self.name)
             histories = {spec: self.delivery.ledger.reports(spec) for spec in {report.spec for _, report in waiting}}
-            for _, report in waiting:
-                if self._is_closed:  # while it hung in the one before
+            for report_id, report in waiting:
+                if self._is_over():  # while it hung in the one before
                     return False
                 self.tracker.deliver(report, histories[report.spec])
-            self._settle(waiting, lambda: self._is_closed or is_urgent())
+                self._given.add(report_id)
+                if self.is_local:  # now, or what is urgent would have it delivered again, and a command run twice
+                    self._settle([(report_id, report)], self._is_over)
+            if not self.is_local:
+                self._settle(waiting, lambda: self._is_over() or is_urgent())
         except LedgerLost:
             return False
         except Exception as error:  # an outage of a tracker costs a later delivery, never a result
-            if self._is_closed:
+            if self._is_over():
                 return False
             self._warn(str(error) or type(error).__name__)
             return False
@@ -187,7 +225,7 @@ class TrackerQueue:
 
     def close(self, timeout_s: float) -> None:
         """Close the tracker, and note what it has by then."""
-        self._is_closed = True  # a round that hangs until now has nothing more to say
+        self.ends_at = float("-inf")
         try:
             self.tracker.close(timeout_s)
             self._settle(self.delivery.undelivered(self.name), lambda: False)
@@ -195,7 +233,7 @@ class TrackerQueue:
                 if self.tracker.is_remote:
                     say, state = log.warning, "known to have arrived"
                 else:
-                    say, state = log.info, "written yet"  # nothing was to arrive anywhere
+                    say, state = log.info, "delivered yet"  # nothing was to arrive anywhere
                 say("%s: %d reports are not %s; the next start sees to them", self._label, late, state)
         except LedgerLost:
             return
@@ -208,8 +246,11 @@ class TrackerQueue:
             if is_urgent():
                 return
             self._num_tries[report_id] += 1
-            if self.tracker.settle(report):
+            if report_id in self._given and self.tracker.settle(report):
                 self.delivery.delivered(report_id, self.name)
+
+    def _is_over(self) -> bool:
+        return time.monotonic() > self.ends_at
 
     def _warn(self, message: str) -> None:
         message = " ".join(message.split())
@@ -224,7 +265,6 @@ class DeliveryThread:
     def __init__(self, queue: TrackerQueue) -> None:
         self._queue = queue
         self._woken, self._closing = threading.Event(), threading.Event()
-        self._end = float("inf")
         self._thread = threading.Thread(target=self._run, name=f"deliver-{queue.name}", daemon=True)
 
     def start(self) -> None:
@@ -234,14 +274,18 @@ class DeliveryThread:
         """There may be something new."""
         self._woken.set()
 
-    def close(self, timeout_s: float) -> None:
-        """A last round, in up to half of the time, and the tracker's end in the rest."""
-        end = time.monotonic() + timeout_s
-        self._end = end - timeout_s / 2
+    def finish(self, by: float) -> None:
+        """Begin the last round, which is over `by` then (monotonic seconds)."""
+        self._queue.ends_at = by
         self._closing.set()
         self._woken.set()
-        self._thread.join(timeout_s / 2)
-        self._queue.close(max(0.0, end - time.monotonic()))
+
+    def close(self, by: float) -> None:
+        """Wait for the last round, and close the tracker `by` then."""
+        # What is local has nothing left to do at its end: the delivery that runs may have all of the time.
+        until = by if self._queue.is_local else self._queue.ends_at
+        self._thread.join(max(0.0, until - time.monotonic()))
+        self._queue.close(max(0.0, by - time.monotonic()))
 
     def _run(self) -> None:
         failures = 0
@@ -253,11 +297,8 @@ class DeliveryThread:
                 self._woken.wait()
             self._woken.clear()
             is_last = self._closing.is_set()
-            failures = 0 if self._queue.offer_all(self._is_urgent) else failures + 1
-
-    def _is_urgent(self) -> bool:
-        # New rows go before the lineage of old ones; at the end, finishing goes before it.
-        return self._woken.is_set() or (self._closing.is_set() and time.monotonic() > self._end)
+            # New rows go before the lineage of old ones; at the end, finishing goes before it.
+            failures = 0 if self._queue.offer_all(self._woken.is_set) else failures + 1
 
 
 def _uploadable(run: Run, names: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What runs when a checkpoint is the best so far."""
 
-import functools
 import json
 import logging
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from dr_validate.config import Watch
 from dr_validate.values import Checkpoint, Estimate, Report
-from dr_validate.watcher.delivery import ForBest, run_command
+from dr_validate.watcher.delivery import OnBest
 
 pytestmark = pytest.mark.slow  # the commands are processes
 
@@ -24,8 +24,8 @@ def report(step: int, value: float, **changes: Any) -> Report:
     return Report(checkpoint=made, metrics={"mrr@10": estimate}, **given | changes)
 
 
-def told_to(command: str, timeout_s: float = 3600) -> ForBest:
-    return ForBest("s", functools.partial(run_command, command, timeout_s))
+def told_to(command: str, timeout_s: float = 3600) -> OnBest:
+    return OnBest("s", Watch(on_best=command, on_best_timeout_s=timeout_s))
 
 
 def test_each_new_best_is_given_to_the_command_and_nothing_else_is(tmp_path: Path) -> None:

@@ -1,6 +1,11 @@
-"""What is said at the end of reports that a tracker is not known to have."""
+"""What is done, and said, at the end about reports that a tracker is not known to have, and at the next start."""
 
+import json
 import logging
+import os
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +17,14 @@ from dr_validate.ledger.ledger import Ledger as LedgerFile
 from dr_validate.source.folder import FolderSource
 from dr_validate.stages import Tracked, TrackerRun
 from dr_validate.store.checkpoints import CheckpointStore
+from dr_validate.tracker.local import LocalRun, TrackedRow
 from dr_validate.tracker.none import NoTracker
+from dr_validate.tracker.rows import STEP
 from dr_validate.tracker.wandb import WandbTracker
 from dr_validate.values import Checkpoint
 from dr_validate.watcher.delivery import Delivery, TrackerQueue
 from tests.factories import report
-from tests.processes import LIMIT_S
+from tests.processes import LIMIT_S, wait_for
 
 
 class Tracker:
@@ -90,14 +97,16 @@ class Place:
         (into / "weights").write_text(one.digest)
 
 
+NOW = "2026-11-21T03:15:10Z"
+SHORT = {"exit_timeout_s": 0.1}
 NAMES = {"training_run": "t", "spec": "s1", "full_spec": "f", "dataset": "vaswani", "sampler": "random", "device": "cpu"}
 
 
-def run_of(state_dir: Path, source: Any, store: Any) -> Run:
+def run_of(state_dir: Path, source: Any, store: Any, **watch: Any) -> Run:
     rest: Any = dict.fromkeys(("dataset", "encoder", "sampler", "engine", "index", "fidelity"))
     return Run(
         settings=Settings(state_dir=state_dir),
-        watch=Watch(exit_timeout_s=LIMIT_S),
+        watch=Watch(**{"exit_timeout_s": LIMIT_S, **watch}),
         source=source,
         raw={},
         **{"store": store, "tracker": NoTracker(), **rest},
@@ -133,3 +142,122 @@ def test_the_best_is_kept_though_another_has_taken_the_place_of_its_copy(tmp_pat
         assert ledger.undelivered("keep_best:s1", ["s1"]) == []
     assert [path.name for path in (tmp_path / "kept").glob("check*")] == ["checkpoint-400-v3"]
     assert (tmp_path / "kept" / "best" / "weights").read_text() == "sha256:0190"
+
+
+def deliver(run: Run, *steps: int, until: Callable[[], bool] = lambda: True) -> None:
+    """A start of the watcher that finishes these steps, and ends once `until` is true."""
+    with LedgerFile(run.settings.state_dir / "ledger.db") as ledger:
+        ledger.register_spec("s1", NAMES, NOW)
+        with Delivery(run, ledger, NAMES, lambda: NOW) as delivery:
+            for step in steps:
+                ledger.finish(report(step))
+            delivery.deliver()
+            wait_for(until)
+
+
+def undelivered(state_dir: Path, name: str) -> list[int]:
+    """Steps."""
+    with LedgerFile(state_dir / "ledger.db") as ledger:
+        return [one.checkpoint.step for _, one in ledger.undelivered(f"{name}:s1", ["s1"])]
+
+
+def test_what_a_local_tracker_could_not_write_until_the_end_is_written_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[TrackedRow] = []
+
+    def full(*args: Any) -> None:
+        raise OSError("no space left")
+
+    run = run_of(tmp_path, Place(), CheckpointStore(keep_best=tmp_path / "kept"))
+    with monkeypatch.context() as disk:
+        disk.setattr(NoTracker, "write", full)
+        disk.setattr(Place, "fetch", full)
+        deliver(run, 100, 200)
+    assert undelivered(tmp_path, "none") == [100, 200]
+    assert undelivered(tmp_path, "keep_best") == [200]  # the other was not the best
+    monkeypatch.setattr(NoTracker, "write", lambda tracker, told: written.append(told))
+    deliver(run)
+    assert undelivered(tmp_path, "none") == undelivered(tmp_path, "keep_best") == []
+    assert [told.numbers[STEP] for told in written] == [100, 200]
+    assert (tmp_path / "kept" / "best" / "weights").read_text() == "sha256:00c8"
+
+
+def test_what_comes_during_a_local_delivery_does_not_have_it_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[float] = []
+    began, may_go_on = threading.Event(), threading.Event()
+
+    def write(tracker: NoTracker, told: TrackedRow) -> None:
+        written.append(told.numbers[STEP])
+        began.set()
+        may_go_on.wait(LIMIT_S)
+
+    monkeypatch.setattr(NoTracker, "write", write)
+    with LedgerFile(tmp_path / "ledger.db") as ledger:
+        ledger.register_spec("s1", NAMES, NOW)
+        run = run_of(tmp_path, Place(), CheckpointStore())
+        with Delivery(run, ledger, NAMES, lambda: NOW) as delivery:
+            for step in (100, 200):
+                ledger.finish(report(step))
+                delivery.deliver()
+                wait_for(began.is_set)
+            may_go_on.set()
+    assert written == [100, 200]
+
+
+def test_what_a_slow_local_tracker_had_not_written_at_the_end_is_written_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[float] = []
+    began, may_go_on = threading.Event(), threading.Event()
+
+    def write(tracker: NoTracker, told: TrackedRow) -> None:
+        began.set()
+        may_go_on.wait(LIMIT_S)
+        written.append(told.numbers[STEP])
+
+    monkeypatch.setattr(NoTracker, "write", write)
+    deliver(run_of(tmp_path, Place(), CheckpointStore(), **SHORT), 100, 200, until=began.is_set)
+    assert undelivered(tmp_path, "none") == [100, 200]
+    may_go_on.set()
+    wait_for(lambda: written == [100])  # too late to be noted
+    deliver(run_of(tmp_path, Place(), CheckpointStore()))
+    assert undelivered(tmp_path, "none") == []
+    assert written == [100, 100, 200]
+
+
+def test_all_that_end_share_one_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits_s: list[float] = []
+
+    def close(run: LocalRun, timeout_s: float) -> None:
+        limits_s.append(timeout_s)
+        time.sleep(timeout_s)
+
+    monkeypatch.setattr(LocalRun, "close", close)
+    deliver(run_of(tmp_path, Place(), CheckpointStore(keep_best=tmp_path / "kept"), **SHORT))
+    assert limits_s[1:] == [0.0]
+
+
+@pytest.mark.slow
+def test_the_end_of_a_run_kills_the_command_of_on_best_and_the_next_start_runs_it_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def on_best(command: str, **watch: Any) -> Run:
+        return run_of(tmp_path, Place(), CheckpointStore(), on_best=command, **watch)
+
+    def is_over() -> bool:
+        try:
+            os.killpg(int((tmp_path / "began").read_text()), 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    hangs = f"echo $$ > '{tmp_path}/beginning'; mv '{tmp_path}/beginning' '{tmp_path}/began'; sleep 3600 & sleep 3600"
+    deliver(on_best(hangs, **SHORT), 100, until=(tmp_path / "began").exists)
+    assert undelivered(tmp_path, "on_best") == [100]
+    wait_for(is_over)
+    (warning,) = (one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING)
+    assert "watch.on_best: killed for checkpoint-100" in warning
+    deliver(on_best(f"cat > '{tmp_path}/told'"))
+    assert undelivered(tmp_path, "on_best") == []
+    assert json.loads((tmp_path / "told").read_text())["checkpoint"]["step"] == 100
