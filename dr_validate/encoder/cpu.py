@@ -26,6 +26,8 @@ MMAP_BYTES, TRIM_BYTES, PAD_BYTES = 32 << 20, 1 << 30, 16 << 20
 # Relative to the largest output of a layer; both ways round, they do not differ in kind.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 PROBE_TOKENS, PROBE_ROUNDS = 512, 5
+# Where oneDNN took 0.9 to 1.15 of the time, and a race would end otherwise in one process of many, on cores that others use.
+NO_RACE = ("AVX2", "DEFAULT")
 PAYS = 0.9  # of the time of the plain layer: where both take about as long, chance must not choose, for they round differently
 CHECK_TOKENS = 4
 
@@ -160,7 +162,9 @@ def _most_common(linears: list[nn.Linear]) -> tuple[int, int, torch.dtype]:
 
 @functools.lru_cache(maxsize=16)  # a processor does not change between two checkpoints
 def packing_pays(in_features: int, out_features: int, dtype: torch.dtype) -> bool:
-    """Whether the packed layer is faster on one thread, by a race of a fraction of a second."""
+    """Whether the packed layer is faster on one thread, by a race of a fraction of a second; never where it is close."""
+    if torch.backends.cpu.get_cpu_capability() in NO_RACE:
+        return False
     inputs = _like_hidden_states(PROBE_TOKENS, in_features, dtype)
     linear = linear_of(_like_hidden_states(out_features, in_features, dtype), torch.zeros(out_features, dtype=dtype))
     threads = torch.get_num_threads()

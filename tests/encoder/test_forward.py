@@ -49,6 +49,15 @@ def can_pack(dtype: torch.dtype) -> bool:
     return True
 
 
+def test_where_both_kernels_take_as_long_no_race_chooses_how_numbers_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def race(*args: object) -> None:
+        raise AssertionError("chance would choose")
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(cpu, "PrepackedLinear", race)
+    assert not cpu.packing_pays.__wrapped__(384, 384, torch.float32)
+
+
 @pytest.mark.usefixtures("_packing_pays")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_linear_layers_give_the_same_and_hold_no_second_copy(bert: Path, dtype: torch.dtype) -> None:
@@ -75,6 +84,7 @@ def test_layers_that_the_processor_has_no_instructions_for_stay_as_they_are(
     model = load_transformers(bert)
     ids = torch.arange(2, 34).reshape(2, 16)
     monkeypatch.setattr(cpu, "PrepackedLinear", no_such_layer)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     pays = cpu.packing_pays.__wrapped__ if measured else lambda *shape: True  # without what it remembers of other models
     monkeypatch.setattr(cpu, "packing_pays", pays)
     with torch.inference_mode():
