@@ -113,7 +113,7 @@ def test_several_processes_with_ray_share_a_cluster_and_say_how_much_of_it_each_
 
 
 def test_a_sweep_on_slurm_has_a_launcher_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="Hydra's submitit launcher is not installed")
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         config = compose("config", ["dataset=pydoc", "hydra/launcher=slurm"], return_hydra_config=True)
     launcher = config.hydra.launcher

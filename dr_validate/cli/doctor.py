@@ -129,7 +129,7 @@ def in_words(error: Exception) -> str:
 def sample_problems(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is wrong with the size of the samples of several jobs that can be built, before any of them encodes anything.
 
-    Data sets on this machine are opened for it, each once; what else is wrong with a job is left to the job.
+    Data sets on this machine are opened for it, each once. Raises ConfigError for a job that cannot be built.
     """
     test_sets: dict[str, TestSet | None] = {}
     found = []

@@ -114,11 +114,11 @@ def _composing_once() -> Iterator[None]:
     store: Any = ConfigStore
     store.__deepcopy__ = lambda self, _: self
     if not any("hydra" in one or one.startswith(OWN_FILES) for one in sys.argv[1:]):
-        Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+        Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]  # of a library
     try:
         yield
     finally:
-        Hydra.get_mode = get_mode  # type: ignore[method-assign]
+        Hydra.get_mode = get_mode  # type: ignore[method-assign]  # back as it was
         del store.__deepcopy__
 
 
