@@ -251,6 +251,7 @@ class RayWorker:
         self._stack = contextlib.ExitStack()
         self._number = -1
         self._share: DeviceShare | None = None
+        self._is_frozen = False
         self._is_open = False
         self._done: list[Slice] = []
 
@@ -298,8 +299,9 @@ class RayWorker:
         was_loaded = self._share is not None
         self._number, self._share = -1, None
         self._stack.close()
-        if was_loaded and not gc.get_freeze_count():
+        if was_loaded and not self._is_frozen:
             gc.freeze()  # all libraries are imported now: as in worker/main
+            self._is_frozen = True
 
     def _begin(self, job: RankingJob, queries: Float32 | None = None) -> DeviceShare:
         """What this device does of the job, its search open once the vectors of the queries are known."""

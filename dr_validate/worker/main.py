@@ -45,13 +45,15 @@ def main() -> None:
     with errors_to(channel.send) as failed:
         suite = _open_suite(config)
         channel.send({"ready": suite.describe()})
+    is_frozen = False  # gc.get_freeze_count() counts one by one, which takes longer than all else at the end of a checkpoint
     while not failed and (request := requests.get()) is not None:
         control.request = request["request"]
         with errors_to(channel.send):
             channel.send(_answer(suite, request, control))
-        if not (gc.get_freeze_count() or request.get("more")):
+        if not (is_frozen or request.get("more")):
             # All libraries are imported now, and no model is there. Looking through them took half a second of each checkpoint.
             gc.freeze()
+            is_frozen = True
     if not failed:
         suite.close()
     channel.stream.close()
