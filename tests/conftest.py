@@ -33,11 +33,11 @@ SLOW_NAMES = {"subprocess", "multiprocessing", "torch", "transformers", "wandb",
 KEPT_OUT = {"torch", "wandb"}
 # Modules that take longest, the longest first: whole modules are handed out in this order, so that all processes end together.
 LONGEST = (
-    *("engine/test_ray_runs.py", "tracker/test_wandb_online.py", "cli/test_sweep.py", "engine/test_ray.py"),
-    *("command/test_watch.py", "integrations/test_transformers.py", "scripts/test_slurm.py", "scripts/test_gpu_check.py"),
-    *("source/test_wandb_source.py", "scenario/test_faults.py", "command/test_parity.py", "scenario/test_kills.py"),
-    *("engine/test_idle_baseline.py", "command/test_at_once.py", "tracker/test_dashboard.py", "wandb_server/test_server.py"),
-    *("scripts/test_ray_speed.py", "scripts/test_device_busy.py", "command/test_zoo.py", "test_conf.py", "cli/test_output.py"),
+    *("engine/test_ray_runs.py", "scenario/test_training.py", "tracker/test_wandb_online.py", "cli/test_sweep.py"),
+    *("engine/test_ray.py", "command/test_watch.py", "integrations/test_transformers.py", "scripts/test_slurm.py"),
+    *("scripts/test_gpu_check.py", "source/test_wandb_source.py", "command/test_parity.py", "engine/test_idle_baseline.py"),
+    *("command/test_at_once.py", "tracker/test_dashboard.py", "wandb_server/test_server.py"),
+    *("scripts/test_ray_speed.py", "command/test_zoo.py", "test_conf.py", "cli/test_output.py"),
     *("command/test_suite.py", "store/test_embeddings.py", "estimator/test_estimate.py", "store/test_best.py"),
     *("scenario/test_piles.py", "integrations/test_sentence_transformers.py", "index/test_exact.py", "dataset/test_pydoc.py"),
     *("engine/test_one_encode.py", "encoder/test_minilm.py", "command/test_wheel.py", "scripts/test_fidelity_study.py"),

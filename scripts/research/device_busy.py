@@ -5,18 +5,11 @@
 All else is real: files, tokenizer, token cache, kept vectors, running top-k of the first slice, metrics, Report. Each
 checkpoint is validated in the same process; the first also tokenizes the corpus. `ranking`: share of the time between the first
 and the last work of the device; `checkpoint`: of all the time, with loading, scoring and writing.
-
-    python scripts/research/device_busy.py --state /dev/shm/busy --at-once 2 --checkpoints 8
-
-has two processes take turns, as with `watch.at_once=2`: while one scores and reports, the other loads and ranks the next
-checkpoint; the device does one thing at a time. `all`: share of the time from the end of each process's first checkpoint to the
-last Report.
 """
 
 import argparse
 import contextlib
 import json
-import multiprocessing
 import random
 import shutil
 import sys
@@ -43,15 +36,15 @@ DIM, NUM_QUERIES, NUM_WORDS_OF_A_PASSAGE = 768, 100, 57
 
 
 class Device:
-    """Remembers when it worked; shared by processes that hold the same `lock`."""
+    """Remembers when it worked."""
 
     def __init__(self) -> None:
-        self.lock: Any = threading.RLock()
+        self._lock = threading.Lock()
         self.spans: list[tuple[float, float]] = []  # begin and end of each piece of work, seconds
 
     def work(self, seconds: float) -> None:
         """Take so long when it is free, while other threads go on."""
-        with self.lock:
+        with self._lock:
             began = time.monotonic()
             time.sleep(seconds)
             self.spans.append((began, began + seconds))
@@ -128,7 +121,6 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=100)
     parser.add_argument("--slice", type=int, default=2048, help="documents")
     parser.add_argument("--checkpoints", type=int, default=3)
-    parser.add_argument("--at-once", type=int, default=1, help="processes that take turns")
     parser.add_argument(
         "--state", type=Path, help="folder to keep vectors and tokens in while it runs (default: a temporary one)"
     )
@@ -141,9 +133,6 @@ def main() -> None:
         if given.state:
             state = given.state
             stack.callback(shutil.rmtree, state, ignore_errors=True)
-        if given.at_once > 1:
-            sys.stdout.write(measure_many(folder, state, given.slice, given.checkpoints, given.at_once))
-            return
         sys.stdout.write("| checkpoint | wall s | device s | ranking | checkpoint |\n|---|---|---|---|---|\n")
         for row in measure(folder, state, given.slice, given.checkpoints):
             sys.stdout.write(f"| {' | '.join(row)} |\n")
@@ -162,45 +151,6 @@ def measure(folder: Path, state: Path, size: int, checkpoints: int) -> Iterator[
         shares = (busy_s / (device.spans[-1][1] - device.spans[0][0]), busy_s / wall)
         yield [str(number + 1), f"{wall:.1f}", f"{busy_s:.1f}", *(f"{share:.0%}" for share in shares)]
     pipeline.close()
-
-
-def measure_many(folder: Path, state: Path, size: int, checkpoints: int, at_once: int) -> str:
-    """What share of the time the device works where so many processes take turns."""
-    context = multiprocessing.get_context("forkserver")  # which imports all this once
-    context.set_forkserver_preload([take_turns.__module__, "transformers.models.bert.modeling_bert", "ranx"])
-    lock, turn, answers = context.Lock(), context.Value("i", 0), context.Queue()
-    given = (folder, state, size, checkpoints, at_once, lock, turn, answers)
-    processes = [context.Process(target=take_turns, args=(place, *given)) for place in range(at_once)]
-    for process in processes:
-        process.start()
-    told = [answers.get() for _ in processes]
-    for process in processes:
-        process.join()
-    ended = sorted(moment for _, moments in told for moment in moments)
-    first, last = ended[at_once - 1], ended[-1]
-    spans = [(max(begin, first), end) for found, _ in told for begin, end in found if end > first]
-    busy_s, number = sum(end - begin for begin, end in spans), len(ended) - at_once
-    return f"all: {busy_s / (last - first):.1%} of {last - first:.1f} s for {number} checkpoints, {at_once} at once\n"
-
-
-def take_turns(
-    place: int, folder: Path, state: Path, size: int, checkpoints: int, at_once: int, lock: Any, turn: Any, answers: Any
-) -> None:
-    """One process: rank when the device is free, score and report when all checkpoints before have been."""
-    device = SleepingIndex.device
-    device.lock = lock
-    pipeline = open_pipeline(folder, state, size)
-    ended = []
-    for number in range(place, checkpoints, at_once):
-        about: dict[str, Any] = {"full": False, "control": NoControl()}
-        ahead = pipeline.rank(checkpoint_of(number), folder / "checkpoint", **about)
-        while turn.value < number:
-            time.sleep(0.005)
-        pipeline.validate(checkpoint_of(number), folder / "checkpoint", **about, ahead=ahead)
-        turn.value = number + 1
-        ended.append(time.monotonic())
-    pipeline.close()
-    answers.put((device.spans, ended))
 
 
 def open_pipeline(folder: Path, state: Path, size: int) -> Pipeline:

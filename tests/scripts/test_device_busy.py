@@ -1,6 +1,5 @@
 """`scripts/research/device_busy.py`, on a corpus that takes no time."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,3 @@ def test_each_checkpoint_keeps_the_device_at_work_for_as_long_as_its_passages_ta
     for row in rows:
         assert float(row[2]) + 0.05 > 1200 / PASSAGES_A_SECOND and 0 < int(row[4].rstrip("%")) <= int(row[3].rstrip("%")) <= 100
     assert not (tmp_path / "state").exists()
-
-
-def test_processes_that_take_turns_share_one_device(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = ["--slices", "3", "--slice", "400", "--checkpoints", "4", "--at-once", "2", "--state", str(tmp_path / "state")]
-    monkeypatch.setattr("sys.argv", ["device_busy.py", *asked])
-    main()
-    found = re.fullmatch(r"all: (\d+\.\d)% of \d+\.\d s for 2 checkpoints, 2 at once\n", capsys.readouterr().out)
-    assert found is not None and 0 < float(found[1]) <= 100
