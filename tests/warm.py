@@ -48,6 +48,10 @@ LIBRARIES = [
         "pyarrow.dataset",
         "faiss",
         "wandb.sdk.launch",  # which each run imports
+        "wandb.sdk.artifacts._models.pagination",  # and each download
+        "wandb_workspaces.workspaces",
+        "hypothesis",
+        "tests.wandb_server.front",
     ),
     *("safetensors.torch", "hydra.main", "hydra.compose", "rich.console", "rich.table", "ranx", "sentence_transformers"),
 ]
