@@ -50,6 +50,7 @@ LIBRARIES = [
         "wandb.sdk.launch",  # which each run imports
         "wandb.sdk.artifacts._models.pagination",  # and each download
         "wandb_workspaces.workspaces",
+        "pytest",
         "hypothesis",
         "tests.wandb_server.front",
     ),

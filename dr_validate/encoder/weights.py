@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 ODD_SIZES = (TypeError, ArithmeticError, AssertionError, IndexError, StrictDataclassError)
 # A pooler and the like may be missing in the file: what is much more than it holds would be memory for nothing.
 MOST_TIMES, MOST_BESIDE = 2, 1 << 24
+_amounts: dict[tuple[str, str], int] = {}  # of weights, by configuration: checkpoints of a training have the same
 
 
 def load_transformer(tower: TowerSpec, dtype: torch.dtype, device: str) -> Any:
@@ -112,9 +113,12 @@ def _from_pretrained(tower: TowerSpec, dtype: torch.dtype) -> tuple[Any, dict[st
 
 def _check_amount(tower: TowerSpec, kind: str, config: Any) -> None:
     """Raise CheckpointError where the configuration asks for much more weights than the file has; no memory is taken for it."""
-    with torch.device("meta"):
-        own: Any = getattr(transformers, ENCODER_OF[kind]) if kind in ENCODER_OF else transformers.AutoModel.from_config
-        wanted = sum(weight.numel() for weight in own(copy.deepcopy(config)).parameters())
+    asked = kind, config.to_json_string(use_diff=False)
+    if asked not in _amounts:
+        with torch.device("meta"):
+            own: Any = getattr(transformers, ENCODER_OF[kind]) if kind in ENCODER_OF else transformers.AutoModel.from_config
+            _amounts[asked] = sum(weight.numel() for weight in own(copy.deepcopy(config)).parameters())
+    wanted = _amounts[asked]
     there = sum(math.prod(shape) for shape in weight_shapes(tower.weights).values())
     if wanted > MOST_TIMES * there + MOST_BESIDE:
         raise CheckpointError(
