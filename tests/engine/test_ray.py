@@ -17,6 +17,7 @@ from dr_validate.engine.ray import RayEngine, set_environment
 from dr_validate.errors import CheckpointError, DeviceFailure, SetupError, Stopped
 from dr_validate.index.torch import TorchIndex
 from dr_validate.stages import Ranked, Ranker, Workload
+from tests import ray_python
 from tests.engine.by_hand import (
     NUM_DOCUMENTS,
     NUM_QUERIES,
@@ -63,8 +64,8 @@ class Nodes:
 def nodes() -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
         set_environment(own_cluster=True)
-        for name in ("RAY_TMPDIR", "TMPDIR"):
-            patch.setenv(name, folder)
+        for name, value in {"RAY_TMPDIR": folder, "TMPDIR": folder, **ray_python.environment()}.items():
+            patch.setenv(name, value)
         made = Nodes(Path(folder))
         yield made
         made.close()

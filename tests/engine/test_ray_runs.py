@@ -18,6 +18,7 @@ from dr_validate.engine.ray import import_ray, remove_leftovers
 from dr_validate.errors import CheckpointError, Preempted
 from dr_validate.values import Checkpoint
 from dr_validate.worker.pipeline import Pipeline
+from tests import ray_python
 from tests.engine.controls import GivesWay, Unhurried, checkpoint_of
 from tests.processes import LIMIT_S, children, wait_for
 
@@ -60,6 +61,8 @@ def test_two_workers_rank_as_one_device_does_and_live_on_whatever_a_checkpoint_b
     open_pipeline: OpenPipeline, checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_ranking, "SETTLE_S", LIMIT_S)
+    for name, value in ray_python.environment().items():
+        monkeypatch.setenv(name, value)
     first, second, broken = checkpoints(3)
     alone = open_pipeline(*PLAIN, f"state_dir={tmp_path / 'alone'}")
     expected, rankings = [], []
