@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dr_validate.config import MEAN
+from dr_validate.config import MEAN, Run
 from dr_validate.errors import ConfigError
 from dr_validate.integrations.child import set_of
 from dr_validate.integrations.publish import unwrapped
@@ -52,6 +52,24 @@ def check_trainer(trainer: Any, settings: ValidationSettings, overrides: Sequenc
         )
     if problems:
         raise ConfigError(problems)
+
+
+def check_contract(model: Any, run: Run) -> None:
+    """Raises ConfigError where no checkpoint of a model of transformers will say how it pools: the watcher would refuse the
+    first one, in the midst of the training. What else than such a model says, its checkpoints show."""
+    if not type(model).__module__.startswith("transformers.models.") or model.config.model_type == "dpr":
+        return
+    lacking = {
+        f"encoder.{key}"
+        for one in run.collections
+        for key in ("pooling", "normalize")
+        if getattr(one.encoder, key, True) is None
+    }
+    if lacking:
+        kind = type(model).__name__
+        raise ConfigError(
+            [f"{key}: a {kind} does not say it; state it as in training" for key in sorted(lacking, reverse=True)]
+        )
 
 
 def complete_overrides(

@@ -50,6 +50,21 @@ def test_settings_that_would_not_work_are_refused_at_attach_with_the_way_out(
     assert caught.value.problems[0].startswith(named)
 
 
+def test_a_model_that_does_not_say_how_it_pools_is_refused_before_the_training(bert: Any, harder: Path, tmp_path: Path) -> None:
+    overrides = [f"dataset.path={harder}", *(one for one in STATED if not one.startswith("encoder."))]
+    with pytest.raises(ConfigError) as caught:
+        AsyncValidation(overrides).attach(learner(bert, harder, tmp_path / "out"))
+    lacking = [f"encoder.{key}: a BertModel does not say it; state it as in training" for key in ("pooling", "normalize")]
+    assert caught.value.problems == tuple(lacking)
+
+
+def test_a_state_dir_that_cannot_be_written_is_refused_before_the_training(bert: Any, harder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    overrides = [*STATED, f"dataset.path={harder}", f"state_dir={tmp_path / 'file' / 'state'}"]
+    with pytest.raises(SetupError, match=r"state_dir .*/file/state: cannot be written .*; set state_dir to a folder that can"):
+        AsyncValidation(overrides).attach(learner(bert, harder, tmp_path / "out"))
+
+
 def test_a_sampler_that_knows_no_differences_cannot_be_sure_of_one(bert: Any, harder: Path, tmp_path: Path) -> None:
     overrides = [*STATED, f"dataset.path={harder}", "sampler=run_pool"]
     with pytest.raises(ConfigError, match="min_confidence: .*sampler=run_pool never says") as caught:
