@@ -103,3 +103,24 @@ def test_mistakes_are_named_before_anything_is_loaded(tmp_path: Path, collection
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"empty: not the folder of one complete checkpoint"):
         evaluate(tmp_path / "empty", collection, encoder=STATED)
+    with pytest.raises(CheckpointError, match=r"/x: no such folder"):
+        evaluate(tmp_path / "x", collection, encoder=STATED)
+    with pytest.raises(ConfigError, match=r"sampler: got 'stratifed', expected one of .*; did you mean stratified\?"):
+        evaluate(tmp_path / "empty", collection, "stratifed")
+    (tmp_path / "file").touch()
+    with pytest.raises(SetupError, match=r"state_dir .*/file/x: cannot be written .*; set state_dir to a folder that can"):
+        evaluate(tmp_path / "empty", collection, encoder=STATED, state_dir=tmp_path / "file" / "x")
+
+
+def test_homes_and_folders_that_are_not_there_are_paths_too(
+    tmp_path: Path, collection: Path, write_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path / "checkpoint-5", step=5)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    evaluate("~/checkpoint-5", collection, encoder=STATED, state_dir="~/state")
+    assert (tmp_path / "state" / "datasets").is_dir()
+    assert not list((tmp_path / "elsewhere").iterdir())
+    with pytest.raises(SetupError, match=r"dataset\.path: /nowhere/nq does not exist"):
+        evaluate("~/checkpoint-5", "/nowhere/nq", encoder=STATED)
