@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import dr_validate
@@ -90,6 +91,17 @@ def test_the_notebooks_garbage_is_collected_as_it_was_before_libraries_were_impo
     finally:
         gc.enable()
     assert gc.get_freeze_count() <= number
+
+
+def test_of_weights_that_diverged_no_wider_type_is_asked_for(
+    tmp_path: Path, collection: Path, write_checkpoint: Callable[..., Path]
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    weights = write_checkpoint(tmp_path / "checkpoint-5", step=5) / "model.safetensors"
+    save_file({name: np.full_like(one, np.nan) for name, one in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"vectors hold NaN or Inf \(float32\): the weights diverged$"):
+        evaluate(weights.parent, collection, encoder=STATED)
 
 
 @pytest.mark.slow
