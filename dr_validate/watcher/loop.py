@@ -19,7 +19,7 @@ from dr_validate.files import disk_words, interruptible, is_disk_full, is_read_o
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.made import settings_of
 from dr_validate.ledger.means import SuiteMean, mean_names
-from dr_validate.ledger.reports import SAME_WEIGHTS, STALE
+from dr_validate.ledger.reports import STALE
 from dr_validate.process import TIME_IS_UP, ProgressBar, stop_on_signals, stopped_after, until_stopped
 from dr_validate.values import Checkpoint, Incomplete, Listing, Report
 from dr_validate.watcher import schedule
@@ -233,9 +233,8 @@ class _Watcher:
         self._seen |= {checkpoint.digest: checkpoint for checkpoint in listing.checkpoints}
         for part in schedule.given_up(listing, finite=self.run.watch.mode == "once"):
             self._skip_incomplete(part)
-        for later, earlier in schedule.same_weights(listing):
-            for target in self.all_targets:
-                self.attempts.skip(later, target, f"{SAME_WEIGHTS}{earlier.version}")
+        for target in self.all_targets:
+            self.attempts.skip_same_weights(listing, target)
         if self.run.watch.skip == "stale":
             known = self.queue.skipped_as_stale()
             for old, newest in self.queue.stale(listing):
