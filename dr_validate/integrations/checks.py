@@ -111,6 +111,11 @@ def _wrong_settings(settings: ValidationSettings, typed: Mapping[str, str]) -> l
     problems = []
     if settings.every is not None and settings.every < 1:
         problems.append(f"every: got {settings.every}, expected a number of steps, or None for every save")
+    if settings.every is not None:
+        try:
+            settings.snapshot_folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problems.append(f"snapshot_folder: {settings.snapshot_folder} cannot be made ({error.strerror}); set another one")
     if settings.backpressure not in BACKPRESSURE:
         problems.append(f"backpressure: got {settings.backpressure!r}, expected one of {', '.join(BACKPRESSURE)}")
     if settings.min_confidence is not None and not 0.5 <= settings.min_confidence < 1:

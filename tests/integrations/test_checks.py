@@ -35,6 +35,7 @@ def report(
         ({"save_strategy": "best"}, {}, "save_strategy='best'"),
         ({"greater_is_better": False}, {}, "greater_is_better=False"),
         ({}, {"every": 0}, "every: got 0"),
+        ({}, {"every": 5, "snapshot_folder": "/dev/null/x"}, "snapshot_folder: /dev/null/x cannot be made (Not a directory)"),
         ({}, {"backpressure": "some"}, "backpressure: got 'some'"),
         ({}, {"min_confidence": 95}, "min_confidence: got 95"),
         ({}, {"device": "cuda:1"}, "device: set twice"),
@@ -223,6 +224,19 @@ def test_what_is_not_surely_better_does_not_take_the_place_of_the_best(tmp_path:
         better = report(0.55, digest=f"sha256:{step}", estimate=estimate)
         assert so_far.offer(better, step) is takes_it
     assert so_far.step == 30
+
+
+def test_one_best_is_kept_and_none_where_it_is_a_saved_checkpoint(tmp_path: Path) -> None:
+    so_far = BestSoFar(tmp_path, "mrr@10", tmp_path, None)
+    kept = []
+    for step, is_saved in ((5, False), (10, False), (15, True), (20, False)):
+        (tmp_path / "snapshots" / str(step)).mkdir(parents=True)
+        if is_saved:
+            (tmp_path / f"checkpoint-{step}").mkdir()
+        assert so_far.offer(report(step / 100), step)
+        so_far.keep(tmp_path / "snapshots" / str(step))
+        kept.append([path.name for path in tmp_path.glob("best-*")])
+    assert kept == [["best-5"], ["best-10"], [], ["best-20"]]
 
 
 def test_values_are_held_against_each_other_as_the_later_report_sees_both(tmp_path: Path) -> None:
