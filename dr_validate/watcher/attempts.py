@@ -89,9 +89,7 @@ class Attempts:
 
     def skip(self, checkpoint: Checkpoint, target: Target, reason: str) -> None:
         """Report that a checkpoint will not be validated, once per reason."""
-        key = (checkpoint.name, checkpoint.version, target.spec, reason)
-        if key not in self._skipped:
-            self._skipped.add(key)
+        if (checkpoint.name, checkpoint.version, target.spec, reason) not in self._skipped:
             level = logging.INFO if target.collection is None else logging.DEBUG  # of a suite the mean is told
             self._end(checkpoint, target, "skipped", reason, level=level)
 
@@ -209,6 +207,7 @@ class Attempts:
         self, checkpoint: Checkpoint, target: Target, status: Status, error: str, attempts: int = 1, level: int = logging.INFO
     ) -> Report:
         """Record why there is no value, and never will be."""
+        self._skipped.add((checkpoint.name, checkpoint.version, target.spec, error))
         report = Report(
             checkpoint=checkpoint,
             dataset=target.dataset,

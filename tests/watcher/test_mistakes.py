@@ -1,6 +1,7 @@
 """Whose mistake it is: the run's, which ends with one message, or a checkpoint's own; and whose Report, of equal weights."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from dr_validate.config import Settings, Watch
-from dr_validate.errors import CheckpointError, NotStated, SetupError
+from dr_validate.errors import CheckpointDeleted, CheckpointError, NotStated, SetupError
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.values import Checkpoint, Estimate, Listing, Report
 from dr_validate.watcher.attempts import Attempts, warn_of_another_spec
@@ -107,6 +108,17 @@ def test_a_failure_of_another_kind_is_the_first_checkpoint_s_own(attempts: Attem
     parts.answer = NotStated("set encoder.pooling")
     with pytest.raises(SetupError):  # a failed one shows nothing of how it pools
         attempts.validate(checkpoint("c2"), TARGET, no_tick)
+
+
+def test_what_was_deleted_before_it_could_be_copied_is_said_once(
+    attempts: Attempts, parts: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    parts.answer = CheckpointDeleted("it was deleted")
+    report = attempts.validate(checkpoint("c1"), TARGET, no_tick)
+    assert report is not None
+    attempts.skip(report.checkpoint, TARGET, str(report.error))  # as on all collections
+    assert caplog.messages.count("skipped c1: it was deleted") == 1
 
 
 def listed(*found: Checkpoint) -> Listing:
