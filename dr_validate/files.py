@@ -296,6 +296,18 @@ def is_read_only(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno == errno.EROFS
 
 
+def make_state_dir(state_dir: Path) -> None:
+    """Make the folder that all is kept in. Raises SetupError where nothing can be written to it."""
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=state_dir) as probe:
+            probe.write(b"x" * 4096)
+    except OSError as error:
+        raise SetupError(
+            f"state_dir {state_dir}: cannot be written ({error.strerror}); set state_dir to a folder that can"
+        ) from None
+
+
 def network_disk(path: Path) -> str:
     """The kind of file system that `path` is on, where other machines have it as well (`nfs4`, `lustre`); else ""."""
     found: tuple[str, str] = ("", "")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import dr_validate
@@ -92,6 +93,17 @@ def test_the_notebooks_garbage_is_collected_as_it_was_before_libraries_were_impo
     assert gc.get_freeze_count() <= number
 
 
+def test_of_weights_that_diverged_no_wider_type_is_asked_for(
+    tmp_path: Path, collection: Path, write_checkpoint: Callable[..., Path]
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    weights = write_checkpoint(tmp_path / "checkpoint-5", step=5) / "model.safetensors"
+    save_file({name: np.full_like(one, np.nan) for name, one in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"vectors hold NaN or Inf \(float32\): the weights diverged$"):
+        evaluate(weights.parent, collection, encoder=STATED)
+
+
 @pytest.mark.slow
 def test_mistakes_are_named_before_anything_is_loaded(tmp_path: Path, collection: Path) -> None:
     with pytest.raises(ConfigError, match="dataset"):
@@ -103,3 +115,24 @@ def test_mistakes_are_named_before_anything_is_loaded(tmp_path: Path, collection
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"empty: not the folder of one complete checkpoint"):
         evaluate(tmp_path / "empty", collection, encoder=STATED)
+    with pytest.raises(CheckpointError, match=r"/x: no such folder"):
+        evaluate(tmp_path / "x", collection, encoder=STATED)
+    with pytest.raises(ConfigError, match=r"sampler: got 'stratifed', expected one of .*; did you mean stratified\?"):
+        evaluate(tmp_path / "empty", collection, "stratifed")
+    (tmp_path / "file").touch()
+    with pytest.raises(SetupError, match=r"state_dir .*/file/x: cannot be written .*; set state_dir to a folder that can"):
+        evaluate(tmp_path / "empty", collection, encoder=STATED, state_dir=tmp_path / "file" / "x")
+
+
+def test_homes_and_folders_that_are_not_there_are_paths_too(
+    tmp_path: Path, collection: Path, write_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path / "checkpoint-5", step=5)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    evaluate("~/checkpoint-5", collection, encoder=STATED, state_dir="~/state")
+    assert (tmp_path / "state" / "datasets").is_dir()
+    assert not list((tmp_path / "elsewhere").iterdir())
+    with pytest.raises(SetupError, match=r"dataset\.path: /nowhere/nq does not exist"):
+        evaluate("~/checkpoint-5", "/nowhere/nq", encoder=STATED)

@@ -9,14 +9,13 @@ import logging
 import operator
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dr_validate.config import NotGiven, Run, build, check_datasets, parts_that_build, state_dir_of
 from dr_validate.errors import CheckpointError, ConfigError, DatasetError, DrValidateError, NotStated, SetupError
-from dr_validate.files import give_home, network_disk
+from dr_validate.files import give_home, make_state_dir, network_disk
 from dr_validate.ledger.database import is_made
 from dr_validate.metrics.ranx import RanxMetrics
 from dr_validate.process import new_console
@@ -245,14 +244,7 @@ def _disk(run: Run) -> str:
                 raise SetupError(f"store.keep_best: got {str(kept)!r}, which is {name} or in it; name a folder of its own")
         store.check()
     refuse_file(state_dir)
-    try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=state_dir) as probe:
-            probe.write(b"x" * 4096)
-    except OSError as error:
-        raise SetupError(
-            f"state_dir {state_dir}: cannot be written ({error.strerror}); set state_dir to a folder that can"
-        ) from None
+    make_state_dir(state_dir)
     free = shutil.disk_usage(state_dir).free / 2**30
     remark = f"; {said}" if (said := _network_disk(state_dir)) else ""
     if free < LOW_ON_SPACE_GIB:

@@ -41,7 +41,7 @@ def explain(error: Exception, arguments: Sequence[str], *, values: bool = True) 
     config: dict[str, Any] = {}
     said: Exception | None = error
     while said is not None:
-        if isinstance(said, MissingConfigException) and (problem := _unknown_choice(said)):
+        if problem := unknown_choice(said):
             group = problem.partition(":")[0]
             choices[group] = problem
             rest = [one for one in overrides if not re.match(rf"[+~]*{re.escape(group)}[.=@]", one)]
@@ -343,12 +343,18 @@ def as_chosen(config: Mapping[str, Any], typed: Sequence[str]) -> tuple[dict[str
     return found, left_out
 
 
-def _unknown_choice(error: MissingConfigException) -> str | None:
-    group, slash, choice = str(error.missing_cfg_file or "").rpartition("/")
+def unknown_choice(error: Exception) -> str | None:
+    """Which choice there is not, and which there are; None where the error is another one."""
+    if not isinstance(error, MissingConfigException):
+        return None
+    missing = str(error.missing_cfg_file or "")
+    is_stage = missing.partition("/")[0] in STAGES  # the choice may be a path; a group of Hydra's has one in its name
+    group, slash, choice = missing.partition("/") if is_stage else missing.rpartition("/")
     if not slash or not error.options:
         return None
     close = "".join(f"; did you mean {one}?" for one in difflib.get_close_matches(choice, error.options, n=1))
-    return f"{group}: got {choice!r}, expected one of {', '.join(error.options)}{close}"
+    way_out = f"; a folder is {group}.path" if "/" in choice and group in ("source", "dataset") else close
+    return f"{group}: got {choice!r}, expected one of {', '.join(error.options)}{way_out}"
 
 
 def _unknown_key(key: str, config: Mapping[str, Any]) -> str:

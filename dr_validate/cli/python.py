@@ -8,6 +8,7 @@ from typing import Any
 
 from dr_validate.config import build
 from dr_validate.errors import CheckpointError, ConfigError, SetupError
+from dr_validate.files import expanded, make_state_dir
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.reports import EstimateDetails, lag_s
 from dr_validate.values import Report
@@ -109,7 +110,7 @@ def evaluate(
         if state_dir is None:
             state_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="dr_validate-"))
         others = {"encoder": encoder or {}, **(settings or {})}
-        return _evaluate(Path(checkpoint), dataset, sampler, others, Path(state_dir))
+        return _evaluate(expanded(checkpoint), dataset, sampler, others, expanded(state_dir))
 
 
 def _evaluate(checkpoint: Path, dataset: Choice, sampler: Choice, others: Mapping[str, Any], state_dir: Path) -> Report:
@@ -121,6 +122,9 @@ def _evaluate(checkpoint: Path, dataset: Choice, sampler: Choice, others: Mappin
             raise ConfigError([f"settings: there is no key {key!r}; known are device, metrics, top_k, seed"])
         config[key] = {**config[key], **value} if isinstance(config[key], dict) else value
     run = build(config)
+    if not checkpoint.is_dir():
+        raise CheckpointError(f"{checkpoint}: no such folder")
+    make_state_dir(state_dir)
     found = run.source.list(state_dir)
     if len(found.checkpoints) != 1:
         lacks = (
@@ -135,18 +139,18 @@ def _evaluate(checkpoint: Path, dataset: Choice, sampler: Choice, others: Mappin
 
 def _composed(choices: Mapping[str, Choice]) -> dict[str, Any]:
     """What the command line would compose, as plain values."""
-    from dr_validate.cli.overrides import composed
+    from dr_validate.cli.overrides import composed, unknown_choice
 
     named, keys = [], {}
     for group, choice in choices.items():
         if isinstance(choice, Mapping):
             keys[group] = {key: str(value) if isinstance(value, Path) else value for key, value in choice.items()}
-        elif group == "dataset" and Path(choice).expanduser().is_dir():
+        elif group == "dataset" and ("/" in str(choice) or Path(choice).is_dir()):
             keys[group] = {"choice": "beir", "path": str(choice)}
         else:
             keys[group] = {"choice": str(choice)}
         named.append(f"{group}={keys[group].pop('choice', None)}")
     config, error = composed(named)
     if error is not None:
-        raise ConfigError([" ".join(str(error).split())]) from error
+        raise ConfigError([unknown_choice(error) or " ".join(str(error).split())]) from error
     return {**config, **{group: {**config[group], **given} for group, given in keys.items()}}

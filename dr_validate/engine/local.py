@@ -217,9 +217,10 @@ class _Finite:
         while len(self.unread) > but:
             side, number, landing = self.unread.popleft()
             if broken := int(landing.array()):
+                dtype = self._model.contract.get("dtype")
+                narrow = "" if dtype == "float32" else ", or the type is too narrow; try encoder.dtype=float32"
                 raise CheckpointError(
-                    f"{broken} of {number} {side} vectors hold NaN or Inf ({self._model.contract.get('dtype')}): the weights "
-                    "diverged, or the type is too narrow; try encoder.dtype=float32"
+                    f"{broken} of {number} {side} vectors hold NaN or Inf ({dtype}): the weights diverged{narrow}"
                 )
 
 

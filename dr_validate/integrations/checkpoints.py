@@ -192,14 +192,14 @@ class BestSoFar:
         return True
 
     def keep(self, snapshot: Path | None) -> None:
-        """Copy the best's snapshot, which goes when its result is there, to `best-STEP` beside the checkpoints."""
-        if (self._out / f"checkpoint-{self.step}").is_dir():
-            return
-        if snapshot is None or not snapshot.is_dir():
-            log.warning("validation: step %d is the best, but its snapshot has been overtaken", self.step)
-            return
+        """Copy the best's snapshot, which goes when its result is there, to `best-STEP` beside the checkpoints, unless it is
+        one of these; the best before goes."""
         mine = self._out / f"best-{self.step}"
-        shutil.copytree(snapshot, mine, dirs_exist_ok=True)
+        if not (self._out / f"checkpoint-{self.step}").is_dir():
+            if snapshot is None or not snapshot.is_dir():
+                log.warning("validation: step %d is the best, but its snapshot has been overtaken", self.step)
+                return
+            shutil.copytree(snapshot, mine, dirs_exist_ok=True)
         for other in self._out.glob("best-*"):
             if other != mine:
                 shutil.rmtree(other, ignore_errors=True)

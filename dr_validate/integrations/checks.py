@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dr_validate.config import MEAN
+from dr_validate.config import MEAN, Run
 from dr_validate.errors import ConfigError
 from dr_validate.integrations.child import set_of
 from dr_validate.integrations.publish import unwrapped
@@ -54,6 +54,24 @@ def check_trainer(trainer: Any, settings: ValidationSettings, overrides: Sequenc
         raise ConfigError(problems)
 
 
+def check_contract(model: Any, run: Run) -> None:
+    """Raises ConfigError where no checkpoint of a model of transformers will say how it pools: the watcher would refuse the
+    first one, in the midst of the training. What else than such a model says, its checkpoints show."""
+    if not type(model).__module__.startswith("transformers.models.") or model.config.model_type == "dpr":
+        return
+    lacking = {
+        f"encoder.{key}"
+        for one in run.collections
+        for key in ("pooling", "normalize")
+        if getattr(one.encoder, key, True) is None
+    }
+    if lacking:
+        kind = type(model).__name__
+        raise ConfigError(
+            [f"{key}: a {kind} does not say it; state it as in training" for key in sorted(lacking, reverse=True)]
+        )
+
+
 def complete_overrides(
     overrides: Sequence[str], settings: ValidationSettings, places: Mapping[str, str], base: str | None
 ) -> list[str]:
@@ -93,6 +111,11 @@ def _wrong_settings(settings: ValidationSettings, typed: Mapping[str, str]) -> l
     problems = []
     if settings.every is not None and settings.every < 1:
         problems.append(f"every: got {settings.every}, expected a number of steps, or None for every save")
+    if settings.every is not None:
+        try:
+            settings.snapshot_folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problems.append(f"snapshot_folder: {settings.snapshot_folder} cannot be made ({error.strerror}); set another one")
     if settings.backpressure not in BACKPRESSURE:
         problems.append(f"backpressure: got {settings.backpressure!r}, expected one of {', '.join(BACKPRESSURE)}")
     if settings.min_confidence is not None and not 0.5 <= settings.min_confidence < 1:

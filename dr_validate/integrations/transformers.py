@@ -28,6 +28,7 @@ from dr_validate.component import fingerprint
 from dr_validate.config import Run
 from dr_validate.encoder.spec import CONTRACT_KEYS
 from dr_validate.errors import SetupError
+from dr_validate.files import make_state_dir
 from dr_validate.integrations.checkpoints import (
     BestSoFar,
     WaitingSteps,
@@ -40,6 +41,7 @@ from dr_validate.integrations.checkpoints import (
 from dr_validate.integrations.checks import (
     ValidationSettings,
     base_model,
+    check_contract,
     check_trainer,
     chosen,
     complete_overrides,
@@ -120,11 +122,14 @@ class AsyncValidation(transformers.TrainerCallback):
         self._command = complete_overrides(self._overrides, self._settings, places, base_model(trainer.model))
         self._run: Run = compose(self._command)
         self._state_dir = self._run.settings.state_dir.absolute()
+        if trainer.is_world_process_zero():
+            make_state_dir(self._state_dir)
         self._keys = keys_for(trainer.args, self._run.settings.metrics, tuple(self._run.members))
         self._metric = chosen(trainer.args, self._keys)
         stated = {key: getattr(self._run.encoder, key, None) for key in CONTRACT_KEYS}
         said = tevatron_contract(unwrapped(trainer.model)) | {key: one for key, one in stated.items() if one is not None}
         self._contract = {key: value for key, value in said.items() if key in CONTRACT_KEYS}
+        check_contract(unwrapped(trainer.model), self._run)
         self._tokenizer = getattr(trainer, "processing_class", None) or getattr(trainer.data_collator, "tokenizer", None)
         self._limit = trainer.args.save_total_limit
         self._trainer = trainer
@@ -160,7 +165,6 @@ class AsyncValidation(transformers.TrainerCallback):
             self._best = BestSoFar(Path(args.output_dir), self._metric, self._state_dir, self._settings.min_confidence)
             self._waiting = WaitingSteps(self._folder, Path(args.output_dir) / ".dr_validate" / "trainer.jsonl")
             found = checkpoints_in(Path(args.output_dir)) if state.global_step else {}
-            self._state_dir.mkdir(parents=True, exist_ok=True)
             self._waiting.resume(state.global_step, found, state.epoch or 0.0)
             self._mine = {step for step in found if step <= state.global_step}
             visible = visible_device(self._settings.device)[1]
@@ -271,7 +275,7 @@ class AsyncValidation(transformers.TrainerCallback):
         return held[0]
 
     def _finish(self, args: Any, state: Any, control: Any, parts: Mapping[str, Any]) -> None:
-        began, is_over, self._is_ending = time.monotonic(), False, True
+        began, is_over, late, self._is_ending = time.monotonic(), False, False, True
         while not is_over:
             self._next_look = 0.0
             self._deliver(args, state, control, parts)
@@ -282,7 +286,8 @@ class AsyncValidation(transformers.TrainerCallback):
         self._waited_s += time.monotonic() - began
         if state.is_world_process_zero and self._waiting.waiting:
             steps = ", ".join(map(str, self._waiting.waiting))
-            log.warning("validation: no result of steps %s within exit_timeout_s; the ledger keeps what is done", steps)
+            why = f"within exit_timeout_s={self._settings.exit_timeout_s:g}" if late else "any more: the watcher has ended"
+            log.warning("validation: no result of steps %s %s; the ledger keeps what is done", steps, why)
         best = None
         if self._best is not None and self._child is not None:  # rank 0
             best = self._best.final(self._child.revised, self._waiting.identities.values())

@@ -134,6 +134,12 @@ class Ledger:
         rows = self._rows("SELECT digest, state FROM states WHERE spec = ? AND state IN ('done', 'failed')", spec)
         return {row["digest"]: row["state"] for row in rows}
 
+    def reported_as(self, digest: str, spec: str) -> Checkpoint:
+        """The checkpoint that the Report of settled weights is of."""
+        settled = "status IN ('done', 'failed') AND forgotten = 0"  # as the index has it
+        rows = self._rows(f"SELECT id FROM reports WHERE spec = ? AND digest = ? AND {settled}", spec, digest)
+        return self._read([row["id"] for row in rows])[0].checkpoint
+
     def settled_names(self, spec: str) -> set[str]:
         """Names of what is done or failed."""
         rows = self._rows("SELECT name FROM states WHERE spec = ? AND state IN ('done', 'failed')", spec)
@@ -321,12 +327,12 @@ class Ledger:
         return bool(self._rows(query, spec, digest))
 
     def _known_skip(self, report: Report) -> int | None:
-        # Versions of one artifact share its name, and may share their weights.
+        # Versions of one artifact share its name, and may share their weights; so do the first checkpoints of two trainings.
         # The step is there for the index: without it each skip of thousands would look through all of them.
-        version = "json_extract(report, '$.checkpoint.version')"
-        same = f"spec = ? AND step = ? AND name = ? AND digest = ? AND error = ? AND {version} = ?"
+        version, run = (f"json_extract(report, '$.checkpoint.{key}')" for key in ("version", "training_run"))
+        same = f"spec = ? AND step = ? AND name = ? AND digest = ? AND error = ? AND {version} = ? AND {run} = ?"
         made = report.checkpoint
-        values = (report.spec, made.step, made.name, made.digest, report.error, made.version)
+        values = (report.spec, made.step, made.name, made.digest, report.error, made.version, made.training_run)
         rows = self._rows(f"SELECT id FROM reports WHERE status = 'skipped' AND {same}", *values)
         return int(rows[0]["id"]) if rows else None
 

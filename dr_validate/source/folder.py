@@ -310,7 +310,8 @@ def _first_leaving(folder: Path, modules: Sequence[str]) -> str | None:
     root = folder.resolve()
     for path in _entries(folder, modules):
         if path.is_symlink() and not path.resolve().is_relative_to(root):
-            return f"symbolic link {path.relative_to(folder)} -> {path.readlink()} leaves the folder"
+            way_out = "copy what it leads to, or set source.follow_links=true"
+            return f"symbolic link {path.relative_to(folder)} -> {path.readlink()} leaves the folder; {way_out}"
     return None
 
 

@@ -22,7 +22,7 @@ from dr_validate.errors import (
 from dr_validate.files import interruptible, is_disk_full, is_read_only
 from dr_validate.ledger.ledger import Attempt, Ledger
 from dr_validate.ledger.made import command_line
-from dr_validate.ledger.reports import EstimateDetails, named_folder, of_training, revised
+from dr_validate.ledger.reports import SAME_WEIGHTS, EstimateDetails, named_folder, of_training, revised
 from dr_validate.process import printable
 from dr_validate.values import Checkpoint, Incomplete, Listing, Report, Status
 from dr_validate.watcher.lock import Claimed, claim
@@ -45,6 +45,7 @@ class Attempts:
     ) -> None:
         self.run, self.ledger, self.worker, self.poller, self.now = run, ledger, worker, poller, now
         self._is_known_training = False
+        self._reported_as: dict[tuple[str, str], Checkpoint] = {}  # digest and spec -> under which name they are settled
         self._skipped: set[tuple[str, ...]] = set()  # told in this process; the ledger keeps each skip once, ever
 
     def validate(self, checkpoint: Checkpoint, target: Target, tick: Tick, *, more: bool = False) -> Report | None:
@@ -88,11 +89,24 @@ class Attempts:
 
     def skip(self, checkpoint: Checkpoint, target: Target, reason: str) -> None:
         """Report that a checkpoint will not be validated, once per reason."""
-        key = (checkpoint.name, checkpoint.version, target.spec, reason)
-        if key not in self._skipped:
-            self._skipped.add(key)
+        if (checkpoint.name, checkpoint.version, target.spec, reason) not in self._skipped:
             level = logging.INFO if target.collection is None else logging.DEBUG  # of a suite the mean is told
             self._end(checkpoint, target, "skipped", reason, level=level)
+
+    def skip_same_weights(self, listing: Listing, target: Target) -> None:
+        """Report that one evaluation serves several checkpoints, for each but the one that has the Report, whatever came of its
+        folder since and whichever training it is of; as long as there is none, for each but the first."""
+        settled, first = self.ledger.settled(target.spec), dict[str, Checkpoint]()
+        for one in listing.checkpoints:
+            key = (one.digest, target.spec)
+            if one.digest in settled and key not in self._reported_as:
+                self._reported_as[key] = self.ledger.reported_as(*key)
+            other = self._reported_as[key] if one.digest in settled else first.setdefault(one.digest, one)
+            is_same_run = one.training_run == other.training_run or one.uri == other.uri  # which was without a name then
+            if one.label != other.label or not is_same_run:
+                where = "" if is_same_run else f" of {other.training_run or Path(other.uri).parent}"
+                name = other.version if one.name == other.name else other.label
+                self.skip(one, target, f"{SAME_WEIGHTS}{name}{where}")
 
     def refuse_another_training(self, listing: Listing, *targets: Target) -> None:
         """Raise SetupError where checkpoints of another folder stand in the ledger, both trainings without a name: their rows
@@ -193,6 +207,7 @@ class Attempts:
         self, checkpoint: Checkpoint, target: Target, status: Status, error: str, attempts: int = 1, level: int = logging.INFO
     ) -> Report:
         """Record why there is no value, and never will be."""
+        self._skipped.add((checkpoint.name, checkpoint.version, target.spec, error))
         report = Report(
             checkpoint=checkpoint,
             dataset=target.dataset,

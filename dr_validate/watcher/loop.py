@@ -19,7 +19,7 @@ from dr_validate.files import disk_words, interruptible, is_disk_full, is_read_o
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.ledger.made import settings_of
 from dr_validate.ledger.means import SuiteMean, mean_names
-from dr_validate.ledger.reports import SAME_WEIGHTS, STALE
+from dr_validate.ledger.reports import STALE
 from dr_validate.process import TIME_IS_UP, ProgressBar, stop_on_signals, stopped_after, until_stopped
 from dr_validate.values import Checkpoint, Incomplete, Listing, Report
 from dr_validate.watcher import schedule
@@ -92,7 +92,7 @@ class _Watcher:
         self._not_before: dict[tuple[str, str], float] = {}  # digest and spec -> when a failed attempt may be repeated
         self._baseline_not_before: dict[tuple[str, str], float] = {}
         self._mean: SuiteMean | None = None
-        self._another_has_baselines = False  # which is said once
+        self._another_has_baselines = self._waits_for_disk = False  # which is said once
 
     def run_until_done(self, names: Mapping[str, Any], collections: Sequence[Mapping[str, Any]]) -> Outcome:
         """`names` of the whole: of a suite the mean, else the one of its `collections`."""
@@ -180,6 +180,7 @@ class _Watcher:
             try:
                 if self._step():
                     return
+                self._waits_for_disk = False
             except Stopped:
                 return
             except (OSError, sqlite3.OperationalError) as error:
@@ -199,7 +200,8 @@ class _Watcher:
         message = f"state_dir {state_dir}: {disk_words(error, state_dir)}"
         if self.run.watch.mode == "once":
             raise SetupError(f"{message}; then start again, nothing done is lost") from error
-        log.error("%s; waiting for it", message)
+        level, self._waits_for_disk = logging.DEBUG if self._waits_for_disk else logging.ERROR, True
+        log.log(level, "%s; waiting for it", message)
         self.stop.wait(self.run.watch.poll_s)
 
     def _step(self) -> bool:
@@ -231,9 +233,8 @@ class _Watcher:
         self._seen |= {checkpoint.digest: checkpoint for checkpoint in listing.checkpoints}
         for part in schedule.given_up(listing, finite=self.run.watch.mode == "once"):
             self._skip_incomplete(part)
-        for later, earlier in schedule.same_weights(listing):
-            for target in self.all_targets:
-                self.attempts.skip(later, target, f"{SAME_WEIGHTS}{earlier.version}")
+        for target in self.all_targets:
+            self.attempts.skip_same_weights(listing, target)
         if self.run.watch.skip == "stale":
             known = self.queue.skipped_as_stale()
             for old, newest in self.queue.stale(listing):
@@ -278,9 +279,8 @@ class _Watcher:
     def _waiting(self) -> list[Work]:
         """What can be validated now, in order."""
         left = self._left()
-        due = schedule.due(left, self._not_before, time.monotonic())
-        if not due and self.run.watch.mode == "once":
-            due = left  # nothing else is left to do: repeat failed attempts at once
+        repeated = left if self.run.watch.mode == "once" else []  # at once, where nothing else is left to do
+        due = schedule.due(left, self._not_before, time.monotonic()) or repeated
         for place, (checkpoint, _) in enumerate(due):
             if self.poller.has_copy(checkpoint):
                 return due[place:]
@@ -317,7 +317,6 @@ class _Watcher:
     def _run_baseline(self, checkpoint: Checkpoint, target: Target) -> None:
         self._begin((checkpoint, target), f"{target.label(checkpoint)} (step {checkpoint.step}), full corpus")
         self._note(f"computing the full-corpus baseline of {target.label(checkpoint)}")
-        report = None
         missing = self.queue.missing_baselines(self.poller.listing)
         more = any(c.digest == checkpoint.digest and other != target for c, other in missing)
         try:

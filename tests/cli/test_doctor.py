@@ -44,6 +44,7 @@ def refusal(*overrides: str) -> str:
 MISTAKES = {
     "encoder.poling=cls": "encoder.poling: encoder=auto has no such key",
     "dataset=bier": "dataset: got 'bier', expected one of",
+    "source=/a/folder": "source: got '/a/folder', expected one of folder, wandb; a folder is source.path",
     "sampler.fraction=7": "sampler.fraction: Input should be less than or equal to 1",
     "encoder.pooling=men": "encoder.pooling: ",
     "metrics=[mrr@1000]": "top_k: got 100",
@@ -64,6 +65,7 @@ MISTAKES = {
     [
         ["encoder.poling=cls", "source.path=a-file"],
         ["dataset=bier", "encoder.poling=cls", "sampler.pool=[nowhere]"],
+        ["source=/a/folder", "encoder.poling=cls"],
         ["sampler.fraction=7", "dataset.path=nowhere"],
         ["encoder.pooling=men", "source.path=a-file", "dataset.path=nowhere"],
         ["metrics=[mrr@1000]", "sampler.pool=[nowhere]"],

@@ -35,6 +35,7 @@ def report(
         ({"save_strategy": "best"}, {}, "save_strategy='best'"),
         ({"greater_is_better": False}, {}, "greater_is_better=False"),
         ({}, {"every": 0}, "every: got 0"),
+        ({}, {"every": 5, "snapshot_folder": "/dev/null/x"}, "snapshot_folder: /dev/null/x cannot be made (Not a directory)"),
         ({}, {"backpressure": "some"}, "backpressure: got 'some'"),
         ({}, {"min_confidence": 95}, "min_confidence: got 95"),
         ({}, {"device": "cuda:1"}, "device: set twice"),
@@ -48,6 +49,21 @@ def test_settings_that_would_not_work_are_refused_at_attach_with_the_way_out(
         AsyncValidation([*STATED, f"dataset.path={harder}"], **settings).attach(trainer)
     assert len(caught.value.problems) == 1
     assert caught.value.problems[0].startswith(named)
+
+
+def test_a_model_that_does_not_say_how_it_pools_is_refused_before_the_training(bert: Any, harder: Path, tmp_path: Path) -> None:
+    overrides = [f"dataset.path={harder}", *(one for one in STATED if not one.startswith("encoder."))]
+    with pytest.raises(ConfigError) as caught:
+        AsyncValidation(overrides).attach(learner(bert, harder, tmp_path / "out"))
+    lacking = [f"encoder.{key}: a BertModel does not say it; state it as in training" for key in ("pooling", "normalize")]
+    assert caught.value.problems == tuple(lacking)
+
+
+def test_a_state_dir_that_cannot_be_written_is_refused_before_the_training(bert: Any, harder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    overrides = [*STATED, f"dataset.path={harder}", f"state_dir={tmp_path / 'file' / 'state'}"]
+    with pytest.raises(SetupError, match=r"state_dir .*/file/state: cannot be written .*; set state_dir to a folder that can"):
+        AsyncValidation(overrides).attach(learner(bert, harder, tmp_path / "out"))
 
 
 def test_a_sampler_that_knows_no_differences_cannot_be_sure_of_one(bert: Any, harder: Path, tmp_path: Path) -> None:
@@ -208,6 +224,19 @@ def test_what_is_not_surely_better_does_not_take_the_place_of_the_best(tmp_path:
         better = report(0.55, digest=f"sha256:{step}", estimate=estimate)
         assert so_far.offer(better, step) is takes_it
     assert so_far.step == 30
+
+
+def test_one_best_is_kept_and_none_where_it_is_a_saved_checkpoint(tmp_path: Path) -> None:
+    so_far = BestSoFar(tmp_path, "mrr@10", tmp_path, None)
+    kept = []
+    for step, is_saved in ((5, False), (10, False), (15, True), (20, False)):
+        (tmp_path / "snapshots" / str(step)).mkdir(parents=True)
+        if is_saved:
+            (tmp_path / f"checkpoint-{step}").mkdir()
+        assert so_far.offer(report(step / 100), step)
+        so_far.keep(tmp_path / "snapshots" / str(step))
+        kept.append([path.name for path in tmp_path.glob("best-*")])
+    assert kept == [["best-5"], ["best-10"], [], ["best-20"]]
 
 
 def test_values_are_held_against_each_other_as_the_later_report_sees_both(tmp_path: Path) -> None:

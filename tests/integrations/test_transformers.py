@@ -1,6 +1,7 @@
 """A transformers Trainer with a watcher beside it: real processes, tiny models."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from dr_validate.integrations.transformers import AsyncValidation
 from tests import warm
@@ -203,3 +204,45 @@ def test_a_watcher_that_runs_already_is_used_and_not_stopped(bert: Any, harder: 
         assert running.poll() is None
         running.send_signal(signal.SIGTERM)
         running.communicate(timeout=LIMIT_S)
+
+
+class AtTheEnd(TrainerCallback):
+    """Calls `then()` when the last step is done, before callbacks that were added later."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self.then = then
+
+    def on_log(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        if "train_runtime" in parts["logs"]:
+            self.then()
+
+
+@pytest.mark.usefixtures("warm_watcher")
+def test_why_results_are_missing_at_the_end_is_said(
+    bert: Any, harder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    nowhere = [*(one for one in STATED if not one.startswith("device=")), "device=cuda:99"]
+
+    def stand_still(step: int) -> None:
+        if step == 1:
+            os.kill(running(), signal.SIGSTOP)
+
+    def go_on() -> None:
+        os.kill(pid := running(), signal.SIGCONT)
+        wait_for(lambda: validation.watcher_pid != pid)
+
+    def running() -> int:
+        assert validation.watcher_pid is not None
+        return validation.watcher_pid
+
+    for given, limit, then, why in (
+        (STATED, 0, lambda: None, "within exit_timeout_s=0;"),
+        (nowhere, 600, go_on, "any more: the watcher has ended;"),
+    ):
+        trainer = learner(bert, harder, tmp_path / f"out-{limit}", max_steps=10)
+        trainer.add_callback(Hold(stand_still if limit else lambda step: None))
+        trainer.add_callback(AtTheEnd(then))
+        validation = AsyncValidation([*given, f"dataset.path={harder}"], exit_timeout_s=limit).attach(trainer)
+        trainer.train()
+        assert f"no result of steps 10 {why}" in caplog.text

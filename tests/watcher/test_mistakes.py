@@ -1,6 +1,7 @@
-"""Whose mistake it is: the run's, which ends with one message, or a checkpoint's own."""
+"""Whose mistake it is: the run's, which ends with one message, or a checkpoint's own; and whose Report, of equal weights."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from dr_validate.config import Settings, Watch
-from dr_validate.errors import CheckpointError, NotStated, SetupError
+from dr_validate.errors import CheckpointDeleted, CheckpointError, NotStated, SetupError
 from dr_validate.ledger.ledger import Ledger
 from dr_validate.values import Checkpoint, Estimate, Listing, Report
 from dr_validate.watcher.attempts import Attempts, warn_of_another_spec
@@ -109,6 +110,17 @@ def test_a_failure_of_another_kind_is_the_first_checkpoint_s_own(attempts: Attem
         attempts.validate(checkpoint("c2"), TARGET, no_tick)
 
 
+def test_what_was_deleted_before_it_could_be_copied_is_said_once(
+    attempts: Attempts, parts: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    parts.answer = CheckpointDeleted("it was deleted")
+    report = attempts.validate(checkpoint("c1"), TARGET, no_tick)
+    assert report is not None
+    attempts.skip(report.checkpoint, TARGET, str(report.error))  # as on all collections
+    assert caplog.messages.count("skipped c1: it was deleted") == 1
+
+
 def listed(*found: Checkpoint) -> Listing:
     return Listing(checkpoints=found)
 
@@ -182,3 +194,54 @@ def test_a_file_that_is_another_one_at_the_next_start_is_told_with_both_specs(
         ledger.register_spec("f", {**before, "spec": "f", "baseline": True}, AT)
         warn_of_another_spec(ledger, TARGET, names)
     assert said in caplog.text and ("spec s now, before then" in caplog.text) is bool(said)
+
+
+def told(ledger: Ledger) -> list[tuple[str, str, str, str | None]]:
+    """In the order in which it was told."""
+    reports = [report for _, report in ledger.undelivered("nobody", ["s"])]
+    return [(one.checkpoint.training_run, one.checkpoint.name, one.status, one.error) for one in reports]
+
+
+def test_a_copy_takes_no_result_away_from_the_checkpoint_that_has_it(attempts: Attempts, ledger: Ledger) -> None:
+    ledger.finish(done(A2))
+    best = checkpoint("best", A2.digest)
+    for _ in range(2):
+        attempts.skip_same_weights(listed(best, A1, A2), TARGET)
+    assert told(ledger) == [("", A2.name, "done", None), ("", "best", "skipped", f"same weights as {A2.name}")]
+
+
+def test_of_equal_weights_without_a_report_the_first_is_validated(attempts: Attempts, ledger: Ledger) -> None:
+    attempts.skip_same_weights(listed(A1, A2, checkpoint("last", A2.digest)), TARGET)
+    assert told(ledger) == [("", "last", "skipped", f"same weights as {A2.name}")]
+
+
+def test_the_weights_of_one_that_was_rotated_away_are_not_passed_over_in_silence(attempts: Attempts, ledger: Ledger) -> None:
+    ledger.finish(done(A1))
+    attempts.skip_same_weights(listed(checkpoint("checkpoint-300", A1.digest)), TARGET)
+    assert told(ledger)[1:] == [("", "checkpoint-300", "skipped", f"same weights as {A1.name}")]
+
+
+def test_two_more_trainings_that_began_with_the_same_weights_are_told_so(parts: Any, ledger: Ledger) -> None:
+    for run in ("a", "b", "c"):
+        one = checkpoint("checkpoint-0", "sha256:0", f"/runs/{run}", training_run=run)
+        if run == "a":
+            ledger.finish(done(one))
+        Attempts(parts, ledger, parts, parts, lambda: AT).skip_same_weights(listed(one), TARGET)
+    same = "same weights as checkpoint-0 of a"
+    assert told(ledger)[1:] == [(run, "checkpoint-0", "skipped", same) for run in ("b", "c")]
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        checkpoint("checkpoint-100", A1.digest, training_run="a"),
+        checkpoint("checkpoint-100", A1.digest, ELSEWHERE),
+    ],
+    ids=["named since", "moved"],
+)
+def test_one_that_is_named_or_moved_after_it_was_validated_is_the_same(
+    attempts: Attempts, ledger: Ledger, now: Checkpoint
+) -> None:
+    ledger.finish(done(A1))
+    attempts.skip_same_weights(listed(now), TARGET)
+    assert told(ledger) == [("", A1.name, "done", None)]
