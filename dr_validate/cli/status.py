@@ -146,7 +146,8 @@ def agreements(run: Run, sampled: Sequence[Report], full: Sequence[Report]) -> l
     own = run.source.training_run, named_folder(run.source)
     trainings = dict(of_training(report, sampled, *own) for report in sampled)
     found = []
-    for training, mine in sorted(trainings.items()):
+    for training, all_of_it in sorted(trainings.items()):
+        mine = latest_of(all_of_it)
         if agreement := run.fidelity.compare(mine, full, metric):
             checkpoints = f"{agreement.checkpoints} checkpoints" + f" of {training}" * (len(trainings) > 1)
             found.append(

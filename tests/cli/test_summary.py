@@ -89,7 +89,29 @@ def test_each_training_has_its_own_sentence_on_how_far_the_sample_was_off() -> N
 def test_a_sample_that_is_too_small_to_correct_by_is_said_at_the_end_of_a_run() -> None:
     run, notes = built("dataset=pydoc", "source.path=x"), {"estimate": {"outranking": {"mrr@10": 2}}}
     (only,) = agreements(run, [replace(report(100, "s", exactly(0.5)), notes=notes)], [])
-    assert only.endswith("only 2, in all queries together. Corrected values are extrapolation, not evidence.")
+    assert only.endswith("only 2, in all queries together, at the last step. Corrected values are extrapolation, not evidence.")
+
+
+def test_the_step_that_says_how_small_a_sample_is_is_the_last_whichever_was_validated_last() -> None:
+    run = built("dataset=pydoc", "source.path=x")
+    few, many = ({"estimate": {"outranking": {"mrr@10": number}}} for number in (2, 50))
+    first, last = replace(report(100, "s", exactly(0.5)), notes=few), replace(report(200, "s", exactly(0.5)), notes=many)
+    assert agreements(run, [last, first], []) == []
+
+
+def test_a_checkpoint_that_was_written_anew_is_compared_once_as_the_table_shows_it() -> None:
+    run = built("dataset=pydoc", "source.path=x")
+
+    def written(step: int, spec: str, value: float, digest: str, at: str) -> Report:
+        made = report(step, spec, exactly(value))
+        return replace(made, checkpoint=replace(made.checkpoint, digest=digest), at=at)
+
+    sampled, full = (
+        [written(step, spec, step / 1000 + error * (at == "1"), f"sha256:{step}{at}", at) for step in (100, 200) for at in "12"]
+        for spec, error in (("s", 0.5), ("f", 0))
+    )
+    (only,) = agreements(run, sampled, full)
+    assert only.startswith("Sampled against full corpus over 2 checkpoints, mrr@10: bias +0.0000")
 
 
 def test_from_five_checkpoints_on_tau_has_an_interval() -> None:
