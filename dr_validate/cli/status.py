@@ -68,8 +68,8 @@ def show_outcome(run: Run, outcome: Outcome) -> None:
         collections = {name: ledger.revised(spec) for name, spec in members.items()}
     console = new_console()
     console.print(outcome_table(sampled, full, metric))
-    if collections:
-        console.print(suite_table(collections, sampled, metric))
+    for table in suite_tables(collections, sampled, metric):
+        console.print(table)
     if outcome.target.spec != outcome.target.full_spec:
         for sentence in agreements(run, sampled, full):
             console.print(sentence, soft_wrap=True, markup=False)
@@ -146,7 +146,8 @@ def agreements(run: Run, sampled: Sequence[Report], full: Sequence[Report]) -> l
     own = run.source.training_run, named_folder(run.source)
     trainings = dict(of_training(report, sampled, *own) for report in sampled)
     found = []
-    for training, mine in sorted(trainings.items()):
+    for training, all_of_it in sorted(trainings.items()):
+        mine = latest_of(all_of_it)
         if agreement := run.fidelity.compare(mine, full, metric):
             checkpoints = f"{agreement.checkpoints} checkpoints" + f" of {training}" * (len(trainings) > 1)
             found.append(
@@ -190,15 +191,28 @@ def outcome_table(sampled: Sequence[Report], full: Sequence[Report], metric: str
     return table
 
 
-def suite_table(collections: Mapping[str, Sequence[Report]], means: Sequence[Report], metric: str) -> Any:
-    """A rich table with a row for each collection of a suite: the last steps, and that with the best mean."""
+def suite_tables(collections: Mapping[str, Sequence[Report]], means: Sequence[Report], metric: str) -> list[Any]:
+    """A rich table for each training, a row for each collection of a suite: the last steps, and that with the best mean."""
+    trainings = sorted({report.checkpoint.training_run for reports in collections.values() for report in reports})
+    made = []
+    for training in trainings:
+        mine, *rows = (
+            [report for report in reports if report.checkpoint.training_run == training]
+            for reports in (means, *collections.values())
+        )
+        title = f"{metric} by collection and training step" + f", {training}" * (training != "" and len(trainings) > 1)
+        made.append(_suite_table(title, dict(zip(collections, rows, strict=True)), mine, metric))
+    return made
+
+
+def _suite_table(title: str, collections: Mapping[str, Sequence[Report]], means: Sequence[Report], metric: str) -> Any:
     from rich.table import Table
 
     best = found.checkpoint.step if (found := best_of(means, metric)) else None
     steps = newest_and_best(
         (report.checkpoint.step for reports in collections.values() for report in reports), best, MOST_STEPS
     )
-    table = Table(title=f"{metric} by collection and training step", title_justify="left", show_edge=False)
+    table = Table(title=title, title_justify="left", show_edge=False)
     table.add_column("collection", overflow="fold")
     for step in steps:
         table.add_column(f"{step} (best mean)" if step == best and len(steps) > 1 else str(step), justify="right")

@@ -118,7 +118,7 @@ def _corrected(
     evidence: RankEvidence, table: Gains, sampled: Float64, coefficients: Float64, covariance: Float64
 ) -> tuple[Float64, Float64, float]:
     """Before anything is learnt from full-corpus rankings: values (num_queries,); what their mean answers to one standard
-    deviation of each error that all checkpoints of the sample share, and that of its own."""
+    deviation of each error that all checkpoints of the sample share, and to what its own counts say; and its own error."""
     mean, sd = _expect(evidence, table, coefficients)
     values = np.minimum(table.per_query(mean), sampled)  # chances that sum to 1 do so but for rounding
     correction = float(np.nanmean(sampled) - np.nanmean(values))
@@ -129,9 +129,26 @@ def _corrected(
         shifted[stratum, 0] += STEP
         answer = (_expect(evidence, table, shifted)[0] - mean) / STEP
         common.append(np.linalg.cholesky(covariance[stratum]).T @ (seen[stratum].T @ answer) / scored)
+        told = counts_against_model(evidence, table, answer, coefficients, stratum)
+        common.append(np.array([(told - 1) * float(answer.sum()) / scored]))
     scattered = float(np.sqrt(np.nansum(table.per_query(sd) ** 2))) / scored
     own = float(np.hypot(PRIORS.scatter * scattered, PRIORS.own_model_error_sd * correction))
     return values, np.concatenate(common), own
+
+
+def counts_against_model(evidence: RankEvidence, table: Gains, answer: Float64, coefficients: Float64, stratum: int) -> float:
+    """By which factor one checkpoint's own counts in a stratum are above what the model expects of them: 1 where they agree,
+    near 1 where they are few. Each row counts by what it loses to one more document above, from `answer` (num_rows,), what its
+    worth answers to the logarithm of the mean."""
+    mean = np.exp(np.clip(features(evidence, table.rows)[stratum] @ coefficients[stratum], -12, 9))  # (NUM_FOLDS, num_rows)
+    expected = mean * evidence.inclusion[stratum] / NUM_FOLDS
+    variance = expected * (1 + expected / spread(mean))
+    weight = -answer / mean.mean(axis=0) * expected / variance
+    model = float((weight * expected).sum())
+    if model <= 0:
+        return 1.0
+    doubt = float((weight**2 * variance).sum()) / model / PRIORS.own_counts_sd**2
+    return (doubt + float((weight * evidence.outranking[stratum][:, table.rows]).sum())) / (doubt + model)
 
 
 def _expect(evidence: RankEvidence, table: Gains, coefficients: Float64) -> tuple[Float64, Float64]:

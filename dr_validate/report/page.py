@@ -205,6 +205,7 @@ def _section(part: PagePart, number: int, sections: Sequence[Section]) -> Markup
     section = part.section
     sizes = ((section.documents, "document"), (section.queries, "query"))
     facts = [count(how_many, noun) for how_many, noun in sizes if how_many]
+    facts += [f"{left_out:,} of them without a relevant document and left out"] if (left_out := _left_out(section)) else []
     facts += [f"training run {section.run}"] if section.run else []
     return el(
         "section",
@@ -223,6 +224,12 @@ def _section(part: PagePart, number: int, sections: Sequence[Section]) -> Markup
         making(section),
         id=f"part-{number}",
     )
+
+
+def _left_out(section: Section) -> int:
+    """Queries that count for nothing in the first metric, by what the Reports say."""
+    said = [report.notes.get("queries_without_relevant_documents") for one in section.strategies for report in one.done]
+    return max((number for number in said if isinstance(number, int)), default=0)
 
 
 def _by_collection(section: Section, sections: Sequence[Section]) -> Markup | None:

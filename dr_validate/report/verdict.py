@@ -222,10 +222,8 @@ def _choice(found: Comparison) -> list[str]:
 
 
 def _error(found: Comparison) -> str:
-    if abs(found.bias) < 0.0005:
-        return f"Sampled values are right on average (RMSE {number(found.rmse, DIGITS)})."
-    side = "high" if found.bias > 0 else "low"
-    text = f"Sampled values are {number(abs(found.bias), DIGITS)} too {side} on average (RMSE {number(found.rmse, DIGITS)})"
+    off = f"{number(abs(found.bias), DIGITS)} too {'high' if found.bias > 0 else 'low'}"
+    text = f"Sampled values are {'right' if abs(found.bias) < 0.0005 else off} on average (RMSE {number(found.rmse, DIGITS)})"
     if not found.with_interval:
         return f"{text}."
     return f"{text}; {found.covered:,} of {found.with_interval:,} of the 95% intervals hold the full-corpus value."
@@ -241,8 +239,8 @@ def extrapolation(done: Sequence[Report], metric: str) -> list[str]:
     if outranking is None or outranking >= LEAST_OUTRANKING:
         return []
     return [
-        f"Sampled documents that rank above a relevant one: only {outranking:.4g}, in all queries together. Corrected values "
-        "are extrapolation, not evidence."
+        f"Sampled documents that rank above a relevant one: only {outranking:.4g}, in all queries together, at the last step. "
+        "Corrected values are extrapolation, not evidence."
     ]
 
 

@@ -22,7 +22,7 @@ from dr_validate.errors import (
 from dr_validate.files import interruptible, is_disk_full, is_read_only
 from dr_validate.ledger.ledger import Attempt, Ledger
 from dr_validate.ledger.made import command_line
-from dr_validate.ledger.reports import SAME_WEIGHTS, EstimateDetails, named_folder, of_training, revised
+from dr_validate.ledger.reports import SAME_WEIGHTS, EstimateDetails, latest_of, named_folder, of_training, revised
 from dr_validate.process import printable
 from dr_validate.values import Checkpoint, Incomplete, Listing, Report, Status
 from dr_validate.watcher.lock import Claimed, claim
@@ -175,7 +175,7 @@ class Attempts:
         now = revised(sampled, full)
         if target.sampled_spec != target.full_spec:
             _, mine = of_training(report, now, self.run.source.training_run, named_folder(self.run.source))
-            agreement = self.run.fidelity.compare(mine, full, self.run.settings.metrics[0])
+            agreement = self.run.fidelity.compare(latest_of(mine), full, self.run.settings.metrics[0])
             report = dataclasses.replace(report, agreement=agreement)
         self.ledger.finish(report)
         if report.status != "done":

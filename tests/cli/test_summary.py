@@ -1,12 +1,12 @@
 """The table at the end of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from dr_validate.cli.status import agreements, outcome_table, suite_table
+from dr_validate.cli.status import agreements, outcome_table, suite_tables
 from dr_validate.ledger.reports import of_training
 from dr_validate.values import Estimate, Report
 from tests.factories import built
@@ -19,6 +19,16 @@ def shown(sampled: Sequence[Report], full: Sequence[Report]) -> list[str]:
     with console.capture() as capture:
         console.print(outcome_table(sampled, full, "mrr@10"))
     return [" ".join(line.replace("│", " ").replace("┃", " ").split()) for line in capture.get().splitlines()]
+
+
+def by_collection(collections: Mapping[str, Sequence[Report]], means: Sequence[Report]) -> list[list[str]]:
+    """The lines of each table, without frames."""
+    console, found = Console(width=110), []
+    for table in suite_tables(collections, means, "mrr@10"):
+        with console.capture() as capture:
+            console.print(table)
+        found.append([" ".join(line.replace("│", " ").replace("┃", " ").split()) for line in capture.get().splitlines()])
+    return found
 
 
 def exactly(value: float) -> Estimate:
@@ -79,7 +89,29 @@ def test_each_training_has_its_own_sentence_on_how_far_the_sample_was_off() -> N
 def test_a_sample_that_is_too_small_to_correct_by_is_said_at_the_end_of_a_run() -> None:
     run, notes = built("dataset=pydoc", "source.path=x"), {"estimate": {"outranking": {"mrr@10": 2}}}
     (only,) = agreements(run, [replace(report(100, "s", exactly(0.5)), notes=notes)], [])
-    assert only.endswith("only 2, in all queries together. Corrected values are extrapolation, not evidence.")
+    assert only.endswith("only 2, in all queries together, at the last step. Corrected values are extrapolation, not evidence.")
+
+
+def test_the_step_that_says_how_small_a_sample_is_is_the_last_whichever_was_validated_last() -> None:
+    run = built("dataset=pydoc", "source.path=x")
+    few, many = ({"estimate": {"outranking": {"mrr@10": number}}} for number in (2, 50))
+    first, last = replace(report(100, "s", exactly(0.5)), notes=few), replace(report(200, "s", exactly(0.5)), notes=many)
+    assert agreements(run, [last, first], []) == []
+
+
+def test_a_checkpoint_that_was_written_anew_is_compared_once_as_the_table_shows_it() -> None:
+    run = built("dataset=pydoc", "source.path=x")
+
+    def written(step: int, spec: str, value: float, digest: str, at: str) -> Report:
+        made = report(step, spec, exactly(value))
+        return replace(made, checkpoint=replace(made.checkpoint, digest=digest), at=at)
+
+    sampled, full = (
+        [written(step, spec, step / 1000 + error * (at == "1"), f"sha256:{step}{at}", at) for step in (100, 200) for at in "12"]
+        for spec, error in (("s", 0.5), ("f", 0))
+    )
+    (only,) = agreements(run, sampled, full)
+    assert only.startswith("Sampled against full corpus over 2 checkpoints, mrr@10: bias +0.0000")
 
 
 def test_from_five_checkpoints_on_tau_has_an_interval() -> None:
@@ -128,10 +160,21 @@ def test_a_mean_has_an_interval_and_each_collection_a_row() -> None:
         "a": [report(100 * n, "a", exactly(n / 16)) for n in range(1, 9)],
         "b": [report(100 * n, "b", exactly(n / 32) if n < 8 else None) for n in range(1, 9)],
     }
-    console = Console(width=110)
-    with console.capture() as capture:
-        console.print(suite_table(collections, means, "mrr@10"))
-    lines = [" ".join(line.replace("│", " ").replace("┃", " ").split()) for line in capture.get().splitlines()]
+    (lines,) = by_collection(collections, means)
     assert lines[1] == "collection 300 (best mean) 400 500 600 700 800"
     assert lines[3] == "a 0.1875 0.2500 0.3125 0.3750 0.4375 0.5000"
     assert lines[4] == "b 0.0938 0.1250 0.1562 0.1875 0.2188 skipped"
+
+
+def test_two_trainings_with_the_same_steps_have_a_table_of_collections_each() -> None:
+    def of(training: str, spec: str, step: int, value: float) -> Report:
+        made = report(step, spec, exactly(value))
+        return replace(made, checkpoint=replace(made.checkpoint, training_run=training, digest=f"sha256:{training}{step}"))
+
+    values = {("cold", 100): 0.5, ("cold", 200): 0.25, ("warm", 100): 0.125, ("warm", 200): 0.375}
+    means = [of(training, "m", step, value) for (training, step), value in values.items()]
+    collections = {"a": [of(training, "a", step, value / 2) for (training, step), value in values.items()]}
+    cold, warm = by_collection(collections, means)
+    assert " ".join(cold[:3]) == "mrr@10 by collection and training step, cold collection 100 (best mean) 200"
+    assert " ".join(warm[:3]) == "mrr@10 by collection and training step, warm collection 100 200 (best mean)"
+    assert (cold[4], warm[4]) == ("a 0.2500 0.1250", "a 0.0625 0.1875")

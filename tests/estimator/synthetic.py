@@ -52,6 +52,30 @@ def training(collection: Collection, number: int = 6) -> list[Float32]:
     return [scores_of(collection, signal, seed) for seed, signal in enumerate(np.linspace(0.45, 0.8, number))]
 
 
+def topics(
+    seed: int, noise: Sequence[float], num_documents: int = 3_000, num_queries: int = 60
+) -> tuple[Collection, list[Float32]]:
+    """Documents in 60 groups, each query near one of them, its only relevant one; and a checkpoint for each `noise`."""
+    rng = np.random.default_rng(seed)
+    middles = np.repeat(rng.normal(size=(60, 16)), num_documents // 60, axis=0)
+    documents = middles + 0.35 * rng.normal(size=(num_documents, 16))
+    relevant = rng.choice(num_documents, num_queries, replace=False)
+    queries = documents[relevant] + 0.2 * rng.normal(size=(num_queries, 16))
+    ones = np.ones(num_queries, dtype=np.int64)
+    made = Collection(
+        seed=seed,
+        likeness=queries @ documents.T,
+        qrels=Qrels(offsets=np.arange(num_queries + 1), documents=relevant, gains=ones),
+        id_hash=rng.integers(0, 2**63, num_documents).astype(np.uint64),
+    )
+    checkpoints = []
+    for size in noise:
+        seen = documents + size * rng.normal(size=documents.shape)
+        asked = queries + 0.3 * size * rng.normal(size=queries.shape)
+        checkpoints.append((asked @ (seen / np.linalg.norm(seen, axis=1, keepdims=True)).T).astype(np.float32))
+    return made, checkpoints
+
+
 def everything(num_documents: int) -> Sample:
     return Sample(
         ordinals=np.arange(num_documents),

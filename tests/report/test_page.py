@@ -73,6 +73,14 @@ def test_the_page_is_one_file_of_well_formed_markup_that_asks_for_nothing_else(r
     assert all(link.startswith("#") for link in links)
 
 
+def test_queries_that_no_mean_counts_are_told_beside_their_number(training: Training) -> None:
+    training.strategy()
+    training.done(100, within(0.2, 0.01))
+    assert "93 queries, 5 of them" not in shown(written(training))
+    training.done(200, within(0.3, 0.01), notes={"queries_without_relevant_documents": 5})
+    assert "93 queries, 5 of them without a relevant document and left out" in shown(written(training))
+
+
 def test_every_number_of_the_ledger_is_in_the_page(rich: Training) -> None:
     text = shown(written(rich))
     for spec in (SAMPLE, "b" * 16, FULL):

@@ -137,7 +137,7 @@ def test_a_right_choice_is_told_with_the_share_of_covered_values(training: Train
     training.full(0.2, 0.3)
     text = said(training)
     assert "Of these it picks the one that is best on the full corpus, step 200." in text
-    assert "Sampled values are right on average (RMSE 0.000)." in text
+    assert "right on average (RMSE 0.000); 2 of 2 of the 95% intervals hold the full-corpus value." in text
     training.done(300, within(0.40, 0.01))
     training.done(300, exact(0.3), FULL)
     assert "too high on average (RMSE 0.058); 2 of 3 of the 95% intervals hold the full-corpus value." in said(training)
@@ -264,7 +264,9 @@ def test_an_extrapolated_value_is_called_one(training: Training) -> None:
     training.done(
         100, within(0.3, 0.1), notes={"estimate": {"outranking": {"mrr@10": 0.4}, "population": {}, "checkpoints": 1}}
     )
-    assert "only 0.4, in all queries together. Corrected values are extrapolation, not evidence." in said(training)
+    assert "only 0.4, in all queries together, at the last step. Corrected values are extrapolation, not evidence." in said(
+        training
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
