@@ -32,7 +32,7 @@ def test_every_command_composes(arguments: list[str], dr_validate: Any) -> None:
 
 
 def test_there_are_commands_and_their_scripts_exist() -> None:
-    assert len(COMMANDS) >= 9
+    assert len(COMMANDS) >= 8
     scripts = [shlex.split(line)[1] for line in BASH if line.startswith("bash ")]
     assert scripts == ["scripts/demo.sh", "scripts/test.sh"]
     assert all((ROOT / script).exists() for script in scripts)
