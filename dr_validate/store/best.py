@@ -55,7 +55,7 @@ def keep_alone(copy: Path, name: str, report: Mapping[str, Any], digests: Collec
         pointer.symlink_to(place.name)
         pointer.replace(folder / LINK)
         for other in sorted(folder.iterdir()):
-            spec, digest = _kept_in(other)
+            spec, digest = kept_in(other)
             if spec == report["spec"] and digest in digests and not other.is_symlink() and other != place:
                 _remove(other.rename(beside(other)))  # gone in one step
 
@@ -66,13 +66,13 @@ def _place(folder: Path, name: str, report: Mapping[str, Any]) -> Path:
     spec, digest = _made_of(report)
     own = fingerprint({"spec": spec, "digest": digest})[:8]
     for place in (folder / plain, folder / f"{plain}-{own}"):
-        is_it = _kept_in(place) == (spec, digest)
+        is_it = kept_in(place) == (spec, digest)
         if place.name != LINK and (is_it or not (place.exists() or place.is_symlink())):
             return place
     raise OSError(f"{folder}: {plain} and {plain}-{own} are there, and not of this checkpoint; move them away")
 
 
-def _kept_in(place: Path) -> tuple[Any, str]:
+def kept_in(place: Path) -> tuple[Any, str]:
     """Spec and digest of the Report there; of none where there is no such."""
     try:
         return _made_of(json.loads((place / REPORT).read_bytes()))

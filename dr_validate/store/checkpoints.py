@@ -24,7 +24,7 @@ from dr_validate.files import (
     write_atomically,
 )
 from dr_validate.stages import Vectors
-from dr_validate.store.best import check_folder, keep_alone
+from dr_validate.store.best import LINK, check_folder, keep_alone, kept_in
 from dr_validate.store.embeddings import open_vectors
 from dr_validate.store.leased_cache import LeasedCache, folder_size
 from dr_validate.values import Checkpoint, Side
@@ -126,6 +126,11 @@ class CheckpointStore:
         """Raise SetupError where `keep_best` is no folder that can be written to."""
         if self.keep_best is not None:
             check_folder(self.keep_best)
+
+    def keeps(self, checkpoint: Checkpoint, spec: str) -> bool:
+        """Whether the link in `keep_best` leads to it."""
+        assert self.keep_best is not None
+        return kept_in(self.keep_best / LINK) == (spec, checkpoint.digest)
 
     def link_best(self, checkpoint: Checkpoint, report: Mapping[str, Any], digests: Collection[str], root: Path) -> None:
         """Keep the copy and its Report (JSON values) in `keep_best`, in place of earlier ones with one of `digests`. Raises

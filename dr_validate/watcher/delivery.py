@@ -19,7 +19,7 @@ from typing import Any
 from dr_validate.config import Run, Watch
 from dr_validate.errors import CheckpointDeleted, LedgerLost, Outage
 from dr_validate.ledger.ledger import Ledger
-from dr_validate.ledger.reports import named_folder, report_to_json
+from dr_validate.ledger.reports import best_of, named_folder, report_to_json
 from dr_validate.process import how_it_ended
 from dr_validate.stages import Tracked, TrackerRun
 from dr_validate.tracker.local import JsonlFile, LocalRun
@@ -45,6 +45,7 @@ class Delivery:
     ) -> None:
         """`names`: of the mean where there are several `collections`, whose Reports go to the same places."""
         self.run, self.ledger, self.names, self.collections, self.now = run, ledger, names, collections, now
+        self._lost = ""  # digest of a best checkpoint that was deleted before it was kept
 
     def __enter__(self) -> "Delivery":
         settings = self.run.settings
@@ -71,7 +72,7 @@ class Delivery:
         if watch.on_best:
             self._threads.append(DeliveryThread(TrackerQueue("on_best", OnBest(spec, watch), self)))
         if getattr(self.run.store, "keep_best", None) is not None:
-            self._threads.append(DeliveryThread(TrackerQueue("keep_best", ForBest(spec, self._keep_best), self)))
+            self._threads.append(DeliveryThread(TrackerQueue("keep_best", KeepBest(self._keep_best), self)))
         for thread in self._threads:
             thread.start()
         return self
@@ -99,16 +100,22 @@ class Delivery:
         """Tracker `name` has it for good."""
         self.ledger.delivered(report_id, self._address(name), self.now())
 
-    def _keep_best(self, report: Report, history: Sequence[Report]) -> None:
+    def _keep_best(self) -> None:
+        """The best by all that is known now; a baseline, too, may change which that is."""
         store: Any = self.run.store  # of a class that has this key
         state_dir = self.run.settings.state_dir
+        known = self.ledger.revised(self.names["spec"])
+        done = [report for report in known if report.status == "done"]
+        best = best_of(done, next(iter(done[0].metrics))) if done else None
+        if best is None or best.checkpoint.digest == self._lost or store.keeps(best.checkpoint, best.spec):
+            return
         try:
             # Another checkpoint may have taken the place of its copy meanwhile.
-            store.take(report.checkpoint, self.run.source.fetch, state_dir, source_key(self.run.source))
-            digests = {one.checkpoint.digest for one in history}  # all that this ledger knows under the spec
-            store.link_best(report.checkpoint, report_to_json(report), digests, state_dir)
+            store.take(best.checkpoint, self.run.source.fetch, state_dir, source_key(self.run.source))
+            store.link_best(best.checkpoint, report_to_json(best), {one.checkpoint.digest for one in known}, state_dir)
         except CheckpointDeleted as error:
-            log.warning("store.keep_best: %s is the best, but is not kept: %s", report.checkpoint.label, error)
+            log.warning("store.keep_best: %s is the best, but is not kept: %s", best.checkpoint.label, error)
+            self._lost = best.checkpoint.digest
 
     def _find(self, training_run: str) -> Findings:
         from dr_validate.report.verdict import findings  # at the start there is nothing to find yet
@@ -124,29 +131,32 @@ class Delivery:
         return name if name == "jsonl" else f"{name}:{self.names['spec']}"
 
 
-class ForBest(LocalRun):
-    """Has `act` act on each Report of `spec` that has the best first metric by all that is known then (`history`), and waits
-    for the end of it. Any exception means: again later."""
+class KeepBest(LocalRun):
+    """Has `keep` look for the best after each Report, and waits for the end of it. Any exception means: again later."""
 
-    def __init__(self, spec: str, act: Callable[[Report, Sequence[Report]], None]) -> None:
-        self._spec, self._act = spec, act
+    def __init__(self, keep: Callable[[], None]) -> None:
+        self._keep = keep
 
     def deliver(self, report: Report, history: Sequence[Report]) -> None:
         """To be called in a thread of its own."""
-        if report.spec == self._spec and is_best(report, history):
-            self._act(report, history)
+        self._keep()
 
 
-class OnBest(ForBest):
-    """Runs the command of `watch.on_best` (of a shell) with the Report as JSON on its standard input. One that fails, or takes
-    longer than `on_best_timeout_s`, is not run again; one that the end of the run kills is, at the next start."""
+class OnBest(LocalRun):
+    """Runs the command of `watch.on_best` (of a shell) for each Report of `spec` that has the best first metric by all that is
+    known then, as JSON on its standard input. One that fails, or takes longer than `on_best_timeout_s`, is not run again; one
+    that the end of the run kills is, at the next start."""
 
     def __init__(self, spec: str, watch: Watch) -> None:
-        super().__init__(spec, self._run)
-        self._watch = watch
+        self._spec, self._watch = spec, watch
         self._process: subprocess.Popen[str] | None = None
         self._name = ""
         self._is_closed = False
+
+    def deliver(self, report: Report, history: Sequence[Report]) -> None:
+        """To be called in a thread of its own; waits for the command. Any exception means: again later."""
+        if report.spec == self._spec and is_best(report, history):
+            self._run(report)
 
     def close(self, timeout_s: float) -> None:
         """Kill a command that still runs: nobody would be there to end it later."""
@@ -155,7 +165,7 @@ class OnBest(ForBest):
             told = (self._name, self._watch.exit_timeout_s)
             log.warning("watch.on_best: killed for %s after watch.exit_timeout_s=%g; the next start sees to it again", *told)
 
-    def _run(self, report: Report, history: Sequence[Report]) -> None:
+    def _run(self, report: Report) -> None:
         self._name, limit_s = report.checkpoint.label, self._watch.on_best_timeout_s
         text = json.dumps(report_to_json(report), ensure_ascii=False, allow_nan=False)
         command = ["/bin/sh", "-c", str(self._watch.on_best)]

@@ -3,9 +3,11 @@
 import json
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -144,6 +146,30 @@ def test_the_best_is_kept_though_another_has_taken_the_place_of_its_copy(tmp_pat
     assert (tmp_path / "kept" / "best" / "weights").read_text() == "sha256:0190"
 
 
+def test_the_best_is_another_one_when_a_baseline_has_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = tmp_path / "kept"
+    run = run_of(tmp_path, Place(), CheckpointStore(keep_best=kept))
+    sampled = [replace(report(step), notes={"estimate": {"sample": "drawn", "as_of": 1.0}}) for step in (100, 200, 50)]
+    first, second = (one.checkpoint.digest for one in sampled[:2])
+    earlier = {"drawn": {digest: {"mrr@10": [value, 0.0, 1.0]} for digest, value in ((first, 0.4), (second, 0.3))}}
+    baseline = replace(report(100, spec="f"), notes={"sampled": {"s1": {"as_of": 2.0, "earlier": earlier}}})
+    with LedgerFile(tmp_path / "ledger.db") as ledger:
+        ledger.register_spec("s1", NAMES, NOW)
+        for new, weights in ((sampled[:2], second), ([baseline], first), (sampled[2:], first)):
+            with Delivery(run, ledger, NAMES, lambda: NOW) as delivery:
+                for one in new:
+                    ledger.finish(one)
+                delivery.deliver()
+            assert (kept / "best" / "weights").read_text() == weights
+            assert len(list(kept.glob("check*"))) == 1
+            shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+            if new == [baseline]:  # and what is kept already is not asked for again
+                monkeypatch.setattr(Place, "fetch", lambda *_: pytest.fail("fetched"))
+    assert not caplog.messages
+
+
 def deliver(run: Run, *steps: int, until: Callable[[], bool] = lambda: True) -> None:
     """A start of the watcher that finishes these steps, and ends once `until` is true."""
     with LedgerFile(run.settings.state_dir / "ledger.db") as ledger:
@@ -175,7 +201,7 @@ def test_what_a_local_tracker_could_not_write_until_the_end_is_written_at_the_ne
         disk.setattr(Place, "fetch", full)
         deliver(run, 100, 200)
     assert undelivered(tmp_path, "none") == [100, 200]
-    assert undelivered(tmp_path, "keep_best") == [200]  # the other was not the best
+    assert undelivered(tmp_path, "keep_best") == [100, 200]
     monkeypatch.setattr(NoTracker, "write", lambda tracker, told: written.append(told))
     deliver(run)
     assert undelivered(tmp_path, "none") == undelivered(tmp_path, "keep_best") == []
