@@ -54,6 +54,13 @@ def check_trainer(trainer: Any, settings: ValidationSettings, overrides: Sequenc
         raise ConfigError(problems)
 
 
+def as_list(overrides: Sequence[str]) -> list[str]:
+    """Raises ConfigError for a string, whose letters would be taken for overrides."""
+    if isinstance(overrides, str):
+        raise ConfigError([f"overrides: got {overrides!r}, expected a list of such"])
+    return list(overrides)
+
+
 def check_contract(model: Any, run: Run) -> None:
     """Raises ConfigError where no checkpoint of a model of transformers will say how it pools: the watcher would refuse the
     first one, in the midst of the training. What else than such a model says, its checkpoints show."""

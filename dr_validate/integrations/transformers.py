@@ -40,6 +40,7 @@ from dr_validate.integrations.checkpoints import (
 )
 from dr_validate.integrations.checks import (
     ValidationSettings,
+    as_list,
     base_model,
     check_contract,
     check_trainer,
@@ -92,7 +93,7 @@ class AsyncValidation(transformers.TrainerCallback):
         min_confidence: float | None = None,
         snapshot_folder: str | Path = "/dev/shm",
     ) -> None:
-        self._overrides = list(overrides)
+        self._overrides = as_list(overrides)
         self._settings = ValidationSettings(
             device=device,
             every=every,

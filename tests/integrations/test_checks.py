@@ -51,6 +51,11 @@ def test_settings_that_would_not_work_are_refused_at_attach_with_the_way_out(
     assert caught.value.problems[0].startswith(named)
 
 
+def test_one_string_is_no_list_of_overrides() -> None:
+    with pytest.raises(ConfigError, match=r"overrides: got 'dataset=beir', expected a list of such"):
+        AsyncValidation("dataset=beir")
+
+
 def test_a_model_that_does_not_say_how_it_pools_is_refused_before_the_training(bert: Any, harder: Path, tmp_path: Path) -> None:
     overrides = [f"dataset.path={harder}", *(one for one in STATED if not one.startswith("encoder."))]
     with pytest.raises(ConfigError) as caught:
