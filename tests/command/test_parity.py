@@ -22,7 +22,7 @@ KNOWN = {
     6: {"ndcg@10": 0.433508, "mrr@10": 0.677163, "recall@100": 0.607421, "map@100": 0.252828},
 }
 ALL_PEERS = os.environ.get("DR_VALIDATE_ALL_PEERS")
-NUM_QUERIES, NUM_OTHERS = 5, 80  # of the small collection: queries, and documents beside those judged for them
+NUM_QUERIES, NUM_OTHERS = 3, 40  # of the small collection: queries, and documents beside those judged for them
 
 Qrels = Mapping[str, Mapping[str, int]]
 
