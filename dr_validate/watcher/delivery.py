@@ -101,13 +101,19 @@ class Delivery:
         self.ledger.delivered(report_id, self._address(name), self.now())
 
     def _keep_best(self) -> None:
-        """The best by all that is known now; a baseline, too, may change which that is."""
+        """The best by all that is known now: as on the page by the full corpus, where that knows every checkpoint."""
         store: Any = self.run.store  # of a class that has this key
         state_dir = self.run.settings.state_dir
         known = self.ledger.revised(self.names["spec"])
-        done = [report for report in known if report.status == "done"]
-        best = best_of(done, next(iter(done[0].metrics))) if done else None
-        if best is None or best.checkpoint.digest == self._lost or store.keeps(best.checkpoint, best.spec):
+        done = {report.checkpoint.digest: report for report in known if report.status == "done"}
+        if not done:
+            return
+        full = [one for one in self.ledger.reports(self.names["full_spec"], ["done"]) if one.checkpoint.digest in done]
+        knows_all = len({one.checkpoint.digest for one in full}) == len(done)
+        chosen = best_of(full if knows_all else done.values(), next(iter(next(iter(done.values())).metrics)))
+        assert chosen is not None
+        best = done[chosen.checkpoint.digest]
+        if best.checkpoint.digest == self._lost or store.keeps(best.checkpoint, best.spec):
             return
         try:
             # Another checkpoint may have taken the place of its copy meanwhile.

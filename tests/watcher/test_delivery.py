@@ -146,9 +146,16 @@ def test_the_best_is_kept_though_another_has_taken_the_place_of_its_copy(tmp_pat
     assert (tmp_path / "kept" / "best" / "weights").read_text() == "sha256:0190"
 
 
-def test_the_best_is_another_one_when_a_baseline_has_said_so(
+def test_the_best_is_another_one_when_baselines_have_said_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    fetched: list[str] = []
+
+    def fetch(place: Place, one: Checkpoint, into: Path) -> None:
+        fetched.append(one.digest)
+        (into / "weights").write_text(one.digest)
+
+    monkeypatch.setattr(Place, "fetch", fetch)
     kept = tmp_path / "kept"
     run = run_of(tmp_path, Place(), CheckpointStore(keep_best=kept))
     sampled = [replace(report(step), notes={"estimate": {"sample": "drawn", "as_of": 1.0}}) for step in (100, 200, 50)]
@@ -157,16 +164,21 @@ def test_the_best_is_another_one_when_a_baseline_has_said_so(
     baseline = replace(report(100, spec="f"), notes={"sampled": {"s1": {"as_of": 2.0, "earlier": earlier}}})
     with LedgerFile(tmp_path / "ledger.db") as ledger:
         ledger.register_spec("s1", NAMES, NOW)
-        for new, weights in ((sampled[:2], second), ([baseline], first), (sampled[2:], first)):
+        for new, weights, asked_for in (
+            (sampled[:2], second, [second]),
+            ([baseline], first, [first]),  # which revises the sampled values
+            (sampled[2:], first, []),  # kept already
+            ([report(200, spec="f"), report(50, spec="f")], second, [second]),  # by the full corpus, which knows all now
+        ):
             with Delivery(run, ledger, NAMES, lambda: NOW) as delivery:
                 for one in new:
                     ledger.finish(one)
                 delivery.deliver()
             assert (kept / "best" / "weights").read_text() == weights
             assert len(list(kept.glob("check*"))) == 1
+            assert fetched == asked_for
+            fetched.clear()
             shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
-            if new == [baseline]:  # and what is kept already is not asked for again
-                monkeypatch.setattr(Place, "fetch", lambda *_: pytest.fail("fetched"))
     assert not caplog.messages
 
 
