@@ -137,9 +137,9 @@ def _corrected(
 
 
 def counts_against_model(evidence: RankEvidence, table: Gains, answer: Float64, coefficients: Float64, stratum: int) -> float:
-    """By which factor one checkpoint's own counts in a stratum are above what the model expects of them: 1 where they agree,
-    near 1 where they are few. Each row counts by what it loses to one more document above, from `answer` (num_rows,), what its
-    worth answers to the logarithm of the mean."""
+    """By which factor one checkpoint's own counts in a stratum are above what the model expects of them: 1 where they are no
+    further off than their own scatter, near 1 where they are few. Each row counts by what it loses to one more document above,
+    from `answer` (num_rows,), what its worth answers to the logarithm of the mean."""
     mean = np.exp(np.clip(features(evidence, table.rows)[stratum] @ coefficients[stratum], -12, 9))  # (NUM_FOLDS, num_rows)
     expected = mean * evidence.inclusion[stratum] / NUM_FOLDS
     variance = expected * (1 + expected / spread(mean))
@@ -147,8 +147,11 @@ def counts_against_model(evidence: RankEvidence, table: Gains, answer: Float64, 
     model = float((weight * expected).sum())
     if model <= 0:
         return 1.0
-    doubt = float((weight**2 * variance).sum()) / model / PRIORS.own_counts_sd**2
-    return (doubt + float((weight * evidence.outranking[stratum][:, table.rows]).sum())) / (doubt + model)
+    scatter = float((weight**2 * variance).sum())
+    doubt = scatter / model / PRIORS.own_counts_sd**2
+    off = float((weight * evidence.outranking[stratum][:, table.rows]).sum()) - model
+    beyond = np.sqrt(max(off**2 - scatter, 0.0))
+    return 1 + float(np.copysign(beyond, off)) / (doubt + model)
 
 
 def _expect(evidence: RankEvidence, table: Gains, coefficients: Float64) -> tuple[Float64, Float64]:

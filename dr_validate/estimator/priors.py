@@ -53,8 +53,7 @@ class Priors:
     scatter: float = 1.3
     # How far one checkpoint's own counts may be from the model, as a logarithm; what they say against it is an error that all
     # share. Without, 95% intervals of MRR@10 held in 0.1 to 0.2 of the cases at 12% and 0.7 at 30% (Vaswani's documents, a
-    # third of the words of one as a query, LSA of 15 to 300 dimensions), with it in 0.88 to 1; at 30% of V they are 1.2 times
-    # as wide.
+    # third of the words of one as a query, LSA of 15 to 300 dimensions), with it in 0.81 to 1.
     own_counts_sd: float = 0.5
     # Correlation of two checkpoints' own errors = similarity^this. Measured per query: similarity 0.3, 0.5, 0.7, 0.9 went with
     # 0.0 to 0.4, 0.3 to 0.6, 0.5 to 0.8, 0.5 to 0.95, the lower ones at 10%.

@@ -281,7 +281,7 @@ def test_the_interval_covers_the_value_on_the_full_corpus(measured: Measured, na
 def test_the_interval_is_no_wider_than_it_has_to_be(measured: Measured) -> None:
     """Half an interval of 95% holds a normal error in 67% of the cases, one that is twice too wide in 95%."""
     shares = [measured[name, BUDGETS[0]].covered_by_half.mean() for name in JUDGED]
-    assert max(shares) <= 0.94
+    assert max(shares) <= 0.92
     assert np.mean(shares) <= 0.90
 
 
